@@ -1,0 +1,132 @@
+"""argv -> one settings model -> one verb; a SaeLmError becomes one line and exit code 2."""
+
+import argparse
+import re
+import sys
+from importlib.metadata import version
+from typing import Any, NoReturn
+
+from sae_lm.errors import SaeLmError, SettingsError
+from sae_lm.settings import VERBS, choice, is_positional, make_settings, read_config
+
+OVERRIDE = re.compile(r"([a-z_]+)\.([a-z_]+)=(.*)", re.DOTALL)
+EXAMPLES = """\
+examples:
+  sae-lm demo                      everything below on the embedded model and text, without network
+  sae-lm demo toy                  two features whose truth is known, in a minute
+  sae-lm cache --model EleutherAI/pythia-70m --text NeelNanda/pile-10k --hooks blocks.3.hook_out --tokens 10M --out acts/pythia
+  sae-lm train --store acts/pythia --d-sae 16384 --k 32 --arms none,abs_cos:1,max_cos:0.25 --seeds 3 --out runs/pythia
+  sae-lm compare runs/pythia --out reports/pythia
+  sae-lm show runs/pythia/max_cos_0.25-seed0 --store acts/pythia --out latents.html
+  sae-lm train --config configs/pythia_70m.toml train.k=64
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise SettingsError(f"{message}; see {self.prog} --help")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """One sub-command per verb, one flag per field; values stay text until the settings model reads them."""
+    parser = _Parser(
+        prog="sae-lm",
+        description="Does this sparse autoencoder split and absorb features, and does a penalty on its decoder help?",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"sae-lm {version('sae_lm')}")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB", parser_class=_Parser)
+    for verb, model in VERBS.items():
+        summary = (model.__doc__ or "").strip()
+        sub = verbs.add_parser(
+            verb,
+            help=summary,
+            description=summary,
+            allow_abbrev=False,
+            epilog=f"Any setting can also stand in a TOML file under [{verb}] (--config FILE) or be given as {verb}.key=value.",
+        )
+        sub.add_argument("--config", metavar="FILE", help="TOML file with a section per verb")
+        for key, field in model.model_fields.items():
+            text = " ".join((field.description or "").split()).replace("%", "%%")
+            if not field.is_required() and field.default is not None:
+                default = field.default
+                shown = ",".join(default) if isinstance(default, tuple) else default
+                text += f" (default: {shown:.4g})" if isinstance(shown, float) else f" (default: {shown})"
+            keywords: dict[str, Any] = {"help": text, "default": argparse.SUPPRESS}
+            if is_positional(model, key):
+                sub.add_argument(key, nargs="?", metavar=key.upper(), **keywords)
+            elif field.annotation is bool:
+                sub.add_argument(f"--{key.replace('_', '-')}", action=argparse.BooleanOptionalAction, **keywords)
+            else:
+                sub.add_argument(f"--{key.replace('_', '-')}", metavar=key.upper(), **keywords)
+    return parser
+
+
+def parse(argv: list[str]) -> tuple[str, Any]:
+    """argv -> (verb, settings). Raises SettingsError."""
+    overrides = [match for match in map(OVERRIDE.fullmatch, argv) if match]
+    plain = [argument for argument in argv if not OVERRIDE.fullmatch(argument)]
+    arguments, unknown = make_parser().parse_known_args(plain)
+    values = vars(arguments)
+    verb = values.pop("verb")
+    config = values.pop("config", None)
+    for flag in unknown:
+        key = flag.split("=")[0].removeprefix("--").replace("-", "_")
+        flags = {f"--{name.replace('_', '-')}": None for name in VERBS[verb].model_fields}
+        known = choice(f"--{key.replace('_', '-')}", flags)
+        raise SettingsError(f"{verb}: unknown argument {flag!r}; expected {known}; see sae-lm {verb} --help")
+    from pathlib import Path
+
+    merged = dict(read_config(Path(config)).get(verb, {})) if config else {}
+    for match in overrides:
+        section, key, value = match.groups()
+        if section != verb:
+            raise SettingsError(f"{verb}: override {match.group()!r} is for another verb; expected {verb}.key=value")
+        merged[key] = value
+    return verb, make_settings(verb, {**merged, **values})
+
+
+def run(verb: str, settings: Any) -> int:
+    """Run one verb; heavy imports happen here. Returns the exit code."""
+    if verb == "demo":
+        from sae_lm.demo import demo
+
+        print(demo(settings))
+    elif verb == "cache":
+        from sae_lm.cache import cache
+
+        print(f"store: {cache(settings)}")
+    elif verb == "train":
+        from sae_lm.train import train
+
+        print(f"runs: {train(settings)}")
+    elif verb == "compare":
+        from sae_lm.compare import compare
+        from sae_lm.report import text_table
+
+        report = compare(settings)
+        print(text_table(report))
+        print(f"report: {settings.out / 'report.html'}")
+    elif verb == "show":
+        from sae_lm.show import show
+
+        print(f"page: {show(settings)}")
+    else:
+        from sae_lm.verify import verify
+
+        problems = verify(settings.path)
+        print("\n".join(problems) if problems else f"{settings.path}: whole")
+        return 1 if problems else 0
+    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    try:
+        return run(*parse(sys.argv[1:] if argv is None else argv))
+    except SaeLmError as problem:
+        print(f"sae-lm: error: {problem}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("sae-lm: interrupted; run the same command again to go on", file=sys.stderr)
+        return 130

@@ -1,0 +1,270 @@
+"""Every setting of every verb: one frozen model per verb, from a TOML section, overrides and flags.
+
+A field's docstring is its ``--help``. Values from a file, from ``section.key=value`` and from flags
+are merged in that order and validated together by pydantic; all problems come in one SettingsError.
+"""
+
+import difflib
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from sae_lm.errors import SettingsError
+
+_MULTIPLES = {"k": 10**3, "m": 10**6, "b": 10**9}
+
+
+def parse_count(value: object) -> object:
+    """``200k`` -> 200000, ``1.5M`` -> 1500000, ``65_536`` -> 65536; anything else is left to pydantic."""
+    if not isinstance(value, str):
+        return value
+    found = re.fullmatch(r"([0-9][0-9_,]*(?:\.[0-9]+)?)\s*([kmbKMB]?)", value.strip())
+    if not found:
+        raise ValueError("expected a whole number such as 65536, 200k or 1.5M")
+    number = float(re.sub("[_,]", "", found[1])) * _MULTIPLES.get(found[2].lower(), 1)
+    if number != int(number):
+        raise ValueError("expected a whole number such as 65536, 200k or 1.5M")
+    return int(number)
+
+
+def split_commas(value: object) -> object:
+    return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+
+Count = Annotated[int, BeforeValidator(parse_count), Field(gt=0)]
+Names = Annotated[tuple[str, ...], BeforeValidator(split_commas), Field(min_length=1)]
+Numbers = Annotated[tuple[int, ...], BeforeValidator(split_commas)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+Dtype = Literal["float32", "bfloat16", "float16"]
+Positional = Field(json_schema_extra={"positional": True})
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
+
+
+class CacheSettings(_Settings):
+    """text -> activation store: run a language model over text and keep what its hooks see."""
+
+    model: str = "embedded"
+    """language model: `embedded`, a directory, or a hub id"""
+    revision: str | None = None
+    """branch, tag or commit of a hub model"""
+    text: str = "embedded"
+    """`embedded`, a .txt/.jsonl/.parquet file or a folder of them, or a hub data set id"""
+    split: str | None = None
+    """split of the data set (default: `all` for embedded, `train` elsewhere)"""
+    text_column: str | None = None
+    """column that holds the text (default: `text`, or the only string column)"""
+    hooks: Names
+    """residual streams to cache, comma separated: blocks.3.hook_out (alias hook_resid_post), ..."""
+    tokens: Count
+    """rows to cache, exactly; special tokens are not counted"""
+    context_size: Annotated[int, BeforeValidator(parse_count), Field(ge=2)] = 128
+    """tokens per context, the leading special token included"""
+    prepend_bos: bool = True
+    """begin every context with the tokenizer's BOS token"""
+    dtype: Dtype = "bfloat16"
+    """dtype of the stored rows"""
+    model_dtype: Dtype = "float32"
+    """dtype the language model runs in"""
+    batch_size: Count = 32
+    """contexts per forward pass"""
+    shard_tokens: Count = 65_536
+    """rows per shard, at most; rounded down to whole contexts"""
+    device: str = "auto"
+    """`auto` (cuda if there is one), `cpu`, `cuda`, `cuda:1`, `mps`"""
+    out: Path
+    """the store's folder"""
+
+
+class TrainSettings(_Settings):
+    """store -> SAE directories: train arms x seeds on the same batches, from the store alone."""
+
+    store: Path
+    """activation store to train on"""
+    hook: str | None = None
+    """which hook of the store (default: its only one)"""
+    d_sae: Annotated[int, BeforeValidator(parse_count), Field(ge=2)] = 4096
+    """latents"""
+    k: Count = 32
+    """active latents per token"""
+    arch: Literal["topk"] = "topk"
+    """architecture"""
+    arms: Names = ("none", "abs_cos", "max_cos")
+    """arms to compare, comma separated: penalty[:coefficient]; a coefficient of 1 weighs the penalty
+    like the error of predicting the mean"""
+    seeds: Count = 3
+    """runs per arm; runs of one seed share initial weights, batches and their order"""
+    tokens: Count | None = None
+    """rows each SAE sees (default: every training row of the store once)"""
+    batch_size: Count = 2048
+    """rows per step"""
+    lr: Annotated[float, Field(gt=0)] | None = None
+    """Adam's peak learning rate (default: 2e-4 / sqrt(d_sae / 16384), Gao et al. 2024)"""
+    warm_up: Share = 0.05
+    """share of the steps in which the learning rate rises"""
+    decay: Share = 0.2
+    """share of the steps, at the end, in which it falls to 0"""
+    held_out: Annotated[float, Field(gt=0, le=0.5)] = 0.1
+    """share of the store, at its end, that is kept out of training for `compare`"""
+    penalty_every: Count = 5
+    """apply the penalty every n steps, scaled by n (OrtSAE's modified schedule)"""
+    penalty_start: Share = 0.0
+    """share of the steps before the penalty begins"""
+    penalty_on: Literal["decoder", "encoder"] = "decoder"
+    """whose rows the penalty looks at; `encoder` is the control"""
+    aux_coefficient: Annotated[float, Field(ge=0)] = 1 / 32
+    """weight of AuxK, the loss that revives dead latents"""
+    aux_k: Count | None = None
+    """dead latents that AuxK lets explain the error (default: d_in / 2)"""
+    dead_after: Count | None = None
+    """rows without firing after which a latent counts as dead in training (default: a tenth of `tokens`, at most 10M)"""
+    matmul: Literal["float32", "bfloat16"] = "bfloat16"
+    """precision of the encoder product that selects latents; the selected values are float32 either way"""
+    log_every: Count = 50
+    """steps between lines of metrics.jsonl"""
+    device: str = "auto"
+    """`auto` (cuda if there is one), `cpu`, `cuda`"""
+    out: Path
+    """folder for the run directories"""
+
+
+class CompareSettings(_Settings):
+    """run directories -> report.json, report.html: what the penalty changed, with intervals."""
+
+    runs: Annotated[Path, Positional]
+    """folder written by `sae-lm train`"""
+    out: Path
+    """folder for the report"""
+    store: Path | None = None
+    """activation store, if it was moved since training"""
+    model: str | None = None
+    """language model for the cross-entropy (default: the one the store was cached from; `none` to leave it out)"""
+    baseline: str = "none"
+    """arm the others are compared with"""
+    tokens: Count = 65_536
+    """held-out rows for L0, FVU, dead latents; at most"""
+    ce_contexts: Count = 256
+    """held-out contexts for the cross-entropy; at most"""
+    per_type: Count = 16
+    """occurrences per token type in the concept data; at most"""
+    min_types: Count = 50
+    """positive token types a concept needs"""
+    probe_gate: Share = 0.6
+    """F1 on unseen token types a concept's probe needs"""
+    split_gain: Share = 0.03
+    """F1 a further latent must add to count as a split (tau of the sae-spelling rule)"""
+    max_k: Count = 10
+    """latents tried per concept"""
+    seed: int = 0
+    """seed of everything drawn in the evaluation"""
+    device: str = "auto"
+    """`auto` (cuda if there is one), `cpu`, `cuda`"""
+
+
+class ShowSettings(_Settings):
+    """one SAE -> an HTML page of the contexts that its latents fire on most."""
+
+    sae: Annotated[str, Positional]
+    """SAE directory, or a hub repository of one"""
+    store: Path
+    """activation store to search"""
+    latents: Numbers | None = None
+    """latents to show, comma separated (default: 20 spread over the alive ones)"""
+    contexts: Count = 10
+    """contexts per latent"""
+    tokens: Count = 500_000
+    """rows to search; at most, from the store's end"""
+    device: str = "auto"
+    """`auto` (cuda if there is one), `cpu`, `cuda`"""
+    out: Path
+    """the HTML file"""
+
+
+class VerifySettings(_Settings):
+    """checksums of every file of a store or an SAE directory; exit 0 whole, 1 damaged."""
+
+    path: Annotated[Path, Positional]
+    """activation store or SAE directory"""
+
+
+class DemoSettings(_Settings):
+    """the whole pipeline on the embedded model and text; `demo toy`: the two-feature toy with known truth."""
+
+    what: Annotated[Literal["pipeline", "toy"], Positional] = "pipeline"
+    """`pipeline` or `toy`"""
+    out: Path = Path("sae_lm_demo")
+    """folder for the store, the runs and the report; what is there already is reused"""
+
+
+VERBS: dict[str, type[_Settings]] = {
+    "demo": DemoSettings,
+    "cache": CacheSettings,
+    "train": TrainSettings,
+    "compare": CompareSettings,
+    "show": ShowSettings,
+    "verify": VerifySettings,
+}
+
+
+def read_config(path: Path) -> dict[str, dict[str, Any]]:
+    """Read a TOML file whose sections are verbs; section names are checked, values are not yet."""
+    try:
+        import tomllib
+    except ModuleNotFoundError:  # Python 3.10
+        import tomli as tomllib  # pyright: ignore[reportMissingImports]
+    try:
+        sections = tomllib.loads(path.read_text())
+    except OSError as problem:
+        raise SettingsError(f"--config {path}: cannot be read ({problem.strerror}); give a TOML file") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
+        raise SettingsError(f"--config {path}: is not valid TOML ({problem}); mend the line named") from None
+    for name, section in sections.items():
+        if name not in VERBS or not isinstance(section, Mapping):
+            raise SettingsError(f"--config {path}: unknown section [{name}]; expected {choice(name, VERBS)}")
+        for key in section:
+            if key not in VERBS[name].model_fields:
+                raise SettingsError(
+                    f"--config {path}: unknown key {key!r} in [{name}]; expected {choice(key, VERBS[name].model_fields)}"
+                )
+    return sections
+
+
+def make_settings(verb: str, values: Mapping[str, Any]) -> Any:
+    """Validate values for a verb; every problem is named in one SettingsError."""
+    model = VERBS[verb]
+    try:
+        return model.model_validate(dict(values))
+    except ValidationError as invalid:
+        raise SettingsError("; ".join(_sentence(verb, error, model) for error in invalid.errors())) from None
+
+
+def _sentence(verb: str, error: Any, model: type[_Settings]) -> str:
+    key = str(error["loc"][0]) if error["loc"] else verb
+    positional = key in model.model_fields and is_positional(model, key)
+    flag = key.upper() if positional else f"--{key.replace('_', '-')}"
+    if error["type"] == "missing":
+        return f"{verb}: {flag} is required ({_help(model, key)})"
+    if error["type"] == "extra_forbidden":
+        return f"{verb}: unknown setting {key!r}; expected {choice(key, model.model_fields)}"
+    reason = error["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    return f"{verb}: {flag}: got {error['input']!r}; expected {reason.removeprefix('expected ')}"
+
+
+def is_positional(model: type[BaseModel], key: str) -> bool:
+    extra = model.model_fields[key].json_schema_extra
+    return isinstance(extra, dict) and bool(extra.get("positional"))
+
+
+def _help(model: type[_Settings], key: str) -> str:
+    return (model.model_fields[key].description or "").strip()
+
+
+def choice(got: str, known: Mapping[str, object]) -> str:
+    """'did you mean' when something is near, else the whole list."""
+    near = difflib.get_close_matches(got, known, n=1, cutoff=0.6)
+    return f"{near[0]!r} (did you mean that?)" if near else "one of " + ", ".join(known)

@@ -1,0 +1,120 @@
+"""argv -> settings -> verb: what is accepted, and that every user error is one line and exit code 2."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sae_lm.cli import main, parse
+from sae_lm.errors import SettingsError
+from sae_lm.settings import VERBS, CacheSettings, parse_count, read_config
+
+CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.toml"))
+
+
+def test_flags_overrides_and_file_are_merged_with_flags_last(tmp_path):
+    file = tmp_path / "c.toml"
+    file.write_text('[train]\nstore = "a"\nout = "b"\nk = 8\nd_sae = 64\nseeds = 2\n[cache]\ntokens = "5k"\n')
+    verb, settings = parse(["train", "--config", str(file), "--k", "16", "train.d_sae=1k", "train.seeds=4"])
+    assert verb == "train"
+    assert (settings.k, settings.d_sae, settings.seeds, settings.store) == (16, 1000, 4, Path("a"))
+
+
+@pytest.mark.parametrize(
+    ("text", "number"), [("200k", 200_000), ("1.5M", 1_500_000), ("65_536", 65_536), ("2b", 2 * 10**9), (7, 7)]
+)
+def test_counts_may_be_written_short(text, number):
+    assert parse_count(text) == number
+
+
+@pytest.mark.parametrize("text", ["x", "1.5", "-3", "k", "1e6", ""])
+def test_a_malformed_count_is_refused(text):
+    with pytest.raises(ValueError, match="whole number"):
+        parse_count(text)
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["cache", "--hokks", "a"], "unknown argument '--hokks'; expected '--hooks'"),
+        (["cache", "--out", "x"], "--hooks is required"),
+        (["train", "--store", "a", "--out", "b", "--k", "many"], "--k: got 'many'; expected a whole number"),
+        (["train", "--store", "a", "--out", "b", "--held-out", "0.9"], "--held-out: got '0.9'; expected less than"),
+        (["train", "--store", "a", "--out", "b", "--arch", "relu"], "--arch: got 'relu'; expected 'topk'"),
+        (["train", "--store", "a", "--out", "b", "train.kk=3"], "unknown setting 'kk'; expected 'k'"),
+        (["train", "cache.k=3"], "for another verb"),
+        (["trian"], "invalid choice: 'trian'"),
+        (["cache", "--config", "nowhere.toml"], "nowhere.toml: cannot be read"),
+        ([], "VERB"),
+    ],
+)
+def test_a_mistyped_command_line_is_one_line_and_exit_code_2(argv, says, capsys):
+    assert main(argv) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("sae-lm: error: ") and says in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("[train]\nd_sea = 3\n", r"unknown key 'd_sea' in \[train\]; expected 'd_sae'"),
+        ("[trian]\n", r"unknown section \[trian\]; expected 'train'"),
+        ("[train\n", "not valid TOML"),
+        ("k = 3\n", r"unknown section \[k\]"),
+    ],
+)
+def test_a_mistyped_config_names_the_nearest_key(tmp_path, content, says):
+    file = tmp_path / "c.toml"
+    file.write_text(content)
+    with pytest.raises(SettingsError, match=says):
+        read_config(file)
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.name)
+def test_every_config_parses_and_opens_with_its_command_hardware_and_disk(file):
+    sections = read_config(file)
+    assert {"cache", "train", "compare"} <= set(sections)
+    for verb in sections:
+        parse([verb, "--config", str(file)])
+    head = file.read_text().split("\n[", 1)[0]
+    for fact in ("sae-lm cache --config", "Hardware:", "Disk:"):
+        assert fact in head, f"{file.name} does not say {fact}"
+    assert len(CONFIGS) >= 4
+
+
+def test_the_demo_config_says_what_the_demo_does():
+    from sae_lm.demo import demo_settings
+
+    file = Path(__file__).parent.parent / "configs" / "demo.toml"
+    for verb, expected in zip(("cache", "train", "compare", "show"), demo_settings(Path("sae_lm_demo")), strict=True):
+        assert parse([verb, "--config", str(file)])[1] == expected
+
+
+def test_settings_cannot_be_changed_after_parsing():
+    settings = CacheSettings(hooks="a", tokens=3, out="x")
+    with pytest.raises(Exception, match="frozen"):
+        settings.tokens = 4
+
+
+def test_every_setting_says_what_it_is():
+    for verb, model in VERBS.items():
+        for name, field in model.model_fields.items():
+            assert field.description, f"{verb}.{name} has no docstring"
+
+
+def test_help_needs_neither_torch_nor_transformer_lens():
+    program = (
+        "import sys\nfrom sae_lm.cli import main\n"
+        "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
+        "import sae_lm\nprint([m for m in ('torch', 'transformer_lens', 'datasets', 'numpy') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("[]\n") and "sae-lm cache" in done.stdout
+
+
+def test_python_m_and_exit_codes_reach_the_shell(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "sae_lm", "verify", str(tmp_path)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2 and "neither an activation store" in done.stderr and "Traceback" not in done.stderr
