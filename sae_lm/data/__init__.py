@@ -1,0 +1,1 @@
+"""text -> tokens -> activations -> shards -> batches; knows nothing of SAEs."""

@@ -1,0 +1,185 @@
+"""blocks -> activations: the one module that loads a language model through TransformerLens."""
+
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+from sae_lm.data.hub import pin
+from sae_lm.data.manifest import canonical_hook
+from sae_lm.device import pick_device
+from sae_lm.embedded import MODEL_DIR
+from sae_lm.errors import ModelError, SaeLmError
+
+LEAN: dict[str, Any] = {"use_cache": False, "output_attentions": False}
+"""Forward arguments that keep a bridge from holding what nobody reads."""
+
+
+class ModelSource:
+    """What a model name stands for: where it is loaded from, and the name and revision to record."""
+
+    def __init__(self, name: str, revision: str | None = None) -> None:
+        self.name, self.revision = name, revision
+        if name == "embedded":
+            self.location, self.revision = str(MODEL_DIR), None
+        elif Path(name).expanduser().is_dir():
+            self.location, self.revision = str(Path(name).expanduser()), None
+        else:
+            pinned = pin(name, "model", revision)
+            self.location = str(pinned.local) if pinned.local else name
+            self.revision = pinned.revision
+        self.is_local = Path(self.location).is_dir()
+        if self.is_local and not (Path(self.location) / "config.json").is_file():
+            raise ModelError(
+                f"model {name!r} is a folder without config.json; give a Hugging Face model folder, a hub id or `embedded`"
+            )
+
+
+def load_model(
+    name: str = "embedded",
+    *,
+    device: str = "auto",
+    dtype: torch.dtype = torch.float32,
+    revision: str | None = None,
+) -> TransformerBridge:
+    """Boot a TransformerBridge with raw weights, frozen and in eval mode.
+
+    name: ``embedded``, a directory in Hugging Face format, or a hub id. Raises ModelError for what
+    cannot be loaded and HubError where the hub is out of reach.
+    """
+    source = ModelSource(name, revision)
+    keywords: dict[str, Any] = {} if source.is_local or not source.revision else {"revision": source.revision}
+    try:
+        bridge = TransformerBridge.boot_transformers(
+            source.location, device=pick_device(device), dtype=dtype, **keywords
+        )
+    except SaeLmError:
+        raise
+    except Exception as problem:  # transformers raises OSError, ValueError, KeyError, SafetensorError, ...
+        reason = " ".join(str(problem).split())[:300]
+        raise ModelError(
+            f"model {name!r} cannot be loaded ({type(problem).__name__}: {reason}); expected a causal language model "
+            "with weights and tokenizer in Hugging Face format"
+        ) from problem
+    bridge.eval()
+    for parameter in bridge.parameters():
+        parameter.requires_grad_(False)
+    return bridge
+
+
+def resolve_hook(bridge: TransformerBridge, name: str) -> str:
+    """The canonical name of a hook point the model has. Raises ModelError naming what it has instead."""
+    hooks = bridge.hook_dict
+    canonical = canonical_hook(name)
+    if canonical in hooks:
+        return canonical
+    if name in hooks:
+        return name
+    layers = bridge.cfg.n_layers
+    found = re.match(r"blocks\.(\d+)\.", name)
+    if found and int(found[1]) >= layers:
+        raise ModelError(
+            f"hook {name!r}: the model has {layers} layers, blocks.0 to blocks.{layers - 1}; name one of these"
+        )
+    raise ModelError(
+        f"hook {name!r} is not a hook point of this model; residual streams are blocks.0.hook_out (after block 0) "
+        f"to blocks.{layers - 1}.hook_out"
+    )
+
+
+def context_limit(bridge: TransformerBridge) -> int | None:
+    """Longest context the model takes, in tokens; None where its configuration does not say."""
+    limit = getattr(bridge.original_model.config, "max_position_embeddings", None) or bridge.cfg.n_ctx
+    return int(limit) if limit else None
+
+
+def describe_model(bridge: TransformerBridge, source: ModelSource) -> dict[str, Any]:
+    """Facts for the manifest: what produced the activations. Paths of this machine are left out."""
+    config: Any = bridge.original_model.config
+    name = source.name if not source.is_local or source.name == "embedded" else Path(source.name).name
+    return {
+        "id": name,
+        "revision": source.revision,
+        "architecture": (config.architectures or [type(bridge.original_model).__name__])[0],
+        "dtype": str(next(bridge.parameters()).dtype).removeprefix("torch."),
+        "processing": "none",
+        "n_layers": bridge.cfg.n_layers,
+        "d_model": bridge.cfg.d_model,
+        "d_vocab": bridge.cfg.d_vocab,
+        "config_sha256": _digest(config.to_dict()),
+    }
+
+
+def _digest(value: dict[str, Any]) -> str:
+    import hashlib
+
+    kept = {
+        k: v for k, v in value.items() if k not in ("_name_or_path", "transformers_version", "torch_dtype", "dtype")
+    }
+    for volatile in (
+        "output_attentions",
+        "use_cache",
+        "_attn_implementation",
+        "_attn_implementation_autoset",
+    ):
+        kept.pop(volatile, None)  # booting a bridge sets these
+    return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()
+
+
+class _AllSeen(Exception):
+    """Raised inside a hook once every requested activation was seen: the forward ends there."""
+
+
+class Capture:
+    """``with Capture(bridge, names) as capture: rows = capture(tokens)``; each forward stops after the last hook."""
+
+    def __init__(self, bridge: TransformerBridge, names: Sequence[str]) -> None:
+        self.bridge = bridge
+        self.names = list(dict.fromkeys(resolve_hook(bridge, name) for name in names))
+        self.seen: dict[str, Tensor] = {}
+
+    def _grab(self, name: str) -> Callable[..., None]:
+        def keep(tensor: Tensor, hook: Any) -> None:
+            self.seen[name] = tensor.detach()
+            if len(self.seen) == len(self.names):
+                raise _AllSeen
+
+        return keep
+
+    def __enter__(self) -> "Capture":
+        self._hooks = self.bridge.hooks(fwd_hooks=[(name, self._grab(name)) for name in self.names])
+        self._hooks.__enter__()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self._hooks.__exit__(None, None, None)
+
+    def __call__(self, tokens: Int[Tensor, "batch pos"]) -> dict[str, Float[Tensor, "batch pos width"]]:
+        self.seen = {}
+        try:
+            with torch.inference_mode():
+                self.bridge(tokens, return_type=None, **LEAN)
+        except _AllSeen:
+            return self.seen
+        missing = ", ".join(sorted(set(self.names) - set(self.seen)))
+        raise ModelError(
+            f"hook {missing} never fired in a forward pass; name a residual stream such as blocks.0.hook_out"
+        )
+
+
+@contextmanager
+def replaced(bridge: TransformerBridge, name: str, function: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Inside the block every forward uses ``function(activation)`` in place of the activation at ``name``."""
+
+    def hook_function(tensor: Tensor, hook: Any) -> Tensor:
+        return function(tensor).to(tensor.dtype)
+
+    with bridge.hooks(fwd_hooks=[(resolve_hook(bridge, name), hook_function)]):
+        yield

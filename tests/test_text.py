@@ -1,0 +1,211 @@
+"""Local files and the embedded text. What needs a hub is in test_hub.py."""
+
+import json
+import socket
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from sae_lm.data.text import Text, open_text
+from sae_lm.embedded import text as embedded
+from sae_lm.errors import HubError, SaeLmError
+
+
+@pytest.fixture(autouse=True)
+def local_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Caches go to a folder of the test, and any attempt to reach a network fails it."""
+    from datasets import config
+
+    attempts: list[object] = []
+
+    def refuse(*address: object, **options: object) -> None:
+        attempts.append(address)
+        raise OSError("no network in this test")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr(config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(config, "HF_UPDATE_DOWNLOAD_COUNTS", True)
+    yield
+    assert not attempts
+    assert config.HF_UPDATE_DOWNLOAD_COUNTS is True, "the setting of the user was not put back"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    return folder
+
+
+def write_rows(path: Path, *rows: Mapping[str, object]) -> Path:
+    if path.suffix == ".parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(rows)), path)
+    elif path.suffix == ".json":
+        path.write_text(json.dumps(rows))
+    else:
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def documents(text: Text) -> list[str]:
+    return list(text.documents())
+
+
+def message(source: object, **options: str) -> str:
+    """What is said when the source cannot be opened or read."""
+    with pytest.raises(SaeLmError) as caught:
+        documents(open_text(str(source), **options))
+    assert "\n" not in str(caught.value)
+    return f"{type(caught.value).__name__}: {caught.value}"
+
+
+def test_one_txt_file_is_one_document(folder: Path) -> None:
+    (folder / "a.txt").write_text("first line\n\nsecond paragraph\n")
+    text = open_text(str(folder / "a.txt"))
+    assert documents(text) == ["first line\n\nsecond paragraph\n"]
+    assert (text.id, text.split, text.column) == ("a.txt", None, "text")
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".parquet", ".JSONL"])
+def test_rows_of_a_file_are_documents_and_empty_ones_are_skipped(folder: Path, suffix: str) -> None:
+    rows = [{"text": "one"}, {"text": None}, {"text": ""}, {"text": " \n"}, {"text": "two"}]
+    assert documents(open_text(str(write_rows(folder / f"a{suffix}", *rows)))) == ["one", "two"]
+
+
+def test_a_folder_is_read_in_order_of_names_and_the_same_way_again(folder: Path) -> None:
+    for name in ("b/2", "b", "a", "10", "9"):
+        (folder / name).parent.mkdir(exist_ok=True, parents=True)
+        (folder / f"{name}.txt").write_text(f"document {name}")
+    (folder / ".hidden.txt").write_text("not a document")
+    (folder / "notes.md").write_text("not a document")
+    text = open_text(str(folder))
+    assert documents(text) == [f"document {name}" for name in ("10", "9", "a", "b", "b/2")]
+    assert documents(text) == documents(text)
+    assert text.id == "corpus"
+
+
+def test_names_that_look_like_patterns_are_read_as_they_are(folder: Path) -> None:
+    (folder / "we[i]rd").mkdir()
+    (folder / "we[i]rd" / "a[1]*.txt").write_text("odd")
+    (folder / "we[i]rd" / "empty.txt").write_text("")
+    assert documents(open_text(str(folder))) == ["odd"]
+
+
+def test_progress_bars_are_off(folder: Path) -> None:
+    import datasets
+
+    (folder / "a.txt").write_text("x")
+    datasets.enable_progress_bars()
+    open_text(str(folder))
+    assert datasets.are_progress_bars_disabled()
+
+
+def test_the_id_of_a_path_is_its_last_part(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "a.txt").write_text("here")
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("HOME", str(folder.parent))
+    assert {open_text(name).id for name in (".", f"{folder}/", "~/corpus", "../corpus")} == {"corpus"}
+
+
+def test_the_fingerprint_follows_names_and_contents_only(folder: Path) -> None:
+    def fingerprint() -> str:
+        return open_text(str(folder)).fingerprint
+
+    (folder / "a.txt").write_text("ab")
+    (folder / "b.txt").write_text("c")
+    seen = [fingerprint()]
+    (folder / "a.txt").touch()
+    assert fingerprint() == seen[0]
+    assert open_text(str(folder.rename(folder.with_name("moved")))).fingerprint == seen[0]
+    folder.with_name("moved").rename(folder)
+    for change in (
+        lambda: (folder / "a.txt").write_text("a"),  # then "a" + "bc": the same bytes, cut elsewhere
+        lambda: (folder / "b.txt").write_text("bc"),
+        lambda: (folder / "b.txt").rename(folder / "c.txt"),
+    ):
+        change()
+        seen.append(fingerprint())
+    assert len(set(seen)) == 4
+    assert all(len(value) == 64 for value in seen)
+
+
+def test_the_column_is_the_given_one_or_text_or_the_only_one_with_strings(folder: Path) -> None:
+    both = str(write_rows(folder / "both.jsonl", {"title": "T", "text": "body"}))
+    only = str(write_rows(folder / "only.parquet", {"n": 1, "body": None}, {"n": 2, "body": "late"}))
+    assert [open_text(both).column, open_text(both, column="title").column] == ["text", "title"]
+    assert documents(open_text(both, column="title")) == ["T"]
+    assert open_text(only).column == "body"
+
+
+def test_a_column_that_cannot_be_used_is_refused_with_the_columns_listed(folder: Path) -> None:
+    two = write_rows(folder / "two.jsonl", {"title": "T", "body": "B", "n": 1})
+    assert "TextError" in message(two) and "title, body, n" in message(two)
+    assert "'text'" in message(two, column="text") and "title, body, n" in message(two, column="text")
+    assert "int in column 'n'" in message(two, column="n")
+    tokens = write_rows(folder / "tokens.jsonl", {"text": ["a", "list"]})
+    assert "list in column 'text'" in message(tokens)
+    late = write_rows(folder / "late.json", *[{"text": ""}] * 40, {"text": ""})
+    assert "empty text" in message(late)
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.json"])
+@pytest.mark.parametrize("content", ["", "\n"])
+def test_text_without_any_text_is_called_empty(folder: Path, name: str, content: str) -> None:
+    (folder / name).write_text(f"[{content}]" if name == "a.json" else content)
+    assert message(folder / name).startswith("TextError: empty text")
+
+
+def test_a_folder_without_readable_files_names_the_suffixes(folder: Path) -> None:
+    (folder / "a.md").write_text("x")
+    assert ".txt, .jsonl, .json, .parquet" in message(folder)
+    assert "'.md'" in message(folder / "a.md") and ".txt, .jsonl, .json, .parquet" in message(folder / "a.md")
+
+
+def test_a_folder_holds_one_kind_of_file(folder: Path) -> None:
+    write_rows(folder / "a.jsonl", {"text": "one"})
+    write_rows(folder / "b.json", {"text": "two"})
+    assert documents(open_text(str(folder))) == ["one", "two"]
+    write_rows(folder / "c.parquet", {"text": "three"})
+    assert "json, parquet" in message(folder)
+
+
+@pytest.mark.parametrize("name", ["./nope", "../nope", "/nope/at/all", "~/nope", "nope.txt", "a/b/c.parquet"])
+def test_a_missing_path_is_said_to_be_missing(name: str) -> None:
+    assert message(name).startswith("TextError: no such file or folder") and name in message(name)
+
+
+@pytest.mark.parametrize("name", ["a/b/c", "", "no such", "scheme://host/datasets/a/b"])
+def test_what_is_neither_a_path_nor_a_hub_id_is_refused_without_a_look_up(name: str) -> None:
+    with pytest.raises(HubError, match="neither an existing folder nor a hub id") as caught:
+        open_text(name)
+    assert repr(name) in str(caught.value)
+
+
+def test_damaged_files_are_refused_in_one_sentence(folder: Path) -> None:
+    (folder / "latin.txt").write_bytes("é".encode("latin-1"))
+    (folder / "cut.jsonl").write_text('{"text": "whole"}\n{"text": "cu')
+    (folder / "not.parquet").write_text("not parquet")
+    for name in ("latin.txt", "cut.jsonl", "not.parquet"):
+        assert message(folder / name).startswith(f"TextError: {name}: cannot be read")
+
+
+def test_local_files_have_no_splits(folder: Path) -> None:
+    (folder / "a.txt").write_text("x")
+    assert "local files have no splits" in message(folder, split="train")
+
+
+def test_the_embedded_text_has_three_splits(monkeypatch: pytest.MonkeyPatch) -> None:
+    some = [embedded.Document("a", "ab", False), embedded.Document("b", "c", True)]
+    monkeypatch.setattr(embedded, "embedded_documents", lambda: some)
+    whole, train, held_out = open_text("embedded"), *(open_text("embedded", s) for s in ("train", "held_out"))
+    assert [documents(text) for text in (whole, train, held_out)] == [["ab", "c"], ["ab"], ["c"]]
+    assert [text.split for text in (whole, train, held_out)] == ["all", "train", "held_out"]
+    assert (whole.id, whole.column) == ("embedded", "text")
+    assert "all, train, held_out" in message("embedded", split="test")
+    some[:] = [embedded.Document("a", "a", False), embedded.Document("b", "bc", True)]
+    fingerprints = {text.fingerprint for text in (whole, train, held_out, open_text("embedded"))}
+    assert len(fingerprints) == 4
+    assert documents(open_text("embedded", column="name")) == ["a", "b"]
