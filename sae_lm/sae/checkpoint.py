@@ -1,0 +1,121 @@
+"""SAE <-> directory: ``cfg.json`` and ``sae_weights.safetensors`` as SAELens reads and writes them.
+
+Our own facts (penalty, coefficient, seed, store, versions) stand under ``metadata``, which SAELens
+keeps and ignores. ``sae_lens_version`` is in it because without one SAELens takes its pre-6 path and
+drops the metadata.
+"""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from sae_lm.errors import SaeError
+from sae_lm.files import read_json, replace_folder, sha256, write_json
+from sae_lm.sae.model import SAE, SaeConfig
+
+CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
+SAELENS_VERSION = "6.54.12"
+"""The release whose format is written; what it computes from it is in sae_lm.sae.model."""
+
+
+def save(sae: SAE, directory: Path) -> None:
+    """Write an SAE directory; it appears whole or not at all."""
+    part = directory.with_name(directory.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    weights = {name: value.detach().float().cpu().contiguous() for name, value in sae.named_parameters()}
+    save_file(weights, part / WEIGHTS)
+    config: dict[str, Any] = {
+        "architecture": sae.config.architecture,
+        "d_in": sae.config.d_in,
+        "d_sae": sae.config.d_sae,
+        "dtype": "float32",
+        "device": "cpu",
+        "apply_b_dec_to_input": sae.config.apply_b_dec_to_input,
+        "normalize_activations": "none",
+        "reshape_activations": "none",
+        "metadata": {
+            "sae_lens_version": SAELENS_VERSION,
+            **sae.config.metadata,
+            "weights_sha256": sha256(part / WEIGHTS),
+        },
+    }
+    if sae.config.architecture == "topk":
+        # decoder rows have unit norm, so this changes nothing; without it SAELens refuses to fold the norms
+        config |= {"k": sae.config.k, "rescale_acts_by_decoder_norm": True}
+    write_json(part / CONFIG, config)
+    replace_folder(part, directory)
+
+
+def load(path: str | os.PathLike[str], device: str = "cpu") -> SAE:
+    """Load an SAE directory of ours or of SAELens (standard, topk, jumprelu), or a hub repository of one.
+
+    path: a directory, or a hub id with an optional folder inside: ``user/repo`` or ``user/repo:folder``.
+    Raises SaeError for what is missing, damaged or of another kind.
+    """
+    directory = Path(path).expanduser()
+    if not directory.is_dir():
+        directory = _download(str(path))
+    config = read_json(directory / CONFIG, SaeError, "an SAE directory")
+    try:
+        weights = load_file(directory / WEIGHTS, device=device)
+    except (OSError, SafetensorError) as problem:
+        raise SaeError(
+            f"{directory / WEIGHTS} cannot be read ({problem}); the SAE is damaged, train or download it again"
+        ) from None
+    return SAE(_read_config(directory, config), _fold(config, weights)).to(device)
+
+
+def _read_config(directory: Path, config: dict[str, Any]) -> SaeConfig:
+    for key in ("d_in", "d_sae", "architecture"):
+        if key not in config:
+            raise SaeError(f"{directory / CONFIG} has no {key!r}; expected the configuration of a SAELens 6 SAE")
+    for key, plain in (("normalize_activations", "none"), ("reshape_activations", "none")):
+        if config.get(key, plain) not in (plain, None):
+            raise SaeError(
+                f"{directory / CONFIG}: {key} is {config[key]!r}, only {plain!r} is read; fold it into the weights with SAELens first"
+            )
+    return SaeConfig(
+        architecture=config["architecture"],
+        d_in=config["d_in"],
+        d_sae=config["d_sae"],
+        k=config.get("k", 100) if config["architecture"] == "topk" else None,  # 100: SAELens' default
+        apply_b_dec_to_input=config.get("apply_b_dec_to_input", True),
+        metadata=config.get("metadata") or {},
+    )
+
+
+def _fold(config: dict[str, Any], weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Where SAELens ranks latents by activation times decoder norm, move the norm into the encoder."""
+    if config["architecture"] == "topk" and config.get("rescale_acts_by_decoder_norm"):
+        norm = weights["W_dec"].norm(dim=1)
+        if (norm - 1).abs().max() > 1e-6:
+            weights = {
+                **weights,
+                "W_enc": weights["W_enc"] * norm,
+                "b_enc": weights["b_enc"] * norm,
+                "W_dec": weights["W_dec"] / norm[:, None],
+            }
+    return weights
+
+
+def _download(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    from sae_lm.data.hub import pin
+    from sae_lm.errors import HubError
+
+    repository, _, folder = name.partition(":")
+    try:
+        pinned = pin(repository, "model")
+    except HubError as problem:
+        raise SaeError(f"SAE {name!r} is not a directory, and not on the hub either: {problem}") from None
+    root = pinned.local or Path(
+        snapshot_download(repository, revision=pinned.revision, allow_patterns=[f"{folder}/*"] if folder else None)
+    )
+    return root / folder

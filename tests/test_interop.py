@@ -1,0 +1,72 @@
+"""Our SAE directories in SAELens and its in ours, with equal outputs. Runs where sae-lens is installed.
+
+sae-lens needs transformer-lens < 4, so this file has its own environment in `.ci/run`; elsewhere it is skipped.
+"""
+
+import pytest
+import torch
+
+import sae_lm
+from sae_lm.sae.checkpoint import save
+
+sae_lens = pytest.importorskip("sae_lens", reason="needs sae-lens, which needs transformer-lens < 4")
+
+
+@pytest.fixture
+def x():
+    return torch.randn(50, 6, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("architecture", ["standard", "topk", "jumprelu"])
+def test_saelens_loads_our_directory_unchanged_with_equal_outputs_and_our_metadata(make_sae, tmp_path, x, architecture):
+    ours = make_sae(architecture, penalty="max_cos", coefficient=0.25, model_name="embedded")
+    save(ours, tmp_path / "sae")
+    theirs = sae_lens.SAE.load_from_disk(str(tmp_path / "sae"))
+    torch.testing.assert_close(theirs.encode(x), ours.encode(x))
+    torch.testing.assert_close(theirs(x), ours(x))
+    assert theirs.cfg.architecture() == architecture
+    assert theirs.cfg.metadata.hook_name == "blocks.1.hook_out"
+    assert theirs.cfg.metadata.penalty == "max_cos" and theirs.cfg.metadata.coefficient == 0.25
+
+
+def test_saelens_can_fold_the_decoder_norms_of_our_topk(make_sae, tmp_path, x):
+    ours = make_sae("topk")
+    save(ours, tmp_path / "sae")
+    theirs = sae_lens.SAE.load_from_disk(str(tmp_path / "sae"))
+    theirs.fold_W_dec_norm()
+    torch.testing.assert_close(theirs(x), ours(x))
+
+
+@pytest.mark.parametrize("architecture", ["standard", "topk", "jumprelu"])
+@pytest.mark.parametrize("apply_b_dec", [True, False])
+def test_we_load_what_saelens_saves_with_equal_outputs(tmp_path, x, architecture, apply_b_dec):
+    from sae_lens.saes import JumpReLUSAE, JumpReLUSAEConfig, StandardSAE, StandardSAEConfig, TopKSAE, TopKSAEConfig
+
+    kinds = {
+        "standard": (StandardSAE, StandardSAEConfig, {}),
+        "topk": (TopKSAE, TopKSAEConfig, {"k": 3, "rescale_acts_by_decoder_norm": True}),
+        "jumprelu": (JumpReLUSAE, JumpReLUSAEConfig, {}),
+    }
+    cls, config, extra = kinds[architecture]
+    theirs = cls(config(d_in=6, d_sae=10, apply_b_dec_to_input=apply_b_dec, **extra))
+    draw = torch.Generator().manual_seed(2)
+    for name, parameter in theirs.named_parameters():
+        values = torch.randn(parameter.shape, generator=draw)
+        parameter.data = values.abs() if name == "threshold" else values
+    theirs.save_model(str(tmp_path / "sae"))
+    ours = sae_lm.load(tmp_path / "sae")
+    torch.testing.assert_close(ours(x), theirs(x))
+
+
+def test_a_trained_run_loads_in_saelens_with_the_loss_we_report(tiny_store, tmp_path):
+    from sae_lm.settings import TrainSettings
+    from sae_lm.train import train
+
+    settings = TrainSettings(
+        store=tiny_store, hook="blocks.1.hook_out", d_sae=48, k=4, arms="max_cos", seeds=1, batch_size=64, out=tmp_path
+    )
+    folder = train(settings) / "max_cos_0.25-seed0"
+    ours, theirs = sae_lm.load(folder), sae_lens.SAE.load_from_disk(str(folder))
+    rows = sae_lm.open_store(tiny_store).rows("blocks.1.hook_out")
+    torch.testing.assert_close(theirs(rows), ours(rows))
+    torch.testing.assert_close((theirs.encode(rows) > 0).sum(1), (ours.encode(rows) > 0).sum(1))
