@@ -37,10 +37,10 @@ _HOMES = {
     "train": "sae_lm.train",
 }
 
-__all__ = [
-    "SAE",
+__all__ = [  # noqa: RUF022 (as sorted() has it, upper case first)
     "CacheSettings",
     "CompareSettings",
+    "SAE",
     "SaeLmError",
     "ShowSettings",
     "Store",

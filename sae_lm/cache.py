@@ -11,13 +11,13 @@ from collections.abc import Iterable, Iterator
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from sae_lm.data.activations import Capture, ModelSource, context_limit, describe_model, load_model
+from sae_lm.data.hub import find_model
 from sae_lm.data.manifest import (
     MANIFEST,
     PROGRESS,
@@ -38,6 +38,9 @@ from sae_lm.files import read_json, sha256, write_json, write_whole
 from sae_lm.progress import Progress
 from sae_lm.settings import CacheSettings
 
+if TYPE_CHECKING:
+    from sae_lm.data.activations import Capture
+
 
 def cache(settings: CacheSettings) -> Path:
     """Write the activation store that ``settings`` describe and return its folder.
@@ -46,8 +49,15 @@ def cache(settings: CacheSettings) -> Path:
     the folder refused (StoreError).
     """
     _check_folder(settings.out)
+    source = find_model(settings.model, settings.revision)
     text = open_text(settings.text, settings.split, settings.text_column)
-    source = ModelSource(settings.model, settings.revision)
+    from sae_lm.data.activations import (  # seconds, so after the checks
+        Capture,
+        context_limit,
+        describe_model,
+        load_model,
+    )
+
     device = pick_device(settings.device)
     bridge = load_model(
         settings.model, device=device, dtype=getattr(torch, settings.model_dtype), revision=source.revision
@@ -90,7 +100,7 @@ def _fill(
     recipe: Recipe,
     shards: list[ShardRecord],
     stream: Iterator[Block],
-    capture: Capture,
+    capture: "Capture",
     device: str,
 ) -> bool:
     """Append shards until the rows are there. Returns whether the text ended first."""
@@ -136,7 +146,7 @@ def _run(
     wanted: list[Block],
     kept: np.ndarray,
     recipe: Recipe,
-    capture: Capture,
+    capture: "Capture",
     batch_size: int,
     device: str,
     bar: Progress,

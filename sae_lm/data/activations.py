@@ -4,7 +4,6 @@ import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,34 +11,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from sae_lm.data.hub import pin
+from sae_lm.data.hub import ModelSource, find_model
 from sae_lm.data.manifest import canonical_hook
 from sae_lm.device import pick_device
-from sae_lm.embedded import MODEL_DIR
 from sae_lm.errors import ModelError, SaeLmError
 
 LEAN: dict[str, Any] = {"use_cache": False, "output_attentions": False}
 """Forward arguments that keep a bridge from holding what nobody reads."""
-
-
-class ModelSource:
-    """What a model name stands for: where it is loaded from, and the name and revision to record."""
-
-    def __init__(self, name: str, revision: str | None = None) -> None:
-        self.name, self.revision = name, revision
-        if name == "embedded":
-            self.location, self.revision = str(MODEL_DIR), None
-        elif Path(name).expanduser().is_dir():
-            self.location, self.revision = str(Path(name).expanduser()), None
-        else:
-            pinned = pin(name, "model", revision)
-            self.location = str(pinned.local) if pinned.local else name
-            self.revision = pinned.revision
-        self.is_local = Path(self.location).is_dir()
-        if self.is_local and not (Path(self.location) / "config.json").is_file():
-            raise ModelError(
-                f"model {name!r} is a folder without config.json; give a Hugging Face model folder, a hub id or `embedded`"
-            )
 
 
 def load_model(
@@ -54,7 +32,7 @@ def load_model(
     name: ``embedded``, a directory in Hugging Face format, or a hub id. Raises ModelError for what
     cannot be loaded and HubError where the hub is out of reach.
     """
-    source = ModelSource(name, revision)
+    source = find_model(name, revision)
     keywords: dict[str, Any] = {} if source.is_local or not source.revision else {"revision": source.revision}
     try:
         bridge = TransformerBridge.boot_transformers(
@@ -103,9 +81,8 @@ def context_limit(bridge: TransformerBridge) -> int | None:
 def describe_model(bridge: TransformerBridge, source: ModelSource) -> dict[str, Any]:
     """Facts for the manifest: what produced the activations. Paths of this machine are left out."""
     config: Any = bridge.original_model.config
-    name = source.name if not source.is_local or source.name == "embedded" else Path(source.name).name
     return {
-        "id": name,
+        "id": source.id,
         "revision": source.revision,
         "architecture": (config.architectures or [type(bridge.original_model).__name__])[0],
         "dtype": str(next(bridge.parameters()).dtype).removeprefix("torch."),

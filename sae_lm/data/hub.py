@@ -1,4 +1,4 @@
-"""hub id -> a pinned revision, or one clear sentence within seconds.
+"""model name or hub id -> a folder or a pinned revision, or one clear sentence within seconds.
 
 The libraries that load from the hub retry a dead connection for 20 seconds and more and then report a
 chain of errors. So every hub id is asked for here first: one request, a deadline, one sentence.
@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 from urllib.parse import urlsplit
 
-from sae_lm.errors import HubError
+from sae_lm.embedded import MODEL_DIR
+from sae_lm.errors import HubError, ModelError
 
 TIMEOUT = 5.0
 """Seconds for each step of the request, as the HTTP client counts them."""
@@ -78,6 +79,39 @@ def pin(repo_id: str, kind: Kind, revision: str | None = None) -> Pinned:
                 f"{wanted}; give a local folder or `embedded`, or connect"
             ) from None
         return Pinned(repo_id, snapshot.name, snapshot)
+
+
+class ModelSource(NamedTuple):
+    """Where a language model is loaded from, and what is recorded of it."""
+
+    location: str
+    """a folder, or a hub id"""
+    id: str
+    """``embedded``, a hub id, or the last part of a folder's path: no path of this machine is recorded"""
+    revision: str | None
+    """full commit hash; None for folders"""
+
+    @property
+    def is_local(self) -> bool:
+        return Path(self.location).is_dir()
+
+
+def find_model(name: str, revision: str | None = None) -> ModelSource:
+    """``embedded``, a folder in Hugging Face format, or a hub id, pinned. Nothing is loaded yet.
+
+    Raises ModelError for a folder that holds no model, HubError for what the hub does not have.
+    """
+    if name == "embedded":
+        return ModelSource(str(MODEL_DIR), name, None)
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        pinned = pin(name, "model", revision)
+        return ModelSource(str(pinned.local or name), name, pinned.revision)
+    if not (folder / "config.json").is_file():
+        raise ModelError(
+            f"model {name!r} is a folder without config.json; give a Hugging Face model folder, a hub id or `embedded`"
+        )
+    return ModelSource(str(folder), folder.resolve().name, None)
 
 
 def _commit(repo_id: str, kind: Kind, revision: str | None) -> str:
