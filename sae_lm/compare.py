@@ -21,14 +21,15 @@ from sae_lm.metrics.concepts import TEST, ConceptRows, Probe, fit_probes, sample
 from sae_lm.metrics.geometry import geometry
 from sae_lm.metrics.quality import cross_entropies, quality
 from sae_lm.metrics.splitting import split_counts
-from sae_lm.metrics.statistics import paired_difference
+from sae_lm.metrics.statistics import FEWEST_SEEDS, paired_difference
 from sae_lm.progress import Progress
 from sae_lm.sae.checkpoint import load
 from sae_lm.sae.model import SAE, random_sae
 from sae_lm.settings import CompareSettings
 from sae_lm.train import RUN
 
-ENCODE_BATCH = 4096
+ENCODED_VALUES = 1 << 23
+"""Numbers in a dense batch of latents, at most: 32 MiB in float32."""
 CONTROL = "random"
 """Name of the control: an SAE whose decoder rows are random directions."""
 METRICS = {
@@ -163,14 +164,22 @@ def _entropies(
     return {"model": name, "tokens": any_one.tokens, "clean": any_one.clean, "ablated": any_one.ablated}
 
 
+def batch_rows(sae: SAE) -> int:
+    """Rows to encode at once."""
+    return max(1, ENCODED_VALUES // sae.config.d_sae)
+
+
 def _held_out_figures(
     settings: CompareSettings, store: Store, hook: str, held_out: slice, sae: SAE
 ) -> dict[str, float]:
     stop = min(held_out.stop, held_out.start + settings.tokens)
-    edges = range(held_out.start, stop, ENCODE_BATCH)
-    measured, fired = quality(sae, (store.rows(hook, first, min(stop, first + ENCODE_BATCH)) for first in edges))
+    size = batch_rows(sae)
+    measured, fired = quality(
+        sae, (store.rows(hook, first, min(stop, first + size)) for first in range(held_out.start, stop, size))
+    )
     shape = geometry(sae.W_dec.cpu(), fired, settings.seed)
-    return {**measured._asdict(), **shape._asdict()}
+    figures = {**measured._asdict(), **shape._asdict()}
+    return {name: float(value) for name, value in figures.items()}
 
 
 def _concept_figures(
@@ -180,7 +189,7 @@ def _concept_figures(
     used = [c for c, probe in enumerate(probes) if probe.skipped is None]
     if not used:
         return []
-    codes = encode_sparse(sae, rows.x.split(ENCODE_BATCH))
+    codes = encode_sparse(sae, rows.x.split(batch_rows(sae)))
     splits = split_counts(codes, rows, used, settings.max_k, settings.split_gain, settings.seed)
     out = []
     for c in used:
@@ -284,6 +293,11 @@ def findings(differences: list[dict[str, Any]], arms: list[str], seeds: int) -> 
     verdicts = {(d["arm"], d["metric"]): d["verdict"] for d in differences}
     sentences = []
     for arm in arms:
+        if seeds < FEWEST_SEEDS:
+            sentences.append(
+                f"{arm}: no claim with {seeds} seed{'s' * (seeds != 1)}; at least {FEWEST_SEEDS} are needed."
+            )
+            continue
         hole, fraction, splits, fvu = (
             verdicts[arm, key] for key in ("hole_rate", "absorption_fraction", "splits", "fvu")
         )

@@ -21,6 +21,8 @@ TRAIN, VALIDATION, TEST = 0, 1, 2
 PROBE_L2 = 1e-3
 """Weight of 0.5 ||w||^2 beside the mean balanced loss, rows scaled to mean squared norm d_in."""
 PROBE_ITERATIONS = 200
+SEARCHED_ROWS, SAMPLED_ROWS = 4_000_000, 200_000
+"""Rows looked through for occurrences, from the store's end; rows kept, at most."""
 
 
 def _word(text: str) -> str:
@@ -82,13 +84,19 @@ def type_part(token_id: int, seed: int) -> int:
 
 
 def sample_rows(store: Store, hook: str, per_type: int, seed: int) -> ConceptRows:
-    """At most ``per_type`` random occurrences of every token type in the store."""
-    ids = store.tokens()["token_id"].long()
-    shuffled = torch.randperm(len(ids), generator=torch.Generator().manual_seed(seed))
+    """At most ``per_type`` random occurrences of every token type in the store.
+
+    Of very large stores the last rows are searched, and of very many occurrences a random part is kept.
+    """
+    start = max(0, len(store) - SEARCHED_ROWS)
+    ids = store.tokens(start)["token_id"].long()
+    generator = torch.Generator().manual_seed(seed)
+    shuffled = torch.randperm(len(ids), generator=generator)
     by_type = shuffled[ids[shuffled].argsort(stable=True)]
     sorted_ids = ids[by_type]
     first = torch.searchsorted(sorted_ids, sorted_ids)
-    chosen = by_type[torch.arange(len(ids)) - first < per_type].sort().values
+    chosen = by_type[torch.arange(len(ids)) - first < per_type]
+    chosen = chosen[torch.randperm(len(chosen), generator=generator)[:SAMPLED_ROWS]].sort().values
     token_id = ids[chosen]
     types = {int(token): store.vocabulary[int(token)] for token in token_id.unique()}
     labels = torch.zeros(len(store.vocabulary), len(LABELS), dtype=torch.bool)
@@ -96,7 +104,7 @@ def sample_rows(store: Store, hook: str, per_type: int, seed: int) -> ConceptRow
     for token, text in types.items():
         labels[token] = torch.tensor([has(text) for has in LABELS.values()])
         part[token] = type_part(token, seed)
-    x = store.gather(hook, chosen).float()
+    x = store.gather(hook, start + chosen).float()
     return ConceptRows(x, token_id, labels[token_id], part[token_id], list(LABELS))
 
 
