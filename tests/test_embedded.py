@@ -111,7 +111,7 @@ def test_a_checkpoint_resumes_bit_for_bit(tmp_path, monkeypatch):
     def fresh(seed):
         torch.manual_seed(seed)
         model = LlamaForCausalLM(small)
-        return model, recipe.make_optimizers(model, 0.02)
+        return model, recipe.make_optimizers(model, 0.02, 0.1)
 
     whole = fresh(0)
     run(*whole, range(6))

@@ -19,7 +19,7 @@ import platform
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -60,6 +60,10 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=32, help=f"crops of {CONTEXT} tokens a step")
     parser.add_argument("--documentation-share", type=float, default=0.3, help="share of crops from documentation")
     parser.add_argument("--lr", type=float, default=0.02, help="Muon's peak learning rate; AdamW's is a fifth of it")
+    parser.add_argument(
+        "--dropout", type=float, default=0.15, help="on embeddings and on what blocks add to the stream"
+    )
+    parser.add_argument("--weight-decay", type=float, default=0.1, help="of the blocks' matrices")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--checkpoint-every", type=int, default=100, help="steps")
     parser.add_argument("--no-compile", action="store_true", help="skip torch.compile (no C++ compiler at hand)")
@@ -72,10 +76,11 @@ def main() -> None:
     torch.manual_seed(args.seed)
     model = LlamaForCausalLM(architecture())
     model.to(device)  # pyright: ignore[reportArgumentType]
-    optimizers = make_optimizers(model, args.lr)
+    optimizers = make_optimizers(model, args.lr, args.weight_decay)
     step, seconds = load_checkpoint(args.work / "checkpoint.safetensors", model, optimizers)
     if step:
         print(f"resuming after step {step}, {seconds / 60:.1f} minutes in")
+    add_dropout(model, args.dropout)
     loss_of = training_loss if args.no_compile else torch.compile(training_loss)
 
     bar = tqdm(range(step, args.steps), initial=step, total=args.steps, unit="step")
@@ -85,6 +90,7 @@ def main() -> None:
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * rate
+        torch.manual_seed(args.seed * 1_000_003 + step)  # what dropout draws is a function of (seed, step) too
         ids = crops(corpus, share, args.batch_size, args.seed, step).to(device)
         with torch.autocast(device, dtype=torch.bfloat16):
             loss = loss_of(model, ids)
@@ -118,6 +124,21 @@ def architecture() -> LlamaConfig:
     )
 
 
+def add_dropout(model: LlamaForCausalLM, share: float) -> None:
+    """Dropout as GPT-2 has it, which the Llama of transformers leaves out: half a megatoken of documentation,
+    read several times, is otherwise learned by heart (2.06 nats on training documents, 3.50 on held-out ones)."""
+
+    def drop(module: torch.nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        return torch.nn.functional.dropout(output, share, training=model.training)
+
+    if share:
+        model.model.embed_tokens.register_forward_hook(drop)
+        blocks: Any = model.model.layers
+        for layer in blocks:
+            layer.self_attn.o_proj.register_forward_hook(drop)
+            layer.mlp.down_proj.register_forward_hook(drop)
+
+
 def training_loss(model: LlamaForCausalLM, ids: Tensor) -> Tensor:
     logits = model(ids[:, :-1], use_cache=False).logits
     return torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten())
@@ -128,10 +149,10 @@ def schedule(step: int, steps: int, warm_up: int = 100) -> float:
     return min(1.0, (step + 1) / warm_up) * max(0.02, 1 - step / steps)
 
 
-def make_optimizers(model: LlamaForCausalLM, lr: float) -> list[torch.optim.Optimizer]:
+def make_optimizers(model: LlamaForCausalLM, lr: float, weight_decay: float) -> list[torch.optim.Optimizer]:
     matrices = [p for p in model.model.layers.parameters() if p.ndim == 2]
     others = [p for p in model.parameters() if all(p is not m for m in matrices)]
-    muon = torch.optim.Muon(matrices, lr=lr, momentum=0.95, nesterov=True, weight_decay=0.01)
+    muon = torch.optim.Muon(matrices, lr=lr, momentum=0.95, nesterov=True, weight_decay=weight_decay)
     adam = torch.optim.AdamW(others, lr=lr / 5, betas=(0.9, 0.95), weight_decay=0.0)
     for optimizer in (muon, adam):
         for group in optimizer.param_groups:
@@ -315,7 +336,7 @@ def finish(
 ) -> None:
     from sae_lm.embedded.card import write_card
 
-    model.to(torch.bfloat16)  # pyright: ignore[reportArgumentType]  # what is stored is what is scored
+    model.eval().to(torch.bfloat16)  # pyright: ignore[reportArgumentType]  # what is stored is what is scored
     args.out.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(args.out)
     tokenizer.save_pretrained(args.out)
@@ -333,6 +354,7 @@ def finish(
         "minutes": seconds / 60,
         "seed": args.seed,
         "lr": args.lr,
+        "dropout": args.dropout,
         "parameters": sum(p.numel() for p in model.parameters()),
         "python": platform.python_version(),
         "torch": torch.__version__,
