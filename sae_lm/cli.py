@@ -94,22 +94,22 @@ def run(verb: str, settings: Any) -> int:
 
         print(demo(settings))
     elif verb == "cache":
-        from sae_lm.cache import cache
+        from sae_lm.caching import cache
 
         print(f"store: {cache(settings)}")
     elif verb == "train":
-        from sae_lm.train import train
+        from sae_lm.training import train
 
         print(f"runs: {train(settings)}")
     elif verb == "compare":
-        from sae_lm.compare import compare
+        from sae_lm.comparison import compare
         from sae_lm.report import text_table
 
         report = compare(settings)
         print(text_table(report))
         print(f"report: {settings.out / 'report.html'}")
     elif verb == "show":
-        from sae_lm.show import show
+        from sae_lm.showing import show
 
         print(f"page: {show(settings)}")
     else:

@@ -33,11 +33,11 @@ def demo(settings: DemoSettings) -> str:
         from sae_lm import toy
 
         return toy.table(toy.run())
-    from sae_lm.cache import cache
-    from sae_lm.compare import compare
+    from sae_lm.caching import cache
+    from sae_lm.comparison import compare
     from sae_lm.report import text_table
-    from sae_lm.show import show
-    from sae_lm.train import train
+    from sae_lm.showing import show
+    from sae_lm.training import train
 
     began = time.monotonic()
     caching, training, comparing, showing = demo_settings(settings.out)

@@ -80,7 +80,7 @@ def cache_settings(tiny_model, text_file):
 @pytest.fixture(scope="session")
 def tiny_store(cache_settings, tmp_path_factory):
     """A finished store of the tiny model; read only."""
-    from sae_lm.cache import cache
+    from sae_lm.caching import cache
 
     return cache(cache_settings(tmp_path_factory.mktemp("stores") / "tiny"))
 

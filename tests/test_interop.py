@@ -60,7 +60,7 @@ def test_we_load_what_saelens_saves_with_equal_outputs(tmp_path, x, architecture
 
 def test_a_trained_run_loads_in_saelens_with_the_loss_we_report(tiny_store, tmp_path):
     from sae_lm.settings import TrainSettings
-    from sae_lm.train import train
+    from sae_lm.training import train
 
     settings = TrainSettings(
         store=tiny_store, hook="blocks.1.hook_out", d_sae=48, k=4, arms="max_cos", seeds=1, batch_size=64, out=tmp_path

@@ -2,17 +2,16 @@
 
 import json
 import shutil
-import sys
 
 import pytest
 import torch
 
 import sae_lm
-from sae_lm.cache import cache
-from sae_lm.compare import METRICS, compare
+from sae_lm.caching import cache
+from sae_lm.comparison import METRICS, compare
 from sae_lm.errors import SaeError, SettingsError, StoreError
 from sae_lm.settings import CompareSettings, TrainSettings
-from sae_lm.train import train
+from sae_lm.training import train
 
 HOOK = "blocks.1.hook_out"
 
@@ -72,7 +71,8 @@ def test_an_arm_trained_alone_or_later_is_the_same_as_in_company(runs, tiny_stor
 
 
 def test_a_killed_training_leaves_no_half_sae_and_finishes_on_the_next_call(runs, tiny_store, tmp_path, monkeypatch):
-    module = sys.modules["sae_lm.train"]
+    from sae_lm import training as module
+
     real, saved = module.save, []
 
     def dies(sae, folder):
@@ -113,7 +113,7 @@ def test_the_metrics_log_has_every_arm_and_falls(runs):
 )
 def test_training_refuses_what_cannot_be_before_writing_anything(tiny_store, tmp_path, changes, error, says):
     with pytest.raises(error, match=says):
-        train(training(tiny_store, tmp_path / "runs", **changes))
+        train(training(**{"store": tiny_store, "out": tmp_path / "runs", **changes}))
     assert not (tmp_path / "runs").exists()
 
 

@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from sae_lm.compare import METRICS
+from sae_lm.comparison import METRICS
 from sae_lm.report import number, signed, spread, text_table, visible, write_html
 
 HOSTILE = "<script>document.title='ran'</script>"

@@ -21,9 +21,9 @@ from sae_lm.files import sha256, write_json
 from sae_lm.sae.checkpoint import save
 from sae_lm.sae.model import SAE, SaeConfig
 from sae_lm.settings import ShowSettings
-from sae_lm.show import search, show, spread_latents
+from sae_lm.showing import search, show, spread_latents
 
-show_module = importlib.import_module("sae_lm.show")  # the package has a function of this name
+show_module = importlib.import_module("sae_lm.showing")  # the package has a function of this name
 HOSTILE = "<script>document.title='ran'</script>"
 WORDS = ["<bos>", " cat", " dog", "\n", HOSTILE, "\u202e\x07", "&amp;"]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -2,14 +2,13 @@
 
 import json
 import shutil
-import sys
 
 import pytest
 import torch
 from conftest import TEXTS
 
 import sae_lm
-from sae_lm.cache import cache
+from sae_lm.caching import cache
 from sae_lm.data.batches import shuffled_batches
 from sae_lm.data.manifest import MANIFEST, PROGRESS
 from sae_lm.errors import ModelError, SettingsError, StoreError, TextError
@@ -111,7 +110,8 @@ def test_a_whole_store_is_reused_and_another_recipe_refused(cache_settings, tiny
 def test_an_interrupted_run_continues_to_the_same_bytes(
     cache_settings, tiny_store, tmp_path, monkeypatch, shards_before_the_kill
 ):
-    module = sys.modules["sae_lm.cache"]  # sae_lm.cache itself is the function
+    from sae_lm import caching as module
+
     real, calls = module.write_shard, 0
 
     def dies(*arguments):

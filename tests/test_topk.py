@@ -1,13 +1,13 @@
-"""sae_lm.sae.topk and sae_lm.sae.training: the sparse step against dense autograd, and its invariants."""
+"""sae_lm.sae.topk and sae_lm.sae.arm: the sparse step against dense autograd, and its invariants."""
 
 import pytest
 import torch
 from reference import dense_topk
 
 from sae_lm.sae import topk
+from sae_lm.sae.arm import ArmTraining, Hyperparameters, learning_rate
 from sae_lm.sae.penalties import Arm
 from sae_lm.sae.topk import TopK, auxk
-from sae_lm.sae.training import ArmTraining, Hyperparameters, learning_rate
 
 
 def weights(d, m, seed=0):

@@ -10,7 +10,7 @@ from torch import Tensor
 from sae_lm.sae.model import SAE
 
 if TYPE_CHECKING:
-    from transformer_lens.model_bridge import TransformerBridge
+    from sae_lm.data.activations import TransformerBridge
 
 DENSE = 0.1
 """A latent that fires on more than this share of tokens counts as dense (SAEBench core)."""

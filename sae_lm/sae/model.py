@@ -13,7 +13,7 @@ which is what SAELens computes for a directory of the same ``cfg.json``.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -21,14 +21,13 @@ from torch import Tensor, nn
 
 from sae_lm.errors import SaeError
 
-Architecture = Literal["standard", "topk", "jumprelu"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class SaeConfig:
     """What is needed to run an SAE, and where it came from."""
 
-    architecture: Architecture
+    architecture: str
+    """standard, topk or jumprelu"""
     d_in: int
     d_sae: int
     k: int | None = None

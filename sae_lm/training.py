@@ -13,9 +13,9 @@ from sae_lm.device import pick_device
 from sae_lm.errors import SaeError, SettingsError
 from sae_lm.files import read_json, write_json
 from sae_lm.progress import Progress
+from sae_lm.sae.arm import ArmTraining, Hyperparameters, default_lr
 from sae_lm.sae.checkpoint import CONFIG, save
 from sae_lm.sae.penalties import Arm, parse_arm
-from sae_lm.sae.training import ArmTraining, Hyperparameters, default_lr
 from sae_lm.settings import TrainSettings
 
 RUN = "run.json"

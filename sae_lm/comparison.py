@@ -26,7 +26,7 @@ from sae_lm.progress import Progress
 from sae_lm.sae.checkpoint import load
 from sae_lm.sae.model import SAE, random_sae
 from sae_lm.settings import CompareSettings
-from sae_lm.train import RUN
+from sae_lm.training import RUN
 
 ENCODED_VALUES = 1 << 23
 """Numbers in a dense batch of latents, at most: 32 MiB in float32."""
