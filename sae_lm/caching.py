@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
 from sae_lm.data.hub import find_model
@@ -33,7 +34,7 @@ from sae_lm.data.store import open_store
 from sae_lm.data.text import open_text
 from sae_lm.data.tokens import Block, blocks, special_tokens, vocabulary
 from sae_lm.device import pick_device
-from sae_lm.errors import SettingsError, StoreError, TextError
+from sae_lm.errors import ModelError, SettingsError, StoreError, TextError
 from sae_lm.files import read_json, sha256, write_json, write_whole
 from sae_lm.progress import Progress
 from sae_lm.settings import CacheSettings
@@ -56,6 +57,7 @@ def cache(settings: CacheSettings) -> Path:
         context_limit,
         describe_model,
         load_model,
+        load_tokenizer,
     )
 
     device = pick_device(settings.device)
@@ -67,31 +69,35 @@ def cache(settings: CacheSettings) -> Path:
         raise SettingsError(
             f"context_size is {settings.context_size}, the model takes at most {limit} tokens; give --context-size {limit}"
         )
-    special = special_tokens(bridge.tokenizer, settings.prepend_bos)
+    tokenizer = load_tokenizer(source)
+    special = special_tokens(tokenizer, settings.prepend_bos)
     with Capture(bridge, settings.hooks) as capture:
-        widths = {
-            name: value.shape[-1] for name, value in capture(torch.zeros(1, 2, dtype=torch.long, device=device)).items()
-        }
+        seen = capture(torch.zeros(1, 2, dtype=torch.long, device=device))
+        for name, value in seen.items():
+            if value.ndim != 3:
+                raise ModelError(
+                    f"hook {name} gives a tensor of {value.ndim} dimensions, expected [batch, pos, width]; name a residual stream such as blocks.0.hook_out"
+                )
         recipe = Recipe(
             model=describe_model(bridge, source),
-            tokenizer_sha256=_tokenizer_digest(bridge.tokenizer),
+            tokenizer_sha256=_tokenizer_digest(tokenizer),
             text={"id": text.id, "split": text.split, "column": text.column, "fingerprint": text.fingerprint},
             context_size=settings.context_size,
             bos=special.bos,
             separator=special.separator,
             dtype=settings.dtype,
-            hooks={name: widths[name] for name in capture.names},
+            hooks={name: seen[name].shape[-1] for name in capture.names},
             tokens=settings.tokens,
             shard_contexts=max(1, settings.shard_tokens // settings.context_size),
         )
         shards = _resume(settings.out, recipe)
         if shards is None:
-            print(f"{settings.out} already holds these {settings.tokens:,} rows; reused", flush=True)
+            print(f"{open_store(settings.out)!r} is there already; reused", flush=True)
             return settings.out
         _check_space(settings.out, recipe, sum(shard.rows for shard in shards))
-        stream = blocks(text.documents(), bridge.tokenizer, special, settings.context_size)
+        stream = blocks(text.documents(), tokenizer, special, settings.context_size)
         ended = _fill(settings, recipe, shards, stream, capture, device)
-    _commit(settings.out, recipe, shards, vocabulary(bridge.tokenizer, bridge.cfg.d_vocab), ended)
+    _commit(settings.out, recipe, shards, vocabulary(tokenizer, bridge.cfg.d_vocab), ended)
     return settings.out
 
 
@@ -181,14 +187,21 @@ def _resume(out: Path, recipe: Recipe) -> list[ShardRecord] | None:
     if (out / MANIFEST).exists():
         _check_same(out, read_manifest(out).recipe, recipe)
         open_store(out)
+        (out / PROGRESS).unlink(missing_ok=True)  # a kill between the commit and the end leaves it
         return None
     if not (out / PROGRESS).exists():
         out.mkdir(parents=True, exist_ok=True)
         _write_progress(out, recipe, [])
         return []
     progress = read_json(out / PROGRESS, StoreError, "an activation store")
-    _check_same(out, Recipe.model_validate(progress["recipe"]), recipe)
-    shards = [ShardRecord.model_validate(record) for record in progress["shards"]]
+    try:
+        there = Recipe.model_validate(progress.get("recipe"))
+        shards = [ShardRecord.model_validate(record) for record in progress.get("shards", [])]
+    except ValidationError:
+        raise StoreError(
+            f"{out / PROGRESS} is not understood, so caching cannot go on; delete {out} and cache again"
+        ) from None
+    _check_same(out, there, recipe)
     for index, shard in enumerate(shards):
         if any(
             not (out / name).is_file() or (out / name).stat().st_size != file.bytes

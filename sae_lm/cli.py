@@ -127,6 +127,13 @@ def main(argv: list[str] | None = None) -> int:
     except SaeLmError as problem:
         print(f"sae-lm: error: {problem}", file=sys.stderr)
         return 2
+    except OSError as problem:
+        where = f" ({problem.filename})" if problem.filename else ""
+        print(
+            f"sae-lm: error: {problem.strerror or problem}{where}; check the path, its permissions and the disk",
+            file=sys.stderr,
+        )
+        return 2
     except KeyboardInterrupt:
         print("sae-lm: interrupted; run the same command again to go on", file=sys.stderr)
         return 130

@@ -14,22 +14,25 @@ import torch
 from sae_lm.data.store import Store, open_store
 from sae_lm.device import pick_device
 from sae_lm.errors import SaeError
-from sae_lm.files import read_json, write_json
+from sae_lm.files import write_json
 from sae_lm.metrics.absorption import absorption
-from sae_lm.metrics.codes import encode_sparse
+from sae_lm.metrics.codes import Codes, encode_sparse
 from sae_lm.metrics.concepts import TEST, ConceptRows, Probe, fit_probes, sample_rows
 from sae_lm.metrics.geometry import geometry
 from sae_lm.metrics.quality import cross_entropies, quality
-from sae_lm.metrics.splitting import split_counts
+from sae_lm.metrics.splitting import Split, split_counts
 from sae_lm.metrics.statistics import FEWEST_SEEDS, paired_difference
 from sae_lm.progress import Progress
 from sae_lm.sae.checkpoint import load
 from sae_lm.sae.model import SAE, random_sae
+from sae_lm.sae.penalties import parse_arm
 from sae_lm.settings import CompareSettings
-from sae_lm.training import RUN
+from sae_lm.training import read_run, run_folder
 
 ENCODED_VALUES = 1 << 23
 """Numbers in a dense batch of latents, at most: 32 MiB in float32."""
+NOT_OUTCOMES = ("nearest_cos_null",)
+"""Metrics without a verdict: they do not depend on training."""
 CONTROL = "random"
 """Name of the control: an SAE whose decoder rows are random directions."""
 METRICS = {
@@ -50,6 +53,9 @@ METRICS = {
     "absorption_fraction": "absorption, fraction",
     "hole_rate": "hole rate",
     "recovered_on_holes": "projection recovered on holes",
+    "absorption_full_own_k": "... full, each SAE's own split count",
+    "absorption_fraction_own_k": "... fraction, own split count",
+    "hole_rate_own_k": "... hole rate, own split count",
 }
 """Metric key -> what it is, in the order of the tables."""
 L0_TOLERANCE = 0.05
@@ -72,42 +78,57 @@ def compare(settings: CompareSettings) -> dict[str, Any]:
 
     runs = read_runs(settings.runs, settings.baseline)
     training = dict(runs[0].sae.config.metadata["training"])
-    store = open_store(settings.store or read_json(settings.runs / RUN, SaeError, "a folder of runs")["store"])
-    if store.manifest.id != training["store_id"]:
-        raise SaeError(
-            f"store {store.path} is not the one these runs were trained on (id {store.manifest.id[:12]}, "
-            f"expected {training['store_id'][:12]}); give the right one with --store"
-        )
-    hook = training["hook"]
-    device = pick_device(settings.device)
-    controls = [Run(CONTROL, 0, random_sae(runs[0].sae, torch.Generator().manual_seed(settings.seed)))]
+    store = _find_store(settings, training["store_id"])
+    settings.out.mkdir(parents=True, exist_ok=True)  # before the work, so that a bad path costs none
+    hook, device = training["hook"], pick_device(settings.device)
+    controls = [Run(CONTROL, 0, random_sae(runs[0].sae, settings.seed))]
     figures: dict[tuple[str, int], dict[str, float]] = {(run.arm, run.seed): {} for run in [*runs, *controls]}
 
     entropies = _entropies(settings, store, hook, training, runs, device, figures)
-    rows = sample_rows(store, hook, settings.per_type, settings.seed)
+    rows = sample_rows(store, hook, training["held_out_from_row"], settings.per_type, settings.seed)
     probes = fit_probes(rows, settings.min_types, settings.probe_gate)
-    held_out = slice(training["held_out_from_row"], len(store))
-    per_concept: list[dict[str, Any]] = []
+    used = [c for c, probe in enumerate(probes) if probe.skipped is None]
+    coded: dict[tuple[str, int], tuple[Codes, dict[int, Split]]] = {}
     with Progress("comparing", len(figures), "SAE") as bar:
         for run in [*runs, *controls]:
-            mine = figures[run.arm, run.seed]
-            mine.update(_held_out_figures(settings, store, hook, held_out, run.sae.to(device)))
-            concepts = _concept_figures(settings, rows, probes, run.sae)
-            per_concept += [{"arm": run.arm, "seed": run.seed, **concept} for concept in concepts]
-            mine.update(_concept_means(concepts))
+            figures[run.arm, run.seed].update(_held_out_figures(settings, store, hook, training, run.sae.to(device)))
+            if used:
+                codes = encode_sparse(run.sae, rows.x.split(batch_rows(run.sae)))
+                splits = split_counts(codes, rows, used, settings.max_k, settings.split_gain, settings.seed)
+                coded[run.arm, run.seed] = codes, splits
             bar.update(1)
+    common = _common_k(coded, settings.baseline, used)
+    per_concept: list[dict[str, Any]] = []
+    for run in [*runs, *controls] if used else []:
+        concepts = _concept_figures(rows, probes, run.sae, *coded[run.arm, run.seed], common)
+        per_concept += [{"arm": run.arm, "seed": run.seed, **concept} for concept in concepts]
+    for key, mine in figures.items():
+        mine.update(_concept_means([c for c in per_concept if (c["arm"], c["seed"]) == key]))
     report = _report(settings, store, training, figures, entropies, probes, per_concept)
-    settings.out.mkdir(parents=True, exist_ok=True)
     write_json(settings.out / "report.json", report)
     write_html(report, settings.out / "report.html")
     return report
+
+
+def _find_store(settings: CompareSettings, store_id: str) -> Store:
+    """The store the runs were trained on; it may have been moved."""
+    path = settings.store or Path(read_run(settings.runs)["store"])
+    if not path.exists():
+        raise SaeError(f"the runs' store {path} is not there; give its present place with --store")
+    store = open_store(path)
+    if store.manifest.id != store_id:
+        raise SaeError(
+            f"store {path} is not the one these runs were trained on (id {store.manifest.id[:12]}, "
+            f"expected {store_id[:12]}); give the right one with --store"
+        )
+    return store
 
 
 def read_runs(folder: Path, baseline: str) -> list[Run]:
     """The SAEs that ``sae-lm train`` wrote to a folder, baseline first; every arm with the same seeds."""
     if not folder.is_dir():
         raise SaeError(f"runs {folder} does not exist; write it with sae-lm train --out {folder}")
-    run = read_json(folder / RUN, SaeError, "a folder of runs (written by sae-lm train)")
+    run = read_run(folder)
     if baseline not in run["arms"]:
         raise SaeError(
             f"runs {folder} have no arm {baseline!r} to compare with, they have {', '.join(run['arms'])}; give --baseline"
@@ -115,17 +136,18 @@ def read_runs(folder: Path, baseline: str) -> list[Run]:
     runs, missing = [], []
     for arm in sorted(run["arms"], key=lambda arm: arm != baseline):
         for seed in range(run["seeds"]):
-            directory = folder / f"{arm.replace(':', '_')}-seed{seed}"
+            directory = folder / run_folder(parse_arm(arm), seed)
             if directory.is_dir():
                 runs.append(Run(arm, seed, load(directory)))
             else:
                 missing.append(directory.name)
     if missing:
         raise SaeError(
-            f"runs {folder} are unfinished: {', '.join(missing)} missing; run the same sae-lm train command again"
+            f"runs {folder} are unfinished: {', '.join(missing)} missing; run sae-lm train again with --seeds "
+            f"{run['seeds']} and these arms"
         )
     facts = [dict(r.sae.config.metadata.get("training", {})) for r in runs]
-    for key in ("store_id", "hook"):
+    for key in ("store_id", "hook", "held_out_from_row"):
         if len({str(f.get(key)) for f in facts}) > 1:
             raise SaeError(f"runs {folder} differ in {key}; only SAEs of one store and hook can be compared")
     return runs
@@ -143,16 +165,26 @@ def _entropies(
     """Cross-entropies on held-out contexts; None where no language model is wanted."""
     if settings.model == "none":
         return None
-    from sae_lm.data.activations import load_model
+    from sae_lm.data.activations import describe_model, load_model
+    from sae_lm.data.hub import find_model
 
     recipe = store.manifest.recipe
-    name = settings.model or recipe.model["id"]
-    model = load_model(name, device=device, revision=recipe.model["revision"])
-    if model.cfg.d_model != recipe.model["d_model"] or model.cfg.d_vocab != recipe.model["d_vocab"]:
+    recorded = recipe.model
+    if settings.model is None and recorded["id"] != "embedded" and recorded["revision"] is None:
         raise SaeError(
-            f"model {name!r} has width {model.cfg.d_model} and vocabulary {model.cfg.d_vocab}, the store was cached from "
-            f"one with {recipe.model['d_model']} and {recipe.model['d_vocab']}; give the same model with --model"
+            f"the store was cached from a local model folder named {recorded['id']!r}; give its path with --model, "
+            "or --model none to leave out the cross-entropy"
         )
+    name = settings.model or recorded["id"]
+    dtype = getattr(torch, recorded["dtype"])
+    model = load_model(name, device=device, dtype=dtype, revision=recorded["revision"])
+    there = describe_model(model, find_model(name, recorded["revision"]))
+    for key, what in (("d_model", "width"), ("d_vocab", "vocabulary"), ("files_sha256", "checksum of the weights")):
+        if there[key] != recorded[key]:
+            raise SaeError(
+                f"model {name!r} has {what} {there[key]}, the store was cached from one with {recorded[key]}; "
+                "give the same model with --model"
+            )
     first = training["held_out_from_context"]
     blocks = store.blocks(first, min(store.manifest.contexts, first + settings.ce_contexts))
     saes = {f"{run.arm} {run.seed}": run.sae.to(device) for run in runs}
@@ -170,51 +202,47 @@ def batch_rows(sae: SAE) -> int:
 
 
 def _held_out_figures(
-    settings: CompareSettings, store: Store, hook: str, held_out: slice, sae: SAE
+    settings: CompareSettings, store: Store, hook: str, training: dict[str, Any], sae: SAE
 ) -> dict[str, float]:
-    stop = min(held_out.stop, held_out.start + settings.tokens)
-    size = batch_rows(sae)
+    start = training["held_out_from_row"]
+    stop, size = min(len(store), start + settings.tokens), batch_rows(sae)
     measured, fired = quality(
-        sae, (store.rows(hook, first, min(stop, first + size)) for first in range(held_out.start, stop, size))
+        sae, (store.rows(hook, first, min(stop, first + size)) for first in range(start, stop, size))
     )
     shape = geometry(sae.W_dec.cpu(), fired, settings.seed)
     figures = {**measured._asdict(), **shape._asdict()}
     return {name: float(value) for name, value in figures.items()}
 
 
+def _common_k(
+    coded: dict[tuple[str, int], tuple[Codes, dict[int, Split]]], baseline: str, used: list[int]
+) -> dict[int, int]:
+    """Per concept, the baseline's mean splitting count: how many main latents every SAE gets.
+
+    Hole rate and fraction fall with the number of main latents alone, so an arm that splits more would
+    seem to absorb less if each were scored with its own number.
+    """
+    counts = {c: [len(splits[c].latents) for (arm, _), (_, splits) in coded.items() if arm == baseline] for c in used}
+    return {c: round(sum(counts[c]) / len(counts[c])) for c in used}
+
+
 def _concept_figures(
-    settings: CompareSettings, rows: ConceptRows, probes: list[Probe], sae: SAE
+    rows: ConceptRows, probes: list[Probe], sae: SAE, codes: Codes, splits: dict[int, Split], common: dict[int, int]
 ) -> list[dict[str, Any]]:
-    """Splitting and absorption of every concept that passed its gate."""
-    used = [c for c, probe in enumerate(probes) if probe.skipped is None]
-    if not used:
-        return []
-    codes = encode_sparse(sae, rows.x.split(batch_rows(sae)))
-    splits = split_counts(codes, rows, used, settings.max_k, settings.split_gain, settings.seed)
+    """Splitting and absorption of every concept that passed its gate, with the common and with its own k."""
     out = []
-    for c in used:
-        probe, split = probes[c], splits[c]
+    W_dec, b_dec = sae.W_dec.cpu(), sae.b_dec.cpu()
+    for c, split in splits.items():
+        probe = probes[c]
         told = rows.x @ probe.weight + probe.bias > 0
         candidates = ((rows.part == TEST) & rows.labels[:, c] & told).nonzero().flatten()
-        scores = absorption(
-            codes.take(candidates),
-            rows.x[candidates],
-            rows.token_id[candidates],
-            sae.W_dec.cpu(),
-            sae.b_dec.cpu(),
-            probe.weight,
-            split.latents,
-        )
-        absorbed = scores._asdict() if scores else {}
-        out.append(
-            {
-                "concept": probe.name,
-                "latents": split.latents,
-                "splits": len(split.latents),
-                "main_f1": split.test_f1,
-                **absorbed,
-            }
-        )
+        mine, x, token_id = codes.take(candidates), rows.x[candidates], rows.token_id[candidates]
+        figures: dict[str, Any] = {"concept": probe.name, "latents": split.latents, "splits": len(split.latents)}
+        figures |= {"common_k": common[c], "main_f1": split.test_f1}
+        for suffix, main in (("", split.ranking[: common[c]]), ("_own_k", split.latents)):
+            scores = absorption(mine, x, token_id, W_dec, b_dec, probe.weight, main)
+            figures |= {f"{key}{suffix}": value for key, value in (scores._asdict() if scores else {}).items()}
+        out.append(figures)
     return out
 
 
@@ -232,6 +260,9 @@ def _concept_means(concepts: list[dict[str, Any]]) -> dict[str, float]:
         "absorption_fraction": mean("fraction"),
         "hole_rate": mean("hole_rate"),
         "recovered_on_holes": mean("recovered"),
+        "absorption_full_own_k": mean("full_own_k"),
+        "absorption_fraction_own_k": mean("fraction_own_k"),
+        "hole_rate_own_k": mean("hole_rate_own_k"),
     }
 
 
@@ -257,6 +288,8 @@ def _report(
         l0, base_l0 = sum(values[arm]["l0"]) / len(seeds), sum(base["l0"]) / len(seeds)
         matched = abs(l0 - base_l0) <= L0_TOLERANCE * base_l0
         for key in METRICS:
+            if key in NOT_OUTCOMES:
+                continue
             difference = paired_difference(values[arm][key], base[key])
             verdict = difference.verdict if matched or key == "l0" else "L0 not matched"
             differences.append({"arm": arm, "metric": key, **difference._asdict(), "verdict": verdict})
@@ -289,7 +322,8 @@ def _report(
 
 
 def findings(differences: list[dict[str, Any]], arms: list[str], seeds: int) -> list[str]:
-    """One sentence per arm. "Less absorption" needs hole rate and fraction to fall: see metrics.absorption."""
+    """One sentence per arm, and one on chance. "Less absorption" needs hole rate and fraction to fall, at one k:
+    see metrics.absorption and _common_k."""
     verdicts = {(d["arm"], d["metric"]): d["verdict"] for d in differences}
     sentences = []
     for arm in arms:
@@ -298,8 +332,8 @@ def findings(differences: list[dict[str, Any]], arms: list[str], seeds: int) -> 
                 f"{arm}: no claim with {seeds} seed{'s' * (seeds != 1)}; at least {FEWEST_SEEDS} are needed."
             )
             continue
-        hole, fraction, splits, fvu = (
-            verdicts[arm, key] for key in ("hole_rate", "absorption_fraction", "splits", "fvu")
+        hole, fraction, splits, found, fvu = (
+            verdicts[arm, key] for key in ("hole_rate", "absorption_fraction", "splits", "main_f1", "fvu")
         )
         if hole == fraction == "lower":
             absorbed = "less absorption (hole rate and fraction both lower)"
@@ -307,7 +341,15 @@ def findings(differences: list[dict[str, Any]], arms: list[str], seeds: int) -> 
             absorbed = "more absorption (hole rate and fraction both higher)"
         else:
             absorbed = f"no claim on absorption (hole rate {hole}, fraction {fraction})"
-        sentences.append(f"{arm}: {absorbed}; splitting {splits}; FVU {fvu}; {seeds} seeds.")
+        sentences.append(
+            f"{arm}: {absorbed}; splitting {splits}; F1 of main latents {found}; FVU {fvu}; {seeds} seeds."
+        )
+    judged = sum(d["verdict"] in ("lower", "higher", "not distinguishable") for d in differences)
+    if judged:
+        sentences.append(
+            f"{judged} differences are judged at 95% each, uncorrected: were nothing different, about "
+            f"{max(1, round(judged * 0.05))} would still be called lower or higher."
+        )
     return sentences
 
 

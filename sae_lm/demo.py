@@ -19,7 +19,7 @@ def demo_settings(out: Path) -> tuple[CacheSettings, TrainSettings, CompareSetti
             arms=("none", "abs_cos:1", "max_cos:0.25"),
             seeds=3,
             tokens=1_000_000,
-            held_out=0.15,
+            held_out=0.2,
             out=runs,
         ),
         CompareSettings(runs=runs, out=report, ce_contexts=96),

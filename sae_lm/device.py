@@ -1,5 +1,7 @@
 """The name of a device -> one this machine has."""
 
+import re
+
 import torch
 
 from sae_lm.errors import SettingsError
@@ -9,6 +11,8 @@ def pick_device(device: str) -> str:
     """``auto`` -> cuda if there is one, else cpu; other names are checked. Raises SettingsError."""
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
+    if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", device):
+        raise SettingsError(f"device is {device!r}; expected `auto`, `cpu`, `cuda`, `cuda:1` or `mps`")
     try:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as problem:

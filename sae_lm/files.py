@@ -19,7 +19,7 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + PART)
     write(part)
-    with part.open("rb") as written:
+    with part.open("rb+") as written:
         os.fsync(written.fileno())
     os.replace(part, path)
 
@@ -29,14 +29,19 @@ def write_json(path: Path, value: Any) -> None:
     write_whole(path, lambda part: part.write_text(text, encoding="utf-8"))
 
 
-def read_json(path: Path, error: type[SaeLmError], what: str) -> Any:
-    """Parse a JSON file; a missing or malformed one raises ``error`` naming it."""
+def read_json(path: Path, error: type[SaeLmError], what: str) -> dict[str, Any]:
+    """Parse a JSON file that holds an object; a missing or malformed one raises ``error`` naming it."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise error(f"{path.parent} is not {what}: it has no {path.name}") from None
     except (OSError, ValueError) as problem:
         raise error(f"{path} cannot be read as JSON ({problem}); the folder is damaged, make it anew") from None
+    if not isinstance(value, dict):
+        raise error(
+            f"{path} holds a JSON {type(value).__name__}, expected an object; the folder is damaged, make it anew"
+        )
+    return value
 
 
 def replace_folder(part: Path, path: Path) -> None:

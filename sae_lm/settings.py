@@ -43,7 +43,9 @@ Positional = Field(json_schema_extra={"positional": True})
 
 
 class _Settings(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=(), allow_inf_nan=False
+    )
 
 
 class CacheSettings(_Settings):
@@ -146,7 +148,7 @@ class CompareSettings(_Settings):
     """language model for the cross-entropy (default: the one the store was cached from; `none` to leave it out)"""
     baseline: str = "none"
     """arm the others are compared with"""
-    tokens: Count = 65_536
+    tokens: Annotated[int, BeforeValidator(parse_count), Field(ge=2)] = 65_536
     """held-out rows for L0, FVU, dead latents; at most"""
     ce_contexts: Count = 256
     """held-out contexts for the cross-entropy; at most"""
@@ -218,13 +220,17 @@ def read_config(path: Path) -> dict[str, dict[str, Any]]:
     except ModuleNotFoundError:  # Python 3.10
         import tomli as tomllib  # pyright: ignore[reportMissingImports]
     try:
-        sections = tomllib.loads(path.read_text())
+        sections = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as problem:
         raise SettingsError(f"--config {path}: cannot be read ({problem.strerror}); give a TOML file") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
         raise SettingsError(f"--config {path}: is not valid TOML ({problem}); mend the line named") from None
     for name, section in sections.items():
-        if name not in VERBS or not isinstance(section, Mapping):
+        if name in VERBS and not isinstance(section, Mapping):
+            raise SettingsError(
+                f"--config {path}: {name} is a value, expected a section; write [{name}] and keys below it"
+            )
+        if name not in VERBS:
             raise SettingsError(f"--config {path}: unknown section [{name}]; expected {choice(name, VERBS)}")
         for key in section:
             if key not in VERBS[name].model_fields:

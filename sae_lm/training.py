@@ -1,6 +1,7 @@
 """store -> runs: arms x seeds, trained side by side on the same batches, from the store alone."""
 
 import json
+from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,15 @@ from sae_lm.errors import SaeError, SettingsError
 from sae_lm.files import read_json, write_json
 from sae_lm.progress import Progress
 from sae_lm.sae.arm import ArmTraining, Hyperparameters, default_lr
-from sae_lm.sae.checkpoint import CONFIG, save
+from sae_lm.sae.checkpoint import load, save
 from sae_lm.sae.penalties import Arm, parse_arm
 from sae_lm.settings import TrainSettings
+from sae_lm.verify import verify
 
 RUN = "run.json"
 IGNORED = ("out", "store", "device", "log_every", "arms", "seeds")
-"""Settings that may differ between the runs of one folder: they do not change an SAE's weights."""
+"""Settings that may differ between the runs of one folder: they do not change what an SAE is (another device
+changes its rounding)."""
 
 
 def run_folder(arm: Arm, seed: int) -> str:
@@ -45,12 +48,13 @@ def train(settings: TrainSettings) -> Path:
     pending = {
         seed: [arm for arm in arms if not _done(settings.out, arm, seed, facts)] for seed in range(settings.seeds)
     }
+    earlier = read_run(settings.out) if (settings.out / RUN).exists() else {"arms": [], "seeds": 0}
     write_json(
         settings.out / RUN,
         {
             "settings": settings.model_dump(mode="json"),
-            "arms": [arm.name for arm in arms],
-            "seeds": settings.seeds,
+            "arms": list(dict.fromkeys([*earlier["arms"], *(arm.name for arm in arms)])),
+            "seeds": max(earlier["seeds"], settings.seeds),
             "store": str(settings.store),
             "facts": facts,
             "versions": {name: version(name) for name in ("sae_lm", "torch")},
@@ -70,10 +74,30 @@ def train(settings: TrainSettings) -> Path:
     return settings.out
 
 
+def read_run(folder: Path) -> dict[str, Any]:
+    """The run.json of a folder of runs: every arm and the number of seeds trained there. Raises SaeError."""
+    run = read_json(folder / RUN, SaeError, "a folder of runs (written by sae-lm train)")
+    arms, seeds, store = run.get("arms"), run.get("seeds"), run.get("store")
+    if not (
+        isinstance(arms, list)
+        and all(isinstance(a, str) for a in arms)
+        and isinstance(seeds, int)
+        and isinstance(store, str)
+    ):
+        raise SaeError(
+            f"{folder / RUN} is not understood; delete this file and run sae-lm train again, it keeps the SAEs there"
+        )
+    return run
+
+
 def _facts(settings: TrainSettings, store: Store, hook: str, context: int, row: int) -> dict[str, Any]:
     """Everything an SAE's weights depend on besides arm and seed, as it is recorded with it."""
     if settings.k > settings.d_sae:
         raise SettingsError(f"k is {settings.k}, more than the {settings.d_sae} latents of d_sae; give a smaller --k")
+    if row >= len(store):
+        raise SettingsError(
+            f"held_out is {settings.held_out}, which keeps no context of {settings.store} back; give more"
+        )
     if row < settings.batch_size:
         raise SettingsError(
             f"store {settings.store} has {row:,} rows for training, fewer than one batch of {settings.batch_size:,}; "
@@ -90,7 +114,7 @@ def _facts(settings: TrainSettings, store: Store, hook: str, context: int, row: 
         "aux_k": settings.aux_k or max(1, store.hooks[hook] // 2),
         "dead_after": settings.dead_after or max(1, min(10_000_000, rows // 10)),
     }
-    moments = store.moments(hook)
+    moments = store.moments(hook, row)  # of training rows: held-out ones are not looked at
     if moments.variance <= 0:
         raise SettingsError(
             f"store {settings.store}: all rows of {hook} are equal, there is nothing to learn; cache another hook"
@@ -127,7 +151,9 @@ def _done(out: Path, arm: Arm, seed: int, facts: dict[str, Any]) -> bool:
     directory = out / run_folder(arm, seed)
     if not directory.exists():
         return False
-    there = read_json(directory / CONFIG, SaeError, "an SAE directory").get("metadata", {}).get("training", {})
+    if verify(directory):
+        raise SaeError(f"{directory} is damaged ({verify(directory)[0]}); delete it and train again")
+    there = load(directory).config.metadata.get("training") or {}
     differing = [f"{key} is {there.get(key)}, asked for {facts[key]}" for key in facts if there.get(key) != facts[key]]
     if differing:
         raise SaeError(f"{directory} was trained otherwise: {'; '.join(differing)}; give another --out or delete it")
@@ -147,13 +173,14 @@ def _train_group(
     """All arms of one seed, step by step on the same batches."""
     device = pick_device(settings.device)
     scale = facts["scale"]
-    start = store.moments(hook).mean / scale
+    start = store.moments(hook, facts["held_out_from_row"]).mean / scale
     runs = [ArmTraining(arm, seed, settings.d_sae, start, h, device) for arm in arms]
     batches = shuffled_batches(store, hook, settings.batch_size, seed, h.steps, 0, facts["held_out_from_row"])
-    with (settings.out / f"metrics-seed{seed}.jsonl").open("w") as log:
+    with ExitStack() as files:
+        logs = [files.enter_context((settings.out / f"{run_folder(run.arm, seed)}.jsonl").open("w")) for run in runs]
         for step, batch in enumerate(batches):
             x = batch.to(device).float() / scale
-            for run in runs:
+            for run, log in zip(runs, logs, strict=True):
                 run.step(x, step)
                 if step % settings.log_every == 0 or step + 1 == h.steps:
                     log.write(json.dumps(run.log(step)) + "\n")

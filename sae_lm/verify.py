@@ -47,7 +47,8 @@ def _verify_sae(path: Path) -> list[str]:
         return [str(problem)]
     if not (path / WEIGHTS).is_file():
         return [f"{WEIGHTS}: missing"]
-    recorded = config.get("metadata", {}).get("weights_sha256")
+    metadata = config.get("metadata")
+    recorded = metadata.get("weights_sha256") if isinstance(metadata, dict) else None
     if recorded is None:
         raise SaeError(
             f"{path / CONFIG} records no checksum (an SAE written by another program); there is nothing to verify"

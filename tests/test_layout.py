@@ -12,7 +12,20 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "sae_lm"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-FLOW = ["errors", "settings", "files", "progress", "device", "embedded", "data", "sae", "metrics", "verbs", "cli"]
+FLOW = [
+    "errors",
+    "settings",
+    "files",
+    "seeds",
+    "progress",
+    "device",
+    "embedded",
+    "data",
+    "sae",
+    "metrics",
+    "verbs",
+    "cli",
+]
 """A module may import from its own group and those before it."""
 TRANSFORMER_LENS = {"data/activations.py", "sae/splice.py"}
 

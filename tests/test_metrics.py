@@ -139,11 +139,11 @@ def test_labels_read_the_tokens_text():
 
 def test_the_sample_holds_at_most_so_many_rows_per_type_each_labelled_by_its_token(tiny_store):
     store = sae_lm.open_store(tiny_store)
-    rows = sample_rows(store, "blocks.0.hook_out", per_type=3, seed=0)
+    rows = sample_rows(store, "blocks.0.hook_out", 600, per_type=3, seed=0)
     types, counts = rows.token_id.unique(return_counts=True)
-    _, all_counts = store.tokens()["token_id"].unique(return_counts=True)
+    _, all_counts = store.tokens(600)["token_id"].unique(return_counts=True)
     assert torch.equal(counts, all_counts.clamp_max(3)) and len(types) == len(all_counts)
-    whole, tokens = store.rows("blocks.0.hook_out"), store.tokens()["token_id"]
+    whole, tokens = store.rows("blocks.0.hook_out", 600), store.tokens(600)["token_id"]
     for index in (0, len(rows.x) // 2, len(rows.x) - 1):
         where = (whole == rows.x[index]).all(1).nonzero()[0]
         assert tokens[where] == rows.token_id[index]

@@ -68,6 +68,48 @@ def test_training_again_gives_the_same_bytes_and_a_second_call_reuses_them(runs,
 def test_an_arm_trained_alone_or_later_is_the_same_as_in_company(runs, tiny_store, tmp_path):
     alone = train(training(tiny_store, tmp_path / "alone", arms="max_cos:0.5"))
     assert weights(alone) == {name: data for name, data in weights(runs).items() if name.startswith("max_cos")}
+    later = train(training(tiny_store, alone, arms="abs_cos:1"))
+    train(training(tiny_store, later, arms="none", seeds=1))  # one seed less than the others
+    log = (later / "max_cos_0.5-seed0.jsonl").read_text()
+    with pytest.raises(SaeError, match="none-seed1 missing; run sae-lm train again with --seeds 2"):
+        compare(comparing(later, tmp_path))
+    train(training(tiny_store, later, arms="none"))
+    assert weights(later) == weights(runs) and (later / "max_cos_0.5-seed0.jsonl").read_text() == log
+    assert set(compare(comparing(later, tmp_path))["arms"]) == {"none", "abs_cos:1", "max_cos:0.5"}
+
+
+def test_a_damaged_sae_is_not_taken_for_done(runs, tiny_store, tmp_path):
+    copy = shutil.copytree(runs, tmp_path / "runs")
+    victim = copy / "none-seed0" / "sae_weights.safetensors"
+    content = bytearray(victim.read_bytes())
+    content[-2] ^= 1
+    victim.write_bytes(bytes(content))
+    with pytest.raises(SaeError, match="none-seed0 is damaged"):
+        train(training(tiny_store, copy))
+    with pytest.raises(SaeError, match="does not match its checksum"):
+        sae_lm.load(copy / "none-seed0")
+    victim.unlink()
+    with pytest.raises(SaeError, match="missing"):
+        train(training(tiny_store, copy))
+
+
+def test_held_out_rows_do_not_reach_the_training(tiny_store, tmp_path):
+    """Other held-out rows, same training rows: the same weights."""
+    from safetensors.torch import load_file, save_file
+
+    from sae_lm.data.manifest import MANIFEST
+
+    changed = shutil.copytree(tiny_store, tmp_path / "changed")
+    store = sae_lm.open_store(tiny_store)
+    _, row = store.held_out_from(0.2)
+    last = len(store.manifest.shards) - 1
+    assert store.first_row[last] > row
+    path = changed / HOOK / f"{last:05d}.safetensors"
+    tensors = load_file(path)
+    save_file({**tensors, "rows": tensors["rows"] * 100, "sum": tensors["sum"] * 100}, path)
+    assert (changed / MANIFEST).read_text() == (tiny_store / MANIFEST).read_text()  # sizes are the same
+    a, b = (train(training(s, tmp_path / n, arms="none", seeds=1)) for s, n in ((tiny_store, "a"), (changed, "b")))
+    assert weights(a) == weights(b)
 
 
 def test_a_killed_training_leaves_no_half_sae_and_finishes_on_the_next_call(runs, tiny_store, tmp_path, monkeypatch):
@@ -85,7 +127,7 @@ def test_a_killed_training_leaves_no_half_sae_and_finishes_on_the_next_call(runs
     with pytest.raises(KeyboardInterrupt):
         train(training(tiny_store, tmp_path / "runs"))
     assert len(weights(tmp_path / "runs")) == 2
-    with pytest.raises(SaeError, match="unfinished: .*missing; run the same sae-lm train command again"):
+    with pytest.raises(SaeError, match="unfinished: .*missing; run sae-lm train again"):
         compare(CompareSettings(runs=tmp_path / "runs", out=tmp_path / "report", model="none"))
     monkeypatch.setattr(module, "save", real)
     train(training(tiny_store, tmp_path / "runs"))
@@ -93,10 +135,10 @@ def test_a_killed_training_leaves_no_half_sae_and_finishes_on_the_next_call(runs
 
 
 def test_the_metrics_log_has_every_arm_and_falls(runs):
-    lines = [json.loads(line) for line in (runs / "metrics-seed1.jsonl").read_text().splitlines()]
-    assert {line["arm"] for line in lines} == {"none", "abs_cos:1", "max_cos:0.5"}
-    plain = [line["fvu"] for line in lines if line["arm"] == "none"]
-    assert plain[-1] < 0.7 * plain[0]
+    for name in weights(runs):
+        lines = [json.loads(line) for line in (runs / f"{name}.jsonl").read_text().splitlines()]
+        assert len(lines) > 1 and lines[-1]["fvu"] < 0.7 * lines[0]["fvu"]
+        assert ("penalty" in lines[-1]) == (not name.startswith("none"))
 
 
 @pytest.mark.parametrize(
@@ -125,10 +167,23 @@ def test_runs_trained_otherwise_are_not_overwritten(runs, tiny_store):
 
 
 @pytest.fixture(scope="module")
-def report(runs, tiny_model, tmp_path_factory):
+def half_held_out(tiny_store, tmp_path_factory):
+    """Runs with half of the store held out: 750 rows have enough token types for a concept or two."""
+    return train(training(tiny_store, tmp_path_factory.mktemp("half") / "runs", held_out=0.5))
+
+
+@pytest.fixture(scope="module")
+def report(half_held_out, tiny_model, tmp_path_factory):
     out = tmp_path_factory.mktemp("report")
     settings = CompareSettings(
-        runs=runs, out=out, model=str(tiny_model), min_types=3, probe_gate=0.0, per_type=20, ce_contexts=8
+        runs=half_held_out,
+        out=out,
+        model=str(tiny_model),
+        min_types=3,
+        probe_gate=0.0,
+        per_type=20,
+        ce_contexts=8,
+        seed=2,
     )
     return compare(settings), out
 
@@ -148,10 +203,10 @@ def test_the_report_has_every_metric_for_every_run_and_the_control(report):
     assert (out / "report.html").stat().st_size > 1000
 
 
-def test_the_reports_numbers_are_those_of_the_saes(report, runs, tiny_store):
+def test_the_reports_numbers_are_those_of_the_saes(report, half_held_out, tiny_store):
     values, _ = report
     store = sae_lm.open_store(tiny_store)
-    sae = sae_lm.load(runs / "abs_cos_1-seed1")
+    sae = sae_lm.load(half_held_out / "abs_cos_1-seed1")
     x = store.rows(HOOK, sae.config.metadata["training"]["held_out_from_row"])
     z = sae.encode(x)
     assert values["arms"]["abs_cos:1"]["l0"][1] == pytest.approx(float((z > 0).sum(1).float().mean()), rel=1e-5)
@@ -165,7 +220,7 @@ def test_the_table_names_every_arm_metric_and_verdict(report):
     from sae_lm.report import text_table
 
     table = text_table(report[0])
-    for word in ("none", "abs_cos:1", "max_cos:0.5", "hole rate", "no claim (< 3 seeds)"):
+    for word in ("none", "abs_cos:1", "max_cos:0.5", "hole rate", "no claim with 2 seeds", "no claim < 3 seeds"):
         assert word in table
 
 
@@ -196,8 +251,44 @@ def test_a_model_of_another_width_is_refused(runs, tmp_path):
     from conftest import save_tiny_model
 
     wide = save_tiny_model(tmp_path / "wide", width=24)
-    with pytest.raises(SaeError, match="has width 24 and vocabulary 300, the store was cached from one with 16"):
+    with pytest.raises(SaeError, match="has width 24, the store was cached from one with 16"):
         compare(comparing(runs, tmp_path, model=str(wide)))
+
+
+def test_a_local_model_is_asked_for_and_recognised_by_its_weights(runs, tiny_model, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    with pytest.raises(SaeError, match="a local model folder named 'tiny-gpt2'; give its path with --model"):
+        compare(comparing(runs, tmp_path, model=None))
+    tuned = shutil.copytree(tiny_model, tmp_path / "tiny-gpt2")
+    tensors = load_file(tuned / "model.safetensors")
+    save_file({name: tensor * 1.01 for name, tensor in tensors.items()}, tuned / "model.safetensors", {"format": "pt"})
+    with pytest.raises(SaeError, match="has checksum of the weights"):
+        compare(comparing(runs, tmp_path, model=str(tuned)))
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", '{"arms": ["none"], "seeds": "3", "store": "x"}', "{"])
+def test_a_run_json_that_is_not_understood_is_one_sentence(runs, tmp_path, content):
+    copy = shutil.copytree(runs, tmp_path / "runs")
+    (copy / "run.json").write_text(content)
+    with pytest.raises(SaeError, match="run.json"):
+        compare(comparing(copy, tmp_path))
+
+
+def test_concepts_that_one_part_of_the_split_lacks_are_skipped_with_the_reason(runs, tmp_path):
+    values = compare(comparing(runs, tmp_path, min_types=1, probe_gate=0.0))
+    assert any("no examples on both sides" in str(concept["skipped"]) for concept in values["concepts"])
+
+
+def test_every_arm_is_scored_with_the_same_number_of_main_latents(report):
+    values, _ = report
+    for concept in {c["concept"] for c in values["per_concept"]}:
+        mine = [c for c in values["per_concept"] if c["concept"] == concept]
+        own = [c["splits"] for c in mine if c["arm"] == "none"]
+        assert {c["common_k"] for c in mine} == {round(sum(own) / len(own))}
+        for c in mine:
+            if c["splits"] == c["common_k"]:
+                assert (c["hole_rate"], c["fraction"]) == (c["hole_rate_own_k"], c["fraction_own_k"])
 
 
 def test_a_moved_store_is_found_with_store(runs, tiny_store, tmp_path):

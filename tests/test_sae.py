@@ -74,6 +74,10 @@ def test_a_topk_sae_ranked_by_decoder_norm_is_folded_on_loading(make_sae, tmp_pa
         (lambda d: edit(d, architecture="gated"), "architecture 'gated' is unknown"),
         (lambda d: edit(d, normalize_activations="layer_norm"), "normalize_activations is 'layer_norm'"),
         (lambda d: edit(d, k=11), "k is 11"),
+        (lambda d: edit(d, k="three"), "k is 'three', expected a whole number"),
+        (lambda d: (d / CONFIG).write_text("[]"), "JSON list"),
+        (lambda d: edit(d, metadata="x"), "metadata is a str"),
+        (lambda d: edit(d, activation_fn_str="topk"), "before 6"),
         (lambda d: poison(d), "W_dec holds NaN"),
     ],
 )
@@ -93,6 +97,7 @@ def poison(directory):
     weights = load_file(directory / WEIGHTS)
     weights["W_dec"][2, 3] = float("nan")
     save_file(weights, directory / WEIGHTS)
+    edit(directory, metadata={})  # no checksum: as another program would write it
 
 
 def test_verify_finds_a_flipped_bit_in_the_weights(make_sae, tmp_path):

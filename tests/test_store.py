@@ -49,6 +49,9 @@ def test_the_statistics_are_those_of_the_rows(tiny_store):
     rows = store.rows("blocks.1.hook_out").double()
     moments = store.moments("blocks.1.hook_resid_post")
     torch.testing.assert_close(moments.mean, rows.mean(0))
+    part = store.moments("blocks.1.hook_out", 777)  # a border within a shard
+    torch.testing.assert_close(part.mean, rows[:777].mean(0))
+    assert part.mean_squared_norm == pytest.approx(float(rows[:777].square().sum(1).mean()))
     assert moments.variance == pytest.approx(float((rows - rows.mean(0)).square().sum(1).mean()))
 
 
@@ -156,6 +159,8 @@ def test_a_text_too_short_for_one_context_is_refused(cache_settings, tmp_path):
         ({"hooks": "blocks.1.hook_outt"}, ModelError, "not a hook point"),
         ({"context_size": 64}, SettingsError, "at most 32 tokens"),
         ({"device": "cuda:7"}, SettingsError, "not to be had"),
+        ({"device": "tpu"}, SettingsError, "expected `auto`"),
+        ({"hooks": "blocks.0.attn.hook_pattern"}, ModelError, "4 dimensions, expected"),
     ],
 )
 def test_what_the_model_lacks_is_named_before_anything_is_written(cache_settings, tmp_path, changes, error, says):
@@ -163,6 +168,46 @@ def test_what_the_model_lacks_is_named_before_anything_is_written(cache_settings
     with pytest.raises(error, match=says):
         cache(cache_settings(out, **changes))
     assert not out.exists()
+
+
+def test_a_retrained_local_model_is_another_recipe(cache_settings, tiny_model, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    cache(cache_settings(tmp_path / "store", model=str(model), tokens=100))
+    tensors = load_file(model / "model.safetensors")
+    save_file({name: tensor * 1.5 for name, tensor in tensors.items()}, model / "model.safetensors", {"format": "pt"})
+    with pytest.raises(StoreError, match="files_sha256"):
+        cache(cache_settings(tmp_path / "store", model=str(model), tokens=100))
+
+
+def test_a_tokenizer_without_bos_is_taken_as_it_is(cache_settings, tiny_model, tmp_path):
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    config = json.loads((model / "tokenizer_config.json").read_text())
+    (model / "tokenizer_config.json").write_text(
+        json.dumps({k: v for k, v in config.items() if k not in ("bos_token", "eos_token")})
+    )
+    with pytest.raises(ModelError, match="no BOS token; give --no-prepend-bos"):
+        cache(cache_settings(tmp_path / "store", model=str(model)))
+    out = cache(cache_settings(tmp_path / "store", model=str(model), prepend_bos=False))
+    store = sae_lm.open_store(out)
+    assert store.manifest.recipe.bos is store.manifest.recipe.separator is None
+    assert len(store.tokens()["token_id"]) == 1500 and int(store.tokens()["token_id"].max()) < 300
+
+
+def test_what_a_kill_between_commit_and_end_leaves_is_cleared(cache_settings, copied_store):
+    (copied_store / PROGRESS).write_text("{}")
+    assert verify(copied_store) == ["progress.json: does not belong to the store"]
+    cache(cache_settings(copied_store))
+    assert verify(copied_store) == []
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", '{"recipe": {"model": {}}}'])
+def test_a_progress_file_that_is_not_understood_is_one_sentence(cache_settings, copied_store, content):
+    (copied_store / MANIFEST).unlink()
+    (copied_store / PROGRESS).write_text(content)
+    with pytest.raises(StoreError, match="progress.json"):
+        cache(cache_settings(copied_store))
 
 
 def test_a_folder_of_something_else_is_left_alone(cache_settings, tmp_path):
@@ -225,7 +270,9 @@ def test_verify_finds_flips_truncation_missing_and_foreign_files(copied_store):
         (lambda m: {**m, "version": 99}, "format version 99, this program reads 1"),
         (lambda m: {**m, "rows": "many"}, "malformed at rows"),
         (lambda m: {**m, "files": {"../../etc/passwd": {"bytes": 1, "sha256": ""}}}, "outside the store"),
-        (lambda m: [], "format version None"),
+        (lambda m: [], "holds a JSON list"),
+        (lambda m: {**m, "shards": []}, "lists no shards"),
+        (lambda m: {**m, "recipe": {**m["recipe"], "hooks": {"../evil": 16}}}, "no file of ../evil"),
     ],
 )
 def test_a_manifest_that_is_not_understood_is_refused(copied_store, change, says):

@@ -4,8 +4,8 @@ import pytest
 import torch
 from reference import dense_topk
 
-from sae_lm.sae import topk
 from sae_lm.sae.arm import ArmTraining, Hyperparameters, learning_rate
+from sae_lm.sae import arm
 from sae_lm.sae.penalties import Arm
 from sae_lm.sae.topk import TopK, auxk
 
@@ -19,8 +19,7 @@ def weights(d, m, seed=0):
 
 
 @pytest.mark.parametrize(("batch", "d", "m", "k"), [(37, 11, 53, 5), (1, 3, 4, 4), (9, 5, 7, 1)])
-def test_reconstruction_and_all_gradients_equal_dense_autograd(batch, d, m, k, monkeypatch):
-    monkeypatch.setattr(topk, "GATHER_ELEMENTS", 60)  # several pieces, the last one short
+def test_reconstruction_and_all_gradients_equal_dense_autograd(batch, d, m, k):
     draw = torch.Generator().manual_seed(1)
     x, direction = (torch.randn(batch, d, dtype=torch.float64, generator=draw) for _ in range(2))
     parameters = weights(d, m)
@@ -99,15 +98,29 @@ def test_arms_of_one_seed_start_equal_and_a_penalty_lowers_what_it_penalises():
     for name, measure in (("max_cos", max_cos), ("abs_cos", abs_cos)):
         start = trained(Arm(name, 5.0), steps=0)
         assert torch.equal(start.W_dec, trained(Arm("none", 0.0), steps=0).W_dec)
-        assert measure(trained(Arm(name, 5.0)).W_dec) < 0.8 * measure(plain.W_dec)
+        assert measure(trained(Arm(name, 5.0)).W_dec) < 0.9 * measure(plain.W_dec)
 
 
-def test_an_encoder_penalty_leaves_the_decoders_own_penalty_alone_and_moves_the_encoder():
+def test_a_latent_selected_at_zero_counts_as_silent():
+    run = ArmTraining(Arm("none", 0.0), 0, 24, torch.zeros(8), HYPER, "cpu")
+    with torch.no_grad():
+        run.b_enc[:] = -50.0
+    for step in range(5):
+        run.step(torch.randn(16, 8, generator=torch.Generator().manual_seed(step)) / 8**0.5, step)
+    assert run.log(4)["dead"] == 24
+
+
+def test_a_penalty_on_the_encoder_moves_the_encoder_and_not_the_decoder_directly(monkeypatch):
     from sae_lm.sae.penalties import abs_cos
 
     on_encoder = trained(Arm("abs_cos", 5.0), HYPER._replace(penalty_on="encoder"))
     plain = trained(Arm("none", 0.0))
     assert abs_cos(on_encoder.W_enc.T) < 0.8 * abs_cos(plain.W_enc.T)
+    monkeypatch.setattr(arm, "CLIP_NORM", float("inf"))  # clipping the norm of all weights would couple them
+    after_one = [
+        trained(kind, HYPER._replace(penalty_on="encoder"), steps=1) for kind in (Arm("abs_cos", 5.0), Arm("none", 0.0))
+    ]
+    assert torch.equal(after_one[0].W_dec, after_one[1].W_dec)  # one step: nothing has come back through the codes
 
 
 def test_the_penalty_waits_for_its_start():
@@ -127,7 +140,7 @@ def test_dead_latents_are_revived_by_auxk():
         h = HYPER._replace(k=1, aux_coefficient=coefficient, steps=400, dead_after=256)
         run = ArmTraining(Arm("none", 0.0), 0, 16, torch.zeros(16), h, "cpu")
         with torch.no_grad():
-            run.b_enc[12:] = 2.0  # the other twelve are never the largest: without AuxK no gradient reaches them
+            run.b_enc[12:] = 1.5  # the other twelve are never the largest: without AuxK no gradient reaches them
         draw = torch.Generator().manual_seed(7)
         for step in range(400):  # sixteen features, one at a time
             run.step(torch.eye(16)[torch.randint(0, 16, (64,), generator=draw)], step)
@@ -135,8 +148,8 @@ def test_dead_latents_are_revived_by_auxk():
         return facts["dead"], facts["fvu"]
 
     dead_without, fvu_without = dead_and_fvu(0.0)
-    dead_with, fvu_with = dead_and_fvu(1.0)
-    assert dead_without > 6 and dead_with < 3
+    dead_with, fvu_with = dead_and_fvu(1 / 32)
+    assert dead_without > 9 and dead_with < 7
     assert fvu_with < 0.5 * fvu_without
 
 

@@ -1,9 +1,10 @@
 """blocks -> activations: the one module that loads a language model through TransformerLens."""
 
-import json
+import hashlib
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from sae_lm.data.hub import ModelSource, find_model
 from sae_lm.data.manifest import canonical_hook
 from sae_lm.device import pick_device
 from sae_lm.errors import ModelError, SaeLmError
+from sae_lm.files import sha256
 
 LEAN: dict[str, Any] = {"use_cache": False, "output_attentions": False}
 """Forward arguments that keep a bridge from holding what nobody reads."""
@@ -78,8 +80,29 @@ def context_limit(bridge: TransformerBridge) -> int | None:
     return int(limit) if limit else None
 
 
+def load_tokenizer(source: ModelSource) -> Any:
+    """The tokenizer as it was saved. The bridge's own has BOS and EOS added where the model knows none."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(source.location, revision=source.revision)
+    except Exception as problem:
+        reason = " ".join(str(problem).split())[:300]
+        raise ModelError(
+            f"model {source.id!r} has no tokenizer that can be loaded ({reason}); save one beside it"
+        ) from problem
+
+
+def files_digest(folder: Path) -> str:
+    """sha256 over configuration and weights of a local model: what a hub model's commit says."""
+    digest = hashlib.sha256()
+    for file in sorted([folder / "config.json", *folder.glob("*.safetensors"), *folder.glob("*.bin")]):
+        digest.update(f"{file.name} {sha256(file)}\n".encode())
+    return digest.hexdigest()
+
+
 def describe_model(bridge: TransformerBridge, source: ModelSource) -> dict[str, Any]:
-    """Facts for the manifest: what produced the activations. Paths of this machine are left out."""
+    """Facts for the manifest: what produced the activations; two models of equal facts are the same model."""
     config: Any = bridge.original_model.config
     return {
         "id": source.id,
@@ -90,24 +113,8 @@ def describe_model(bridge: TransformerBridge, source: ModelSource) -> dict[str, 
         "n_layers": bridge.cfg.n_layers,
         "d_model": bridge.cfg.d_model,
         "d_vocab": bridge.cfg.d_vocab,
-        "config_sha256": _digest(config.to_dict()),
+        "files_sha256": files_digest(Path(source.location)) if source.is_local else None,
     }
-
-
-def _digest(value: dict[str, Any]) -> str:
-    import hashlib
-
-    kept = {
-        k: v for k, v in value.items() if k not in ("_name_or_path", "transformers_version", "torch_dtype", "dtype")
-    }
-    for volatile in (
-        "output_attentions",
-        "use_cache",
-        "_attn_implementation",
-        "_attn_implementation_autoset",
-    ):
-        kept.pop(volatile, None)  # booting a bridge sets these
-    return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()
 
 
 class _AllSeen(Exception):
@@ -138,7 +145,8 @@ class Capture:
     def __exit__(self, *exception: Any) -> None:
         self._hooks.__exit__(None, None, None)
 
-    def __call__(self, tokens: Int[Tensor, "batch pos"]) -> dict[str, Float[Tensor, "batch pos width"]]:
+    def __call__(self, tokens: Int[Tensor, "batch pos"]) -> dict[str, Float[Tensor, "batch ..."]]:
+        """{hook: activation}; a residual stream is [batch, pos, d_model]."""
         self.seen = {}
         try:
             with torch.inference_mode():

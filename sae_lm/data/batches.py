@@ -1,6 +1,7 @@
 """shards -> batches: every row once per epoch, in an order that depends on (seed, epoch) alone.
 
-Shards are permuted and read whole, one after another, into a window in memory; the window's rows
+Shards (or pieces of a window's size, where shards are larger) are permuted and read one after another
+into a window in memory; the window's rows
 are permuted and cut into batches. Rows that do not fill a batch go on into the next window and the
 next epoch, so batches are always full and no row is dropped or repeated within an epoch. While the
 store fits the window this is an exact uniform permutation.
@@ -13,6 +14,8 @@ from typing import TYPE_CHECKING
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from sae_lm.seeds import derive
 
 if TYPE_CHECKING:
     from sae_lm.data.store import Store
@@ -37,7 +40,7 @@ def shuffled_batches(
     for epoch in count():
         for spans in _windows(store, hook, seed, epoch, start, stop, window_bytes):
             rows = torch.cat([store.rows(hook, first, last) for first, last in spans])
-            generator = torch.Generator().manual_seed(_mix(seed, epoch, spans[0][0]))
+            generator = torch.Generator().manual_seed(derive("rows", seed, epoch, spans[0][0]))
             rows = rows[torch.randperm(len(rows), generator=generator)]
             if left is not None:
                 rows = torch.cat([left, rows])
@@ -57,9 +60,10 @@ def _windows(
 ) -> Iterator[list[tuple[int, int]]]:
     """Lists of (first row, last row) spans, one list per window; shards in permuted order."""
     edges = zip(store.first_row[:-1], store.first_row[1:], strict=True)
-    spans = [(max(first, start), min(last, stop)) for first, last in edges if first < stop and last > start]
-    order = torch.randperm(len(spans), generator=torch.Generator().manual_seed(_mix(seed, epoch, -1)))
+    shards = [(max(first, start), min(last, stop)) for first, last in edges if first < stop and last > start]
     limit = max(1, window_bytes // (store.hooks[hook] * getattr(torch, store.manifest.recipe.dtype).itemsize))
+    spans = [(a, min(a + limit, last)) for first, last in shards for a in range(first, last, limit)]
+    order = torch.randperm(len(spans), generator=torch.Generator().manual_seed(derive("shards", seed, epoch)))
     window: list[tuple[int, int]] = []
     for index in order.tolist():
         first, last = spans[index]
@@ -69,11 +73,3 @@ def _windows(
         window.append((first, last))
     if window:
         yield window
-
-
-def _mix(*numbers: int) -> int:
-    """One 63-bit seed from several numbers, so that neighbouring seeds share nothing."""
-    import hashlib
-
-    digest = hashlib.sha256(",".join(map(str, numbers)).encode()).digest()
-    return int.from_bytes(digest[:8], "little") >> 1

@@ -69,7 +69,7 @@ class Recipe(_Part):
     """Everything the rows depend on. Two stores of one recipe hold the same rows."""
 
     model: dict[str, Any]
-    """id, revision, architecture, dtype, processing, n_layers, d_model, d_vocab, config_sha256"""
+    """id, revision, architecture, dtype, processing, n_layers, d_model, d_vocab, files_sha256 (of a local model)"""
     tokenizer_sha256: str
     text: dict[str, Any]
     """id, split, column, fingerprint"""
@@ -129,7 +129,7 @@ def read_manifest(store: Path) -> Manifest:
             )
         raise StoreError(f"{store} is not an activation store: it has no {MANIFEST}; write one with sae-lm cache --out")
     content = read_json(store / MANIFEST, StoreError, "an activation store")
-    version = content.get("version") if isinstance(content, dict) else None
+    version = content.get("version")
     if version != FORMAT_VERSION:
         raise StoreError(
             f"store {store} has format version {version!r}, this program reads {FORMAT_VERSION}; "
@@ -143,7 +143,16 @@ def read_manifest(store: Path) -> Manifest:
         raise StoreError(
             f"{store / MANIFEST} is malformed at {where} ({first['msg']}); cache the store again"
         ) from None
-    for name in manifest.all_files():
+    files = manifest.all_files()
+    for shard, record in enumerate(manifest.shards):
+        for folder in ("tokens", *manifest.recipe.hooks):
+            if f"{folder}/{shard:05d}.safetensors" not in record.files:
+                raise StoreError(
+                    f"{store / MANIFEST} is malformed: shard {shard} has no file of {folder}; cache the store again"
+                )
+    if not manifest.shards or not manifest.recipe.hooks:
+        raise StoreError(f"{store / MANIFEST} is malformed: it lists no shards or no hooks; cache the store again")
+    for name in files:
         pure = PurePosixPath(name)
         if pure.is_absolute() or ".." in pure.parts or "\\" in name:
             raise StoreError(f"{store / MANIFEST} names a file outside the store ({name!r}); do not trust this store")

@@ -13,6 +13,8 @@ from sae_lm.data.tokens import Block
 from sae_lm.errors import StoreError
 from sae_lm.files import sha256, write_whole
 
+SUMMED_ROWS = 8192
+
 
 def shard_file(folder: str, index: int) -> str:
     """Relative path of a shard's file: ``blocks.3.hook_out/00007.safetensors``."""
@@ -46,8 +48,7 @@ def write_shard(
     }
     contents = {"tokens": {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in tokens.items()}}
     for hook, values in rows.items():
-        exact = values.double()
-        contents[hook] = {"rows": values, "sum": exact.sum(0), "sum_squared_norm": exact.square().sum()}
+        contents[hook] = {"rows": values, **_sums(values)}
     files = {}
     for folder, tensors in contents.items():
         name = shard_file(folder, index)
@@ -55,6 +56,19 @@ def write_shard(
         files[name] = FileRecord(bytes=(store / name).stat().st_size, sha256=sha256(store / name))
     special = int(np.stack([block.special for block in blocks]).sum())
     return ShardRecord(rows=len(context), contexts=len(blocks), special_tokens=special, files=files)
+
+
+def _sums(values: Float[Tensor, "rows width"]) -> dict[str, Tensor]:
+    """float64 sums over rows, a piece at a time: a shard in float64 would take four times its room."""
+    sums = {
+        "sum": torch.zeros(values.shape[1], dtype=torch.float64),
+        "sum_squared_norm": torch.zeros((), dtype=torch.float64),
+    }
+    for piece in values.split(SUMMED_ROWS):
+        exact = piece.double()
+        sums["sum"] += exact.sum(0)
+        sums["sum_squared_norm"] += exact.square().sum()
+    return sums
 
 
 def check_finite(hook: str, values: Float[Tensor, "contexts pos width"], blocks: list[Block]) -> None:

@@ -11,7 +11,6 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float, Int
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import Tensor
 
 from sae_lm.data.manifest import Manifest, canonical_hook, read_manifest
@@ -70,11 +69,19 @@ class Store:
             raise StoreError(f"store {self.path} has no hook {name!r}; it holds {', '.join(self.hooks)}")
         return canonical
 
-    def moments(self, hook: str | None = None) -> Moments:
-        """Mean row and mean squared norm over all rows of a hook."""
-        stats = load_file(self.path / "stats.safetensors")
-        name = self.hook(hook)
-        return Moments(stats[f"{name}/mean"], float(stats[f"{name}/mean_squared_norm"]))
+    def moments(self, hook: str | None = None, stop: int | None = None) -> Moments:
+        """Mean row and mean squared norm of a hook, over the rows before ``stop`` (default: all)."""
+        name, stop = self.hook(hook), len(self) if stop is None else stop
+        total, squares = torch.zeros(self.hooks[name], dtype=torch.float64), 0.0
+        for shard, (first, last) in enumerate(zip(self.first_row[:-1], self.first_row[1:], strict=True)):
+            if last <= stop:
+                total += self._tensor(name, shard, "sum")
+                squares += float(self._tensor(name, shard, "sum_squared_norm"))
+            elif first < stop:
+                rows = self.rows(name, first, stop).double()
+                total += rows.sum(0)
+                squares += float(rows.square().sum())
+        return Moments(total / stop, squares / stop)
 
     def rows(self, hook: str | None = None, start: int = 0, stop: int | None = None) -> Float[Tensor, "rows width"]:
         """Rows start to stop of a hook, in the store's dtype."""

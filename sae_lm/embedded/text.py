@@ -20,6 +20,7 @@ import sys
 import sysconfig
 import warnings
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -42,7 +43,8 @@ def is_held_out(name: str) -> bool:
     return _digest(name)[0] % HELD_OUT_ONE_IN == 0
 
 
-def embedded_documents() -> list[Document]:
+@cache
+def embedded_documents() -> tuple[Document, ...]:
     """All documents in the fixed order described at the head of this module."""
     documents: list[Document] = []
     seen: set[bytes] = set()
@@ -56,7 +58,7 @@ def embedded_documents() -> list[Document]:
                 fresh.append(f"{heading}\n{body.strip()}" if heading else body.strip())
         if fresh:
             documents.append(Document(name, "\n\n".join(fresh) + "\n", is_held_out(name)))
-    return documents
+    return tuple(documents)
 
 
 def embedded_dataset(split: str = "all") -> "Dataset":

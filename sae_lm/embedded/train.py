@@ -1,6 +1,6 @@
 """documents -> the embedded language model: the recipe behind ``sae_lm/embedded/model``.
 
-    python -m sae_lm.embedded.train --text DIR_OF_TXT --work WORKDIR --out MODEL_DIR [--steps 2000]
+    python -m sae_lm.embedded.train --text DIR_OF_TXT --work WORKDIR --out MODEL_DIR [--steps 2500]
 
 A Llama of 4 layers x 256 with a byte-level BPE of 4096 tokens, trained on random crops of the
 embedded text's training split and of the ``*.txt`` files under DIR_OF_TXT (without ``--text`` on
@@ -56,7 +56,7 @@ def main() -> None:
         "--work", type=Path, required=True, help="folder for tokens, checkpoint and log; reused to resume"
     )
     parser.add_argument("--out", type=Path, default=MODEL_DIR, help="where the Hugging Face folder is written")
-    parser.add_argument("--steps", type=int, default=2000, help="optimizer steps of 8192 tokens")
+    parser.add_argument("--steps", type=int, default=2500, help="optimizer steps of 8192 tokens")
     parser.add_argument("--batch-size", type=int, default=32, help=f"crops of {CONTEXT} tokens a step")
     parser.add_argument("--documentation-share", type=float, default=0.3, help="share of crops from documentation")
     parser.add_argument("--lr", type=float, default=0.02, help="Muon's peak learning rate; AdamW's is a fifth of it")
@@ -176,7 +176,7 @@ def prepare(text: Path | None, work: Path) -> tuple[PreTrainedTokenizerFast, Cor
     if not tokens_file.exists():
         streams = {
             "documentation": encode(tokenizer, [d.text for d in documents if not d.held_out]),
-            "books": encode(tokenizer, [book.read_text() for book in books]),
+            "books": encode(tokenizer, [book.read_text(encoding="utf-8") for book in books]),
             "held_out": encode(tokenizer, [d.text for d in documents if d.held_out]),
         }
         save_file({name: torch.from_numpy(stream) for name, stream in streams.items()}, tokens_file)
@@ -195,7 +195,7 @@ def train_tokenizer(documentation: list[str], books: list[Path]) -> Tokenizer:
 
     def texts() -> Iterator[str]:
         yield from documentation * 3  # the text the model is for; the books are ten times its size
-        yield from (book.read_text() for book in books)
+        yield from (book.read_text(encoding="utf-8") for book in books)
 
     tokenizer.train_from_iterator(texts(), trainer)
     return tokenizer

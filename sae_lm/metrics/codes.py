@@ -34,7 +34,7 @@ class Codes(NamedTuple):
 
 
 @torch.no_grad()
-def encode_sparse(sae: SAE, batches: Iterable[Float[Tensor, "batch d_in"]]) -> Codes:
+def encode_sparse(sae: SAE, batches: Iterable[Float[Tensor, "_ d_in"]]) -> Codes:
     """Encode batch by batch, keeping what fires; no [n, d_sae] tensor is held."""
     norms = sae.W_dec.norm(dim=1)
     parts = []

@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sae_lm.data.store import Store
+from sae_lm.seeds import derive
 
 TRAIN, VALIDATION, TEST = 0, 1, 2
 PROBE_L2 = 1e-3
@@ -83,14 +84,14 @@ def type_part(token_id: int, seed: int) -> int:
     return TRAIN if draw < 0.64 else VALIDATION if draw < 0.80 else TEST
 
 
-def sample_rows(store: Store, hook: str, per_type: int, seed: int) -> ConceptRows:
-    """At most ``per_type`` random occurrences of every token type in the store.
+def sample_rows(store: Store, hook: str, start: int, per_type: int, seed: int) -> ConceptRows:
+    """At most ``per_type`` random occurrences of every token type in the rows from ``start`` on.
 
     Of very large stores the last rows are searched, and of very many occurrences a random part is kept.
     """
-    start = max(0, len(store) - SEARCHED_ROWS)
+    start = max(start, len(store) - SEARCHED_ROWS)
     ids = store.tokens(start)["token_id"].long()
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(derive("concept rows", seed))
     shuffled = torch.randperm(len(ids), generator=generator)
     by_type = shuffled[ids[shuffled].argsort(stable=True)]
     sorted_ids = ids[by_type]
@@ -121,6 +122,8 @@ def fit_probes(rows: ConceptRows, min_types: int, gate: float) -> list[Probe]:
         skipped = None
         if types[c] < min_types:
             skipped = f"{types[c]} token types, fewer than {min_types}"
+        elif any(len(rows.labels[rows.part == part, c].unique()) < 2 for part in (TRAIN, VALIDATION, TEST)):
+            skipped = "no examples on both sides in train, validation and test types"
         elif score < gate:
             skipped = f"probe F1 {score:.2f} on unseen types, below {gate:g}"
         positive = int(rows.labels[:, c].sum())

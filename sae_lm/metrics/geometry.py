@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sae_lm.sae.penalties import abs_cos, nearest_row, unit_rows
+from sae_lm.seeds import derive
 
 
 class Geometry(NamedTuple):
@@ -40,7 +41,7 @@ def geometry(W_dec: Float[Tensor, "d_sae d_in"], alive: Bool[Tensor, " d_sae"], 
         nan = float("nan")
         return Geometry(nan, float(nearest_cosines(W_dec).mean()), nan, float(abs_cos(W_dec)), nan)
     nearest = nearest_cosines(rows)
-    random = torch.randn(rows.shape, generator=torch.Generator().manual_seed(seed))
+    random = torch.randn(rows.shape, generator=torch.Generator().manual_seed(derive("null", seed)))
     return Geometry(
         nearest_cos=float(nearest.mean()),
         nearest_cos_all=float(nearest_cosines(W_dec).mean()),

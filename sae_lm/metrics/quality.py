@@ -34,7 +34,7 @@ class Quality(NamedTuple):
 
 
 @torch.no_grad()
-def quality(sae: SAE, batches: Iterable[Float[Tensor, "batch d_in"]]) -> tuple[Quality, Bool[Tensor, " d_sae"]]:
+def quality(sae: SAE, batches: Iterable[Float[Tensor, "_ d_in"]]) -> tuple[Quality, Bool[Tensor, " d_sae"]]:
     """Stream over activations; sums in float64, each ratio divided once at the end. Also: which latents fired.
 
     FVU's mean is per dimension over all rows, as in SAELens (evals.py). SAEBench 0.6.0's
@@ -55,12 +55,14 @@ def quality(sae: SAE, batches: Iterable[Float[Tensor, "batch d_in"]]) -> tuple[Q
         squares += float(exact.square().sum())
         missed += float(error.square().sum())
         ratios += float((x_hat.norm(dim=1) / x.norm(dim=1).clamp_min(1e-12)).double().sum())
+    if n == 0:
+        return Quality(0, *[float("nan")] * 6), fired > 0
     variance = squares / n - float((total / n).square().sum())
     measured = Quality(
         rows=n,
         l0=firings / n,
-        fvu=missed / n / variance,
-        nmse=missed / squares,
+        fvu=missed / n / variance if variance > 0 else float("nan"),
+        nmse=missed / squares if squares else float("nan"),
         dead=float((fired == 0).double().mean()),
         dense=float((fired / n > DENSE).double().mean()),
         l2_ratio=ratios / n,
@@ -123,5 +125,5 @@ def cross_entropies(
         for name, sae in saes.items():
             with splice(model, sae, hook=hook, keep=keep):
                 add(name, ids, counted)
-    mean = {name: value / count for name, value in sums.items()}
+    mean = {name: value / count if count else float("nan") for name, value in sums.items()}
     return {name: CrossEntropy(count, mean["clean"], mean[name], mean["ablated"]) for name in saes}

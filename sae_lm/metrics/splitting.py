@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sae_lm.metrics.codes import Codes
 from sae_lm.metrics.concepts import TEST, TRAIN, VALIDATION, ConceptRows, f1
+from sae_lm.seeds import derive
 
 EPOCHS, BATCH = 50, 4096
 LR_START, LR_END, L1, WEIGHT_DECAY = 1e-2, 1e-5, 0.01, 1e-6
@@ -24,6 +25,8 @@ LR_START, LR_END, L1, WEIGHT_DECAY = 1e-2, 1e-5, 0.01, 1e-6
 class Split(NamedTuple):
     latents: list[int]
     """main latents of the concept, strongest first; their number is the splitting count"""
+    ranking: list[int]
+    """the candidates they were taken from: the first k are the main latents at a k given from outside"""
     f1_by_k: list[float]
     """validation F1 with the top 1, 2, ... latents, up to the first that failed to add"""
     test_f1: float
@@ -45,7 +48,7 @@ def split_counts(
 
 def l1_probe(codes: Codes, labels: Bool[Tensor, "n concepts"], seed: int) -> Float[Tensor, "d_sae concepts"]:
     """Signed weights of a multi-label logistic probe on the codes, L1-penalised."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(derive("split probe", seed))
     strength = codes.strength / codes.strength[codes.strength > 0].mean().clamp_min(1e-12)
     weight = torch.zeros(codes.d_sae, labels.shape[1], requires_grad=True)
     bias = torch.zeros(labels.shape[1], requires_grad=True)
@@ -84,4 +87,4 @@ def _main_latents(codes: Codes, rows: ConceptRows, concept: int, order: list[int
             break
         best, main = scores[-1], k
         test_f1 = f1(found[parts[TEST]], labels[parts[TEST]])
-    return Split(order[:main], scores, test_f1)
+    return Split(order[:main], order, scores, test_f1)

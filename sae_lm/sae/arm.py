@@ -15,6 +15,7 @@ from sae_lm.errors import SaeError
 from sae_lm.sae.model import SAE, SaeConfig
 from sae_lm.sae.penalties import PENALTIES, Arm, nearest_row
 from sae_lm.sae.topk import TopK, auxk
+from sae_lm.seeds import derive
 
 CLIP_NORM = 1.0
 """Largest gradient norm of a step, over all weights together."""
@@ -61,7 +62,7 @@ class ArmTraining:
     ) -> None:
         """start: the initial b_dec, the mean activation in scaled units."""
         self.arm, self.seed, self.h = arm, seed, h
-        rows = torch.randn(d_sae, len(start), generator=torch.Generator().manual_seed(seed))
+        rows = torch.randn(d_sae, len(start), generator=torch.Generator().manual_seed(derive("weights", seed)))
         rows = (rows / rows.norm(dim=1, keepdim=True)).to(device)
         self.W_dec = rows.clone().requires_grad_()
         self.W_enc = rows.clone().T.requires_grad_()
@@ -70,12 +71,14 @@ class ArmTraining:
         self.weights = [self.W_enc, self.b_enc, self.W_dec, self.b_dec]
         self.optimizer = torch.optim.Adam(self.weights, lr=h.lr, betas=(0.9, 0.999), eps=1e-8, fused=True)
         self.rows_since_fired = torch.zeros(d_sae, dtype=torch.long, device=device)
-        self.penalty_draws = torch.Generator().manual_seed(seed)  # its own, so no other draw depends on the arm
+        self.penalty_draws = torch.Generator().manual_seed(
+            derive("penalty", seed)
+        )  # its own, so no other draw depends on the arm
         self.parts: dict[str, Tensor] = {}
 
     def step(self, x: Float[Tensor, "batch d_in"], step: int) -> None:
         """One optimizer step on one batch of scaled activations."""
-        x_hat, _, index = TopK.apply(x, *self.weights, self.h.k, self.h.matmul)  # pyright: ignore[reportGeneralTypeIssues]
+        x_hat, z, index = TopK.apply(x, *self.weights, self.h.k, self.h.matmul)  # pyright: ignore[reportGeneralTypeIssues]
         error = x - x_hat
         fvu = error.square().sum() / len(x)
         loss = fvu
@@ -94,7 +97,7 @@ class ArmTraining:
         loss.backward()
         self._update(learning_rate(step, self.h))
         self.rows_since_fired += len(x)
-        self.rows_since_fired[index.flatten()] = 0
+        self.rows_since_fired[index[z > 0]] = 0  # selected at 0 is not fired
 
     def _penalty_is_due(self, step: int) -> bool:
         if self.arm.coefficient == 0 or step < self.h.penalty_start * self.h.steps:
@@ -115,7 +118,7 @@ class ArmTraining:
 
     @torch.no_grad()
     def log(self, step: int) -> dict[str, Any]:
-        """Figures of the last step. Raises SaeError when the loss is no longer finite."""
+        """Figures of the last step; penalty and AuxK as of the last step that had them. Raises SaeError when the loss is no longer finite."""
         facts = {name: float(value) for name, value in self.parts.items()}
         if not all(map(torch.isfinite, self.parts.values())):
             raise SaeError(

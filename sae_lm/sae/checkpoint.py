@@ -68,10 +68,24 @@ def load(path: str | os.PathLike[str], device: str = "cpu") -> SAE:
         raise SaeError(
             f"{directory / WEIGHTS} cannot be read ({problem}); the SAE is damaged, train or download it again"
         ) from None
-    return SAE(_read_config(directory, config), _fold(config, weights)).to(device)
+    parsed = _read_config(directory, config)
+    recorded = parsed.metadata.get("weights_sha256")
+    if recorded and recorded != sha256(directory / WEIGHTS):
+        raise SaeError(
+            f"{directory / WEIGHTS} does not match its checksum; the SAE is damaged, train or download it again"
+        )
+    return SAE(parsed, _fold(config, weights)).to(device)
 
 
 def _read_config(directory: Path, config: dict[str, Any]) -> SaeConfig:
+    metadata = config.get("metadata") or {}
+    if not isinstance(metadata, dict):
+        raise SaeError(f"{directory / CONFIG}: metadata is a {type(metadata).__name__}, expected an object")
+    for key in ("d_in", "d_sae", "k"):
+        if key in config and not isinstance(config[key], int):
+            raise SaeError(f"{directory / CONFIG}: {key} is {config[key]!r}, expected a whole number")
+    if config.get("activation_fn_str", config.get("activation_fn", "relu")) != "relu":
+        raise SaeError(f"{directory / CONFIG} is of a SAELens before 6; load it with SAELens and save it again")
     for key in ("d_in", "d_sae", "architecture"):
         if key not in config:
             raise SaeError(f"{directory / CONFIG} has no {key!r}; expected the configuration of a SAELens 6 SAE")
@@ -86,7 +100,7 @@ def _read_config(directory: Path, config: dict[str, Any]) -> SaeConfig:
         d_sae=config["d_sae"],
         k=config.get("k", 100) if config["architecture"] == "topk" else None,  # 100: SAELens' default
         apply_b_dec_to_input=config.get("apply_b_dec_to_input", True),
-        metadata=config.get("metadata") or {},
+        metadata=metadata,
     )
 
 

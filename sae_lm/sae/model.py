@@ -20,6 +20,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sae_lm.errors import SaeError
+from sae_lm.seeds import derive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,8 +110,9 @@ class SAE(nn.Module):
         return self.decode(self.encode(x)).to(x.dtype)
 
 
-def random_sae(like: SAE, generator: torch.Generator) -> SAE:
+def random_sae(like: SAE, seed: int) -> SAE:
     """A control: random unit decoder rows, the encoder their transpose, biases of ``like``."""
+    generator = torch.Generator().manual_seed(derive("random SAE", seed))
     rows = torch.randn(like.config.d_sae, like.config.d_in, generator=generator)
     rows /= rows.norm(dim=1, keepdim=True)
     weights = {name: value.detach() for name, value in like.named_parameters()}
