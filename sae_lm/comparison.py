@@ -45,7 +45,7 @@ METRICS = {
     "ce_spliced": "cross-entropy with the SAE, nats",
     "ce_recovered": "cross-entropy recovered",
     "nearest_cos": "decoder cosine to nearest, alive",
-    "nearest_cos_null": "... of as many random directions",
+    "nearest_cos_null": "decoder cosine to nearest, random",
     "mean_abs_cos": "decoder mean |cos|",
     "splits": "latents per concept (splitting)",
     "main_f1": "F1 of a concept's main latents",
@@ -53,9 +53,9 @@ METRICS = {
     "absorption_fraction": "absorption, fraction",
     "hole_rate": "hole rate",
     "recovered_on_holes": "projection recovered on holes",
-    "absorption_full_own_k": "... full, each SAE's own split count",
-    "absorption_fraction_own_k": "... fraction, own split count",
-    "hole_rate_own_k": "... hole rate, own split count",
+    "absorption_full_own_k": "absorption, full, own split count",
+    "absorption_fraction_own_k": "absorption, fraction, own count",
+    "hole_rate_own_k": "hole rate, own split count",
 }
 """Metric key -> what it is, in the order of the tables."""
 L0_TOLERANCE = 0.05

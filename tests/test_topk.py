@@ -4,8 +4,8 @@ import pytest
 import torch
 from reference import dense_topk
 
-from sae_lm.sae.arm import ArmTraining, Hyperparameters, learning_rate
 from sae_lm.sae import arm
+from sae_lm.sae.arm import ArmTraining, Hyperparameters, learning_rate
 from sae_lm.sae.penalties import Arm
 from sae_lm.sae.topk import TopK, auxk
 
