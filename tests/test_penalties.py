@@ -20,6 +20,15 @@ def test_value_and_gradient_equal_dense_autograd_across_tile_edges(fast, plain, 
 
 
 @pytest.mark.parametrize("penalty", [abs_cos, max_cos])
+def test_gradients_repeat_bit_for_bit_although_many_rows_share_a_neighbour(penalty):
+    rows = torch.randn(2048, 64, generator=torch.Generator().manual_seed(0))
+    rows = (rows + 3 * rows[:1]).requires_grad_()  # row 0 is nearest to very many
+    first = torch.autograd.grad(penalty(rows), rows)[0]
+    for _ in range(20):
+        assert torch.equal(torch.autograd.grad(penalty(rows), rows)[0], first)
+
+
+@pytest.mark.parametrize("penalty", [abs_cos, max_cos])
 def test_the_norm_of_a_row_changes_nothing(penalty):
     rows = torch.randn(9, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     stretched = rows * torch.linspace(0.1, 30, 9, dtype=torch.float64)[:, None]

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sae_lm.errors import SettingsError
+from sae_lm.sae.topk import csr
 
 TILE = 2048
 """Rows compared at a time: 16 MiB of cosines in float32."""
@@ -59,6 +60,29 @@ class _AbsCos(torch.autograd.Function):
         return grad_output * gradient
 
 
+class _NearestCos(torch.autograd.Function):
+    """Cosine of each row to its nearest other row, with both rows' gradients.
+
+    A row may be nearest to many, whose gradients meet in it. They are added as one sparse product: torch's own
+    backward of ``unit[nearest]`` adds them in the order threads arrive, and training would not repeat bit for bit.
+    """
+
+    @staticmethod
+    def forward(ctx, unit: Tensor) -> Tensor:
+        nearest = nearest_row(unit)
+        ctx.save_for_backward(unit, nearest)
+        return (unit * unit[nearest]).sum(1)
+
+    @staticmethod
+    def backward(ctx, grad_output: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        unit, nearest = ctx.saved_tensors
+        sought, order = nearest.sort(stable=True)
+        counts = torch.bincount(sought, minlength=len(unit))
+        starts = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+        arriving = csr(starts, order, grad_output[order], (len(unit), len(unit))) @ unit
+        return grad_output[:, None] * unit[nearest] + arriving
+
+
 def unit_rows(rows: Float[Tensor, "n d_in"]) -> Float[Tensor, "n d_in"]:
     return rows / rows.norm(dim=1, keepdim=True).clamp_min(1e-8)
 
@@ -85,15 +109,10 @@ def max_cos(rows: Float[Tensor, "d_sae d_in"], generator: torch.Generator | None
     unit = unit_rows(rows.float() if rows.dtype != torch.float64 else rows)
     chunks = -(-m // CHUNK)
     if chunks == 1:
-        return _nearest_cosine(unit).clamp_min(0).square().mean()
+        return _NearestCos.apply(unit).clamp_min(0).square().mean()
     order = torch.randperm(m, generator=generator).to(rows.device)
-    parts = [_nearest_cosine(unit[chunk]).clamp_min(0).square().mean() for chunk in order.tensor_split(chunks)]
+    parts = [_NearestCos.apply(unit[chunk]).clamp_min(0).square().mean() for chunk in order.tensor_split(chunks)]
     return torch.stack(parts).mean()
-
-
-def _nearest_cosine(unit: Float[Tensor, "n d_in"]) -> Float[Tensor, " n"]:
-    """Cosine of each row to its nearest other row, differentiable in both."""
-    return (unit * unit[nearest_row(unit.detach())]).sum(1)
 
 
 def nearest_row(unit: Float[Tensor, "n d_in"]) -> Tensor:

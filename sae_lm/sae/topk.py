@@ -73,12 +73,13 @@ def row_products(
     batch, k = index.shape
     columns, order = index.sort(dim=1)  # a CSR row lists its columns in order
     starts = torch.arange(0, batch * k + 1, k, device=index.device)
-    pattern = _csr(starts, columns.flatten(), vectors.new_zeros(batch * k), (batch, len(rows)))
+    pattern = csr(starts, columns.flatten(), vectors.new_zeros(batch * k), (batch, len(rows)))
     values = torch.sparse.sampled_addmm(pattern, vectors, rows.T, beta=0.0).values()
     return torch.empty_like(index, dtype=vectors.dtype).scatter_(1, order, values.view(batch, k))
 
 
-def _csr(starts: Tensor, columns: Tensor, values: Tensor, shape: tuple[int, int]) -> Tensor:
+def csr(starts: Tensor, columns: Tensor, values: Tensor, shape: tuple[int, int]) -> Tensor:
+    """A sparse matrix in CSR form; without torch's warning that the layout is in beta."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
         return torch.sparse_csr_tensor(starts, columns, values, shape, check_invariants=False)
@@ -98,7 +99,7 @@ class SparseByLatent:
         self, values: Float[Tensor, "batch k"], dense: Float[Tensor, "batch d_in"]
     ) -> Float[Tensor, "d_sae d_in"]:
         """code.T @ dense, for the code with these values at the index."""
-        return _csr(self.starts, self.tokens, values.flatten()[self.order], self.shape) @ dense
+        return csr(self.starts, self.tokens, values.flatten()[self.order], self.shape) @ dense
 
     def sums(self, values: Float[Tensor, "batch k"]) -> Float[Tensor, " d_sae"]:
         """Per latent, the sum of its values over the batch."""
