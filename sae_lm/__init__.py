@@ -56,6 +56,10 @@ __all__ = [  # noqa: RUF022 (as sorted() has it, upper case first)
 ]
 
 
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'sae_lm' has no attribute {name!r}")

@@ -72,6 +72,11 @@ def parse(argv: list[str]) -> tuple[str, Any]:
     verb = values.pop("verb")
     config = values.pop("config", None)
     for flag in unknown:
+        if not flag.startswith("-"):
+            raise SettingsError(
+                f"{verb}: unexpected argument {flag!r}; lists are comma separated (--hooks a,b), "
+                f"overrides read {verb}.key=value; see sae-lm {verb} --help"
+            )
         key = flag.split("=")[0].removeprefix("--").replace("-", "_")
         flags = {f"--{name.replace('_', '-')}": None for name in VERBS[verb].model_fields}
         known = choice(f"--{key.replace('_', '-')}", flags)

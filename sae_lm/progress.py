@@ -48,5 +48,5 @@ class Progress:
     def __exit__(self, *exception: object) -> None:
         if self.bar is not None:
             self.bar.close()
-        else:
+        elif self.total:
             self._line()

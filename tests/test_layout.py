@@ -74,6 +74,7 @@ def test_every_public_name_can_be_imported_and_is_listed_in_order():
         assert getattr(sae_lm, name).__name__ == name
         # a module of the name would take its place as soon as anything imports it
         assert not (PACKAGE / f"{name}.py").exists()
+    assert set(sae_lm.__all__) <= set(dir(sae_lm))
     with pytest.raises(AttributeError, match="nonsense"):
         _ = sae_lm.nonsense
 

@@ -113,6 +113,14 @@ def test_a_name_that_is_nowhere_says_so(tmp_path):
         sae_lm.load(tmp_path / "nothing")
 
 
+def test_a_mistyped_directory_is_answered_with_what_is_there(make_sae, tmp_path):
+    save(make_sae(), tmp_path / "max_cos_0.25-seed0")
+    with pytest.raises(SaeError, match="holds max_cos_0.25-seed0"):
+        sae_lm.load(tmp_path / "max_cos-seed0")
+    with pytest.raises(SaeError, match="holds several; name one of max_cos_0.25-seed0"):
+        sae_lm.load(tmp_path)
+
+
 def test_input_of_another_width_is_refused(make_sae):
     with pytest.raises(SaeError, match="width 5, this SAE was trained on width 6"):
         make_sae().encode(torch.zeros(2, 5))

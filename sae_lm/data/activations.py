@@ -34,7 +34,10 @@ def load_model(
     name: ``embedded``, a directory in Hugging Face format, or a hub id. Raises ModelError for what
     cannot be loaded and HubError where the hub is out of reach.
     """
+    from transformers.utils import logging
+
     source = find_model(name, revision)
+    logging.disable_progress_bar()  # a model loads in seconds here, and its bar would not become lines in a pipe
     keywords: dict[str, Any] = {} if source.is_local or not source.revision else {"revision": source.revision}
     try:
         bridge = TransformerBridge.boot_transformers(

@@ -61,7 +61,7 @@ class Store:
         if name is None:
             if len(self.hooks) > 1:
                 raise StoreError(
-                    f"store {self.path} holds several hooks ({', '.join(self.hooks)}); name one with --hook"
+                    f"store {self.path} holds several hooks ({', '.join(self.hooks)}); name one (--hook, or hook=...)"
                 )
             return next(iter(self.hooks))
         canonical = canonical_hook(name)

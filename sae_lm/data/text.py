@@ -178,7 +178,9 @@ def _choose_column(name: str, rows: Rows, wanted: str | None) -> str:
     columns = list(dict.fromkeys(column for row in head for column in row))
     strings = [column for column in columns if any(isinstance(row.get(column), str) for row in head)]
     if wanted is None and "text" not in columns and len(strings) != 1:
-        raise TextError(f"{name}: cannot tell which column holds the text, got columns {', '.join(columns)}; name one")
+        raise TextError(
+            f"{name}: cannot tell which column holds the text, got columns {', '.join(columns)}; name one with --text-column"
+        )
     column = wanted or ("text" if "text" in columns else strings[0])
     if column not in columns:
         raise TextError(f"{name}: got column {column!r}, expected one of {', '.join(columns)}")

@@ -60,7 +60,13 @@ def load(path: str | os.PathLike[str], device: str = "cpu") -> SAE:
     """
     directory = Path(path).expanduser()
     if not directory.is_dir():
+        beside = sorted(found.parent.name for found in directory.parent.glob(f"*/{CONFIG}"))
+        if beside:
+            raise SaeError(f"there is no SAE {path}; {directory.parent} holds {', '.join(beside)}")
         directory = _download(str(path))
+    inside = sorted(found.parent.name for found in directory.glob(f"*/{CONFIG}"))
+    if inside and not (directory / CONFIG).exists():
+        raise SaeError(f"{path} is not one SAE but holds several; name one of {', '.join(inside)}")
     config = read_json(directory / CONFIG, SaeError, "an SAE directory")
     try:
         weights = load_file(directory / WEIGHTS, device=device)

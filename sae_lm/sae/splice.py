@@ -37,6 +37,8 @@ def splice(
 
         with splice(model, sae) as latents, latents.hooks(fwd_hooks=[("hook_sae_acts_post", ablate)]):
             logits = model(tokens)
+
+    They are hook points of what is yielded, not of the model: register hooks on it and run the model.
     """
     name = hook or sae.config.metadata.get("hook_name")
     if not name:
