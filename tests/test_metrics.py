@@ -12,7 +12,7 @@ from sae_lm.metrics.codes import Codes, encode_sparse
 from sae_lm.metrics.concepts import LABELS, TEST, TRAIN, VALIDATION, ConceptRows, f1, fit_probes, logistic, sample_rows
 from sae_lm.metrics.geometry import geometry, nearest_cosines
 from sae_lm.metrics.quality import CrossEntropy, cross_entropies, quality
-from sae_lm.metrics.splitting import split_counts
+from sae_lm.metrics.splitting import l1_probe, split_counts
 from sae_lm.metrics.statistics import paired_difference
 from sae_lm.sae.model import SAE, SaeConfig
 
@@ -192,6 +192,14 @@ def test_a_concept_carried_by_one_latent_counts_one_and_by_three_counts_three():
         codes = encode_sparse(identity_sae(6, b_enc=torch.full((6,), -0.1)), [rows.x])
         split = split_counts(codes, rows, [0], max_k=6, gain=0.03, seed=0)[0]
         assert sorted(split.latents) == carriers and split.test_f1 > 0.99
+
+
+def test_an_sae_that_never_fires_gets_a_splitting_count_of_one_and_no_skill():
+    rows = toy_rows([1])
+    codes = encode_sparse(identity_sae(6, b_enc=torch.full((6,), -100.0)), [rows.x])
+    assert torch.isfinite(l1_probe(codes, rows.labels, 0)).all()
+    split = split_counts(codes, rows, [0], max_k=3, gain=0.03, seed=0)[0]
+    assert len(split.latents) == 1 and split.test_f1 < 0.5
 
 
 def test_a_probe_passes_its_gate_only_on_types_it_has_not_seen():

@@ -49,7 +49,8 @@ def split_counts(
 def l1_probe(codes: Codes, labels: Bool[Tensor, "n concepts"], seed: int) -> Float[Tensor, "d_sae concepts"]:
     """Signed weights of a multi-label logistic probe on the codes, L1-penalised."""
     generator = torch.Generator().manual_seed(derive("split probe", seed))
-    strength = codes.strength / codes.strength[codes.strength > 0].mean().clamp_min(1e-12)
+    firing = codes.strength[codes.strength > 0]
+    strength = codes.strength / firing.mean() if len(firing) else codes.strength
     weight = torch.zeros(codes.d_sae, labels.shape[1], requires_grad=True)
     bias = torch.zeros(labels.shape[1], requires_grad=True)
     positive = labels.sum(0).clamp_min(1)
