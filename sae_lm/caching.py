@@ -54,16 +54,14 @@ def cache(settings: CacheSettings) -> Path:
     text = open_text(settings.text, settings.split, settings.text_column)
     from sae_lm.data.activations import (  # seconds, so after the checks
         Capture,
+        boot,
         context_limit,
         describe_model,
-        load_model,
         load_tokenizer,
     )
 
     device = pick_device(settings.device)
-    bridge = load_model(
-        settings.model, device=device, dtype=getattr(torch, settings.model_dtype), revision=source.revision
-    )
+    bridge = boot(source, device=device, dtype=getattr(torch, settings.model_dtype))
     limit = context_limit(bridge)
     if limit and settings.context_size > limit:
         raise SettingsError(
@@ -186,7 +184,6 @@ def _resume(out: Path, recipe: Recipe) -> list[ShardRecord] | None:
     """Records of the whole shards of an unfinished store; [] for a new one, None for a finished one."""
     if (out / MANIFEST).exists():
         _check_same(out, read_manifest(out).recipe, recipe)
-        open_store(out)
         (out / PROGRESS).unlink(missing_ok=True)  # a kill between the commit and the end leaves it
         return None
     if not (out / PROGRESS).exists():

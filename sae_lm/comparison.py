@@ -165,7 +165,7 @@ def _entropies(
     """Cross-entropies on held-out contexts; None where no language model is wanted."""
     if settings.model == "none":
         return None
-    from sae_lm.data.activations import describe_model, load_model
+    from sae_lm.data.activations import boot, describe_model
     from sae_lm.data.hub import find_model
 
     recipe = store.manifest.recipe
@@ -177,8 +177,9 @@ def _entropies(
         )
     name = settings.model or recorded["id"]
     dtype = getattr(torch, recorded["dtype"])
-    model = load_model(name, device=device, dtype=dtype, revision=recorded["revision"])
-    there = describe_model(model, find_model(name, recorded["revision"]))
+    source = find_model(name, recorded["revision"])
+    model = boot(source, device=device, dtype=dtype)
+    there = describe_model(model, source)
     for key, what in (("d_model", "width"), ("d_vocab", "vocabulary"), ("files_sha256", "checksum of the weights")):
         if there[key] != recorded[key]:
             raise SaeError(

@@ -15,7 +15,7 @@ from sae_lm.errors import SaeError, SettingsError
 from sae_lm.files import read_json, write_json
 from sae_lm.progress import Progress
 from sae_lm.sae.arm import ArmTraining, Hyperparameters, default_lr
-from sae_lm.sae.checkpoint import load, save
+from sae_lm.sae.checkpoint import CONFIG, save
 from sae_lm.sae.penalties import Arm, parse_arm
 from sae_lm.settings import TrainSettings
 from sae_lm.verify import verify
@@ -151,9 +151,9 @@ def _done(out: Path, arm: Arm, seed: int, facts: dict[str, Any]) -> bool:
     directory = out / run_folder(arm, seed)
     if not directory.exists():
         return False
-    if verify(directory):
-        raise SaeError(f"{directory} is damaged ({verify(directory)[0]}); delete it and train again")
-    there = load(directory).config.metadata.get("training") or {}
+    if problems := verify(directory):
+        raise SaeError(f"{directory} is damaged ({problems[0]}); delete it and train again")
+    there = read_json(directory / CONFIG, SaeError, "an SAE directory")["metadata"].get("training") or {}
     differing = [f"{key} is {there.get(key)}, asked for {facts[key]}" for key in facts if there.get(key) != facts[key]]
     if differing:
         raise SaeError(f"{directory} was trained otherwise: {'; '.join(differing)}; give another --out or delete it")

@@ -34,9 +34,13 @@ def load_model(
     name: ``embedded``, a directory in Hugging Face format, or a hub id. Raises ModelError for what
     cannot be loaded and HubError where the hub is out of reach.
     """
+    return boot(find_model(name, revision), device=device, dtype=dtype)
+
+
+def boot(source: ModelSource, *, device: str, dtype: torch.dtype) -> TransformerBridge:
+    """``load_model`` for a model that was found already, so that the hub is asked once."""
     from transformers.utils import logging
 
-    source = find_model(name, revision)
     logging.disable_progress_bar()  # a model loads in seconds here, and its bar would not become lines in a pipe
     keywords: dict[str, Any] = {} if source.is_local or not source.revision else {"revision": source.revision}
     try:
@@ -48,7 +52,7 @@ def load_model(
     except Exception as problem:  # transformers raises OSError, ValueError, KeyError, SafetensorError, ...
         reason = " ".join(str(problem).split())[:300]
         raise ModelError(
-            f"model {name!r} cannot be loaded ({type(problem).__name__}: {reason}); expected a causal language model "
+            f"model {source.id!r} cannot be loaded ({type(problem).__name__}: {reason}); expected a causal language model "
             "with weights and tokenizer in Hugging Face format"
         ) from problem
     bridge.eval()
