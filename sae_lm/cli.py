@@ -6,7 +6,7 @@ import sys
 from importlib.metadata import version
 from typing import Any, NoReturn
 
-from sae_lm.errors import SaeLmError, SettingsError
+from sae_lm.errors import SaeLmError, SettingsError, Stopped
 from sae_lm.settings import VERBS, choice, is_positional, make_settings, read_config
 
 OVERRIDE = re.compile(r"([a-z_]+)\.([a-z_]+)=(.*)", re.DOTALL)
@@ -54,7 +54,9 @@ def make_parser() -> argparse.ArgumentParser:
                 shown = ",".join(default) if isinstance(default, tuple) else default
                 text += f" (default: {shown:.4g})" if isinstance(shown, float) else f" (default: {shown})"
             keywords: dict[str, Any] = {"help": text, "default": argparse.SUPPRESS}
-            if is_positional(model, key):
+            if is_positional(model, key) and str(field.annotation).startswith("tuple"):
+                sub.add_argument(key, nargs="*", metavar=key.upper(), **keywords)
+            elif is_positional(model, key):
                 sub.add_argument(key, nargs="?", metavar=key.upper(), **keywords)
             elif field.annotation is bool:
                 sub.add_argument(f"--{key.replace('_', '-')}", action=argparse.BooleanOptionalAction, **keywords)
@@ -86,6 +88,8 @@ def parse(argv: list[str]) -> tuple[str, Any]:
     merged = dict(read_config(Path(config)).get(verb, {})) if config else {}
     for match in overrides:
         section, key, value = match.groups()
+        if section not in VERBS:
+            raise SettingsError(f"{verb}: override {match.group()!r} names no verb; expected {choice(section, VERBS)}")
         if section != verb:
             raise SettingsError(f"{verb}: override {match.group()!r} is for another verb; expected {verb}.key=value")
         merged[key] = value
@@ -117,9 +121,34 @@ def run(verb: str, settings: Any) -> int:
         from sae_lm.showing import show
 
         print(f"page: {show(settings)}")
+    elif verb == "inspect":
+        from sae_lm.inspecting import inspect
+
+        print(inspect(settings.path, settings.rows))
+    elif verb == "estimate":
+        from sae_lm.estimating import estimate
+
+        print(estimate(settings))
+    elif verb == "merge":
+        from sae_lm.merging import merge
+
+        print(f"store: {merge(settings)}")
+    elif verb == "push":
+        from sae_lm.data.remote import push
+
+        print(f"address: {push(settings.store, settings.repo, private=settings.private, revision=settings.revision)}")
+    elif verb == "pull":
+        from sae_lm.data.remote import pull
+
+        print(f"store: {pull(settings.address, settings.out, settings.hooks)}")
     else:
         from sae_lm.verify import verify
 
+        if settings.repair:
+            from sae_lm.repairing import repair
+
+            for line in repair(settings.path, settings.model, settings.text, settings.device):
+                print(line)
         problems = verify(settings.path)
         print("\n".join(problems) if problems else f"{settings.path}: whole")
         return 1 if problems else 0
@@ -129,6 +158,9 @@ def run(verb: str, settings: Any) -> int:
 def main(argv: list[str] | None = None) -> int:
     try:
         return run(*parse(sys.argv[1:] if argv is None else argv))
+    except Stopped as stopped:
+        print(f"sae-lm: {stopped}", file=sys.stderr)
+        return 128 + stopped.signal_number
     except SaeLmError as problem:
         print(f"sae-lm: error: {problem}", file=sys.stderr)
         return 2

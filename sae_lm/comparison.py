@@ -165,7 +165,8 @@ def _entropies(
     """Cross-entropies on held-out contexts; None where no language model is wanted."""
     if settings.model == "none":
         return None
-    from sae_lm.data.activations import boot, describe_model
+    from sae_lm.data.activations import boot
+    from sae_lm.data.forward import describe_model
     from sae_lm.data.hub import find_model
 
     recipe = store.manifest.recipe
@@ -179,7 +180,7 @@ def _entropies(
     dtype = getattr(torch, recorded["dtype"])
     source = find_model(name, recorded["revision"])
     model = boot(source, device=device, dtype=dtype)
-    there = describe_model(model, source)
+    there = describe_model(source, model.original_model.config, dtype)
     for key, what in (("d_model", "width"), ("d_vocab", "vocabulary"), ("files_sha256", "checksum of the weights")):
         if there[key] != recorded[key]:
             raise SaeError(

@@ -7,10 +7,15 @@ import torch
 from sae_lm.errors import SettingsError
 
 
-def pick_device(device: str) -> str:
-    """``auto`` -> cuda if there is one, else cpu; other names are checked. Raises SettingsError."""
+def pick_device(device: str, local_rank: int | None = None) -> str:
+    """``auto`` -> cuda if there is one, else cpu; other names are checked. Raises SettingsError.
+
+    local_rank: of several processes on this machine, which take one GPU each.
+    """
     if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and local_rank is not None:
+        device = f"cuda:{local_rank}"
     if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", device):
         raise SettingsError(f"device is {device!r}; expected `auto`, `cpu`, `cuda`, `cuda:1` or `mps`")
     try:

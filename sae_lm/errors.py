@@ -6,9 +6,11 @@
     ├── ModelError      a language model, a tokenizer, a hook name
     ├── StoreError      an activation store: missing, unfinished, damaged, not the one asked for
     ├── SaeError        an SAE directory or a run directory
-    └── HubError        the hub cannot be reached, or does not have what was named
+    ├── HubError        the hub cannot be reached, or does not have what was named
+    └── Stopped         a signal asked for the end; what is finished is kept
 
-The command line prints the message after ``sae-lm: error:`` and exits with 2.
+The command line prints the message after ``sae-lm: error:`` and exits with 2; after Stopped, which is
+nobody's mistake, with 128 + the signal's number, as a shell reports it.
 """
 
 
@@ -38,3 +40,11 @@ class SaeError(SaeLmError):
 
 class HubError(SaeLmError):
     """The hub is out of reach, or has no such repository."""
+
+
+class Stopped(SaeLmError):
+    """Work ended early at a safe point because SIGINT or SIGTERM asked for it."""
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.signal_number = signal_number

@@ -1,8 +1,10 @@
 """Files that are whole or absent: written aside, synced, renamed; checksums; JSON with readable errors."""
 
+import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,23 +12,42 @@ from typing import Any
 
 from sae_lm.errors import SaeLmError
 
+FULL = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))
 PART = ".part"
 """Suffix of what is being written; a name that ends in it is never read."""
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Call ``write(temporary path)``, then move the result to path in one step."""
+    """Call ``write(temporary path)``, then move the result to path in one step.
+
+    Raises SaeLmError where the disk is full (or its quota), and leaves nothing of the attempt there.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + PART)
-    write(part)
-    with part.open("rb+") as written:
-        os.fsync(written.fileno())
-    os.replace(part, path)
+    try:
+        write(part)
+        with part.open("rb+") as written:
+            os.fsync(written.fileno())
+        os.replace(part, path)
+    except Exception as problem:
+        part.unlink(missing_ok=True)
+        # safetensors says in words what the system's error number was
+        if getattr(problem, "errno", None) in FULL or re.search(
+            rf"os error ({'|'.join(map(str, FULL))})\)", str(problem)
+        ):
+            raise SaeLmError(
+                f"{path} cannot be written, the disk is full; free some room and run the same command again, "
+                "what is finished is kept"
+            ) from None
+        raise
+
+
+def json_bytes(value: Any) -> bytes:
+    return (json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
 def write_json(path: Path, value: Any) -> None:
-    text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    write_whole(path, lambda part: part.write_text(text, encoding="utf-8"))
+    write_whole(path, lambda part: part.write_bytes(json_bytes(value)))
 
 
 def read_json(path: Path, error: type[SaeLmError], what: str) -> dict[str, Any]:
@@ -60,4 +81,12 @@ def _sha256(file: Any) -> str:  # Python 3.10
     digest = hashlib.sha256()
     while block := file.read(1 << 20):
         digest.update(block)
+    return digest.hexdigest()
+
+
+def files_digest(folder: Path) -> str:
+    """sha256 over configuration and weights of a local model: what a hub model's commit says."""
+    digest = hashlib.sha256()
+    for file in sorted([folder / "config.json", *folder.glob("*.safetensors"), *folder.glob("*.bin")]):
+        digest.update(f"{file.name} {sha256(file)}\n".encode())
     return digest.hexdigest()

@@ -12,14 +12,15 @@ SECONDS_BETWEEN_LINES = 15.0
 class Progress:
     """``with Progress("caching", total, "tok") as bar: bar.update(n, loss=...)``; written to stderr."""
 
-    def __init__(self, label: str, total: int, unit: str, done: int = 0) -> None:
+    def __init__(self, label: str, total: int, unit: str, done: int = 0, silent: bool = False) -> None:
         self.label, self.total, self.unit, self.done = label, total, unit, done
         self.began = self.last_line = time.monotonic()
         self.first = done
         self.facts: dict[str, Any] = {}
+        self.silent = silent
         self.bar = (
             tqdm(desc=label, total=total, initial=done, unit=unit, unit_scale=True, dynamic_ncols=True)
-            if sys.stderr.isatty()
+            if sys.stderr.isatty() and not silent
             else None
         )
 
@@ -29,16 +30,16 @@ class Progress:
         if self.bar is not None:
             self.bar.set_postfix(self.facts, refresh=False)
             self.bar.update(amount)
-        elif time.monotonic() - self.last_line > SECONDS_BETWEEN_LINES:
+        elif time.monotonic() - self.last_line > SECONDS_BETWEEN_LINES and not self.silent:
             self.last_line = time.monotonic()
             self._line()
 
-    def _line(self) -> None:
+    def _line(self, ended: bool = False) -> None:
         seconds = max(time.monotonic() - self.began, 1e-9)
         rate = (self.done - self.first) / seconds
         left = (self.total - self.done) / rate if rate else float("inf")
         facts = "".join(f", {key} {value}" for key, value in self.facts.items())
-        when = "done" if self.done >= self.total else f"{left:.0f} s left"
+        when = "done" if self.done >= self.total else "ended" if ended else f"{left:.0f} s left"
         line = f"{self.label}: {self.done:,}/{self.total:,} {self.unit}, {rate:,.0f} {self.unit}/s, {seconds:.0f} s, {when}{facts}"
         print(line, file=sys.stderr, flush=True)
 
@@ -48,5 +49,5 @@ class Progress:
     def __exit__(self, *exception: object) -> None:
         if self.bar is not None:
             self.bar.close()
-        elif self.total:
-            self._line()
+        elif self.total and not self.silent:
+            self._line(ended=True)

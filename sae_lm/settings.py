@@ -34,8 +34,15 @@ def split_commas(value: object) -> object:
     return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
 
+def split_hooks(value: object) -> object:
+    """As ``split_commas``, for names that may be layer numbers: 3 and [3, 7] are fine in a file."""
+    parts = split_commas(str(value) if isinstance(value, int) else value)
+    return tuple(str(part) for part in parts) if isinstance(parts, (list, tuple)) else parts
+
+
 Count = Annotated[int, BeforeValidator(parse_count), Field(gt=0)]
 Names = Annotated[tuple[str, ...], BeforeValidator(split_commas), Field(min_length=1)]
+Hooks = Annotated[tuple[str, ...], BeforeValidator(split_hooks), Field(min_length=1)]
 Numbers = Annotated[tuple[int, ...], BeforeValidator(split_commas)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -61,14 +68,27 @@ class CacheSettings(_Settings):
     """split of the data set (default: `all` for embedded, `train` elsewhere)"""
     text_column: str | None = None
     """column that holds the text (default: `text`, or the only string column)"""
-    hooks: Names
-    """residual streams to cache, comma separated: blocks.3.hook_out (alias hook_resid_post), ..."""
+    hooks: Hooks
+    """residual streams to cache, comma separated, all in one forward pass: names (blocks.3.hook_out, alias
+    hook_resid_post), layer numbers (3, or -1 for the last), globs (blocks.*.hook_out)"""
     tokens: Count
-    """rows to cache, exactly; special tokens are not counted"""
+    """rows to cache, exactly"""
     context_size: Annotated[int, BeforeValidator(parse_count), Field(ge=2)] = 128
     """tokens per context, the leading special token included"""
     prepend_bos: bool = True
-    """begin every context with the tokenizer's BOS token"""
+    """begin every context with the tokenizer's BOS (or CLS) token"""
+    pack: bool = True
+    """lay documents end to end, so that contexts cross from one into the next; with --no-pack every document begins
+    a context of its own, and what is left of its last one is padding"""
+    repeat: bool = False
+    """begin the text again when it ends; without it the store then has fewer rows"""
+    keep_special: bool = False
+    """keep rows of special tokens (BOS and separators) as well; padding never has rows"""
+    drop_sinks: Annotated[float, Field(gt=1)] | None = None
+    """leave out tokens whose norm is beyond this multiple of the hook's median (attention sinks; 10 is usual)"""
+    forward: Literal["auto", "huggingface", "bridge"] = "auto"
+    """whose forward pass: the plain Hugging Face model with its own attention kernels (fast), the TransformerBridge
+    (any hook, any model), or `auto`: the former where the hooks and the architecture allow"""
     dtype: Dtype = "bfloat16"
     """dtype of the stored rows"""
     model_dtype: Dtype = "float32"
@@ -192,6 +212,65 @@ class VerifySettings(_Settings):
 
     path: Annotated[Path, Positional]
     """activation store or SAE directory"""
+    repair: bool = False
+    """cache the damaged shards of a store again, and only those"""
+    model: str | None = None
+    """for --repair: the language model, if the store was cached from a local folder"""
+    text: str | None = None
+    """for --repair: the text, if the store was cached from a local one"""
+    device: str = "auto"
+    """for --repair: `auto` (cuda if there is one), `cpu`, `cuda`"""
+
+
+class EstimateSettings(CacheSettings):
+    """what a cache would cost before it starts: rows, bytes, free space, time from a short trial."""
+
+    trial: Annotated[float, Field(gt=0)] = 5.0
+    """seconds of the trial"""
+    out: Path = Path(".")
+    """where the store would be: on which disk the free space counts"""
+
+
+class InspectSettings(_Settings):
+    """what a store or an SAE directory is and holds, with some rows decoded."""
+
+    path: Annotated[str, Positional]
+    """activation store (a folder, or hf://datasets/OWNER/NAME) or SAE directory"""
+    rows: Annotated[int, BeforeValidator(parse_count), Field(ge=0)] = 5
+    """rows to decode"""
+
+
+class MergeSettings(_Settings):
+    """stores of the same model, hooks and contexts -> one store."""
+
+    stores: Annotated[tuple[Path, ...], BeforeValidator(split_commas), Positional]
+    """stores to lay one after another"""
+    out: Path
+    """the merged store's folder"""
+
+
+class PushSettings(_Settings):
+    """store -> data set repository of the hub; what is there already is not sent again."""
+
+    store: Annotated[Path, Positional]
+    """activation store"""
+    repo: Annotated[str, Positional]
+    """OWNER/NAME of the data set repository; made if it is not there"""
+    private: bool = True
+    """make a new repository private"""
+    revision: str | None = None
+    """branch to push to (default: main)"""
+
+
+class PullSettings(_Settings):
+    """data set repository of the hub -> store on this disk, verified; goes on where it was interrupted."""
+
+    address: Annotated[str, Positional]
+    """OWNER/NAME or hf://datasets/OWNER/NAME, with @REVISION for another than the main branch"""
+    hooks: Hooks | None = None
+    """hooks to fetch, comma separated (default: all)"""
+    out: Path
+    """the store's folder"""
 
 
 class DemoSettings(_Settings):
@@ -210,6 +289,11 @@ VERBS: dict[str, type[_Settings]] = {
     "compare": CompareSettings,
     "show": ShowSettings,
     "verify": VerifySettings,
+    "inspect": InspectSettings,
+    "estimate": EstimateSettings,
+    "merge": MergeSettings,
+    "push": PushSettings,
+    "pull": PullSettings,
 }
 
 
@@ -267,7 +351,7 @@ def is_positional(model: type[BaseModel], key: str) -> bool:
 
 
 def _help(model: type[_Settings], key: str) -> str:
-    return (model.model_fields[key].description or "").strip()
+    return " ".join((model.model_fields[key].description or "").split())
 
 
 def choice(got: str, known: Mapping[str, object]) -> str:

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sae_lm.data.manifest import canonical_hook
+from sae_lm.data.hooks import canonical_hook
 from sae_lm.data.store import Store, open_store
 from sae_lm.device import pick_device
 from sae_lm.errors import SaeError, SettingsError

@@ -175,11 +175,11 @@ def _train_group(
     scale = facts["scale"]
     start = store.moments(hook, facts["held_out_from_row"]).mean / scale
     runs = [ArmTraining(arm, seed, settings.d_sae, start, h, device) for arm in arms]
-    batches = shuffled_batches(store, hook, settings.batch_size, seed, h.steps, 0, facts["held_out_from_row"])
+    batches = shuffled_batches(store, [hook], settings.batch_size, seed, h.steps, 0, facts["held_out_from_row"])
     with ExitStack() as files:
         logs = [files.enter_context((settings.out / f"{run_folder(run.arm, seed)}.jsonl").open("w")) for run in runs]
         for step, batch in enumerate(batches):
-            x = batch.to(device).float() / scale
+            x = batch[hook].to(device).float() / scale
             for run, log in zip(runs, logs, strict=True):
                 run.step(x, step)
                 if step % settings.log_every == 0 or step + 1 == h.steps:

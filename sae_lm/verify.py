@@ -1,11 +1,19 @@
 """store or SAE directory -> what is wrong with its files."""
 
 from pathlib import Path
+from typing import NamedTuple
 
-from sae_lm.data.manifest import MANIFEST, PROGRESS, read_manifest
+from sae_lm.data.manifest import MANIFEST, PROGRESS, Manifest, read_manifest
 from sae_lm.errors import SaeError, StoreError
 from sae_lm.files import read_json, sha256
 from sae_lm.sae.checkpoint import CONFIG, WEIGHTS
+
+
+class Problems(NamedTuple):
+    """Relative names of files -> what is wrong with them."""
+
+    damaged: dict[str, str]
+    foreign: dict[str, str]
 
 
 def verify(path: Path) -> list[str]:
@@ -15,29 +23,33 @@ def verify(path: Path) -> list[str]:
     """
     if (path / CONFIG).is_file():
         return _verify_sae(path)
-    if (path / MANIFEST).is_file() or (path / PROGRESS).is_file():
-        return _verify_store(path)
+    if (path / MANIFEST).is_file() or (path / PROGRESS).is_dir():
+        try:
+            problems = check_files(path, read_manifest(path))
+        except StoreError as problem:
+            return [str(problem)]
+        return [f"{name}: {what}" for part in problems for name, what in part.items()]
+    inside = sorted(found.parent.name for found in path.glob(f"*/{CONFIG}"))
+    if inside:
+        raise StoreError(f"{path} holds several SAEs; name one of {', '.join(inside)}")
     raise StoreError(f"{path} is neither an activation store ({MANIFEST}) nor an SAE directory ({CONFIG}); name one")
 
 
-def _verify_store(path: Path) -> list[str]:
-    try:
-        manifest = read_manifest(path)
-    except StoreError as problem:
-        return [str(problem)]
-    problems = []
+def check_files(path: Path, manifest: Manifest) -> Problems:
+    """Read every file of a store and compare it with its record."""
+    damaged = {}
     expected = manifest.all_files()
     for name, record in expected.items():
         file = path / name
         if not file.is_file():
-            problems.append(f"{name}: missing")
+            damaged[name] = "missing"
         elif file.stat().st_size != record.bytes:
-            problems.append(f"{name}: {file.stat().st_size} bytes, expected {record.bytes}")
+            damaged[name] = f"{file.stat().st_size} bytes, expected {record.bytes}"
         elif sha256(file) != record.sha256:
-            problems.append(f"{name}: content does not match its checksum")
-    there = {file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()}
-    problems += [f"{name}: does not belong to the store" for name in sorted(there - set(expected) - {MANIFEST})]
-    return problems
+            damaged[name] = "content does not match its checksum"
+    there = {file.relative_to(path).as_posix() for file in path.rglob("*") if not file.is_dir()}
+    foreign = sorted(there - set(expected) - {MANIFEST})
+    return Problems(damaged, {name: "does not belong to the store" for name in foreign})
 
 
 def _verify_sae(path: Path) -> list[str]:

@@ -44,6 +44,7 @@ def test_a_malformed_count_is_refused(text):
         (["train", "--store", "a", "--out", "b", "--arch", "relu"], "--arch: got 'relu'; expected 'topk'"),
         (["train", "--store", "a", "--out", "b", "train.kk=3"], "unknown setting 'kk'; expected 'k'"),
         (["train", "cache.k=3"], "for another verb"),
+        (["train", "tarin.k=3"], "names no verb; expected 'train' (did you mean that?)"),
         (["cache", "--hooks", "a", "b"], "unexpected argument 'b'; lists are comma separated"),
         (["trian"], "invalid choice: 'trian'"),
         (["cache", "--config", "nowhere.toml"], "nowhere.toml: cannot be read"),

@@ -10,7 +10,7 @@ from conftest import TEXTS
 import sae_lm
 from sae_lm.caching import cache
 from sae_lm.data.batches import shuffled_batches
-from sae_lm.data.manifest import MANIFEST, PROGRESS
+from sae_lm.data.manifest import MANIFEST, PROGRESS, RECIPE
 from sae_lm.errors import ModelError, SettingsError, StoreError, TextError
 from sae_lm.verify import verify
 
@@ -72,7 +72,8 @@ def test_rows_and_gather_read_across_shard_borders(tiny_store):
 def test_every_row_comes_once_per_epoch_whatever_the_window(tiny_store, window_bytes):
     store = sae_lm.open_store(tiny_store)
     hook = "blocks.0.hook_out"
-    batches = list(shuffled_batches(store, hook, 60, 0, 40, 100, 1300, window_bytes))  # 1200 rows: 20 batches an epoch
+    made = shuffled_batches(store, [hook], 60, 0, 40, 100, 1300, window_bytes=window_bytes)
+    batches = [batch[hook] for batch in made]  # 1200 rows: 20 batches an epoch
     expected = store.rows(hook, 100, 1300).sort(dim=0).values
     for epoch in (batches[:20], batches[20:]):
         assert torch.equal(torch.cat(epoch).sort(dim=0).values, expected)
@@ -113,9 +114,9 @@ def test_a_whole_store_is_reused_and_another_recipe_refused(cache_settings, tiny
 def test_an_interrupted_run_continues_to_the_same_bytes(
     cache_settings, tiny_store, tmp_path, monkeypatch, shards_before_the_kill
 ):
-    from sae_lm import caching as module
+    from sae_lm.data.shards import OpenShard
 
-    real, calls = module.write_shard, 0
+    real, calls = OpenShard.write, 0
 
     def dies(*arguments):
         nonlocal calls
@@ -125,13 +126,13 @@ def test_an_interrupted_run_continues_to_the_same_bytes(
         return real(*arguments)
 
     out = tmp_path / "store"
-    monkeypatch.setattr(module, "write_shard", dies)
+    monkeypatch.setattr(OpenShard, "write", dies)
     with pytest.raises(KeyboardInterrupt):
         cache(cache_settings(out))
     assert not (out / MANIFEST).exists() and (out / PROGRESS).exists()
     with pytest.raises(StoreError, match="unfinished"):
         sae_lm.open_store(out)
-    monkeypatch.setattr(module, "write_shard", real)
+    monkeypatch.setattr(OpenShard, "write", real)
     cache(cache_settings(out))
     assert contents(out) == contents(tiny_store)
 
@@ -155,7 +156,7 @@ def test_a_text_too_short_for_one_context_is_refused(cache_settings, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "error", "says"),
     [
-        ({"hooks": "blocks.9.hook_out"}, ModelError, "3 layers, blocks.0 to blocks.2"),
+        ({"hooks": "blocks.9.hook_out"}, ModelError, "3 layers; residual streams are 0 to 2"),
         ({"hooks": "blocks.1.hook_outt"}, ModelError, "not a hook point"),
         ({"context_size": 64}, SettingsError, "at most 32 tokens"),
         ({"device": "cuda:7"}, SettingsError, "not to be had"),
@@ -196,8 +197,9 @@ def test_a_tokenizer_without_bos_is_taken_as_it_is(cache_settings, tiny_model, t
 
 
 def test_what_a_kill_between_commit_and_end_leaves_is_cleared(cache_settings, copied_store):
-    (copied_store / PROGRESS).write_text("{}")
-    assert verify(copied_store) == ["progress.json: does not belong to the store"]
+    (copied_store / PROGRESS).mkdir()
+    (copied_store / RECIPE).write_text("{}")
+    assert verify(copied_store) == ["progress/recipe.json: does not belong to the store"]
     cache(cache_settings(copied_store))
     assert verify(copied_store) == []
 
@@ -205,8 +207,9 @@ def test_what_a_kill_between_commit_and_end_leaves_is_cleared(cache_settings, co
 @pytest.mark.parametrize("content", ["{}", "[]", '{"recipe": {"model": {}}}'])
 def test_a_progress_file_that_is_not_understood_is_one_sentence(cache_settings, copied_store, content):
     (copied_store / MANIFEST).unlink()
-    (copied_store / PROGRESS).write_text(content)
-    with pytest.raises(StoreError, match="progress.json"):
+    (copied_store / PROGRESS).mkdir()
+    (copied_store / RECIPE).write_text(content)
+    with pytest.raises(StoreError, match="progress"):
         cache(cache_settings(copied_store))
 
 
@@ -267,7 +270,7 @@ def test_verify_finds_flips_truncation_missing_and_foreign_files(copied_store):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda m: {**m, "version": 99}, "format version 99, this program reads 1"),
+        (lambda m: {**m, "version": 99}, "format version 99, this program reads 2"),
         (lambda m: {**m, "rows": "many"}, "malformed at rows"),
         (lambda m: {**m, "files": {"../../etc/passwd": {"bytes": 1, "sha256": ""}}}, "outside the store"),
         (lambda m: [], "holds a JSON list"),

@@ -1,22 +1,18 @@
 """blocks -> activations: the one module that loads a language model through TransformerLens."""
 
-import hashlib
-import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
+from sae_lm.data.forward import Stop, probe_widths
+from sae_lm.data.hooks import canonical_hook, expand_hooks
 from sae_lm.data.hub import ModelSource, find_model
-from sae_lm.data.manifest import canonical_hook
 from sae_lm.device import pick_device
 from sae_lm.errors import ModelError, SaeLmError
-from sae_lm.files import sha256
 
 LEAN: dict[str, Any] = {"use_cache": False, "output_attentions": False}
 """Forward arguments that keep a bridge from holding what nobody reads."""
@@ -61,104 +57,64 @@ def boot(source: ModelSource, *, device: str, dtype: torch.dtype) -> Transformer
     return bridge
 
 
+def expand_bridge_hooks(bridge: TransformerBridge, patterns: Sequence[str]) -> list[str]:
+    """Every hook point of the bridge that the patterns stand for; see ``sae_lm.data.hooks``."""
+    names = expand_hooks(patterns, bridge.cfg.n_layers, bridge.hook_dict)
+    assert names is not None
+    return [resolve_hook(bridge, name) for name in names]
+
+
 def resolve_hook(bridge: TransformerBridge, name: str) -> str:
-    """The canonical name of a hook point the model has. Raises ModelError naming what it has instead."""
-    hooks = bridge.hook_dict
+    """The canonical name of one hook point the model has. Raises ModelError naming what it has instead."""
     canonical = canonical_hook(name)
-    if canonical in hooks:
-        return canonical
-    if name in hooks:
-        return name
+    for known in (canonical, name):
+        if known in bridge.hook_dict:
+            return known
     layers = bridge.cfg.n_layers
-    found = re.match(r"blocks\.(\d+)\.", name)
-    if found and int(found[1]) >= layers:
-        raise ModelError(
-            f"hook {name!r}: the model has {layers} layers, blocks.0 to blocks.{layers - 1}; name one of these"
-        )
     raise ModelError(
-        f"hook {name!r} is not a hook point of this model; residual streams are blocks.0.hook_out (after block 0) "
-        f"to blocks.{layers - 1}.hook_out"
+        f"hook {name!r} is not a hook point of this model, which has {layers} layers; residual streams are "
+        f"blocks.0.hook_out (after block 0) to blocks.{layers - 1}.hook_out"
     )
 
 
-def context_limit(bridge: TransformerBridge) -> int | None:
-    """Longest context the model takes, in tokens; None where its configuration does not say."""
-    limit = getattr(bridge.original_model.config, "max_position_embeddings", None) or bridge.cfg.n_ctx
-    return int(limit) if limit else None
-
-
-def load_tokenizer(source: ModelSource) -> Any:
-    """The tokenizer as it was saved. The bridge's own has BOS and EOS added where the model knows none."""
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(source.location, revision=source.revision)
-    except Exception as problem:
-        reason = " ".join(str(problem).split())[:300]
-        raise ModelError(
-            f"model {source.id!r} has no tokenizer that can be loaded ({reason}); save one beside it"
-        ) from problem
-
-
-def files_digest(folder: Path) -> str:
-    """sha256 over configuration and weights of a local model: what a hub model's commit says."""
-    digest = hashlib.sha256()
-    for file in sorted([folder / "config.json", *folder.glob("*.safetensors"), *folder.glob("*.bin")]):
-        digest.update(f"{file.name} {sha256(file)}\n".encode())
-    return digest.hexdigest()
-
-
-def describe_model(bridge: TransformerBridge, source: ModelSource) -> dict[str, Any]:
-    """Facts for the manifest: what produced the activations; two models of equal facts are the same model."""
-    config: Any = bridge.original_model.config
-    return {
-        "id": source.id,
-        "revision": source.revision,
-        "architecture": (config.architectures or [type(bridge.original_model).__name__])[0],
-        "dtype": str(next(bridge.parameters()).dtype).removeprefix("torch."),
-        "processing": "none",
-        "n_layers": bridge.cfg.n_layers,
-        "d_model": bridge.cfg.d_model,
-        "d_vocab": bridge.cfg.d_vocab,
-        "files_sha256": files_digest(Path(source.location)) if source.is_local else None,
-    }
-
-
-class _AllSeen(Exception):
-    """Raised inside a hook once every requested activation was seen: the forward ends there."""
-
-
 class Capture:
-    """``with Capture(bridge, names) as capture: rows = capture(tokens)``; each forward stops after the last hook."""
+    """``with Capture(bridge, names) as capture: rows = capture(tokens)``; each forward stops after the last hook.
+
+    A ``sae_lm.data.forward.Forward``; residual streams are [batch, pos, d_model].
+    """
 
     def __init__(self, bridge: TransformerBridge, names: Sequence[str]) -> None:
         self.bridge = bridge
         self.names = list(dict.fromkeys(resolve_hook(bridge, name) for name in names))
         self.seen: dict[str, Tensor] = {}
+        self.hooks: dict[str, int] = {}
+        self.attention = "bridge eager"
+        self.config: Any = bridge.original_model.config
+        self.dtype = next(bridge.parameters()).dtype
 
     def _grab(self, name: str) -> Callable[..., None]:
         def keep(tensor: Tensor, hook: Any) -> None:
             self.seen[name] = tensor.detach()
             if len(self.seen) == len(self.names):
-                raise _AllSeen
+                raise Stop
 
         return keep
 
     def __enter__(self) -> "Capture":
         self._hooks = self.bridge.hooks(fwd_hooks=[(name, self._grab(name)) for name in self.names])
         self._hooks.__enter__()
+        self.hooks = probe_widths(self, str(next(self.bridge.parameters()).device))
         return self
 
     def __exit__(self, *exception: Any) -> None:
         self._hooks.__exit__(None, None, None)
 
-    def __call__(self, tokens: Int[Tensor, "batch pos"]) -> dict[str, Float[Tensor, "batch ..."]]:
-        """{hook: activation}; a residual stream is [batch, pos, d_model]."""
+    def __call__(self, tokens: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
         self.seen = {}
         try:
             with torch.inference_mode():
-                self.bridge(tokens, return_type=None, **LEAN)
-        except _AllSeen:
+                self.bridge(tokens, return_type=None, attention_mask=mask, **LEAN)
+        except Stop:
             return self.seen
         missing = ", ".join(sorted(set(self.names) - set(self.seen)))
         raise ModelError(

@@ -1,75 +1,187 @@
 """shards -> batches: every row once per epoch, in an order that depends on (seed, epoch) alone.
 
-Shards (or pieces of a window's size, where shards are larger) are permuted and read one after another
-into a window in memory; the window's rows
-are permuted and cut into batches. Rows that do not fill a batch go on into the next window and the
-next epoch, so batches are always full and no row is dropped or repeated within an epoch. While the
-store fits the window this is an exact uniform permutation.
+Shards are cut into pieces of neighbouring rows. The pieces of the whole store are permuted and read one
+after another, each in one sequential read, into a window in memory; the window's rows are permuted; the
+next window is read meanwhile. The sequence of rows so defined runs on through windows and epochs, and
+batch i is its rows i * batch_size onwards: batches are always full, no row is dropped or repeated within
+an epoch, any batch can be the first, and ranks take slices of the same batches. While the rows fit one
+window this is an exact uniform permutation.
 """
 
-from collections.abc import Iterator
-from itertools import count
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Sequence
+from itertools import count, pairwise
+from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
+from sae_lm.background import read_ahead
+from sae_lm.errors import SettingsError
 from sae_lm.seeds import derive
 
 if TYPE_CHECKING:
     from sae_lm.data.store import Store
 
-WINDOW_BYTES = 2 << 30
-"""Rows held in memory at a time."""
+WINDOW_BYTES = 1 << 30
+"""Rows mixed at a time. Two windows are in memory: one in use, one being read."""
+PIECES = 64
+"""Pieces to a window: at the default size reads of 16 MiB, which a disk does at its sequential speed."""
+
+
+class Window(NamedTuple):
+    """A part of the sequence of rows."""
+
+    first: int
+    """place of its first row in the sequence"""
+    spans: list[tuple[int, int]]
+    """row numbers of the store, from and to"""
+    order: Tensor
+    """permutation of the spans' rows laid end to end"""
 
 
 def shuffled_batches(
     store: "Store",
-    hook: str,
+    columns: Sequence[str],
     batch_size: int,
     seed: int,
     num_batches: int,
     start: int,
     stop: int,
+    *,
+    first: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
     window_bytes: int = WINDOW_BYTES,
-) -> Iterator[Float[Tensor, "batch width"]]:
-    """``num_batches`` batches of rows start to stop, going through them as often as that takes."""
-    left: Tensor | None = None
-    made = 0
-    for epoch in count():
-        for spans in _windows(store, hook, seed, epoch, start, stop, window_bytes):
-            rows = torch.cat([store.rows(hook, first, last) for first, last in spans])
-            generator = torch.Generator().manual_seed(derive("rows", seed, epoch, spans[0][0]))
-            rows = rows[torch.randperm(len(rows), generator=generator)]
-            if left is not None:
-                rows = torch.cat([left, rows])
-            whole = len(rows) // batch_size
-            for index in range(whole):
-                if made == num_batches:
-                    return
-                yield rows[index * batch_size : (index + 1) * batch_size]
-                made += 1
-            left = rows[whole * batch_size :].clone()
-        if made >= num_batches:
+) -> Iterator[dict[str, Tensor]]:
+    """Batches ``first`` to ``num_batches`` of the sequence over rows start to stop of the store.
+
+    columns: hooks and columns of the tokens. Yields {column: [batch_size / world_size, ...]}: the rank-th
+    slice of each batch. Raises SettingsError where the batch does not divide.
+    """
+    if batch_size % world_size:
+        raise SettingsError(
+            f"batch_size is {batch_size}, which does not divide among {world_size} processes; give a multiple of {world_size}"
+        )
+    share = batch_size // world_size
+    row_bytes = sum(store.column_bytes(column) for column in columns)
+    windows = _windows(store.first_row, start, stop, seed, first * batch_size, max(1, window_bytes // row_bytes))
+    loaded = read_ahead(_load(store, columns, windows, num_batches * batch_size), 1)
+    parts: list[dict[str, Tensor]] = []
+    made = first
+    try:
+        for window, buffers in loaded:
+            last = window.first + len(window.order)
+            while made < num_batches:
+                low = made * batch_size + rank * share  # this rank's rows of batch `made`, as places in the sequence
+                a, b = max(low, window.first), min(low + share, last)
+                if a < b:
+                    rows = window.order[a - window.first : b - window.first]
+                    parts.append({name: buffer[rows] for name, buffer in buffers.items()})
+                if low + share > last:
+                    break
+                yield parts[0] if len(parts) == 1 else {n: torch.cat([part[n] for part in parts]) for n in columns}
+                parts, made = [], made + 1
+            if made >= num_batches:
+                return
+    finally:
+        loaded.close()
+
+
+def _windows(first_row: Sequence[int], start: int, stop: int, seed: int, place: int, limit: int) -> Iterator[Window]:
+    """The windows of the sequence without end, from the one that holds ``place`` on. limit: rows to a window."""
+    piece = max(1, limit // PIECES)
+    edges = [(max(a, start), min(b, stop)) for a, b in pairwise(first_row)]
+    pieces = [(c, min(c + piece, b)) for a, b in edges for c in range(a, b, piece)]
+    sizes = np.array([b - a for a, b in pieces])
+    rows = stop - start
+    for epoch in count(place // rows):
+        order = torch.randperm(len(pieces), generator=_generator("pieces", seed, epoch)).numpy()
+        ends = np.cumsum(sizes[order])
+        taken = 0
+        while taken < len(pieces):
+            before = int(ends[taken - 1]) if taken else 0
+            upto = max(taken + 1, int(np.searchsorted(ends, before + limit, "right")))
+            total = int(ends[upto - 1]) - before
+            window_first = epoch * rows + before
+            if window_first + total > place:
+                permutation = torch.randperm(total, generator=_generator("rows", seed, epoch, taken))
+                yield Window(window_first, [pieces[i] for i in order[taken:upto]], permutation)
+            taken = upto
+
+
+def _generator(what: str, *numbers: int) -> torch.Generator:
+    return torch.Generator().manual_seed(derive(what, *numbers))
+
+
+def _load(
+    store: "Store", columns: Sequence[str], windows: Iterator[Window], stop: int
+) -> Iterator[tuple[Window, dict[str, Tensor]]]:
+    """Each window with its rows. Two sets of buffers take turns; nobody looks at a window once the next is taken."""
+    sets: list[dict[str, Tensor]] = [{}, {}]
+    for turn, window in enumerate(windows):
+        if window.first >= stop:
             return
+        sets[turn % 2] = _filled(sets[turn % 2], store.read_into, columns, window, store.empty_column)
+        yield window, {name: buffer[: len(window.order)] for name, buffer in sets[turn % 2].items()}
 
 
-def _windows(
-    store: "Store", hook: str, seed: int, epoch: int, start: int, stop: int, window_bytes: int
-) -> Iterator[list[tuple[int, int]]]:
-    """Lists of (first row, last row) spans, one list per window; shards in permuted order."""
-    edges = zip(store.first_row[:-1], store.first_row[1:], strict=True)
-    shards = [(max(first, start), min(last, stop)) for first, last in edges if first < stop and last > start]
-    limit = max(1, window_bytes // (store.hooks[hook] * getattr(torch, store.manifest.recipe.dtype).itemsize))
-    spans = [(a, min(a + limit, last)) for first, last in shards for a in range(first, last, limit)]
-    order = torch.randperm(len(spans), generator=torch.Generator().manual_seed(derive("shards", seed, epoch)))
-    window: list[tuple[int, int]] = []
-    for index in order.tolist():
-        first, last = spans[index]
-        if window and sum(b - a for a, b in window) + last - first > limit:
-            yield window
-            window = []
-        window.append((first, last))
-    if window:
-        yield window
+def _filled(
+    buffers: dict[str, Tensor],
+    read_into: Callable[[str, int, int, Tensor], None],
+    columns: Sequence[str],
+    window: Window,
+    empty: Callable[[str, int], Tensor],
+) -> dict[str, Tensor]:
+    for column in columns:
+        if column not in buffers or len(buffers[column]) < len(window.order):
+            buffers[column] = empty(column, len(window.order))
+        filled = 0
+        for a, b in window.spans:
+            read_into(column, a, b, buffers[column][filled : filled + b - a])
+            filled += b - a
+    return buffers
+
+
+def shuffle_quality(
+    store: "Store",
+    batch_size: int,
+    seed: int = 0,
+    *,
+    start: int = 0,
+    stop: int | None = None,
+    window_bytes: int = WINDOW_BYTES,
+    batches: int = 20,
+) -> float:
+    """Distinct documents per batch, over the number that rows drawn uniformly would have; 1 is perfect.
+
+    Taken over ``batches`` batches spread over the first epoch. Reads the documents' column alone.
+    """
+    stop = len(store) if stop is None else stop
+    per_epoch = (stop - start) // batch_size
+    if not per_epoch:
+        raise SettingsError(f"batch_size is {batch_size}, more than the {stop - start} rows; give a smaller one")
+    documents = torch.empty(stop - start, dtype=torch.int32)
+    store.read_into("document", start, stop, documents)
+    counts = torch.bincount(documents.long())
+    ideal = float((1 - (1 - counts[counts > 0].double() / (stop - start)).pow(batch_size)).sum())
+    limit = max(1, window_bytes // sum(store.column_bytes(hook) for hook in store.hooks))
+    found = []
+    for index in np.linspace(0, per_epoch - 1, min(batches, per_epoch)).astype(int):
+        rows = sequence_rows(store.first_row, start, stop, seed, int(index) * batch_size, batch_size, limit)
+        found.append(len(documents[rows - start].unique()))
+    return float(np.mean(found)) / ideal
+
+
+def sequence_rows(
+    first_row: Sequence[int], start: int, stop: int, seed: int, place: int, number: int, limit: int
+) -> Tensor:
+    """Row numbers at places ``place`` to ``place + number`` of the sequence: what ``shuffled_batches`` reads there."""
+    rows: list[Tensor] = []
+    for window in _windows(first_row, start, stop, seed, place, limit):
+        numbers = torch.cat([torch.arange(a, b) for a, b in window.spans])[window.order]
+        a, b = max(place, window.first), min(place + number, window.first + len(numbers))
+        rows.append(numbers[a - window.first : b - window.first])
+        if b == place + number:
+            break
+    return torch.cat(rows)

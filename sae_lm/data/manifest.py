@@ -1,24 +1,32 @@
-"""What an activation store's ``manifest.json`` means. Format version 1.
+"""What an activation store's ``manifest.json`` means. Format version 2.
 
 A store is a folder of safetensors files and one JSON manifest, no pickle::
 
     manifest.json                       written last, atomically: its presence is the commit
     vocabulary.json                     list of strings: the text of each token id
-    stats.safetensors                   per hook HOOK: "HOOK/mean" [width] float64, "HOOK/mean_squared_norm" [] float64
+    stats.safetensors                   per hook HOOK: "HOOK/mean" [width] float64, "HOOK/mean_squared_norm" [] float64,
+        "HOOK/norm_quantiles" [len(QUANTILES)] float64 (shares 0, .01, .05, .25, .5, .75, .95, .99, 1 of the rows)
     tokens/00000.safetensors            one file per shard, numbered from 0:
-        blocks [contexts, context_size] int32   all ids the model saw, special tokens included
+        blocks [contexts, context_size] int32   all ids the model saw, special tokens and padding included
         token_id, document, position, context [rows] int32
     HOOK/00000.safetensors              one folder per hook, one file per shard:
         rows [rows, width]              the store's dtype
         sum [width], sum_squared_norm []  float64, over the shard's rows
+        norm_bins [n] int32, norm_counts [n] int64  histogram of the rows' Euclidean norms (sae_lm.data.norms)
 
 Row r of a tokens file and of each hook file of that shard are the same token; ``position`` counts
-from 0 within its context, ``context`` and ``document`` from 0 within the store. Special tokens (BOS
-and separators) are in ``blocks`` and have no row. ``rows`` is exact: the last context of the store
-may have rows for its first positions only.
+from 0 within its context, ``context`` from 0 within the store, ``document`` from 0 within the text.
+Special tokens (BOS and separators) and padding, which is separators as well, are in ``blocks`` and have
+no row (unless the recipe keeps special ones; padding never has one), nor have attention sinks where the
+recipe drops them. ``rows`` is exact: the last context of the store may have rows for its first
+positions only. Files hold finite values alone: a NaN or an infinity ends caching.
 
-Keys of the manifest are the fields of ``Manifest`` below. File names are relative, and never leave
-the store's folder. A reader refuses other format versions by name.
+While a store is being written there is a folder ``progress`` in place of the manifest: ``recipe.json``
+and a record ``00000.json`` for each shard whose files are whole.
+
+Keys of the manifest are the fields of ``Manifest`` below. ``sha256`` is the checksum of the manifest's own
+bytes with 64 zeros in that place. File names are relative, and never leave the store's folder. A reader
+refuses other format versions by name.
 """
 
 import hashlib
@@ -30,21 +38,14 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from sae_lm.errors import StoreError
-from sae_lm.files import read_json, write_json
+from sae_lm.files import json_bytes, read_json, write_json
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
-PROGRESS = "progress.json"
-"""Same content as a manifest without totals, while the store is being written; resumed from."""
-
-
-_ALIASES = {"hook_resid_post": "hook_out", "hook_resid_pre": "hook_in"}
-
-
-def canonical_hook(name: str) -> str:
-    """``blocks.3.hook_resid_post`` -> ``blocks.3.hook_out``: residual streams have one name on disk."""
-    found = re.fullmatch(r"(blocks\.\d+)\.(hook_resid_post|hook_resid_pre)", name)
-    return f"{found[1]}.{_ALIASES[found[2]]}" if found else name
+PROGRESS = "progress"
+RECIPE = f"{PROGRESS}/recipe.json"
+QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
+ZEROS = "0" * 64
 
 
 class _Part(BaseModel):
@@ -60,7 +61,15 @@ class ShardRecord(_Part):
     rows: int
     contexts: int
     special_tokens: int
-    """tokens of these contexts that have no row because they are special"""
+    """tokens of these contexts that are special (BOS and separators), padding not counted"""
+    padding: int
+    """positions of these contexts behind a document's end"""
+    sinks: int
+    """tokens of these contexts that have no row because their norm is an attention sink's"""
+    last_document: int
+    """index of the last document that these contexts hold"""
+    next: tuple[int, int]
+    """where in the text the next shard begins (sae_lm.data.tokens.Position)"""
     files: dict[str, FileRecord]
     """relative path -> size and checksum"""
 
@@ -73,7 +82,17 @@ class Recipe(_Part):
     tokenizer_sha256: str
     text: dict[str, Any]
     """id, split, column, fingerprint"""
+    forward: str
+    """whose forward pass, which attention: ``huggingface sdpa``, ``bridge eager``"""
     context_size: int
+    pack: bool
+    """contexts cross from one document into the next; else each document begins one, and the rest is padding"""
+    repeat: bool
+    """the text is begun again when it ends"""
+    keep_special: bool
+    """special tokens have rows as well"""
+    drop_sinks: float | None
+    """multiple of a hook's median norm beyond which a token has no row, or null"""
     bos: int | None
     """id that begins every context, or null"""
     separator: int | None
@@ -89,22 +108,27 @@ class Recipe(_Part):
 class Manifest(_Part):
     format: Literal["sae_lm activation store"] = "sae_lm activation store"
     version: int = FORMAT_VERSION
+    sha256: str = ZEROS
     recipe: Recipe
     rows: int
     contexts: int
     documents: int
     text_ended: bool
     """the text ended before `recipe.tokens` rows were there"""
+    sink_norms: dict[str, float]
+    """hook -> norm above which tokens have no row; empty unless the recipe drops sinks"""
     shards: list[ShardRecord]
     files: dict[str, FileRecord]
     """the files that belong to no shard"""
     versions: dict[str, str]
-    """libraries that wrote the store"""
+    """libraries that wrote the store; several versions where it was continued with others"""
+    batch_size: int
+    """contexts per forward pass of the last run; another one moves values by rounding alone"""
 
     @property
     def id(self) -> str:
         """Checksum of the recipe and of every file: what an SAE records as its store."""
-        content = self.model_dump(mode="json", exclude={"versions"})
+        content = self.model_dump(mode="json", exclude={"versions", "sha256"})
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def all_files(self) -> dict[str, FileRecord]:
@@ -115,11 +139,24 @@ class Manifest(_Part):
 
 
 def write_manifest(store: Path, manifest: Manifest) -> None:
-    write_json(store / MANIFEST, manifest.model_dump(mode="json"))
+    """Commit a store: write its manifest with the checksum of the manifest itself."""
+    content = manifest.model_copy(update={"sha256": ZEROS}).model_dump(mode="json")
+    checksum = hashlib.sha256(json_bytes(content)).hexdigest()
+    write_json(store / MANIFEST, content | {"sha256": checksum})
+
+
+def manifest_is_intact(store: Path) -> bool:
+    """Whether every byte of a store's manifest is as it was written."""
+    content = (store / MANIFEST).read_bytes()
+    found = re.search(rb'"sha256": "([0-9a-f]{64})"', content)
+    if not found:
+        return False
+    blank = content[: found.start(1)] + ZEROS.encode() + content[found.end(1) :]
+    return hashlib.sha256(blank).hexdigest() == found[1].decode()
 
 
 def read_manifest(store: Path) -> Manifest:
-    """Read and check a manifest. Raises StoreError: missing, unfinished, another version, malformed."""
+    """Read and check a manifest. Raises StoreError: missing, unfinished, another version, malformed, damaged."""
     if not store.is_dir():
         raise StoreError(f"store {store} does not exist; write one with sae-lm cache --out {store}")
     if not (store / MANIFEST).exists():
@@ -143,17 +180,29 @@ def read_manifest(store: Path) -> Manifest:
         raise StoreError(
             f"{store / MANIFEST} is malformed at {where} ({first['msg']}); cache the store again"
         ) from None
-    files = manifest.all_files()
+    for name in manifest.all_files():
+        pure = PurePosixPath(name)
+        if pure.is_absolute() or ".." in pure.parts or "\\" in name:
+            raise StoreError(f"{store / MANIFEST} names a file outside the store ({name!r}); do not trust this store")
     for shard, record in enumerate(manifest.shards):
         for folder in ("tokens", *manifest.recipe.hooks):
-            if f"{folder}/{shard:05d}.safetensors" not in record.files:
+            if shard_file(folder, shard) not in record.files:
                 raise StoreError(
                     f"{store / MANIFEST} is malformed: shard {shard} has no file of {folder}; cache the store again"
                 )
     if not manifest.shards or not manifest.recipe.hooks:
         raise StoreError(f"{store / MANIFEST} is malformed: it lists no shards or no hooks; cache the store again")
-    for name in files:
-        pure = PurePosixPath(name)
-        if pure.is_absolute() or ".." in pure.parts or "\\" in name:
-            raise StoreError(f"{store / MANIFEST} names a file outside the store ({name!r}); do not trust this store")
+    if not manifest_is_intact(store):
+        raise StoreError(f"{store / MANIFEST} is damaged: it does not match its own checksum; cache the store again")
     return manifest
+
+
+def shard_file(folder: str, index: int) -> str:
+    """Relative path of a shard's file: ``blocks.3.hook_out/00007.safetensors``."""
+    return f"{folder}/{index:05d}.safetensors"
+
+
+def shard_of(name: str) -> int | None:
+    """Number of the shard that a file belongs to; None for the files of no shard."""
+    found = re.fullmatch(r"[^/]+/(\d{5,})\.safetensors", name)
+    return int(found[1]) if found else None

@@ -1,5 +1,6 @@
 """activations -> shards: one tokens file and one file per hook, each written whole or not at all."""
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,76 +9,125 @@ from jaxtyping import Float
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sae_lm.data.manifest import FileRecord, ShardRecord
+from sae_lm.data.manifest import FileRecord, Recipe, ShardRecord, shard_file
+from sae_lm.data.norms import norm_histogram
 from sae_lm.data.tokens import Block
 from sae_lm.errors import StoreError
 from sae_lm.files import sha256, write_whole
 
-SUMMED_ROWS = 8192
+EXACT_ROWS = 64
+"""Rows summed in float32 before float64 takes over: 64 bfloat16 values of like size add up there exactly."""
 
 
-def shard_file(folder: str, index: int) -> str:
-    """Relative path of a shard's file: ``blocks.3.hook_out/00007.safetensors``."""
-    return f"{folder}/{index:05d}.safetensors"
+def rows_wanted(blocks: Sequence[Block], recipe: Recipe) -> np.ndarray:
+    """[contexts, context_size] bool: the tokens that get a row, as far as their ids tell."""
+    inside = np.arange(recipe.context_size) < np.array([[block.length] for block in blocks])
+    return inside if recipe.keep_special else inside & ~np.stack([block.special for block in blocks])
 
 
-def kept_positions(blocks: list[Block], limit: int) -> np.ndarray:
-    """[contexts, context_size] bool: the first ``limit`` tokens that are not special."""
-    kept = ~np.stack([block.special for block in blocks])
+def first_rows(kept: np.ndarray, limit: int) -> np.ndarray:
+    """The same mask with its first ``limit`` true entries alone."""
     return kept & (kept.cumsum().reshape(kept.shape) <= limit)
 
 
-def write_shard(
-    store: Path,
-    index: int,
-    first_context: int,
-    blocks: list[Block],
-    kept: np.ndarray,
-    rows: dict[str, Float[Tensor, "rows width"]],
-) -> ShardRecord:
-    """Write the files of one shard and return their record. ``rows[hook]`` holds the kept tokens in order."""
-    context, position = np.nonzero(kept)
-    ids = np.stack([block.ids for block in blocks])
-    documents = np.stack([block.documents for block in blocks])
-    tokens = {
-        "blocks": ids,
-        "token_id": ids[context, position],
-        "document": documents[context, position],
-        "position": position.astype(np.int32),
-        "context": (context + first_context).astype(np.int32),
-    }
-    contents = {"tokens": {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in tokens.items()}}
-    for hook, values in rows.items():
-        contents[hook] = {"rows": values, **_sums(values)}
-    files = {}
-    for folder, tensors in contents.items():
-        name = shard_file(folder, index)
-        write_whole(store / name, lambda part, tensors=tensors: save_file(tensors, part))
-        files[name] = FileRecord(bytes=(store / name).stat().st_size, sha256=sha256(store / name))
-    special = int(np.stack([block.special for block in blocks]).sum())
-    return ShardRecord(rows=len(context), contexts=len(blocks), special_tokens=special, files=files)
+class OpenShard:
+    """Rows of one shard while it fills, in any order of its contexts."""
 
+    def __init__(self, index: int, first_context: int, blocks: list[Block], wanted: np.ndarray, recipe: Recipe) -> None:
+        """wanted: [contexts, context_size] bool, the tokens that get a row unless they are sinks."""
+        self.index, self.first_context, self.blocks = index, first_context, blocks
+        self.wanted, self.kept, self.recipe = wanted, np.zeros_like(wanted), recipe
+        self.rows: dict[str, list[Tensor]] = {hook: [torch.empty(0)] * len(blocks) for hook in recipe.hooks}
 
-def _sums(values: Float[Tensor, "rows width"]) -> dict[str, Tensor]:
-    """float64 sums over rows, a piece at a time: a shard in float64 would take four times its room."""
-    sums = {
-        "sum": torch.zeros(values.shape[1], dtype=torch.float64),
-        "sum_squared_norm": torch.zeros((), dtype=torch.float64),
-    }
-    for piece in values.split(SUMMED_ROWS):
-        exact = piece.double()
-        sums["sum"] += exact.sum(0)
-        sums["sum_squared_norm"] += exact.square().sum()
-    return sums
+    def add(
+        self, which: Sequence[int], values: dict[str, Float[Tensor, "contexts pos width"]], kept: np.ndarray
+    ) -> None:
+        """Rows of some contexts. kept: [len(which), pos] bool. Raises StoreError at a NaN or an infinity."""
+        self.kept[which, : kept.shape[1]] = kept
+        counts = kept.sum(1).tolist()
+        mask = torch.from_numpy(kept)
+        for hook, value in values.items():
+            rows = value[mask]
+            if not torch.isfinite(norms(rows)).all():
+                self._complain(hook, rows, which, kept)
+            for context, part in zip(which, rows.split(counts), strict=True):
+                self.rows[hook][context] = part
 
+    def write(self, store: Path, limit: int, only: Iterable[str] | None = None) -> ShardRecord:
+        """Write the files of the first ``limit`` rows and return their record.
 
-def check_finite(hook: str, values: Float[Tensor, "contexts pos width"], blocks: list[Block]) -> None:
-    """Raise StoreError at the first NaN or infinity among tokens that are not special."""
-    bad = ~torch.isfinite(values).all(-1).cpu() & ~torch.from_numpy(np.stack([b.special for b in blocks]))
-    if bad.any():
-        context, position = (int(i) for i in bad.nonzero()[0])
-        block = blocks[context]
+        Contexts behind the last row are left out.
+        only: folders (``tokens``, hooks) to write; the record then lists these alone.
+        """
+        kept = first_rows(self.kept, limit)
+        filled = np.flatnonzero(kept.any(axis=1))
+        used = int(filled[-1]) + 1 if len(filled) else len(kept)
+        sinks = int((self.wanted & ~self.kept)[:used].sum())
+        blocks, kept = self.blocks[:used], kept[:used]
+        context, position = np.nonzero(kept)
+        ids = np.stack([block.ids for block in blocks])
+        documents = np.stack([block.documents for block in blocks])
+        tokens = {
+            "blocks": ids,
+            "token_id": ids[context, position],
+            "document": documents[context, position],
+            "position": position.astype(np.int32),
+            "context": (context + self.first_context).astype(np.int32),
+        }
+        contents = {"tokens": {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in tokens.items()}}
+        files = {}
+        for folder in ("tokens", *self.recipe.hooks) if only is None else only:
+            name = shard_file(folder, self.index)
+            tensors = contents[folder] if folder in contents else self._hook_tensors(folder, used, len(context))
+            write_whole(store / name, lambda part, tensors=tensors: save_file(tensors, part))
+            files[name] = FileRecord(bytes=(store / name).stat().st_size, sha256=sha256(store / name))
+        padding = sum(len(block.ids) - block.length for block in blocks)
+        return ShardRecord(
+            rows=len(context),
+            contexts=used,
+            special_tokens=sum(int(block.special.sum()) for block in blocks) - padding,
+            padding=padding,
+            sinks=sinks,
+            last_document=int(documents.max()),
+            next=(blocks[-1].next.document, blocks[-1].next.offset),
+            files=files,
+        )
+
+    def _hook_tensors(self, hook: str, contexts: int, count: int) -> dict[str, Tensor]:
+        rows = torch.cat(self.rows.pop(hook)[:contexts])[:count]  # the last context may end before its own last row
+        lengths = norms(rows)
+        bins, counts = norm_histogram(lengths)
+        return {
+            "rows": rows,
+            "sum": _column_sums(rows),
+            "sum_squared_norm": lengths.double().square().sum(),
+            "norm_bins": bins,
+            "norm_counts": counts,
+        }
+
+    def _complain(self, hook: str, rows: Tensor, which: Sequence[int], kept: np.ndarray) -> None:
+        bad = (~torch.isfinite(rows).all(1)).nonzero().flatten()
+        if not len(bad):  # finite values whose squares are not
+            raise StoreError(
+                f"hook {hook} gave an activation whose norm is beyond float32; run the model in float32 or cache another hook"
+            )
+        context, position = (int(axis[int(bad[0])]) for axis in np.nonzero(kept))
+        block = self.blocks[which[context]]
         raise StoreError(
             f"hook {hook} gave a NaN or infinite activation at document {block.documents[position]}, token id "
-            f"{block.ids[position]} (position {position}); run the model in float32 or leave that document out"
+            f"{block.ids[position]} (position {position} of its context; {len(bad)} such of {len(rows)} rows in this batch); "
+            "run the model in float32 or leave that document out"
         )
+
+
+def norms(rows: Float[Tensor, "rows width"]) -> Float[Tensor, " rows"]:
+    return torch.linalg.vector_norm(rows, dim=1, dtype=torch.float32)
+
+
+def _column_sums(rows: Float[Tensor, "rows width"]) -> Float[Tensor, " width"]:
+    """float64 sums over rows, to about float32's rounding of 64 of them; see EXACT_ROWS."""
+    whole = len(rows) // EXACT_ROWS * EXACT_ROWS
+    total = rows[whole:].double().sum(0)
+    for piece in rows[:whole].split(EXACT_ROWS * 128):
+        total += piece.unflatten(0, (-1, EXACT_ROWS)).float().sum(1).double().sum(0)
+    return total

@@ -2,20 +2,22 @@
 
 import json
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from sae_lm.data.manifest import Manifest, canonical_hook, read_manifest
-from sae_lm.data.shards import shard_file
-from sae_lm.errors import StoreError
+from sae_lm.data.hooks import canonical_hook
+from sae_lm.data.manifest import QUANTILES, Manifest, read_manifest, shard_file
+from sae_lm.errors import SettingsError, StoreError
+from sae_lm.files import sha256
 
 TOKEN_COLUMNS = ("token_id", "document", "position", "context")
 
@@ -35,8 +37,10 @@ class Moments(NamedTuple):
 class Store:
     """A whole activation store. Row numbers run over all shards, in the order of the text."""
 
-    def __init__(self, path: Path, manifest: Manifest) -> None:
+    def __init__(self, path: str | Path, manifest: Manifest, locate: Callable[[str], Path] | None = None) -> None:
+        """locate: relative name of a file -> where it is now; fetches it first where the store is not on this machine."""
         self.path, self.manifest = path, manifest
+        self.locate = locate if locate is not None else Path(path).joinpath
         self.first_row = [0, *accumulate(shard.rows for shard in manifest.shards)]
         self.first_context = [0, *accumulate(shard.contexts for shard in manifest.shards)]
 
@@ -54,10 +58,12 @@ class Store:
     @cached_property
     def vocabulary(self) -> list[str]:
         """Text of each token id."""
-        return json.loads((self.path / "vocabulary.json").read_text(encoding="utf-8"))
+        return json.loads(self.locate("vocabulary.json").read_text(encoding="utf-8"))
 
     def hook(self, name: str | None = None) -> str:
         """The canonical name of a hook of this store (default: its only one). Raises StoreError."""
+        if not isinstance(name, str | None):
+            raise StoreError(f"hook is {name!r}, expected a name; rows are asked for by rows(start=..., stop=...)")
         if name is None:
             if len(self.hooks) > 1:
                 raise StoreError(
@@ -82,6 +88,12 @@ class Store:
                 total += rows.sum(0)
                 squares += float(rows.square().sum())
         return Moments(total / stop, squares / stop)
+
+    def norm_quantiles(self, hook: str | None = None) -> dict[float, float]:
+        """Share of the rows -> Euclidean norm that this share stays below, to within 0.8%."""
+        name = self.hook(hook)
+        with safe_open(self.locate("stats.safetensors"), "pt") as file:
+            return dict(zip(QUANTILES, file.get_tensor(f"{name}/norm_quantiles").tolist(), strict=True))
 
     def rows(self, hook: str | None = None, start: int = 0, stop: int | None = None) -> Float[Tensor, "rows width"]:
         """Rows start to stop of a hook, in the store's dtype."""
@@ -136,16 +148,60 @@ class Store:
         seed: int = 0,
         *,
         hook: str | None = None,
+        columns: Sequence[str] | None = None,
         epochs: int = 1,
         start: int = 0,
         stop: int | None = None,
-    ) -> Iterator[Float[Tensor, "batch width"]]:
-        """Shuffled rows; see ``sae_lm.data.batches``. An incomplete last batch is dropped."""
+        first: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> Iterator[Any]:
+        """Shuffled batches of rows start to stop, read in the background; see ``sae_lm.data.batches``.
+
+        Yields [batch, width] of the hook, or, where ``columns`` names hooks and columns of the tokens (token_id,
+        document, position, context), {column: its rows}. The order depends on seed and epoch alone.
+
+        first: number of the first batch, to go on where another run ended.
+        rank, world_size: each batch is cut into world_size slices; yield the rank-th.
+        An incomplete last batch is dropped.
+        """
         from sae_lm.data.batches import shuffled_batches
 
+        wanted = [self.hook(hook)] if columns is None else [self._column(name) for name in columns]
         last = len(self) if stop is None else stop
-        count = (last - start) * epochs // batch_size
-        return shuffled_batches(self, self.hook(hook), batch_size, seed, count, start, last)
+        if not 0 <= start < last <= len(self) or batch_size < 1 or not 0 <= rank < world_size:
+            raise SettingsError(
+                f"batches of {batch_size} rows from {start} to {last}, rank {rank} of {world_size}: expected 0 <= start < stop <= "
+                f"{len(self)}, batch_size >= 1 and 0 <= rank < world_size"
+            )
+        number = (last - start) * epochs // batch_size
+        made = shuffled_batches(
+            self, wanted, batch_size, seed, number, start, last, first=first, rank=rank, world_size=world_size
+        )
+        return (batch[wanted[0]] for batch in made) if columns is None else made
+
+    def _column(self, name: str) -> str:
+        return name if name in TOKEN_COLUMNS else self.hook(name)
+
+    def empty_column(self, column: str, rows: int) -> Tensor:
+        """Room for rows of a hook or of a column of the tokens."""
+        if column in TOKEN_COLUMNS:
+            return torch.empty(rows, dtype=torch.int32)
+        return torch.empty(rows, self.hooks[column], dtype=getattr(torch, self.manifest.recipe.dtype))
+
+    def column_bytes(self, column: str) -> int:
+        """Bytes per row."""
+        return (
+            4 if column in TOKEN_COLUMNS else self.hooks[column] * getattr(torch, self.manifest.recipe.dtype).itemsize
+        )
+
+    def read_into(self, column: str, start: int, stop: int, out: Tensor) -> None:
+        """Copy rows start to stop of a column into ``out``, without torch's threads: it may run beside a model."""
+        folder, key = ("tokens", column) if column in TOKEN_COLUMNS else (column, "rows")
+        filled = 0
+        for part in self._slices(folder, key, start, stop):
+            np.copyto(_bytes(out[filled : filled + len(part)]), _bytes(part))
+            filled += len(part)
 
     def _slices(
         self, folder: str, key: str, start: int, stop: int, firsts: list[int] | None = None
@@ -162,7 +218,7 @@ class Store:
             shard += 1
 
     def _tensor(self, folder: str, shard: int, key: str) -> Tensor:
-        path = self.path / shard_file(folder, shard)
+        path = self.locate(shard_file(folder, shard))
         try:
             with safe_open(path, "pt") as file:
                 return file.get_tensor(key)  # memory-mapped: only what is read is loaded
@@ -170,16 +226,29 @@ class Store:
             raise StoreError(f"{path} cannot be read ({problem}); run sae-lm verify {self.path}") from None
 
 
-def open_store(path: str | Path) -> Store:
-    """Open a whole store; sizes of all files are checked, checksums are ``sae-lm verify``'s. Raises StoreError."""
+def _bytes(tensor: Tensor) -> np.ndarray:
+    return tensor.flatten().view(torch.uint8).numpy()
+
+
+def open_store(path: str | Path, *, checksums: bool = False) -> Store:
+    """Open a whole store: a folder, or ``hf://datasets/OWNER/NAME[@REVISION]``, of which shards are fetched when read.
+
+    The sizes of all files are checked, on request their checksums as well (files of the hub are checked as
+    they are fetched). Raises StoreError.
+    """
+    if str(path).startswith("hf://"):
+        from sae_lm.data.remote import open_remote
+
+        return Store(str(path), *open_remote(str(path)))
     path = Path(path)
     manifest = read_manifest(path)
     for name, record in manifest.all_files().items():
         file = path / name
         size = file.stat().st_size if file.is_file() else None
-        if size != record.bytes:
-            got = "is missing" if size is None else f"has {size} bytes"
-            raise StoreError(
-                f"store {path} is damaged: {name} {got}, expected {record.bytes} bytes; cache the store again"
-            )
+        got = "is missing" if size is None else f"has {size} bytes, expected {record.bytes}"
+        if size == record.bytes:
+            if not checksums or sha256(file) == record.sha256:
+                continue
+            got = "does not match its checksum"
+        raise StoreError(f"store {path} is damaged: {name} {got}; run sae-lm verify {path} --repair")
     return Store(path, manifest)

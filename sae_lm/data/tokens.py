@@ -1,21 +1,39 @@
-"""documents -> blocks: token ids packed into contexts of one length.
+"""documents -> blocks: token ids cut into contexts of one length.
 
 Documents are tokenized without special tokens and laid end to end, one separator after each (the
-tokenizer's EOS, else its BOS, else none). The stream is cut into contexts of ``context_size``
-tokens; with ``prepend_bos`` the first of them is BOS. No padding, and nothing is ever repeated: a
-text that ends early ends the blocks, an incomplete last context is dropped.
+tokenizer's EOS or SEP, else its BOS, else none). The stream is cut into contexts of ``context_size``
+tokens; with BOS the first of them is the tokenizer's BOS or CLS. So packed, contexts cross from one
+document into the next, nothing is padded, and an incomplete last context is dropped. Without packing
+every document begins a context and the last one of each is filled up with separators, which are
+padding: they are special, so they are never rows. A text that ends early ends the blocks; only
+``repeat`` begins it again.
+
+A block knows where in the text the next one begins, so that blocks can be made from there on
+without tokenizing what comes before.
 """
 
-from collections.abc import Iterable, Iterator
-from itertools import islice
+from collections.abc import Callable, Iterable, Iterator
+from itertools import count, islice
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from sae_lm.errors import ModelError
+from sae_lm.errors import ModelError, SettingsError
 
 DOCUMENTS_PER_CALL = 64
 """Documents handed to the tokenizer at once: enough for its threads, little memory."""
+
+
+class Position(NamedTuple):
+    """A place in the text."""
+
+    document: int
+    """documents before it, repetitions counted"""
+    offset: int
+    """tokens of that document before it, separator counted"""
+
+
+START = Position(0, 0)
 
 
 class Block(NamedTuple):
@@ -26,7 +44,11 @@ class Block(NamedTuple):
     documents: np.ndarray
     """[context_size] int32 index of the document each token is from; for BOS that of the next token"""
     special: np.ndarray
-    """[context_size] bool: BOS and separators, which are not kept as rows"""
+    """[context_size] bool: BOS, separators and padding, which are not kept as rows"""
+    length: int
+    """tokens before the padding"""
+    next: Position
+    """where the next block begins"""
 
 
 class SpecialTokens(NamedTuple):
@@ -36,48 +58,127 @@ class SpecialTokens(NamedTuple):
 
 def special_tokens(tokenizer: Any, prepend_bos: bool) -> SpecialTokens:
     """Which ids begin a context and separate documents. Raises ModelError if BOS is wanted but missing."""
-    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    bos = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.cls_token_id
+    end = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
     if prepend_bos and bos is None:
         raise ModelError(
             "prepend_bos is true, but the tokenizer has no BOS token; give --no-prepend-bos to begin contexts with text"
         )
-    return SpecialTokens(bos if prepend_bos else None, eos if eos is not None else bos)
+    return SpecialTokens(bos if prepend_bos else None, end if end is not None else bos)
 
 
-def blocks(documents: Iterable[str], tokenizer: Any, special: SpecialTokens, context_size: int) -> Iterator[Block]:
-    """Cut documents into contexts; the order of documents is kept."""
+def blocks(
+    documents: Callable[[], Iterable[str]],
+    tokenizer: Any,
+    special: SpecialTokens,
+    context_size: int,
+    *,
+    pack: bool = True,
+    repeat: bool = False,
+    start: Position = START,
+) -> Iterator[Block]:
+    """Cut documents into contexts; the order of documents is kept.
+
+    documents: called for each pass over the text.
+    start: ``next`` of the last block that is there already.
+    """
+    if not pack and special.separator is None:
+        raise SettingsError("pack is false, but the tokenizer has no EOS, SEP or BOS token to pad with; leave it true")
     room = context_size - (special.bos is not None)
-    ids = np.zeros(0, np.int32)
-    origins = np.zeros(0, np.int32)
-    for document_ids, document_index in _stream(documents, tokenizer, special.separator):
-        ids = np.concatenate([ids, document_ids])
-        origins = np.concatenate([origins, np.full(len(document_ids), document_index, np.int32)])
-        whole = len(ids) // room * room
-        for first in range(0, whole, room):
-            yield _block(ids[first : first + room], origins[first : first + room], special)
-        ids, origins = ids[whole:], origins[whole:]
+    pending: list[_Tokens] = []
+    waiting = 0
+    for tokens in _stream(documents, tokenizer, special.separator, repeat, start):
+        if not pack:
+            yield from _documents_blocks(tokens, special, context_size, room)
+            continue
+        pending.append(tokens)
+        waiting += len(tokens.ids)
+        if waiting >= room:
+            yield from _packed_blocks(pending, special, room)
+            waiting = sum(len(part.ids) for part in pending)
 
 
-def _block(ids: np.ndarray, origins: np.ndarray, special: SpecialTokens) -> Block:
+class _Tokens(NamedTuple):
+    """A piece of a document."""
+
+    ids: np.ndarray
+    number: int
+    """of the document, as in Position"""
+    origin: int
+    """index of the document within the text"""
+    offset: int
+    """tokens of the document before this piece"""
+
+
+def _packed_blocks(pending: list[_Tokens], special: SpecialTokens, room: int) -> Iterator[Block]:
+    """Blocks of all whole contexts in ``pending``, which keeps the rest."""
+    ids = np.concatenate([part.ids for part in pending])
+    index = np.repeat(np.array([part.origin for part in pending], np.int32), [len(part.ids) for part in pending])
+    ends = np.cumsum([len(part.ids) for part in pending])
+    for last in range(room, len(ids) + 1, room):
+        part = int(np.searchsorted(ends, last, "right"))  # the piece that holds the token after this block
+        if part < len(pending):
+            inside = last - (int(ends[part - 1]) if part else 0)
+            following = Position(pending[part].number, pending[part].offset + inside)
+        else:
+            following = Position(pending[-1].number + 1, 0)
+        yield _block(ids[last - room : last], index[last - room : last], special, following)
+    used = len(ids) // room * room
+    part = int(np.searchsorted(ends, used, "right"))
+    del pending[:part]
+    if pending:
+        cut = len(pending[0].ids) - (int(ends[part]) - used)
+        pending[0] = pending[0]._replace(ids=pending[0].ids[cut:], offset=pending[0].offset + cut)
+
+
+def _documents_blocks(tokens: _Tokens, special: SpecialTokens, context_size: int, room: int) -> Iterator[Block]:
+    """Blocks of one document alone, the last one padded."""
+    for first in range(0, len(tokens.ids), room):
+        ids = tokens.ids[first : first + room]
+        done = first + room >= len(tokens.ids)
+        following = Position(tokens.number + 1, 0) if done else Position(tokens.number, tokens.offset + first + room)
+        index = np.full(len(ids), tokens.origin, np.int32)
+        block = _block(ids, index, special, following)
+        short = context_size - len(block.ids)
+        yield block._replace(
+            ids=np.pad(block.ids, (0, short), constant_values=special.separator or 0),
+            documents=np.pad(block.documents, (0, short), mode="edge"),
+            special=np.pad(block.special, (0, short), constant_values=True),
+        )
+
+
+def _block(ids: np.ndarray, index: np.ndarray, special: SpecialTokens, following: Position) -> Block:
     if special.bos is not None:
         ids = np.concatenate([np.array([special.bos], np.int32), ids])
-        origins = np.concatenate([origins[:1], origins])
+        index = np.concatenate([index[:1], index])
     marks = np.zeros(len(ids), bool)
     for token in special:
         if token is not None:
             marks |= ids == token
-    return Block(ids, origins, marks)
+    return Block(ids, index, marks, len(ids), following)
 
 
-def _stream(documents: Iterable[str], tokenizer: Any, separator: int | None) -> Iterator[tuple[np.ndarray, int]]:
-    source = iter(documents)
-    index = 0
-    while texts := list(islice(source, DOCUMENTS_PER_CALL)):
-        for row in tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]:
+def _stream(
+    documents: Callable[[], Iterable[str]], tokenizer: Any, separator: int | None, repeat: bool, start: Position
+) -> Iterator[_Tokens]:
+    """Token ids of each document from ``start`` on, with its separator; never an empty piece."""
+    source = islice(_numbered(documents, repeat), start.document, None)
+    number, offset = start
+    while rows := list(islice(source, DOCUMENTS_PER_CALL)):
+        encoded = tokenizer([text for _, text in rows], add_special_tokens=False, verbose=False)["input_ids"]
+        for (index, _), ids in zip(rows, encoded, strict=True):
             if separator is not None:
-                row = [*row, separator]
-            yield np.asarray(row, np.int32), index
-            index += 1
+                ids = [*ids, separator]
+            if ids := ids[offset:]:
+                yield _Tokens(np.asarray(ids, np.int32), number, index, offset)
+            number, offset = number + 1, 0
+
+
+def _numbered(documents: Callable[[], Iterable[str]], repeat: bool) -> Iterator[tuple[int, str]]:
+    for _ in count():
+        yield from enumerate(documents())
+        if not repeat:
+            return
 
 
 def vocabulary(tokenizer: Any, size: int) -> list[str]:

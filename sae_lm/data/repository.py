@@ -1,0 +1,137 @@
+"""data-set repository of the hub -> its files, and commits to it; what goes wrong is one sentence.
+
+Tokens are huggingface_hub's business: none is read, kept or named here, and none of its messages is passed on,
+as some quote a malformed token or an address with its password.
+"""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sae_lm.data.hub import _endpoint, _reason, _status
+from sae_lm.errors import HubError, SaeLmError, StoreError
+
+if TYPE_CHECKING:
+    from huggingface_hub import CommitOperationAdd
+    from huggingface_hub.hf_api import RepoFile
+
+SCHEME = "hf://"
+
+
+def address_of(repo_id: str, revision: str | None = None) -> str:
+    return f"{SCHEME}datasets/{repo_id}" + (f"@{revision}" if revision else "")
+
+
+def download(repo_id: str, commit: str, name: str, again: bool = False, folder: Path | None = None) -> Path:
+    """A file of a data set, in the local hub cache or in ``folder``; fetched unless it is there, or ``again``.
+
+    Raises StoreError (no such file), HubError.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    options = {"repo_type": "dataset", "revision": commit, "force_download": again, "local_dir": folder}
+    address = address_of(repo_id, commit)
+    with one_sentence(f"fetching {name} of {address}", repo_id):
+        try:
+            return Path(hf_hub_download(repo_id, name, **options))
+        except LocalEntryNotFoundError:  # a kind of the next one, and means that the hub is out of reach
+            raise
+        except EntryNotFoundError:
+            raise StoreError(f"{address} has no {name}: it holds no whole store, or a push has not ended") from None
+
+
+class Branch:
+    """A branch of a data-set repository, both made if missing, and the commit it stands at."""
+
+    def __init__(self, doing: str, repo_id: str, revision: str | None, private: bool) -> None:
+        """doing: what failed, if it does. private: of a repository made here; one that is public is then refused."""
+        from huggingface_hub import HfApi
+
+        quiet()
+        self.api, self.doing, self.repo_id, self.revision = HfApi(), doing, repo_id, revision
+        with one_sentence(doing, repo_id):
+            self.api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
+            if revision is not None:
+                self.api.create_branch(repo_id, repo_type="dataset", branch=revision, exist_ok=True)
+            about = self.api.dataset_info(repo_id, revision=revision)
+        self.head = str(about.sha)
+        if private and about.private is False:
+            raise HubError(
+                f"{doing} failed: the data set {repo_id!r} is public; allow that (--no-private), or name another one"
+            )
+
+    def tree(self) -> dict[str, "RepoFile"]:
+        """Path -> size and checksum of each file."""
+        from huggingface_hub.hf_api import RepoFile
+
+        with one_sentence(self.doing, self.repo_id):
+            entries = self.api.list_repo_tree(self.repo_id, repo_type="dataset", revision=self.head, recursive=True)
+            return {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
+
+    def send(self, operations: list["CommitOperationAdd"]) -> None:
+        """Upload what goes to the hub's storage for large files and is not there; the rest goes with the commit."""
+        with one_sentence(self.doing, self.repo_id):
+            self.api.preupload_lfs_files(
+                self.repo_id, operations, repo_type="dataset", revision=self.revision, free_memory=False
+            )
+
+    def commit(self, title: str, operations: list["CommitOperationAdd"]) -> None:
+        with one_sentence(self.doing, self.repo_id):
+            made = self.api.create_commit(
+                self.repo_id,
+                operations,
+                commit_message=title,
+                repo_type="dataset",
+                revision=self.revision,
+                parent_commit=self.head,  # refused where someone else has committed meanwhile
+            )
+        self.head = made.oid
+
+
+@contextmanager
+def one_sentence(doing: str, repo_id: str) -> Iterator[None]:
+    """Whatever huggingface_hub raises becomes a HubError that says what to do."""
+    from huggingface_hub.errors import OfflineModeIsEnabled, RepositoryNotFoundError
+
+    try:
+        yield
+    except SaeLmError:
+        raise
+    except Exception as error:  # which ones a dead connection raises depends on the version
+        chain: list[Exception] = []
+        cause: BaseException | None = error
+        while isinstance(cause, Exception):
+            chain.append(cause)
+            cause = cause.__cause__ or cause.__context__
+        status = next(filter(None, map(_status, chain)), None)
+        hub, what = _endpoint(), f"data set {repo_id!r}"
+        if status == 404 or isinstance(error, RepositoryNotFoundError):
+            said = f"{hub} has no {what}, or it is private; check the name, run `hf auth login` or set HF_TOKEN"
+        elif status == 401:
+            said = f"{hub} asks for a valid token; run `hf auth login` or set HF_TOKEN"
+        elif status == 403:
+            said = f"{hub} does not let this account at the {what}; use a token that may, or a repository of your own"
+        elif status in (409, 412):
+            said = f"someone else has changed the {what} meanwhile; run the same again"
+        elif status is not None and 400 <= status < 500 and status not in (408, 429):
+            said = f"{hub} refuses it (status {status}); see the limits of your account there"
+        else:
+            told = (e for e in chain if isinstance(e, OfflineModeIsEnabled) or _status(e) or getattr(e, "strerror", 0))
+            reason = _reason(next(told, chain[-1]))
+            said = (
+                f"no answer from {hub} ({reason}); what has arrived is kept, run the same again when it can be reached"
+            )
+        raise HubError(f"{doing} failed: {said}") from None
+
+
+def quiet() -> None:
+    """No progress bars of huggingface_hub, and no notices of its retries, which name the hub with its password."""
+    from huggingface_hub.utils import disable_progress_bars
+
+    disable_progress_bars()
+    logger = logging.getLogger("huggingface_hub")
+    if logger.level == logging.WARNING:  # else somebody has asked for another level
+        logger.setLevel(logging.ERROR)

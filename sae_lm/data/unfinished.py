@@ -1,0 +1,108 @@
+"""what a store is before its manifest: a recipe, and a record for each shard that is whole."""
+
+import json
+import re
+import shutil
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from sae_lm.data.manifest import MANIFEST, PROGRESS, RECIPE, Recipe, ShardRecord, read_manifest
+from sae_lm.errors import StoreError
+from sae_lm.files import PART, read_json, write_json
+
+
+def check_folder(out: Path) -> None:
+    """Raise StoreError where a store cannot be written or continued."""
+    if out.exists() and not out.is_dir():
+        raise StoreError(f"{out} is a file; give --out a folder")
+    if out.is_dir() and any(out.iterdir()) and not (out / MANIFEST).exists() and not (out / PROGRESS).is_dir():
+        raise StoreError(f"{out} is not empty and not an activation store; give --out a new folder")
+
+
+class Unfinished:
+    """A store that is being written."""
+
+    def __init__(self, out: Path, recipe: Recipe) -> None:
+        self.out, self.recipe = out, recipe
+        self.records: dict[int, ShardRecord] = {}
+        self.sink_norms: dict[str, float] = {}
+        self.versions: dict[str, str] = {}
+        self.batch_size = 0
+
+    @staticmethod
+    def record_file(out: Path, index: int) -> Path:
+        return out / PROGRESS / f"{index:05d}.json"
+
+    def begin(self, batch_size: int, sink_norms: dict[str, float]) -> None:
+        """Write the recipe and what this run adds to an earlier one's notes. An earlier run's norms stay."""
+        for part in self.out.rglob(f"*{PART}") if self.out.exists() else ():
+            part.unlink()  # what a killed run was writing
+        here = {name: version(name) for name in ("sae_lm", "torch", "transformers", "transformer-lens", "datasets")}
+        merged = {
+            name: ", ".join(dict.fromkeys([*filter(None, self.versions.get(name, "").split(", ")), number]))
+            for name, number in here.items()
+        }
+        notes = {"batch_size": batch_size, "sink_norms": self.sink_norms or sink_norms, "versions": merged}
+        write_json(self.out / RECIPE, {"recipe": self.recipe.model_dump(), **notes})
+
+    def reread(self) -> "Unfinished":
+        state = read_unfinished(self.out, self.recipe)
+        assert state is not None
+        return state
+
+    def end(self) -> None:
+        """After the commit: the records are in the manifest now."""
+        shutil.rmtree(self.out / PROGRESS)
+
+
+def read_unfinished(out: Path, recipe: Recipe) -> Unfinished | None:
+    """What there is of a store; empty for a new one, None for a finished one of this recipe.
+
+    Records whose files are not there in full are left out. Raises StoreError where the folder holds
+    another store, naming what differs.
+    """
+    if (out / MANIFEST).exists():
+        check_same(out, read_manifest(out).recipe, recipe)
+        shutil.rmtree(out / PROGRESS, ignore_errors=True)  # a kill between the commit and the end leaves it
+        return None
+    state = Unfinished(out, recipe)
+    if not (out / RECIPE).exists():
+        return state
+    content = read_json(out / RECIPE, StoreError, "an activation store")
+    try:
+        there = Recipe.model_validate(content.get("recipe"))
+        state.sink_norms, state.versions = dict(content["sink_norms"]), dict(content["versions"])
+        state.batch_size = int(content["batch_size"])
+        for file in sorted((out / PROGRESS).glob("*.json")):
+            if re.fullmatch(r"\d{5,}", file.stem):
+                record = ShardRecord.model_validate(read_json(file, StoreError, "a shard's record"))
+                if _is_there(out, record):
+                    state.records[int(file.stem)] = record
+    except (ValidationError, KeyError, TypeError, ValueError):
+        raise StoreError(
+            f"{out / PROGRESS} is not understood, so caching cannot go on; delete {out} and cache again"
+        ) from None
+    check_same(out, there, recipe)
+    return state
+
+
+def _is_there(out: Path, record: ShardRecord) -> bool:
+    paths = {out / name: file.bytes for name, file in record.files.items()}
+    return all(path.is_file() and path.stat().st_size == size for path, size in paths.items())
+
+
+def check_same(out: Path, there: Recipe, wanted: Recipe) -> None:
+    got, asked = there.model_dump(), wanted.model_dump()
+    differing = [
+        f"{key} is {_brief(got[key])}, asked for {_brief(asked[key])}" for key in got if got[key] != asked[key]
+    ]
+    if differing:
+        raise StoreError(f"{out} holds another store: {'; '.join(differing)}; give another --out or delete the folder")
+
+
+def _brief(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) < 300 else text[:300] + "..."

@@ -1,0 +1,64 @@
+"""Kill caching with signal 9 again and again, and compare what it ends with: ``python kills.py SETTINGS.json KILLS SEED``.
+
+Everything is imported once; each run is a fork of this process, which has run no thread. Prints the number
+of kills that hit a run before its end.
+"""
+
+import json
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+import datasets  # noqa: F401
+import torch
+import transformers.models.gpt2.modeling_gpt2  # noqa: F401
+
+from sae_lm.caching import cache
+from sae_lm.settings import CacheSettings
+
+torch.set_num_threads(1)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def start(settings: CacheSettings) -> int:
+    pid = os.fork()
+    if pid == 0:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        os.dup2(1, 2)
+        cache(settings)
+        os._exit(0)
+    return pid
+
+
+def main(path: str, wanted: int, seed: int) -> None:
+    values = json.loads(Path(path).read_text())
+    out, draw, kills, stores = Path(values.pop("out")), random.Random(seed), 0, 0
+    whole = CacheSettings(**values, out=out / "whole")
+    began = time.monotonic()
+    assert os.waitpid(start(whole), 0)[1] == 0
+    seconds = time.monotonic() - began
+    while kills < wanted:
+        settings = CacheSettings(**values, out=out / f"killed{stores}")
+        stores += 1
+        while True:
+            pid = start(settings)
+            time.sleep(draw.uniform(0.1, 1) * seconds)
+            os.kill(pid, signal.SIGKILL)
+            if os.waitpid(pid, 0)[1] == 0:
+                break  # it was at its end
+            kills += 1
+            if kills >= wanted:
+                assert os.waitpid(start(settings), 0)[1] == 0
+                break
+        assert contents(settings.out) == contents(whole.out), f"store {stores - 1} differs after {kills} kills"
+    print(kills)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
