@@ -30,9 +30,9 @@ def repair(store: Path, model: str | None = None, text: str | None = None, devic
     manifest = read_manifest(store)
     damaged = sorted(check_files(store, manifest).damaged)
     shards = sorted({index for name in damaged if (index := shard_of(name)) is not None})
-    settings = _settings(store, manifest, model, text, device)
     if not damaged:
         return []
+    settings = _settings(store, manifest, model, text, device)
     source, opened = find_model(settings.model, settings.revision), _open_text(manifest, settings)
     tokenizer = load_tokenizer(source)
     lines = []

@@ -165,7 +165,7 @@ def shuffle_quality(
     store.read_into("document", start, stop, documents)
     counts = torch.bincount(documents.long())
     ideal = float((1 - (1 - counts[counts > 0].double() / (stop - start)).pow(batch_size)).sum())
-    limit = max(1, window_bytes // sum(store.column_bytes(hook) for hook in store.hooks))
+    limit = max(1, window_bytes // max(store.column_bytes(hook) for hook in store.hooks))
     found = []
     for index in np.linspace(0, per_epoch - 1, min(batches, per_epoch)).astype(int):
         rows = sequence_rows(store.first_row, start, stop, seed, int(index) * batch_size, batch_size, limit)
