@@ -8,7 +8,7 @@ import difflib
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
@@ -53,6 +53,19 @@ class _Settings(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=(), allow_inf_nan=False
     )
+
+    if not TYPE_CHECKING:  # type checkers are to see the fields
+
+        def __init__(self, **values: Any) -> None:
+            """Raises SettingsError, one sentence for each problem."""
+            try:
+                super().__init__(**values)
+            except ValidationError as invalid:
+                name = type(self).__name__
+                said = [_sentence(name, error, type(self), flags=False) for error in invalid.errors()]
+                problem = SettingsError("; ".join(said))
+                problem.invalid = invalid
+                raise problem from None
 
 
 class CacheSettings(_Settings):
@@ -328,15 +341,16 @@ def make_settings(verb: str, values: Mapping[str, Any]) -> Any:
     """Validate values for a verb; every problem is named in one SettingsError."""
     model = VERBS[verb]
     try:
-        return model.model_validate(dict(values))
-    except ValidationError as invalid:
-        raise SettingsError("; ".join(_sentence(verb, error, model) for error in invalid.errors())) from None
+        return model(**values)
+    except SettingsError as problem:
+        assert isinstance(problem.invalid, ValidationError)
+        raise SettingsError("; ".join(_sentence(verb, error, model) for error in problem.invalid.errors())) from None
 
 
-def _sentence(verb: str, error: Any, model: type[_Settings]) -> str:
+def _sentence(verb: str, error: Any, model: type[_Settings], flags: bool = True) -> str:
     key = str(error["loc"][0]) if error["loc"] else verb
     positional = key in model.model_fields and is_positional(model, key)
-    flag = key.upper() if positional else f"--{key.replace('_', '-')}"
+    flag = (key.upper() if positional else f"--{key.replace('_', '-')}") if flags else key
     if error["type"] == "missing":
         return f"{verb}: {flag} is required ({_help(model, key)})"
     if error["type"] == "extra_forbidden":

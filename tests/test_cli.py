@@ -120,3 +120,15 @@ def test_python_m_and_exit_codes_reach_the_shell(tmp_path):
         [sys.executable, "-m", "sae_lm", "verify", str(tmp_path)], capture_output=True, text=True, check=False
     )
     assert done.returncode == 2 and "neither an activation store" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_settings_made_in_python_are_refused_in_a_sentence_too():
+    from sae_lm import CacheSettings, TrainSettings
+    from sae_lm.errors import SettingsError
+
+    with pytest.raises(SettingsError, match="^TrainSettings: unknown setting 'd_saee'; expected 'd_sae'"):
+        TrainSettings(store="a", out="b", d_saee=3)
+    with pytest.raises(
+        SettingsError, match="^CacheSettings: tokens: got 0; expected greater than 0; CacheSettings: out is required"
+    ):
+        CacheSettings(hooks="1", tokens=0)

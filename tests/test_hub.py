@@ -6,6 +6,7 @@ Both processes share one hub cache, as two commands of one user do.
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -305,3 +306,49 @@ def test_the_deadline_is_short() -> None:
     from sae_lm.data.hub import DEADLINE, TIMEOUT
 
     assert TIMEOUT <= DEADLINE < 6
+
+
+PRIVATE = """
+import logging
+logging.basicConfig(level=logging.DEBUG)
+from huggingface_hub.utils import logging as hub_logging
+hub_logging.set_verbosity_debug()
+from sae_lm.caching import cache
+from sae_lm.settings import CacheSettings
+
+def store(name, **changes):
+    settings = {"model": "me/tiny", "text": "me/lines", "hooks": "blocks.0.hook_out", "tokens": 60, "context_size": 16}
+    return str(cache(CacheSettings(**settings | changes, out=os.path.join(os.environ["HF_HOME"], "..", name))))
+
+right = os.environ["HF_TOKEN"]
+os.environ["HF_TOKEN"] = "hf_of_a_stranger"
+note("stranger, model", store, "never", text="embedded")
+note("stranger, text", store, "never", model="embedded")
+os.environ["HF_TOKEN"] = right
+note("owner", store, "acts")
+finish()
+"""
+
+
+def test_what_is_private_is_cached_with_its_owners_token_and_no_trace_of_it(tmp_path: Path, tiny_model: Path) -> None:
+    root = tmp_path / "hub"
+    shutil.copytree(tiny_model, root / "models/me/tiny")
+    lines = root / "datasets/me/lines/train.jsonl"
+    lines.parent.mkdir(parents=True)
+    lines.write_text("".join(json.dumps({"text": f"line {number} of a private text"}) + "\n" for number in range(20)))
+    hub = HubStandIn(root, private=["me/tiny", "me/lines"], accounts={TOKEN: "me"})
+    with hub:
+        said = run(PRIVATE, hub, tmp_path / "home")
+    assert said["stranger, model"].startswith("HubError: ") and "has no model 'me/tiny'" in said["stranger, model"]
+    assert said["stranger, text"].startswith("HubError: ") and "has no data set 'me/lines'" in said["stranger, text"]
+    assert not (tmp_path / "never").exists()
+    assert f"Bearer {TOKEN}" in hub.tokens
+    manifest = json.loads((tmp_path / "acts/manifest.json").read_text())
+    assert [manifest["rows"], manifest["recipe"]["text"]["id"], manifest["recipe"]["model"]["id"]] == [
+        60,
+        "me/lines",
+        "me/tiny",
+    ]
+    assert manifest["recipe"]["text"]["fingerprint"] == hub.commit("datasets", "me/lines")
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(files) > 10 and not [path for path in files if TOKEN.encode() in path.read_bytes()]

@@ -54,8 +54,9 @@ class Branch:
         self.api, self.doing, self.repo_id, self.revision = HfApi(), doing, repo_id, revision
         with one_sentence(doing, repo_id):
             self.api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
-            if revision is not None:
-                self.api.create_branch(repo_id, repo_type="dataset", branch=revision, exist_ok=True)
+            if revision is not None:  # a new one begins where the repository did, not with what main holds now
+                first = self.api.list_repo_commits(repo_id, repo_type="dataset")[-1].commit_id
+                self.api.create_branch(repo_id, repo_type="dataset", branch=revision, revision=first, exist_ok=True)
             about = self.api.dataset_info(repo_id, revision=revision)
         self.head = str(about.sha)
         if private and about.private is False:

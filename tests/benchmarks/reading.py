@@ -1,0 +1,118 @@
+"""What reading batches costs beside a training step, and the memory it takes over a store larger than it.
+
+    python tests/benchmarks/reading.py [--gigabytes 12] [--rounds 5] [--steps 20]
+
+The store is a stand-in: files of the right size and format whose rows are holes, so 12 GB need no disk.
+Reading a hole still copies pages of zeros through the system's cache, at the speed of a file that is in it.
+Prints the time of a training step (d 512 -> 8192, k 32, batch 2048) on one batch in memory and on batches
+from the store, in turns, the ratio of pairs, the cost of a batch alone, and resident memory while reading.
+"""
+
+import argparse
+import json
+import statistics
+import struct
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from sae_lm.data.batches import WINDOW_BYTES
+from sae_lm.data.manifest import FileRecord, Manifest, Recipe, ShardRecord, shard_file, write_manifest
+from sae_lm.data.store import Store, open_store
+from sae_lm.sae.arm import ArmTraining, Hyperparameters
+from sae_lm.sae.penalties import Arm
+
+WIDTH, LATENTS, K, BATCH, SHARD_ROWS = 512, 8192, 32, 2048, 65_536
+HOOK = "blocks.3.hook_out"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--gigabytes", type=float, default=12)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=20)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        store = stand_in(Path(name), int(options.gigabytes * 1e9))
+        memory(store)
+        beside_a_step(store, options.rounds, options.steps)
+
+
+def stand_in(folder: Path, size: int) -> Store:
+    shards = []
+    for index in range(max(1, size // (SHARD_ROWS * WIDTH * 2))):
+        files = {
+            shard_file(HOOK, index): sparse(folder / shard_file(HOOK, index), {"rows": ("BF16", [SHARD_ROWS, WIDTH], 2)}),
+            shard_file("tokens", index): sparse(folder / shard_file("tokens", index), {"document": ("I32", [SHARD_ROWS], 4)}),
+        }
+        shards.append(ShardRecord(rows=SHARD_ROWS, contexts=512, special_tokens=0, padding=0, sinks=0, last_document=0,
+                                  next=(0, 0), files=files))  # fmt: skip
+    recipe = Recipe(model={}, tokenizer_sha256="", text={"id": "holes"}, forward="", context_size=128, pack=True, repeat=False,
+                    keep_special=False, drop_sinks=None, bos=None, separator=None, dtype="bfloat16", hooks={HOOK: WIDTH},
+                    tokens=len(shards) * SHARD_ROWS, shard_contexts=512)  # fmt: skip
+    write_manifest(folder, Manifest(recipe=recipe, rows=recipe.tokens, contexts=512 * len(shards), documents=1, text_ended=False,
+                                    sink_norms={}, shards=shards, files={}, versions={}, batch_size=32))  # fmt: skip
+    return open_store(folder)
+
+
+def sparse(path: Path, tensors: dict[str, tuple[str, list[int], int]]) -> FileRecord:
+    """A safetensors file whose tensors are holes."""
+    header, offset = {}, 0
+    for name, (dtype, shape, itemsize) in tensors.items():
+        end = offset + itemsize * torch.Size(shape).numel()
+        header[name], offset = {"dtype": dtype, "shape": shape, "data_offsets": [offset, end]}, end
+    encoded = json.dumps(header).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    path.parent.mkdir(exist_ok=True)
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(encoded)) + encoded)
+        file.truncate(8 + len(encoded) + offset)
+    return FileRecord(bytes=path.stat().st_size, sha256="")
+
+
+def resident() -> float:
+    """Resident memory of this process now, in GB."""
+    pages = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmRSS"))
+    return int(pages.split()[1]) / 1e6
+
+
+def memory(store: Store) -> None:
+    size = sum(record.bytes for record in store.manifest.all_files().values()) / 1e9
+    before, seen, began, number = resident(), [], time.perf_counter(), 0
+    for batch in store.batches(BATCH, seed=0):
+        number += 1
+        if number % 50 == 0:
+            seen.append(resident())
+    seconds = time.perf_counter() - began
+    thirds = [max(seen[i * len(seen) // 3 : (i + 1) * len(seen) // 3]) for i in range(3)]
+    print(f"reading {size:.1f} GB once, {number:,} batches of {BATCH} x {WIDTH} in {batch.dtype}: {seconds / number * 1e3:.2f} ms a batch")
+    print(f"resident memory: {before:.2f} GB before, at most {', '.join(f'{t:.2f}' for t in thirds)} GB in each third "
+          f"(two windows of {WINDOW_BYTES / 1e9:.2f} GB)", flush=True)  # fmt: skip
+
+
+def beside_a_step(store: Store, rounds: int, steps: int) -> None:
+    h = Hyperparameters(k=K, steps=100_000, lr=1e-4, warm_up=0.0, decay=0.1, penalty_every=5, penalty_start=0.0, penalty_on="decoder",
+                        aux_coefficient=0.0, aux_k=1, dead_after=10**9, matmul=torch.bfloat16)  # fmt: skip
+    arm = ArmTraining(Arm("none", 0.0), 0, LATENTS, torch.zeros(WIDTH), h, "cpu")
+    noise = torch.randn(BATCH, WIDTH)
+    held = torch.randn(BATCH, WIDTH).bfloat16()
+    batches = store.batches(BATCH, seed=1)
+    next(batches)
+    times: dict[str, list[float]] = {"in memory": [], "from the store": []}
+    for _ in range(rounds + 1):
+        for way, found in times.items():
+            began = time.perf_counter()
+            for step in range(steps):
+                batch = held if way == "in memory" else next(batches)
+                arm.step(batch.float() + noise, step)  # holes are zeros: noise gives the step something to do
+            found.append((time.perf_counter() - began) / steps)
+    ratios = [b / a for a, b in zip(times["in memory"][1:], times["from the store"][1:], strict=True)]
+    for way, found in times.items():
+        print(f"step on a batch {way:15} median {statistics.median(found[1:]) * 1e3:7.1f} ms")
+    print(f"ratio of pairs: median {statistics.median(ratios):.3f}, {min(ratios):.3f} to {max(ratios):.3f}")
+
+
+if __name__ == "__main__":
+    main()
