@@ -10,6 +10,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from itertools import count, islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,7 +30,7 @@ from sae_lm.data.shards import OpenShard, first_rows, norms, rows_wanted
 from sae_lm.data.store import open_store
 from sae_lm.data.text import Text, open_text
 from sae_lm.data.tokens import START, Block, Position, blocks, special_tokens, vocabulary
-from sae_lm.data.unfinished import Unfinished, check_folder, read_unfinished
+from sae_lm.data.unfinished import Unfinished, check_folder, read_unfinished, written_by_one
 from sae_lm.device import pick_device
 from sae_lm.errors import SettingsError, StoreError, TextError
 from sae_lm.files import sha256, write_json, write_whole
@@ -61,23 +62,29 @@ def cache(settings: CacheSettings) -> Path:
         with open_forward(source, settings.hooks, kind=settings.forward, device=device, dtype=dtype) as forward:
             maker = ShardMaker(forward, describe_recipe(settings, forward, source, text, tokenizer), tokenizer, text,
                                settings.batch_size, device)  # fmt: skip
-            state = read_unfinished(settings.out, maker.recipe)
-            if state is None:
+            if read_unfinished(settings.out, maker.recipe) is None:
                 if ranks.rank == 0:
                     print(f"{open_store(settings.out)!r} is there already; reused", flush=True)
                 return settings.out
-            if ranks.rank == 0:
-                _check_space(settings.out, maker.recipe, state)
-                state.begin(settings.batch_size, maker.sink_norms() if maker.recipe.drop_sinks else {})
-            ranks.barrier()
-            state = read_unfinished(settings.out, maker.recipe)
-            assert state is not None
-            _fill(maker, state, ranks)
-        ranks.barrier()
-        if ranks.rank == 0:
-            _commit(state.reread(), vocabulary(tokenizer, maker.recipe.model["d_vocab"]))
-        ranks.barrier()
+            with written_by_one(settings.out) if ranks.rank == 0 else nullcontext():
+                _write_store(maker, settings, ranks)
     return settings.out
+
+
+def _write_store(maker: "ShardMaker", settings: CacheSettings, ranks: Ranks) -> None:
+    state = read_unfinished(settings.out, maker.recipe)
+    if state is None:
+        return  # another process has finished it a moment ago
+    if ranks.rank == 0:
+        _check_space(settings.out, maker.recipe, state)
+        state.begin(settings.batch_size, maker.sink_norms() if maker.recipe.drop_sinks else {})
+    ranks.barrier()
+    state = state.reread()
+    _fill(maker, state, ranks)
+    ranks.barrier()
+    if ranks.rank == 0:
+        _commit(state.reread(), vocabulary(maker.tokenizer, maker.recipe.model["d_vocab"]))
+    ranks.barrier()
 
 
 def describe_recipe(settings: CacheSettings, forward: Forward, source: Any, text: Text, tokenizer: Any) -> Recipe:

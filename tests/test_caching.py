@@ -16,7 +16,7 @@ import sae_lm
 from sae_lm.caching import cache
 from sae_lm.data.manifest import MANIFEST, PROGRESS
 from sae_lm.data.tokens import Position, SpecialTokens, blocks
-from sae_lm.errors import ModelError, SaeLmError, SettingsError
+from sae_lm.errors import ModelError, SaeLmError, SettingsError, StoreError
 from sae_lm.verify import verify
 
 HERE = Path(__file__).parent
@@ -196,6 +196,17 @@ sys.exit(main(["cache", *{flags(settings)!r}]))
     assert "Traceback" not in done.stderr and not list(out.rglob("*.part"))
     cache(settings)
     assert contents(out) == contents(tiny_store)
+
+
+def test_two_processes_do_not_write_one_store(cache_settings, tmp_path, tiny_store):
+    settings = cache_settings(tmp_path / "store", tokens=5000, shard_tokens=32, batch_size=1)
+    process = subprocess.Popen([sys.executable, "-m", "sae_lm", "cache", *flags(settings)], stderr=subprocess.DEVNULL)
+    while process.poll() is None and len(list((settings.out / PROGRESS).glob("0*.json"))) < 2:
+        time.sleep(0.005)
+    with pytest.raises(StoreError, match=r"another process is writing .*; wait for its end, or give another --out"):
+        cache(settings)
+    assert process.wait(timeout=60) == 0
+    assert len(sae_lm.open_store(settings.out, checksums=True)) == 5000
 
 
 # --- many processes

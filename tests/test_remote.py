@@ -279,6 +279,10 @@ with hub:
     said["evil wrote"] = [path.name for path in folder.rglob("x")] + [path.name for path in folder.glob("evil/*")]
     (in_hub("me/evil") / "manifest.json").write_text(json.dumps({"version": 99}))
     note("other version", open_remote, "hf://me/evil")
+
+    from huggingface_hub import constants
+    constants.HF_HUB_DISABLE_XET = False
+    note("no Xet there", push, store, "me/xet")
 print(json.dumps(said))
 """
 
@@ -496,6 +500,11 @@ def test_a_flipped_bit_is_found_before_it_goes_out(failing):
 )
 def test_what_the_hub_does_not_allow_is_one_sentence(failing, name, part):
     refused(failing[name], "HubError", part)
+
+
+def test_a_hub_without_xet_is_named_with_the_way_around_it(failing):
+    pytest.importorskip("hf_xet")
+    refused(failing["no Xet there"], "HubError", "through Xet (which HF_HUB_DISABLE_XET=1 turns off) failed")
 
 
 def test_a_store_that_a_repository_would_not_keep_whole_is_not_completed(failing):

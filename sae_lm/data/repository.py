@@ -7,6 +7,7 @@ as some quote a malformed token or an address with its password.
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -74,7 +75,11 @@ class Branch:
 
     def send(self, operations: list["CommitOperationAdd"]) -> None:
         """Upload what goes to the hub's storage for large files and is not there; the rest goes with the commit."""
-        with one_sentence(self.doing, self.repo_id):
+        from huggingface_hub import constants
+
+        xet = find_spec("hf_xet") is not None and not constants.HF_HUB_DISABLE_XET  # never asks whether a hub has it
+        way = " through Xet (which HF_HUB_DISABLE_XET=1 turns off)" if xet else ""
+        with one_sentence(self.doing + way, self.repo_id):
             self.api.preupload_lfs_files(
                 self.repo_id, operations, repo_type="dataset", revision=self.revision, free_memory=False
             )

@@ -3,6 +3,8 @@
 import json
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,28 @@ def check_folder(out: Path) -> None:
         raise StoreError(f"{out} is a file; give --out a folder")
     if out.is_dir() and any(out.iterdir()) and not (out / MANIFEST).exists() and not (out / PROGRESS).is_dir():
         raise StoreError(f"{out} is not empty and not an activation store; give --out a new folder")
+
+
+@contextmanager
+def written_by_one(out: Path) -> Iterator[None]:
+    """Inside the block no other process writes this store. Raises StoreError where one does.
+
+    The lock is the system's, on a file: it ends with the process, however that ends. Where there are no such
+    locks (Windows), nobody is kept out.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    lock = out / PROGRESS / "lock"
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise StoreError(f"another process is writing {out}; wait for its end, or give another --out") from None
+        yield
 
 
 class Unfinished:

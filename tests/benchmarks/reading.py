@@ -80,14 +80,14 @@ def resident() -> float:
 
 def memory(store: Store) -> None:
     size = sum(record.bytes for record in store.manifest.all_files().values()) / 1e9
-    before, seen, began, number = resident(), [], time.perf_counter(), 0
-    for batch in store.batches(BATCH, seed=0):
-        number += 1
+    before, seen, began, number = resident(), [], time.perf_counter(), 1
+    for number, batch in enumerate(store.batches(BATCH, seed=0), 1):
         if number % 50 == 0:
+            assert batch.shape == (BATCH, WIDTH)
             seen.append(resident())
     seconds = time.perf_counter() - began
     thirds = [max(seen[i * len(seen) // 3 : (i + 1) * len(seen) // 3]) for i in range(3)]
-    print(f"reading {size:.1f} GB once, {number:,} batches of {BATCH} x {WIDTH} in {batch.dtype}: {seconds / number * 1e3:.2f} ms a batch")
+    print(f"reading {size:.1f} GB once, {number:,} batches of {BATCH} x {WIDTH} in bfloat16: {seconds / number * 1e3:.2f} ms a batch")
     print(f"resident memory: {before:.2f} GB before, at most {', '.join(f'{t:.2f}' for t in thirds)} GB in each third "
           f"(two windows of {WINDOW_BYTES / 1e9:.2f} GB)", flush=True)  # fmt: skip
 
