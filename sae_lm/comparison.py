@@ -112,8 +112,8 @@ def compare(settings: CompareSettings) -> dict[str, Any]:
 
 def _find_store(settings: CompareSettings, store_id: str) -> Store:
     """The store the runs were trained on; it may have been moved."""
-    path = settings.store or Path(read_run(settings.runs)["store"])
-    if not path.exists():
+    path = str(settings.store or read_run(settings.runs)["store"])
+    if not path.startswith("hf://") and not Path(path).exists():
         raise SaeError(f"the runs' store {path} is not there; give its present place with --store")
     store = open_store(path)
     if store.manifest.id != store_id:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from sae_lm.errors import SettingsError
 
@@ -46,6 +46,8 @@ Hooks = Annotated[tuple[str, ...], BeforeValidator(split_hooks), Field(min_lengt
 Numbers = Annotated[tuple[int, ...], BeforeValidator(split_commas)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Dtype = Literal["float32", "bfloat16", "float16"]
+StoreAddress = Annotated[str | Path, AfterValidator(str)]
+"""A folder or an hf:// address, whose two slashes a Path would make one."""
 Positional = Field(json_schema_extra={"positional": True})
 
 
@@ -119,8 +121,8 @@ class CacheSettings(_Settings):
 class TrainSettings(_Settings):
     """store -> SAE directories: train arms x seeds on the same batches, from the store alone."""
 
-    store: Path
-    """activation store to train on"""
+    store: StoreAddress
+    """activation store to train on: a folder, or hf://datasets/OWNER/NAME[@REVISION]"""
     hook: str | None = None
     """which hook of the store (default: its only one)"""
     d_sae: Annotated[int, BeforeValidator(parse_count), Field(ge=2)] = 4096
@@ -175,7 +177,7 @@ class CompareSettings(_Settings):
     """folder written by `sae-lm train`"""
     out: Path
     """folder for the report"""
-    store: Path | None = None
+    store: StoreAddress | None = None
     """activation store, if it was moved since training"""
     model: str | None = None
     """language model for the cross-entropy (default: the one the store was cached from; `none` to leave it out)"""
@@ -206,8 +208,8 @@ class ShowSettings(_Settings):
 
     sae: Annotated[str, Positional]
     """SAE directory, or a hub repository of one"""
-    store: Path
-    """activation store to search"""
+    store: StoreAddress
+    """activation store to search: a folder, or hf://datasets/OWNER/NAME[@REVISION]"""
     latents: Numbers | None = None
     """latents to show, comma separated (default: 20 spread over the alive ones)"""
     contexts: Count = 10

@@ -162,6 +162,21 @@ def test_caching_killed_again_and_again_ends_with_the_same_bytes(cache_settings,
     assert int(done.stdout) == 8
 
 
+def test_what_a_killed_run_was_writing_is_deleted_by_the_next(cache_settings, tmp_path, monkeypatch, tiny_store):
+    from sae_lm.data.shards import OpenShard
+
+    settings = cache_settings(tmp_path / "store")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(OpenShard, "write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        cache(settings)
+    for name in ("tokens/.tmpYK5tq", "blocks.0.hook_out/00007.safetensors", "stats.safetensors.part", ".tmpabc",
+                 "progress/00003.json.part", "blocks.1.hook_out/00000.safetensors.part"):  # fmt: skip
+        (settings.out / name).parent.mkdir(exist_ok=True)
+        (settings.out / name).write_bytes(b"half")
+    cache(settings)
+    assert contents(settings.out) == contents(tiny_store)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_run_after_the_shard_and_the_next_run_goes_on(cache_settings, tmp_path, number):
     settings = cache_settings(tmp_path / "store", tokens=5000, shard_tokens=32, batch_size=1)

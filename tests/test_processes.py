@@ -3,17 +3,14 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 from conftest import TEXTS
 from hub_stand_in import HubStandIn
 
 import sae_lm
-from sae_lm.caching import cache
 from sae_lm.sae.checkpoint import save
 
 TOKEN = "hf_not_to_be_kept"
@@ -82,23 +79,46 @@ def test_without_a_network_a_hub_id_is_one_sentence_within_seconds(tmp_path):
     assert not (tmp_path / "acts").exists()
 
 
-def test_a_cache_killed_with_signal_9_continues_to_the_same_bytes(tmp_path, cache_settings, capsys):
-    def contents(folder: Path) -> dict[str, bytes]:
-        return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-
-    whole = cache(cache_settings(tmp_path / "whole", tokens=5000, batch_size=1, shard_tokens=64))
-    killed = cache_settings(tmp_path / "killed", tokens=5000, batch_size=1, shard_tokens=64)
-    flags = [
-        f"--{name.replace('_', '-')}={','.join(value) if isinstance(value, tuple) else value}"
-        for name, value in killed.model_dump().items()
-        if name not in ("prepend_bos",) and value is not None
-    ]
-    process = subprocess.Popen([sys.executable, "-m", "sae_lm", "cache", *flags], env=environment(HF_HUB_OFFLINE="1"))
-    while process.poll() is None and len(list(killed.out.glob("tokens/*.safetensors"))) < 5:
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL, "the run ended before it could be killed"
-    capsys.readouterr()
-    cache(killed)
-    assert "continuing after" in capsys.readouterr().out
-    assert contents(killed.out) == contents(whole)
+def test_a_store_goes_to_the_hub_and_an_sae_is_trained_on_it_there(tmp_path, tiny_store):
+    with HubStandIn(tmp_path / "hub", accounts={TOKEN: "me"}) as hub:
+        settings = {
+            "HF_ENDPOINT": hub.endpoint,
+            "HF_HOME": str(tmp_path / "home"),
+            "HF_TOKEN": TOKEN,
+            "HF_HUB_DISABLE_XET": "1",
+        }
+        pushed = command("push", tiny_store, "me/acts", **settings)
+        assert pushed.returncode == 0, pushed.stderr
+        address = pushed.stdout.split()[-1]
+        runs = [
+            "--d-sae",
+            "32",
+            "--k",
+            "4",
+            "--batch-size",
+            "64",
+            "--arms",
+            "none",
+            "--seeds",
+            "1",
+            "--out",
+            tmp_path / "runs",
+        ]
+        trained = command("train", "--store", address, "--hook", "blocks.1.hook_out", *runs, **settings)
+        assert trained.returncode == 0, trained.stderr
+        asked = "".join(hub.requests)
+        pulled = command("pull", "me/acts", "--out", tmp_path / "pulled", **settings)
+        assert pulled.returncode == 0, pulled.stderr
+    assert "blocks.0.hook_out/00" not in asked.split("blocks.1.hook_out/00000", 1)[-1].replace(
+        "blocks.0.hook_out/stats", ""
+    )
+    assert (
+        sae_lm.load(tmp_path / "runs" / "none-seed0").config.metadata["training"]["store_id"]
+        == sae_lm.open_store(tiny_store).manifest.id
+    )
+    assert command("verify", tmp_path / "pulled").returncode == 0
+    said = "".join(done.stdout + done.stderr for done in (pushed, trained, pulled))
+    written = b"".join(
+        path.read_bytes() for name in ("pulled", "runs") for path in (tmp_path / name).rglob("*") if path.is_file()
+    )
+    assert TOKEN not in said and TOKEN.encode() not in written

@@ -62,8 +62,7 @@ class Unfinished:
 
     def begin(self, batch_size: int, sink_norms: dict[str, float]) -> None:
         """Write the recipe and what this run adds to an earlier one's notes. An earlier run's norms stay."""
-        for part in self.out.rglob(f"*{PART}") if self.out.exists() else ():
-            part.unlink()  # what a killed run was writing
+        self._clear()
         here = {name: version(name) for name in ("sae_lm", "torch", "transformers", "transformer-lens", "datasets")}
         merged = {
             name: ", ".join(dict.fromkeys([*filter(None, self.versions.get(name, "").split(", ")), number]))
@@ -71,6 +70,17 @@ class Unfinished:
         }
         notes = {"batch_size": batch_size, "sink_norms": self.sink_norms or sink_norms, "versions": merged}
         write_json(self.out / RECIPE, {"recipe": self.recipe.model_dump(), **notes})
+
+    def _clear(self) -> None:
+        """Delete what a killed run was writing: shards without a record, parts of files, safetensors' own ``.tmp`` files."""
+        recorded = {self.out / name for record in self.records.values() for name in record.files}
+        for folder in ("tokens", *self.recipe.hooks):
+            for file in (self.out / folder).glob("*"):
+                if file not in recorded:
+                    file.unlink()
+        for pattern in (f"*{PART}", ".tmp*", f"{PROGRESS}/*{PART}"):
+            for file in self.out.glob(pattern):
+                file.unlink()
 
     def reread(self) -> "Unfinished":
         state = read_unfinished(self.out, self.recipe)
