@@ -170,7 +170,7 @@ def run(script: str, hub: HubStandIn, home: Path) -> dict[str, Any]:
         "HF_TOKEN": TOKEN,
         "HF_UPDATE_DOWNLOAD_COUNTS": "0",  # these counts go to a fixed address elsewhere
         "NO_PROXY": "127.0.0.1",
-        "PYTHONPATH": str(Path(__file__).parents[1]),
+        "PYTHONPATH": os.pathsep.join(map(str, [Path(__file__).parents[1], Path(__file__).parent])),
     }
     command = [sys.executable, "-c", COMMON + script, str(hub.root)]
     done = subprocess.run(command, env=inherited | settings, capture_output=True, text=True, timeout=120)
@@ -352,3 +352,26 @@ def test_what_is_private_is_cached_with_its_owners_token_and_no_trace_of_it(tmp_
     assert manifest["recipe"]["text"]["fingerprint"] == hub.commit("datasets", "me/lines")
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert len(files) > 10 and not [path for path in files if TOKEN.encode() in path.read_bytes()]
+
+
+BROKEN = """
+real_sleep = time.sleep
+time.sleep = lambda seconds: real_sleep(min(seconds, 0.002))
+from hub_stand_in import HubStandIn
+from pathlib import Path
+hub = HubStandIn(Path(sys.argv[1]))
+os.environ["HF_ENDPOINT"] = hub.endpoint.replace("://", f"://name:{os.environ['HF_TOKEN']}@")
+with hub:
+    text = open_text("someone/lines")
+    hub.failing["someone/lines"] = 500
+    note("broken", lambda: list(text.documents()))
+finish()
+"""
+
+
+def test_a_password_in_the_address_is_not_shown_when_a_stream_breaks(tmp_path: Path) -> None:
+    lines = tmp_path / "hub/datasets/someone/lines/train.jsonl"
+    lines.parent.mkdir(parents=True)
+    lines.write_text('{"text": "one"}\n' * 3)
+    said = run(BROKEN, HubStandIn(tmp_path / "hub"), tmp_path / "home")
+    assert said["broken"].startswith("TextError: someone/lines: cannot be read") and "500" in said["broken"]

@@ -50,32 +50,32 @@ def pin(repo_id: str, kind: Kind, revision: str | None = None) -> Pinned:
         return Pinned(repo_id, _commit(repo_id, kind, revision), None)
     except errors.RevisionNotFoundError:
         raise HubError(
-            f"{_endpoint()} has the {what}, but no revision {revision!r} of it; "
+            f"{endpoint()} has the {what}, but no revision {revision!r} of it; "
             "give a branch, a tag or a commit that exists there"
         ) from None
     except errors.GatedRepoError:
         raise HubError(
-            f"the {what} at {_endpoint()} is gated and this account has no access; ask for access on its "
+            f"the {what} at {endpoint()} is gated and this account has no access; ask for access on its "
             "page, then run `hf auth login` or set HF_TOKEN, or give a local folder"
         ) from None
     # What a dead connection raises depends on the version: OSError, or an error of requests, httpx or httpx2.
     except Exception as error:
-        status = _status(error)
+        status = status_of(error)
         if status == 404 or isinstance(error, errors.RepositoryNotFoundError):
             raise HubError(
-                f"{_endpoint()} has no {what}, or it is private; check the spelling, "
+                f"{endpoint()} has no {what}, or it is private; check the spelling, "
                 "or run `hf auth login` or set HF_TOKEN if it is private"
             ) from None
         if status in (401, 403):
             raise HubError(
-                f"{_endpoint()} refuses the {what} to this account (status {status}); "
+                f"{endpoint()} refuses the {what} to this account (status {status}); "
                 "renew the token with `hf auth login` or HF_TOKEN, or give a local folder"
             ) from None
         snapshot = _cached(repo_id, kind, revision)
         if snapshot is None:
             wanted = what if revision is None else f"revision {revision!r} of the {what}"
             raise HubError(
-                f"cannot reach {_endpoint()} ({_reason(error)}), and the local hub cache does not hold the "
+                f"cannot reach {endpoint()} ({reason_of(error)}), and the local hub cache does not hold the "
                 f"{wanted}; give a local folder or `embedded`, or connect"
             ) from None
         return Pinned(repo_id, snapshot.name, snapshot)
@@ -165,24 +165,24 @@ def _cached(repo_id: str, kind: Kind, revision: str | None) -> Path | None:
     return snapshot if files - {"README.md", ".gitattributes"} else None
 
 
-def _endpoint() -> str:
+def endpoint() -> str:
     from huggingface_hub import constants
 
     parts = urlsplit(constants.ENDPOINT)
     return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()  # a mirror's address may hold a password
 
 
-def _status(error: Exception) -> int | None:
+def status_of(error: Exception) -> int | None:
     return getattr(getattr(error, "response", None), "status_code", None)
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
     """Never ``str(error)``: a malformed token is quoted there."""
     from huggingface_hub.errors import OfflineModeIsEnabled
 
     if isinstance(error, OfflineModeIsEnabled):
         return "offline mode is on: HF_HUB_OFFLINE"
-    if status := _status(error):
+    if status := status_of(error):
         return f"status {status}"
     cause: BaseException | None = error
     while cause is not None:

@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sae_lm.data.hub import _endpoint, _reason, _status
+from sae_lm.data.hub import endpoint, reason_of, status_of
 from sae_lm.errors import HubError, SaeLmError, StoreError
 
 if TYPE_CHECKING:
@@ -112,8 +112,8 @@ def one_sentence(doing: str, repo_id: str) -> Iterator[None]:
         while isinstance(cause, Exception):
             chain.append(cause)
             cause = cause.__cause__ or cause.__context__
-        status = next(filter(None, map(_status, chain)), None)
-        hub, what = _endpoint(), f"data set {repo_id!r}"
+        status = next(filter(None, map(status_of, chain)), None)
+        hub, what = endpoint(), f"data set {repo_id!r}"
         if status == 404 or isinstance(error, RepositoryNotFoundError):
             said = f"{hub} has no {what}, or it is private; check the name, run `hf auth login` or set HF_TOKEN"
         elif status == 401:
@@ -125,8 +125,8 @@ def one_sentence(doing: str, repo_id: str) -> Iterator[None]:
         elif status is not None and 400 <= status < 500 and status not in (408, 429):
             said = f"{hub} refuses it (status {status}); see the limits of your account there"
         else:
-            told = (e for e in chain if isinstance(e, OfflineModeIsEnabled) or _status(e) or getattr(e, "strerror", 0))
-            reason = _reason(next(told, chain[-1]))
+            told = (e for e in chain if isinstance(e, OfflineModeIsEnabled) or status_of(e) or getattr(e, "strerror", 0))
+            reason = reason_of(next(told, chain[-1]))
             said = (
                 f"no answer from {hub} ({reason}); what has arrived is kept, run the same again when it can be reached"
             )

@@ -7,6 +7,7 @@ read any number of times, always in the same order.
 import glob
 import hashlib
 import os
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
@@ -143,7 +144,10 @@ def _load_files(files: dict[str, Path], name: str) -> Rows:
 def _load_hub(name: str, source: str, revision: str | None, config: str | None) -> "IterableDatasetDict":
     from datasets import disable_progress_bars, load_dataset
 
+    from sae_lm.data.repository import quiet
+
     disable_progress_bars()
+    quiet()
     try:
         return load_dataset(source, config, revision=revision, streaming=True)
     except Exception as error:
@@ -217,5 +221,5 @@ def _not_text(name: str, column: str, value: object) -> TextError:
 
 
 def _unreadable(name: str, error: Exception, hint: str = "") -> TextError:
-    said = " ".join(str(error).split())[:300]
+    said = re.sub(r"//[^/\s@]*@", "//", " ".join(str(error).split()))[:300]  # an address may hold a password
     return TextError(f"{name}: cannot be read, {type(error).__name__}: {said}{hint}")
