@@ -40,7 +40,8 @@ from sae_lm.settings import CacheSettings
 from sae_lm.signals import stop_wishes
 
 BATCHES_BEHIND = 4
-"""Forward batches that may wait to be written: enough to cover the end of a shard, little memory."""
+"""Forward batches that may wait to be written at least. A shard's worth of them may, so that the model runs on while a
+shard is written: rows of two shards are in memory at most."""
 SINK_SAMPLE = 8192
 """Positions whose median norm decides what a sink is."""
 
@@ -53,6 +54,11 @@ def cache(settings: CacheSettings) -> Path:
     after the current shard.
     """
     check_folder(settings.out)
+    folder = Path(settings.text).expanduser()
+    if folder.is_dir() and folder.resolve() in (settings.out.resolve(), *settings.out.resolve().parents):
+        raise SettingsError(
+            f"out ({settings.out}) is inside the text's folder, whose files are the text; give another --out"
+        )
     source = find_model(settings.model, settings.revision)
     text = open_text(settings.text, settings.split, settings.text_column)
     tokenizer = load_tokenizer(source)
@@ -160,6 +166,9 @@ class ShardMaker:
                 return  # the text ended
             mask = rows_wanted(wanted, recipe)
             mask = mask if limit is None else first_rows(mask, limit)
+            began_again = wanted[-1].next.document > int(wanted[-1].documents.max()) + 1
+            if began_again and not rows and not mask.any():
+                return  # the whole text has no token that gets a row
             yield Job(index, contexts, wanted, mask)
             rows += 0 if recipe.drop_sinks else int(mask.sum())
             contexts += len(wanted)
@@ -188,8 +197,9 @@ class ShardMaker:
             longest = int(lengths[which].max())
             values = self.activations([job.blocks[i] for i in which], longest)
             kept = job.wanted[which, :longest]
-            for hook, limit in sink_norms.items():
-                kept = kept & (norms(values[hook].flatten(0, 1)) <= limit).view(kept.shape).numpy()
+            for hook, limit in sink_norms.items():  # what is not finite is no sink: it stops the run in `add`
+                length = norms(values[hook].flatten(0, 1))
+                kept = kept & ~((length > limit) & length.isfinite()).view(kept.shape).numpy()
             store(shard.add, which.tolist(), values, kept)
             rows += int(kept.sum())
             if bar is not None:
@@ -215,10 +225,10 @@ class ShardMaker:
             batch = head[first : first + self.batch_size]
             mask = torch.from_numpy(rows_wanted(batch, self.recipe))
             for hook, value in self.activations(batch, size).items():
-                found[hook].append(norms(value[mask]))
-        return {
-            hook: self.recipe.drop_sinks * float(torch.cat(parts).median()) for hook, parts in found.items() if parts
-        }
+                length = norms(value[mask])
+                found[hook].append(length[length.isfinite()])
+        medians = {hook: torch.cat([torch.empty(0), *parts]) for hook, parts in found.items()}
+        return {hook: self.recipe.drop_sinks * float(part.median()) for hook, part in medians.items() if len(part)}
 
 
 # --- filling: this process's share of the shards
@@ -235,7 +245,7 @@ def _fill(maker: ShardMaker, state: Unfinished, ranks: Ranks) -> None:
     with (
         stop_wishes("this shard") as wish,
         Progress("caching", recipe.tokens, "tok", rows, silent=ranks.rank > 0) as bar,
-        WriteBehind(BATCHES_BEHIND) as writer,
+        WriteBehind(max(BATCHES_BEHIND, recipe.shard_contexts // maker.batch_size)) as writer,
     ):
         try:
             for turn in _turns(jobs, ranks):
@@ -283,19 +293,21 @@ def _check_space(out: Path, recipe: Recipe, state: Unfinished) -> None:
 
 
 def bytes_per_row(recipe: Recipe) -> int:
-    """On disk, all hooks and the tokens' columns together."""
+    """On disk, all hooks and the tokens' columns together; the contexts' own ids not counted."""
     return sum(recipe.hooks.values()) * getattr(torch, recipe.dtype).itemsize + 20
 
 
 def _commit(state: Unfinished, words: list[str]) -> None:
     recipe, out = state.recipe, state.out
     shards = [state.records[index] for index in sorted(state.records)]
+    if sorted(state.records) != list(range(len(shards))):
+        raise StoreError(f"{out}: files of a shard are gone that was written before; run the same command again")
     rows = sum(record.rows for record in shards)
     if not rows:
-        shutil.rmtree(out)
+        state.give_up()
         raise TextError(
-            f"text {recipe.text['id']!r} is empty or too short: it does not fill one context of {recipe.context_size} tokens; "
-            "give more text or a smaller --context-size"
+            f"text {recipe.text['id']!r} is empty or too short: it does not fill one context of {recipe.context_size} tokens "
+            "with a token that gets a row; give more text or a smaller --context-size"
         )
     if rows < recipe.tokens:
         print(

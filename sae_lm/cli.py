@@ -4,9 +4,10 @@ import argparse
 import re
 import sys
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, NoReturn
 
-from sae_lm.errors import SaeLmError, SettingsError, Stopped
+from sae_lm.errors import SaeLmError, SettingsError, Stopped, StoreError
 from sae_lm.settings import VERBS, choice, is_positional, make_settings, read_config
 
 OVERRIDE = re.compile(r"([a-z_]+)\.([a-z_]+)=(.*)", re.DOTALL)
@@ -68,7 +69,12 @@ def make_parser() -> argparse.ArgumentParser:
 def parse(argv: list[str]) -> tuple[str, Any]:
     """argv -> (verb, settings). Raises SettingsError."""
     overrides = [match for match in map(OVERRIDE.fullmatch, argv) if match]
-    plain = [argument for argument in argv if not OVERRIDE.fullmatch(argument)]
+    plain: list[str] = []
+    for argument in argv:
+        if re.match(r"-\d", argument) and plain and re.fullmatch(r"--[a-z-]+", plain[-1]):
+            plain[-1] += f"={argument}"  # --hooks -1,0: no flag begins with a digit
+        elif not OVERRIDE.fullmatch(argument):
+            plain.append(argument)
     arguments, unknown = make_parser().parse_known_args(plain)
     values = vars(arguments)
     verb = values.pop("verb")
@@ -83,8 +89,6 @@ def parse(argv: list[str]) -> tuple[str, Any]:
         flags = {f"--{name.replace('_', '-')}": None for name in VERBS[verb].model_fields}
         known = choice(f"--{key.replace('_', '-')}", flags)
         raise SettingsError(f"{verb}: unknown argument {flag!r}; expected {known}; see sae-lm {verb} --help")
-    from pathlib import Path
-
     merged = dict(read_config(Path(config)).get(verb, {})) if config else {}
     for match in overrides:
         section, key, value = match.groups()
@@ -144,12 +148,17 @@ def run(verb: str, settings: Any) -> int:
     else:
         from sae_lm.verify import verify
 
+        if settings.path.startswith("hf://"):
+            raise StoreError(
+                f"{settings.path} is on the hub, where files are checked as they are fetched; pull it, then verify"
+            )
+        path = Path(settings.path)
         if settings.repair:
             from sae_lm.repairing import repair
 
-            for line in repair(settings.path, settings.model, settings.text, settings.device):
+            for line in repair(path, settings.model, settings.text, settings.device):
                 print(line)
-        problems = verify(settings.path)
+        problems = verify(path)
         print("\n".join(problems) if problems else f"{settings.path}: whole")
         return 1 if problems else 0
     return 0

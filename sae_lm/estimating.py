@@ -10,16 +10,19 @@ from typing import NamedTuple
 import torch
 
 from sae_lm.background import WriteBehind
-from sae_lm.caching import BATCHES_BEHIND, ShardMaker, bytes_per_row, describe_recipe
+from sae_lm.caching import BATCHES_BEHIND, Job, ShardMaker, describe_recipe
 from sae_lm.data.forward import open_forward
 from sae_lm.data.hub import find_model
 from sae_lm.data.huggingface import load_tokenizer
-from sae_lm.data.shards import OpenShard, rows_wanted
+from sae_lm.data.shards import rows_wanted
 from sae_lm.data.text import open_text
 from sae_lm.data.tokens import START
 from sae_lm.device import pick_device
 from sae_lm.errors import TextError
 from sae_lm.settings import EstimateSettings
+
+CHUNK_BATCHES = 4
+"""Forward batches to a shard of the trial: enough to sort contexts by length, where they have different ones."""
 
 
 class Estimate(NamedTuple):
@@ -46,7 +49,7 @@ class Estimate(NamedTuple):
             [
                 f"hooks:  {widths}",
                 f"rows:   {self.rows:,}{ended} in {self.shards:,} shards",
-                f"disk:   {self.bytes / 1e9:,.2f} GB, {self.free / 1e9:,.1f} GB free: {enough}",
+                f"disk:   {self.bytes / 1e9:,.3g} GB, {self.free / 1e9:,.1f} GB free: {enough}",
                 f"time:   {_duration(self.seconds)} at {self.rows_per_second:,.0f} rows/s ({self.forward}, measured just now)",
             ]
         )
@@ -61,43 +64,59 @@ def estimate(settings: EstimateSettings) -> Estimate:
     with open_forward(source, settings.hooks, kind=settings.forward, device=device, dtype=dtype) as forward:
         recipe = describe_recipe(settings, forward, source, text, tokenizer)
         maker = ShardMaker(forward, recipe, tokenizer, text, settings.batch_size, device)
-        contexts, rows, seconds, ended = _trial(maker, settings.trial)
-    wanted = min(recipe.tokens, rows) if ended else recipe.tokens
+        trial = _trial(maker, settings.trial)
+    wanted = min(recipe.tokens, trial.rows) if trial.ended else recipe.tokens
     there = next(folder for folder in (settings.out, *settings.out.absolute().parents) if folder.exists())
-    per_shard = max(1, recipe.shard_contexts * rows // max(1, contexts))
+    per_shard = max(1, recipe.shard_contexts * trial.rows // trial.contexts)
     return Estimate(
         rows=wanted,
         text_ended=wanted < recipe.tokens,
         shards=-(-wanted // per_shard),
         hooks=recipe.hooks,
-        bytes=wanted * bytes_per_row(recipe),
+        bytes=wanted * trial.bytes // trial.rows,
         free=shutil.disk_usage(there).free,
-        rows_per_second=rows / seconds,
+        rows_per_second=trial.timed_rows / trial.seconds,
         forward=forward.attention,
     )
 
 
-def _trial(maker: ShardMaker, limit: float) -> tuple[int, int, float, bool]:
-    """Contexts run, their rows, the seconds they took, and whether the text ended before the time was up."""
-    stream, contexts, rows, began = maker.stream(START), 0, 0, time.perf_counter()
+class Trial(NamedTuple):
+    contexts: int
+    rows: int
+    bytes: int
+    """written for these rows"""
+    timed_rows: int
+    """rows of the chunks after the first, which also pays for what happens once"""
+    seconds: float
+    ended: bool
+    """the text ended before the time was up"""
+
+
+def _trial(maker: ShardMaker, limit: float) -> Trial:
+    """Cache small shards, one after another, as ``cache`` does, into a folder that is deleted again."""
+    stream, ended = maker.stream(START), False
+    contexts = rows = size = 0
+    marks: list[tuple[float, int]] = []
+    sink_norms = maker.sink_norms() if maker.recipe.drop_sinks else {}
     with tempfile.TemporaryDirectory() as folder, WriteBehind(BATCHES_BEHIND) as writer:
-        while batch := list(islice(stream, maker.batch_size)):
-            kept = rows_wanted(batch, maker.recipe)
-            shard = OpenShard(0, 0, batch, kept, maker.recipe)
-            values = maker.activations(batch, maker.recipe.context_size)
-            writer.submit(shard.add, range(len(batch)), values, kept)
-            writer.submit(shard.write, Path(folder), kept.size)
-            contexts, rows = contexts + len(batch), rows + int(kept.sum())
-            if time.perf_counter() - began > limit:
+        began = time.perf_counter()
+        while len(marks) < 2 or marks[-1][0] - marks[0][0] < limit:
+            if not (chunk := list(islice(stream, maker.batch_size * CHUNK_BATCHES))):
+                ended = True
                 break
-        else:
-            batch = None
-        writer.wait()
-    if not contexts:
+            shard, made = maker.run(Job(0, 0, chunk, rows_wanted(chunk, maker.recipe)), sink_norms, writer.submit)
+            writer.wait()
+            record = shard.write(Path(folder), made + 1)
+            size += sum(file.bytes for file in record.files.values())
+            contexts, rows = contexts + len(chunk), rows + made
+            marks.append((time.perf_counter(), rows))
+    if not rows:
         raise TextError(
-            f"text {maker.text.id!r} does not fill one context of {maker.recipe.context_size} tokens; give more text"
+            f"text {maker.text.id!r} does not fill one context of {maker.recipe.context_size} tokens with a token that gets a row; "
+            "give more text or a smaller --context-size"
         )
-    return contexts, rows, time.perf_counter() - began, batch is None
+    first = marks[0] if len(marks) > 1 and marks[-1][1] > marks[0][1] else (began, 0)
+    return Trial(contexts, rows, size, marks[-1][1] - first[1], max(marks[-1][0] - first[0], 1e-9), ended)
 
 
 def _duration(seconds: float) -> str:

@@ -53,7 +53,7 @@ def _store(store: Store, rows: int) -> str:
 
 def _decoded(store: Store, rows: int) -> list[str]:
     draw = torch.Generator().manual_seed(derive("inspect"))
-    numbers = torch.randperm(len(store), generator=draw)[:rows].sort().values.tolist()
+    numbers = sorted(set(torch.randint(len(store), (rows,), generator=draw).tolist()))
     hook = next(iter(store.hooks))
     lines = [f"{len(numbers)} rows (token in brackets, first values of {hook}):"] if numbers else []
     for number in numbers:

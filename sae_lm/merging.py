@@ -2,7 +2,9 @@
 
 import hashlib
 import shutil
+import tempfile
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import load_file, save_file
 
@@ -31,8 +33,18 @@ def merge(settings: MergeSettings) -> Path:
         raise SettingsError(f"merge: got {len(settings.stores)} store, expected several; name them one after another")
     stores = [open_store(path) for path in settings.stores]
     _check_alike(stores)
-    part = out.with_name(out.name + PART)
-    shutil.rmtree(part, ignore_errors=True)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(PART, f"{out.name}.", out.parent))
+    try:
+        _merge_into(part, stores)
+        part.chmod(0o755)
+        part.rename(out)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return out
+
+
+def _merge_into(part: Path, stores: list[Store]) -> None:
     shards: list[ShardRecord] = []
     contexts = documents = 0
     for store in stores:
@@ -42,10 +54,7 @@ def merge(settings: MergeSettings) -> Path:
             shards.append(record.model_copy(update=update))
         contexts += store.manifest.contexts
         documents += store.manifest.documents
-    manifest = _manifest(stores, shards, contexts, documents, part)
-    write_manifest(part, manifest)
-    part.rename(out)
-    return out
+    write_manifest(part, _manifest(stores, shards, contexts, documents, part))
 
 
 def _check_alike(stores: list[Store]) -> None:
@@ -71,10 +80,13 @@ def _check_alike(stores: list[Store]) -> None:
 
 def _fingerprints(store: Store) -> list[str]:
     """What text a store holds: commit or checksum, with the split."""
-    text = store.manifest.recipe.text
-    return [
-        f"{part['id']} {part['split']} {part['column']} {part['fingerprint']}" for part in text.get("merged", [text])
-    ]
+    return [f"{part['id']} {part['split']} {part['column']} {part['fingerprint']}" for part in _texts(store)]
+
+
+def _texts(store: Store) -> list[dict[str, Any]]:
+    """The texts of a store, with the norms beyond which each has no rows."""
+    text, limits = store.manifest.recipe.text, store.manifest.sink_norms
+    return text.get("merged") or [text | ({"sink_norms": limits} if limits else {})]
 
 
 def _take_shard(
@@ -104,9 +116,7 @@ def _take_shard(
 def _manifest(stores: list[Store], shards: list[ShardRecord], contexts: int, documents: int, out: Path) -> Manifest:
     first = stores[0].manifest
     rows = sum(shard.rows for shard in shards)
-    texts = [
-        part for store in stores for part in store.manifest.recipe.text.get("merged", [store.manifest.recipe.text])
-    ]
+    texts = [part for store in stores for part in _texts(store)]
     fingerprint = hashlib.sha256(" ".join(text["fingerprint"] for text in texts).encode()).hexdigest()
     text = {"id": " + ".join(text["id"] for text in texts), "split": None, "column": None, "fingerprint": fingerprint}
     recipe = first.recipe.model_copy(update={"text": {**text, "merged": texts}, "tokens": rows})
@@ -118,9 +128,9 @@ def _manifest(stores: list[Store], shards: list[ShardRecord], contexts: int, doc
         contexts=contexts,
         documents=documents,
         text_ended=False,
-        sink_norms=first.sink_norms,
+        sink_norms={},
         shards=shards,
         files={name: file_record(out / name) for name in ("stats.safetensors", "vocabulary.json")},
         batch_size=first.batch_size,
-        versions=first.versions,
+        versions={key: ", ".join(dict.fromkeys(s.manifest.versions[key] for s in stores)) for key in first.versions},
     )

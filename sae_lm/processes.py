@@ -6,6 +6,7 @@ Ranks exchange little: barriers and small objects over gloo, whatever the device
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any, NamedTuple
 
 from sae_lm.errors import SaeLmError
@@ -40,8 +41,13 @@ class Ranks(NamedTuple):
         return values
 
 
+PATIENCE = timedelta(days=365)
+"""Ranks wait for one another as long as it takes: a rank that dies closes its connections, and that is noticed at once."""
+
+
 def is_one_of_many() -> bool:
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+    """Whether torchrun, or what sets its variables as it does, started this process beside others."""
+    return {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= os.environ.keys() and int(os.environ["WORLD_SIZE"]) > 1
 
 
 @contextmanager
@@ -52,7 +58,7 @@ def join_ranks() -> Iterator[Ranks]:
         return
     import torch.distributed as dist
 
-    dist.init_process_group("gloo")
+    dist.init_process_group("gloo", timeout=PATIENCE)
     try:
         yield Ranks(dist.get_rank(), dist.get_world_size(), int(os.environ.get("LOCAL_RANK", "0")))
     finally:

@@ -24,8 +24,8 @@ def repair(store: Path, model: str | None = None, text: str | None = None, devic
     """Write the damaged files of a store anew and return a line for each.
 
     model, text: where they are now; needed if the store was cached from local ones, whose paths it does not
-    record. Raises StoreError where they are not the ones it was cached from. Values computed
-    on other hardware may differ by rounding; the manifest then takes the new checksums, and the line says so.
+    record. Raises StoreError where they are not the ones it was cached from. Values computed by other hardware
+    or versions may differ by rounding; the manifest then takes the new checksums, and the line says so.
     """
     manifest = read_manifest(store)
     damaged = sorted(check_files(store, manifest).damaged)
@@ -80,7 +80,12 @@ def _mend_shard(store: Path, manifest: Manifest, maker: ShardMaker, job: Job, fo
             )
         there.files[name] = file
         lines.append(
-            f"{name}: cached again" + ("" if same else ", equal but for rounding; the store has a new checksum")
+            f"{name}: cached again"
+            + (
+                ""
+                if same
+                else ", to other bytes than before (other hardware or versions?); the store has a new checksum"
+            )
         )
     return lines
 

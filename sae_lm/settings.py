@@ -7,6 +7,7 @@ are merged in that order and validated together by pydantic; all problems come i
 import difflib
 import re
 from collections.abc import Mapping
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -24,7 +25,7 @@ def parse_count(value: object) -> object:
     found = re.fullmatch(r"([0-9][0-9_,]*(?:\.[0-9]+)?)\s*([kmbKMB]?)", value.strip())
     if not found:
         raise ValueError("expected a whole number such as 65536, 200k or 1.5M")
-    number = float(re.sub("[_,]", "", found[1])) * _MULTIPLES.get(found[2].lower(), 1)
+    number = Decimal(re.sub("[_,]", "", found[1])) * _MULTIPLES.get(found[2].lower(), 1)
     if number != int(number):
         raise ValueError("expected a whole number such as 65536, 200k or 1.5M")
     return int(number)
@@ -40,7 +41,7 @@ def split_hooks(value: object) -> object:
     return tuple(str(part) for part in parts) if isinstance(parts, (list, tuple)) else parts
 
 
-Count = Annotated[int, BeforeValidator(parse_count), Field(gt=0)]
+Count = Annotated[int, BeforeValidator(parse_count), Field(gt=0, le=10**15)]
 Names = Annotated[tuple[str, ...], BeforeValidator(split_commas), Field(min_length=1)]
 Hooks = Annotated[tuple[str, ...], BeforeValidator(split_hooks), Field(min_length=1)]
 Numbers = Annotated[tuple[int, ...], BeforeValidator(split_commas)]
@@ -225,7 +226,7 @@ class ShowSettings(_Settings):
 class VerifySettings(_Settings):
     """checksums of every file of a store or an SAE directory; exit 0 whole, 1 damaged."""
 
-    path: Annotated[Path, Positional]
+    path: Annotated[StoreAddress, Positional]
     """activation store or SAE directory"""
     repair: bool = False
     """cache the damaged shards of a store again, and only those"""
@@ -258,7 +259,7 @@ class InspectSettings(_Settings):
 class MergeSettings(_Settings):
     """stores of the same model, hooks and contexts -> one store."""
 
-    stores: Annotated[tuple[Path, ...], BeforeValidator(split_commas), Positional]
+    stores: Annotated[tuple[StoreAddress, ...], BeforeValidator(split_commas), Positional]
     """stores to lay one after another"""
     out: Path
     """the merged store's folder"""

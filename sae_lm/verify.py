@@ -1,5 +1,6 @@
 """store or SAE directory -> what is wrong with its files."""
 
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -48,7 +49,8 @@ def check_files(path: Path, manifest: Manifest) -> Problems:
         elif sha256(file) != record.sha256:
             damaged[name] = "content does not match its checksum"
     there = {file.relative_to(path).as_posix() for file in path.rglob("*") if not file.is_dir()}
-    foreign = sorted(there - set(expected) - {MANIFEST})
+    leftover = re.compile(rf"{PROGRESS}/(recipe\.json|lock|\d{{5,}}\.json)")  # of a kill just after the commit
+    foreign = sorted(name for name in there - set(expected) - {MANIFEST} if not leftover.fullmatch(name))
     return Problems(damaged, {name: "does not belong to the store" for name in foreign})
 
 

@@ -59,6 +59,13 @@ def test_columns_of_a_batch_are_of_the_same_tokens(store):
             assert torch.equal(batch[name], tokens[name][index])
 
 
+def test_which_columns_are_read_does_not_change_the_order(store):
+    some = [batch["token_id"] for batch in make(store, 4000, ["token_id", HOOK])]
+    other = [batch["token_id"] for batch in make(store, 4000, ["token_id", "document", "blocks.0.hook_out", HOOK])]
+    assert all(torch.equal(a, b) for a, b in zip(some, other, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(some, make(store, 4000, ["token_id"]), strict=True))
+
+
 def test_batches_are_asked_for_in_bounds(store):
     with pytest.raises(SettingsError, match="expected 0 <= start < stop <= 1500"):
         store.batches(8, hook=HOOK, start=20, stop=1501)

@@ -16,7 +16,7 @@ import sae_lm
 from sae_lm.caching import cache
 from sae_lm.data.manifest import MANIFEST, PROGRESS
 from sae_lm.data.tokens import Position, SpecialTokens, blocks
-from sae_lm.errors import ModelError, SaeLmError, SettingsError, StoreError
+from sae_lm.errors import ModelError, SaeLmError, SettingsError, StoreError, TextError
 from sae_lm.verify import verify
 
 HERE = Path(__file__).parent
@@ -93,6 +93,60 @@ def test_rows_of_padded_contexts_are_the_models_own(cache_settings, tmp_path, ti
         )
 
 
+@pytest.fixture
+def awkward_text(tmp_path):
+    """Documents whose lengths divide by the room of a context, which leaves contexts of BOS and separator alone."""
+    path = tmp_path / "awkward.jsonl"
+    path.write_text(
+        "".join(json.dumps({"text": "a b c d e f g h " * (1 + i % 3) + "z" * (i % 4)}) + "\n" for i in range(120))
+    )
+    return path
+
+
+AWKWARD = [
+    {"pack": False, "context_size": 5},
+    {"context_size": 2},
+    {"pack": False, "context_size": 6, "drop_sinks": 1.1},
+    {"context_size": 4, "drop_sinks": 1.05, "keep_special": True},
+]
+
+
+@pytest.mark.parametrize("changes", AWKWARD, ids=str)
+def test_every_row_is_where_its_context_and_position_say(cache_settings, awkward_text, tmp_path, changes):
+    settings = cache_settings(tmp_path / "store", text=str(awkward_text), tokens=700, shard_tokens=40, **changes)
+    store = sae_lm.open_store(cache(settings))
+    tokens, blocks = store.tokens(), store.blocks()
+    assert torch.equal(blocks[tokens["context"].long(), tokens["position"].long()], tokens["token_id"])
+    assert len(store.manifest.shards) > 10 and len(store) == 700 and len(blocks) == store.manifest.contexts
+    assert any(bool(store.special(context[None]).all()) for context in blocks) or changes.get("keep_special")
+
+
+@pytest.mark.parametrize("changes", AWKWARD, ids=str)
+def test_awkward_stores_resume_and_are_repaired_to_the_same_bytes(
+    cache_settings, awkward_text, tmp_path, changes, monkeypatch
+):
+    from sae_lm.data.shards import OpenShard
+    from sae_lm.repairing import repair
+
+    common = {"text": str(awkward_text), "tokens": 700, "shard_tokens": 40, **changes}
+    whole = contents(cache(cache_settings(tmp_path / "whole", **common)))
+    settings, real = cache_settings(tmp_path / "store", **common), OpenShard.write
+
+    def dies(self, *arguments):
+        if self.index == 7:
+            raise KeyboardInterrupt
+        return real(self, *arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(OpenShard, "write", dies)
+        cache(settings)
+    assert contents(cache(settings)) == whole
+    for index in (3, 8, 9):
+        (settings.out / "blocks.1.hook_out" / f"{index:05d}.safetensors").unlink()
+    repair(settings.out, settings.model, settings.text)
+    assert contents(settings.out) == whole
+
+
 def test_special_tokens_have_rows_when_they_are_kept(cache_settings, tmp_path, tiny_store):
     store = sae_lm.open_store(cache(cache_settings(tmp_path / "kept", tokens=320, keep_special=True)))
     assert store.manifest.contexts == 20  # every position is a row
@@ -127,6 +181,86 @@ def test_attention_sinks_are_left_out_and_counted(cache_settings, tmp_path, tiny
     sinks = sum(shard.sinks for shard in store.manifest.shards)
     used = store.manifest.contexts * 16
     assert sinks == int((~kept[:used]).sum()) > 0
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("position", [0, 5])
+def test_what_is_not_finite_is_no_sink(cache_settings, tmp_path, tiny_model, value, position):
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    broken = shutil.copytree(tiny_model, tmp_path / "broken")
+    weights = load_file(broken / "model.safetensors")
+    weights["transformer.wpe.weight"][position] = value
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(StoreError, match=r"gave a NaN or infinite activation at document 0"):
+        cache(cache_settings(tmp_path / "store", model=str(broken), drop_sinks=10.0, keep_special=True))
+
+
+def test_numbers_beyond_float16_are_said_to_be(cache_settings, tmp_path, tiny_model):
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    loud = shutil.copytree(tiny_model, tmp_path / "loud")
+    weights = load_file(loud / "model.safetensors")
+    weights["transformer.wpe.weight"][5] = 1e5
+    save_file(weights, loud / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(StoreError, match="beyond float16's largest number; cache with --dtype bfloat16"):
+        cache(cache_settings(tmp_path / "store", model=str(loud), dtype="float16"))
+    cache(cache_settings(tmp_path / "other", model=str(loud), dtype="bfloat16", tokens=50))
+
+
+@pytest.mark.parametrize("repeat", [False, True])
+def test_a_text_without_a_token_that_gets_a_row_ends(cache_settings, tmp_path, repeat):
+    text = tmp_path / "special.jsonl"
+    text.write_text('{"text": "<|end|><|end|><|end|>"}\n' * 200)
+    for changes in ({}, {"drop_sinks": 3.0}, {"pack": False}):
+        with pytest.raises(TextError, match="with a token that gets a row"):
+            cache(cache_settings(tmp_path / "store", text=str(text), repeat=repeat, **changes))
+    assert not (tmp_path / "store").exists()
+
+
+def test_what_is_not_ours_is_never_deleted(cache_settings, tmp_path):
+    short = tmp_path / "short.txt"
+    short.write_text("hi")
+    for name in ("progress/thesis.txt", "photos/download.part"):
+        (tmp_path / "mine" / name).parent.mkdir(parents=True)
+        (tmp_path / "mine" / name).write_text("years of work")
+    before = contents(tmp_path / "mine")
+    for settings in (cache_settings(tmp_path / "mine"), cache_settings(tmp_path / "mine", text=str(short))):
+        with pytest.raises(StoreError, match="not empty and not an activation store"):
+            cache(settings)
+    assert contents(tmp_path / "mine") == before
+
+
+def test_a_store_inside_the_folder_of_its_text_is_refused(cache_settings, text_file, tmp_path):
+    import shutil
+
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    shutil.copy(text_file, folder)
+    with pytest.raises(SettingsError, match="inside the text's folder"):
+        cache(cache_settings(folder / "acts", text=str(folder)))
+    assert [path.name for path in folder.iterdir()] == [text_file.name]
+
+
+def test_a_shard_that_vanished_while_caching_is_not_taken_for_the_texts_end(
+    cache_settings, tmp_path, monkeypatch, tiny_store
+):
+    from sae_lm import caching
+
+    settings, real = cache_settings(tmp_path / "store"), caching._fill
+
+    def loses_one(maker, state, ranks):
+        real(maker, state, ranks)
+        (settings.out / "tokens" / "00002.safetensors").unlink()
+
+    with monkeypatch.context() as patch, pytest.raises(StoreError, match="files of a shard are gone"):
+        patch.setattr(caching, "_fill", loses_one)
+        cache(settings)
+    assert contents(cache(settings)) == contents(tiny_store)
 
 
 def test_hooks_are_named_by_number_alias_and_glob(cache_settings, tmp_path):
@@ -169,7 +303,7 @@ def test_what_a_killed_run_was_writing_is_deleted_by_the_next(cache_settings, tm
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(OpenShard, "write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         cache(settings)
-    for name in ("tokens/.tmpYK5tq", "blocks.0.hook_out/00007.safetensors", "stats.safetensors.part", ".tmpabc",
+    for name in ("tokens/.tmpYK5tq", "blocks.0.hook_out/00007.safetensors", "stats.safetensors.part", ".tmpabcDEF",
                  "progress/00003.json.part", "blocks.1.hook_out/00000.safetensors.part"):  # fmt: skip
         (settings.out / name).parent.mkdir(exist_ok=True)
         (settings.out / name).write_bytes(b"half")

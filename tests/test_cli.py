@@ -18,7 +18,7 @@ def test_flags_overrides_and_file_are_merged_with_flags_last(tmp_path):
     file.write_text('[train]\nstore = "a"\nout = "b"\nk = 8\nd_sae = 64\nseeds = 2\n[cache]\ntokens = "5k"\n')
     verb, settings = parse(["train", "--config", str(file), "--k", "16", "train.d_sae=1k", "train.seeds=4"])
     assert verb == "train"
-    assert (settings.k, settings.d_sae, settings.seeds, settings.store) == (16, 1000, 4, Path("a"))
+    assert (settings.k, settings.d_sae, settings.seeds, settings.store) == (16, 1000, 4, "a")
 
 
 @pytest.mark.parametrize(
@@ -120,6 +120,23 @@ def test_python_m_and_exit_codes_reach_the_shell(tmp_path):
         [sys.executable, "-m", "sae_lm", "verify", str(tmp_path)], capture_output=True, text=True, check=False
     )
     assert done.returncode == 2 and "neither an activation store" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_list_of_layers_may_begin_with_a_negative_one():
+    for arguments in (["--hooks", "-1,0"], ["--hooks=-1,0"]):
+        _, settings = parse(["cache", *arguments, "--tokens", "5", "--out", "x"])
+        assert settings.hooks == ("-1", "0")
+
+
+@pytest.mark.parametrize("number", ["9" * 400, "1e5", "1000000000000001"])
+def test_numbers_that_nobody_means_are_one_sentence(number, capsys):
+    assert main(["cache", "--hooks", "0", "--out", "x", "--tokens", number]) == 2
+    assert "--tokens: got" in capsys.readouterr().err
+
+
+def test_counts_are_exact_however_large():
+    assert parse(["cache", "--hooks", "0", "--out", "x", "--tokens", "999999999999999"])[1].tokens == 10**15 - 1
+    assert parse(["cache", "--hooks", "0", "--out", "x", "--tokens", "1.5M"])[1].tokens == 1_500_000
 
 
 def test_settings_made_in_python_are_refused_in_a_sentence_too():

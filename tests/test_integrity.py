@@ -75,7 +75,7 @@ def test_repair_from_another_text_is_refused_and_changes_nothing(copied_store, t
     other.write_text(text_file.read_text().replace("fox", "ox"))
     before = contents(copied_store)
     assert main(["verify", str(copied_store), "--repair", "--model", str(tiny_model), "--text", str(other)]) == 2
-    assert "holds another store: text is" in capsys.readouterr().err
+    assert "holds another store: text.fingerprint is" in capsys.readouterr().err
     assert contents(copied_store) == before
 
 
@@ -107,6 +107,23 @@ def test_merged_stores_hold_the_rows_of_both(cache_settings, tiny_store, tmp_pat
     assert main(["verify", str(tmp_path / "both"), "--repair"]) == 0  # nothing to mend, so nothing is asked
 
 
+def test_a_merge_that_fails_leaves_nothing_and_touches_nobodys_files(cache_settings, tiny_store, tmp_path, monkeypatch):
+    from sae_lm import merging
+
+    other_text = tmp_path / "other.jsonl"
+    other_text.write_text('{"text": "' + "Quite another story about a cat and a mat. " * 40 + '"}\n')
+    other = cache(cache_settings(tmp_path / "other", text=str(other_text), tokens=200))
+    (tmp_path / "both.part").mkdir()
+    (tmp_path / "both.part" / "mine.txt").write_text("mine")
+    before = contents(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(merging, "write_manifest", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert main(["merge", str(tiny_store), str(other), "--out", str(tmp_path / "both")]) == 130
+    assert contents(tmp_path) == before
+    assert main(["merge", str(tiny_store), str(other), "--out", str(tmp_path / "both")]) == 0
+    assert (tmp_path / "both.part" / "mine.txt").exists()
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
@@ -133,7 +150,10 @@ def test_an_estimate_says_rows_bytes_time_and_space_and_writes_nothing(
     assert main(["estimate", *common, "--hooks", "0,1", "--tokens", "1M", "--repeat"]) == 0
     said = capsys.readouterr().out
     assert "blocks.0.hook_out (16), blocks.1.hook_out (16)" in said and "1,000,000 in" in said
-    assert "0.08 GB" in said  # 1M rows x (2 hooks x 16 x 2 bytes + 20)
+    size = float(
+        said.split("disk:")[1].split()[0]
+    )  # GB: 1M rows x (2 hooks x 16 x 2 bytes + 20), contexts' ids and headers
+    assert 0.084 < size < 0.1
     assert "rows/s" in said and "enough" in said
     assert main(["estimate", *common, "--hooks", "0", "--tokens", "1M", "--trial", "60"]) == 0
     assert "all that the text has" in capsys.readouterr().out
@@ -146,6 +166,33 @@ def test_an_estimate_of_all_rows_is_the_size_of_the_store(cache_settings, tmp_pa
     out = cache(cache_settings(tmp_path / "store", tokens=5000, shard_tokens=65536, hooks="0,1,2"))
     rows = sum(path.stat().st_size for path in out.rglob("*.safetensors"))
     assert rows == pytest.approx(5000 * bytes_per_row(read_manifest(out).recipe), rel=0.05)
+
+
+def test_an_estimate_without_packing_counts_what_padding_costs(tiny_model, text_file, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    sizes = {}
+    for flag in ("--pack", "--no-pack"):
+        settings = [
+            "--model",
+            str(tiny_model),
+            "--text",
+            str(text_file),
+            "--context-size",
+            "32",
+            "--tokens",
+            "1M",
+            "--hooks",
+            "0",
+            "--repeat",
+        ]
+        assert main(["estimate", *settings, "--trial", "0.3", flag]) == 0
+        sizes[flag] = float(capsys.readouterr().out.split("disk:")[1].split()[0])
+    assert 1 < sizes["--no-pack"] / sizes["--pack"] < 2
+    special = tmp_path / "special.jsonl"
+    special.write_text('{"text": "<|end|><|end|>"}\n' * 200)
+    common = ["--model", str(tiny_model), "--hooks", "0", "--context-size", "16", "--trial", "0.1", "--tokens", "100"]
+    assert main(["estimate", *common, "--text", str(special)]) == 2
+    assert "with a token that gets a row" in capsys.readouterr().err
 
 
 def test_inspect_shows_what_a_store_holds_in_words(tiny_store, make_sae, tmp_path, capsys):

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from sae_lm.data.store import Store
 
 WINDOW_BYTES = 1 << 30
-"""Rows mixed at a time. Two windows are in memory: one in use, one being read."""
+"""Rows mixed at a time, by their size in the store's widest hook: which columns are read does not change the order.
+Two windows are in memory, of each column: one in use, one being read."""
 PIECES = 64
 """Pieces to a window: at the default size reads of 16 MiB, which a disk does at its sequential speed."""
 
@@ -64,8 +65,7 @@ def shuffled_batches(
             f"batch_size is {batch_size}, which does not divide among {world_size} processes; give a multiple of {world_size}"
         )
     share = batch_size // world_size
-    row_bytes = sum(store.column_bytes(column) for column in columns)
-    windows = _windows(store.first_row, start, stop, seed, first * batch_size, max(1, window_bytes // row_bytes))
+    windows = _windows(store.first_row, start, stop, seed, first * batch_size, _window_rows(store, window_bytes))
     loaded = read_ahead(_load(store, columns, windows, num_batches * batch_size), 1)
     parts: list[dict[str, Tensor]] = []
     made = first
@@ -86,6 +86,10 @@ def shuffled_batches(
                 return
     finally:
         loaded.close()
+
+
+def _window_rows(store: "Store", window_bytes: int) -> int:
+    return max(1, window_bytes // max(store.column_bytes(hook) for hook in store.hooks))
 
 
 def _windows(first_row: Sequence[int], start: int, stop: int, seed: int, place: int, limit: int) -> Iterator[Window]:
@@ -161,16 +165,24 @@ def shuffle_quality(
     per_epoch = (stop - start) // batch_size
     if not per_epoch:
         raise SettingsError(f"batch_size is {batch_size}, more than the {stop - start} rows; give a smaller one")
-    documents = torch.empty(stop - start, dtype=torch.int32)
-    store.read_into("document", start, stop, documents)
-    counts = torch.bincount(documents.long())
+    limit = _window_rows(store, window_bytes)
+    wanted = [
+        sequence_rows(store.first_row, start, stop, seed, int(index) * batch_size, batch_size, limit)
+        for index in np.linspace(0, per_epoch - 1, min(batches, per_epoch)).astype(int)
+    ]
+    counts, found = torch.zeros(0, dtype=torch.int64), [[] for _ in wanted]
+    for a, b in pairwise(store.first_row):
+        a, b = max(a, start), min(b, stop)
+        if a < b:
+            documents = store.empty_column("document", b - a)
+            store.read_into("document", a, b, documents)
+            here = torch.bincount(documents, minlength=len(counts))
+            here[: len(counts)] += counts
+            counts = here
+            for rows, seen in zip(wanted, found, strict=True):
+                seen.append(documents[rows[(rows >= a) & (rows < b)] - a])
     ideal = float((1 - (1 - counts[counts > 0].double() / (stop - start)).pow(batch_size)).sum())
-    limit = max(1, window_bytes // max(store.column_bytes(hook) for hook in store.hooks))
-    found = []
-    for index in np.linspace(0, per_epoch - 1, min(batches, per_epoch)).astype(int):
-        rows = sequence_rows(store.first_row, start, stop, seed, int(index) * batch_size, batch_size, limit)
-        found.append(len(documents[rows - start].unique()))
-    return float(np.mean(found)) / ideal
+    return float(np.mean([len(torch.cat(seen).unique()) for seen in found])) / ideal
 
 
 def sequence_rows(

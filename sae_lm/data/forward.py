@@ -114,7 +114,7 @@ def describe_model(source: ModelSource, config: Any, dtype: torch.dtype) -> dict
         "n_layers": config.num_hidden_layers,
         "d_model": config.hidden_size,
         "d_vocab": config.vocab_size,
-        "files_sha256": files_digest(Path(source.location)) if source.is_local else None,
+        "files_sha256": files_digest(Path(source.location)) if source.revision is None else None,
     }
 
 

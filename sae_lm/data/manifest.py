@@ -116,7 +116,7 @@ class Manifest(_Part):
     text_ended: bool
     """the text ended before `recipe.tokens` rows were there"""
     sink_norms: dict[str, float]
-    """hook -> norm above which tokens have no row; empty unless the recipe drops sinks"""
+    """hook -> norm above which tokens have no row; empty unless the recipe drops sinks (a merged store has them by text)"""
     shards: list[ShardRecord]
     files: dict[str, FileRecord]
     """the files that belong to no shard"""

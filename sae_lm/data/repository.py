@@ -125,7 +125,9 @@ def one_sentence(doing: str, repo_id: str) -> Iterator[None]:
         elif status is not None and 400 <= status < 500 and status not in (408, 429):
             said = f"{hub} refuses it (status {status}); see the limits of your account there"
         else:
-            told = (e for e in chain if isinstance(e, OfflineModeIsEnabled) or status_of(e) or getattr(e, "strerror", 0))
+            told = (
+                e for e in chain if isinstance(e, OfflineModeIsEnabled) or status_of(e) or getattr(e, "strerror", 0)
+            )
             reason = reason_of(next(told, chain[-1]))
             said = (
                 f"no answer from {hub} ({reason}); what has arrived is kept, run the same again when it can be reached"

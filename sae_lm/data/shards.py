@@ -56,12 +56,12 @@ class OpenShard:
     def write(self, store: Path, limit: int, only: Iterable[str] | None = None) -> ShardRecord:
         """Write the files of the first ``limit`` rows and return their record.
 
-        Contexts behind the last row are left out.
+        Where the limit is reached the store ends, and contexts behind its last row are left out.
         only: folders (``tokens``, hooks) to write; the record then lists these alone.
         """
-        kept = first_rows(self.kept, limit)
-        filled = np.flatnonzero(kept.any(axis=1))
-        used = int(filled[-1]) + 1 if len(filled) else len(kept)
+        kept, used = first_rows(self.kept, limit), len(self.kept)
+        if self.kept.sum() >= limit:
+            used = int(np.flatnonzero(kept.any(axis=1))[-1]) + 1
         sinks = int((self.wanted & ~self.kept)[:used].sum())
         blocks, kept = self.blocks[:used], kept[:used]
         context, position = np.nonzero(kept)
@@ -110,6 +110,10 @@ class OpenShard:
         if not len(bad):  # finite values whose squares are not
             raise StoreError(
                 f"hook {hook} gave an activation whose norm is beyond float32; run the model in float32 or cache another hook"
+            )
+        if self.recipe.dtype == "float16" and not torch.isnan(rows).any():
+            raise StoreError(
+                f"hook {hook} gave an activation beyond float16's largest number; cache with --dtype bfloat16"
             )
         context, position = (int(axis[int(bad[0])]) for axis in np.nonzero(kept))
         block = self.blocks[which[context]]

@@ -75,7 +75,8 @@ def open_text(text: str, split: str | None = None, column: str | None = None, re
         rows = dataset.to_list()
         fingerprint = _digest(dataset["text"])
     elif text and os.path.exists(path):
-        text = os.path.basename(os.path.abspath(path))  # no path of this machine in a manifest
+        name = os.path.basename(os.path.abspath(path))  # no path of this machine in a manifest
+        text = os.fsencode(name).decode(errors="replace")
         if split is not None:
             raise TextError(f"{text}: got split {split!r}, but local files have no splits; leave it out")
         try:

@@ -8,6 +8,8 @@ every document begins a context and the last one of each is filled up with separ
 padding: they are special, so they are never rows. A text that ends early ends the blocks; only
 ``repeat`` begins it again.
 
+A document that spells out a special token (``</s>``) has that token there, as the tokenizer reads it.
+
 A block knows where in the text the next one begins, so that blocks can be made from there on
 without tokenizing what comes before.
 """

@@ -20,7 +20,7 @@ def check_folder(out: Path) -> None:
     """Raise StoreError where a store cannot be written or continued."""
     if out.exists() and not out.is_dir():
         raise StoreError(f"{out} is a file; give --out a folder")
-    if out.is_dir() and any(out.iterdir()) and not (out / MANIFEST).exists() and not (out / PROGRESS).is_dir():
+    if out.is_dir() and any(out.iterdir()) and not (out / MANIFEST).is_file() and not (out / RECIPE).is_file():
         raise StoreError(f"{out} is not empty and not an activation store; give --out a new folder")
 
 
@@ -78,9 +78,10 @@ class Unfinished:
             for file in (self.out / folder).glob("*"):
                 if file not in recorded:
                     file.unlink()
-        for pattern in (f"*{PART}", ".tmp*", f"{PROGRESS}/*{PART}"):
-            for file in self.out.glob(pattern):
-                file.unlink()
+        names = ("manifest.json", "stats.safetensors", "vocabulary.json")
+        parts = [self.out / f"{name}{PART}" for name in names]
+        for file in (*parts, *self.out.glob(".tmp??????"), *(self.out / PROGRESS).glob(f"*.json{PART}")):
+            file.unlink(missing_ok=True)
 
     def reread(self) -> "Unfinished":
         state = read_unfinished(self.out, self.recipe)
@@ -90,6 +91,13 @@ class Unfinished:
     def end(self) -> None:
         """After the commit: the records are in the manifest now."""
         shutil.rmtree(self.out / PROGRESS)
+
+    def give_up(self) -> None:
+        """Delete what was written of a store that has no rows; the folder too, if nothing else is in it."""
+        for folder in (PROGRESS, "tokens", *self.recipe.hooks):
+            shutil.rmtree(self.out / folder, ignore_errors=True)
+        if not any(self.out.iterdir()):
+            self.out.rmdir()
 
 
 def read_unfinished(out: Path, recipe: Recipe) -> Unfinished | None:
@@ -129,14 +137,17 @@ def _is_there(out: Path, record: ShardRecord) -> bool:
 
 
 def check_same(out: Path, there: Recipe, wanted: Recipe) -> None:
-    got, asked = there.model_dump(), wanted.model_dump()
-    differing = [
-        f"{key} is {_brief(got[key])}, asked for {_brief(asked[key])}" for key in got if got[key] != asked[key]
-    ]
+    """Raise StoreError naming every setting in which a store differs from the one asked for."""
+    differing = list(_differences("", there.model_dump(), wanted.model_dump()))
     if differing:
         raise StoreError(f"{out} holds another store: {'; '.join(differing)}; give another --out or delete the folder")
 
 
-def _brief(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) < 300 else text[:300] + "..."
+def _differences(name: str, got: Any, asked: Any) -> Iterator[str]:
+    if isinstance(got, dict) and isinstance(asked, dict) and got.keys() == asked.keys():
+        for key in got:
+            yield from _differences(f"{name}.{key}" if name else key, got[key], asked[key])
+    elif isinstance(got, dict) and isinstance(asked, dict):
+        yield f"{name} are {', '.join(got)}, asked for {', '.join(asked)}"
+    elif got != asked:
+        yield f"{name} is {json.dumps(got)}, asked for {json.dumps(asked)}"

@@ -44,8 +44,12 @@ def stand_in(folder: Path, size: int) -> Store:
     shards = []
     for index in range(max(1, size // (SHARD_ROWS * WIDTH * 2))):
         files = {
-            shard_file(HOOK, index): sparse(folder / shard_file(HOOK, index), {"rows": ("BF16", [SHARD_ROWS, WIDTH], 2)}),
-            shard_file("tokens", index): sparse(folder / shard_file("tokens", index), {"document": ("I32", [SHARD_ROWS], 4)}),
+            shard_file(HOOK, index): sparse(
+                folder / shard_file(HOOK, index), {"rows": ("BF16", [SHARD_ROWS, WIDTH], 2)}
+            ),
+            shard_file("tokens", index): sparse(
+                folder / shard_file("tokens", index), {"document": ("I32", [SHARD_ROWS], 4)}
+            ),
         }
         shards.append(ShardRecord(rows=SHARD_ROWS, contexts=512, special_tokens=0, padding=0, sinks=0, last_document=0,
                                   next=(0, 0), files=files))  # fmt: skip
@@ -87,7 +91,9 @@ def memory(store: Store) -> None:
             seen.append(resident())
     seconds = time.perf_counter() - began
     thirds = [max(seen[i * len(seen) // 3 : (i + 1) * len(seen) // 3]) for i in range(3)]
-    print(f"reading {size:.1f} GB once, {number:,} batches of {BATCH} x {WIDTH} in bfloat16: {seconds / number * 1e3:.2f} ms a batch")
+    print(
+        f"reading {size:.1f} GB once, {number:,} batches of {BATCH} x {WIDTH} in bfloat16: {seconds / number * 1e3:.2f} ms a batch"
+    )
     print(f"resident memory: {before:.2f} GB before, at most {', '.join(f'{t:.2f}' for t in thirds)} GB in each third "
           f"(two windows of {WINDOW_BYTES / 1e9:.2f} GB)", flush=True)  # fmt: skip
 
