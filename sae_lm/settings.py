@@ -129,12 +129,19 @@ class TrainSettings(_Settings):
     d_sae: Annotated[int, BeforeValidator(parse_count), Field(ge=2)] = 4096
     """latents"""
     k: Count = 32
-    """active latents per token"""
-    arch: Literal["topk"] = "topk"
-    """architecture"""
+    """active latents per token: exactly with topk, on average with batchtopk and matryoshka, aimed at with relu and jumprelu"""
+    arch: Literal["relu", "topk", "batchtopk", "jumprelu", "matryoshka"] = "topk"
+    """architecture: `topk`, `batchtopk`, `matryoshka` (nested batchtopk), `relu` (L1), `jumprelu`"""
+    widths: Numbers | None = None
+    """matryoshka: latents of each nested prefix, comma separated, ascending, the last is d_sae
+    (default: 1/32, 3/32, 7/32, 15/32 and all of them, Bussmann et al. 2025)"""
+    sparsity_coefficient: Annotated[float, Field(gt=0)] | None = None
+    """relu, jumprelu: weight of L1 or L0 in the loss (default: a controller finds the one that gives k active latents)"""
+    bandwidth: Annotated[float, Field(gt=0)] = 0.03
+    """jumprelu: width of the window around a threshold in which it learns; activations have variance 1"""
     arms: Names = ("none", "abs_cos", "max_cos")
-    """arms to compare, comma separated: penalty[:coefficient]; a coefficient of 1 weighs the penalty
-    like the error of predicting the mean"""
+    """arms to compare, comma separated: penalty[:coefficient][@option=value]...; ladders as max_cos:0.1/0.25/1 or none@k=16/32;
+    a coefficient of 1 weighs the penalty like the error of predicting the mean"""
     seeds: Count = 3
     """runs per arm; runs of one seed share initial weights, batches and their order"""
     tokens: Count | None = None
@@ -149,10 +156,12 @@ class TrainSettings(_Settings):
     """share of the steps, at the end, in which it falls to 0"""
     held_out: Annotated[float, Field(gt=0, le=0.5)] = 0.1
     """share of the store, at its end, that is kept out of training for `compare`"""
-    penalty_every: Count = 5
-    """apply the penalty every n steps, scaled by n (OrtSAE's modified schedule)"""
+    penalty_every: Count = 10
+    """steps for which a penalty's gradient is used before it is taken anew"""
     penalty_start: Share = 0.0
     """share of the steps before the penalty begins"""
+    penalty_warm_up: Share = 0.0
+    """share of the steps over which its coefficient then rises from 0"""
     penalty_on: Literal["decoder", "encoder"] = "decoder"
     """whose rows the penalty looks at; `encoder` is the control"""
     aux_coefficient: Annotated[float, Field(ge=0)] = 1 / 32
@@ -161,10 +170,16 @@ class TrainSettings(_Settings):
     """dead latents that AuxK lets explain the error (default: d_in / 2)"""
     dead_after: Count | None = None
     """rows without firing after which a latent counts as dead in training (default: a tenth of `tokens`, at most 10M)"""
+    resample_every: Annotated[int, BeforeValidator(parse_count), Field(ge=0)] = 0
+    """steps between resamplings of dead latents from badly reconstructed rows; 0 never (Bricken et al. 2023)"""
     matmul: Literal["float32", "bfloat16"] = "bfloat16"
     """precision of the encoder product that selects latents; the selected values are float32 either way"""
     log_every: Count = 50
     """steps between lines of metrics.jsonl"""
+    checkpoint_seconds: Annotated[float, Field(ge=0)] = 300.0
+    """seconds between checkpoints, from which a killed run goes on"""
+    arms_at_once: Count | None = None
+    """arms of a seed that are in memory together (default: all; under torchrun as many as give every rank some)"""
     device: str = "auto"
     """`auto` (cuda if there is one), `cpu`, `cuda`"""
     out: Path

@@ -1,27 +1,28 @@
 """store -> runs: arms x seeds, trained side by side on the same batches, from the store alone."""
 
-import json
-from contextlib import ExitStack
+import shutil
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from sae_lm.data.batches import shuffled_batches
 from sae_lm.data.store import Store, open_store
 from sae_lm.device import pick_device
 from sae_lm.errors import SaeError, SettingsError
 from sae_lm.files import read_json, write_json
+from sae_lm.lockstep import Data, Job, train_group, unfinished
+from sae_lm.processes import join_ranks
 from sae_lm.progress import Progress
 from sae_lm.sae.arm import ArmTraining, Hyperparameters, default_lr
 from sae_lm.sae.checkpoint import CONFIG, save
-from sae_lm.sae.penalties import Arm, parse_arm
+from sae_lm.sae.penalties import Arm, parse_arm, parse_arms
 from sae_lm.settings import TrainSettings
+from sae_lm.signals import stop_wishes
 from sae_lm.verify import verify
 
 RUN = "run.json"
-IGNORED = ("out", "store", "device", "log_every", "arms", "seeds")
+IGNORED = ("out", "store", "device", "log_every", "arms", "seeds", "arms_at_once", "checkpoint_seconds")
 """Settings that may differ between the runs of one folder: they do not change what an SAE is (another device
 changes its rounding)."""
 
@@ -35,19 +36,68 @@ def train(settings: TrainSettings) -> Path:
     """Train every arm with every seed and return the folder of the runs.
 
     SAEs of the same settings and store that are there already are kept; differing ones are refused
-    (SaeError). Each SAE directory appears whole or not at all.
+    (SaeError). Each SAE directory appears whole or not at all. A run that was killed goes on from its newest
+    checkpoint and ends with the same bits. Under torchrun ranks share out arms and seeds. SIGINT and SIGTERM raise
+    Stopped after the current step and a checkpoint.
     """
     store = open_store(settings.store)
     hook = store.hook(settings.hook)
-    arms = [parse_arm(text) for text in settings.arms]
-    if len({arm.name for arm in arms}) < len(arms):
-        raise SettingsError(f"arms: {', '.join(settings.arms)} names one arm twice; name each arm once")
+    arms = parse_arms(settings.arms)
     context, row = store.held_out_from(settings.held_out)
-    facts = _facts(settings, store, hook, context, row)
+    facts = _facts(settings, store, hook, context, row, arms)
+    h = _hyperparameters(settings, facts)
+    with join_ranks() as ranks:
+        device = pick_device(settings.device, ranks.local_rank if ranks.size > 1 else None)
+        pending = {seed: [a for a in arms if not _done(settings.out, a, seed, facts)] for seed in range(settings.seeds)}
+        total = sum(map(len, pending.values()))
+        jobs = _jobs(pending, settings.out, settings.arms_at_once or -(-total // ranks.size) or 1)
+        ranks.barrier()
+        if ranks.rank == 0:
+            _write_run(settings, facts, arms)
+            if total < len(arms) * settings.seeds:
+                there = len(arms) * settings.seeds - total
+                print(f"{there} of {len(arms) * settings.seeds} SAEs are there already; reused", flush=True)
+        mine = jobs[ranks.rank :: ranks.size]
+        rows = sum(len(job.arms) for job in mine) * h.steps * settings.batch_size
+        data = Data(store, hook, settings.batch_size, row, facts["scale"])
+        start = store.moments(hook, row).mean / facts["scale"] if mine else torch.empty(0)
+        with stop_wishes("this step") as wish, Progress("training", rows, "row", silent=ranks.rank > 0) as bar:
+            for job in mine:
+                runs = [
+                    ArmTraining(arm, job.seed, settings.d_sae, start, h, device) for arm in (*job.arms, *job.shadows)
+                ]
+                logs = [settings.out / f"{run_folder(arm, job.seed)}.jsonl" for arm in job.arms]
+                train_group(job, runs, data, logs, settings.out, facts, steps=h.steps, log_every=settings.log_every,
+                            checkpoint_seconds=settings.checkpoint_seconds, device=device, bar=bar, wish=wish)  # fmt: skip
+                for run in runs[: len(job.arms)]:
+                    sae = run.finish(data.scale, _metadata(run, store, hook, facts))
+                    save(sae, settings.out / run_folder(run.arm, run.seed))
+                shutil.rmtree(job.folder(settings.out), ignore_errors=True)
+        ranks.barrier()
+    if ranks.rank == 0:
+        shutil.rmtree(settings.out / "state", ignore_errors=True)
+    return settings.out
+
+
+def _jobs(pending: dict[int, list[Arm]], out: Path, at_once: int) -> list[Job]:
+    """Groups with a checkpoint as they were, then the other arms of each seed, ``at_once`` of them together."""
+    jobs = []
+    for seed, arms in pending.items():
+        rest = list(arms)
+        for names, shadows in unfinished(out, seed):
+            group = [parse_arm(name) for name in names]
+            if any(arm in rest for arm in group):
+                jobs.append(Job(seed, group, [parse_arm(name) for name in shadows]))
+                rest = [arm for arm in rest if arm not in group]
+        for first in range(0, len(rest), at_once):
+            group = rest[first : first + at_once]
+            wanted = dict.fromkeys(arm.baseline for arm in group if arm.fvu is not None)
+            jobs.append(Job(seed, group, [arm for arm in wanted if arm not in group]))
+    return jobs
+
+
+def _write_run(settings: TrainSettings, facts: dict[str, Any], arms: list[Arm]) -> None:
     settings.out.mkdir(parents=True, exist_ok=True)
-    pending = {
-        seed: [arm for arm in arms if not _done(settings.out, arm, seed, facts)] for seed in range(settings.seeds)
-    }
     earlier = read_run(settings.out) if (settings.out / RUN).exists() else {"arms": [], "seeds": 0}
     write_json(
         settings.out / RUN,
@@ -60,18 +110,6 @@ def train(settings: TrainSettings) -> Path:
             "versions": {name: version(name) for name in ("sae_lm", "torch")},
         },
     )
-    total = sum(map(len, pending.values()))
-    if total < len(arms) * settings.seeds:
-        print(
-            f"{len(arms) * settings.seeds - total} of {len(arms) * settings.seeds} SAEs are there already; reused",
-            flush=True,
-        )
-    h = _hyperparameters(settings, facts)
-    with Progress("training", total * h.steps * settings.batch_size, "row") as bar:
-        for seed, remaining in pending.items():
-            if remaining:
-                _train_group(settings, store, hook, remaining, seed, h, facts, bar)
-    return settings.out
 
 
 def read_run(folder: Path) -> dict[str, Any]:
@@ -90,10 +128,16 @@ def read_run(folder: Path) -> dict[str, Any]:
     return run
 
 
-def _facts(settings: TrainSettings, store: Store, hook: str, context: int, row: int) -> dict[str, Any]:
+def _facts(settings: TrainSettings, store: Store, hook: str, context: int, row: int, arms: list[Arm]) -> dict[str, Any]:
     """Everything an SAE's weights depend on besides arm and seed, as it is recorded with it."""
-    if settings.k > settings.d_sae:
-        raise SettingsError(f"k is {settings.k}, more than the {settings.d_sae} latents of d_sae; give a smaller --k")
+    k = max(arm.k or settings.k for arm in arms)
+    if k > settings.d_sae:
+        raise SettingsError(f"k is {k}, more than the {settings.d_sae} latents of d_sae; give a smaller one")
+    widths = settings.widths
+    if widths is not None and (sorted(set(widths)) != list(widths) or widths[0] < 1 or widths[-1] != settings.d_sae):
+        raise SettingsError(
+            f"widths is {', '.join(map(str, widths))}; expected ascending widths from 1, the last d_sae ({settings.d_sae})"
+        )
     if row >= len(store):
         raise SettingsError(
             f"held_out is {settings.held_out}, which keeps no context of {settings.store} back; give more"
@@ -131,6 +175,7 @@ def _facts(settings: TrainSettings, store: Store, hook: str, context: int, row: 
 
 def _hyperparameters(settings: TrainSettings, facts: dict[str, Any]) -> Hyperparameters:
     return Hyperparameters(
+        arch=settings.arch,
         k=settings.k,
         steps=facts["tokens"] // settings.batch_size,
         lr=facts["lr"],
@@ -143,6 +188,10 @@ def _hyperparameters(settings: TrainSettings, facts: dict[str, Any]) -> Hyperpar
         aux_k=facts["aux_k"],
         dead_after=facts["dead_after"],
         matmul=getattr(torch, settings.matmul),
+        widths=settings.widths,
+        sparsity_coefficient=settings.sparsity_coefficient,
+        bandwidth=settings.bandwidth,
+        resample_every=settings.resample_every,
     )
 
 
@@ -160,36 +209,6 @@ def _done(out: Path, arm: Arm, seed: int, facts: dict[str, Any]) -> bool:
     return True
 
 
-def _train_group(
-    settings: TrainSettings,
-    store: Store,
-    hook: str,
-    arms: list[Arm],
-    seed: int,
-    h: Hyperparameters,
-    facts: dict[str, Any],
-    bar: Progress,
-) -> None:
-    """All arms of one seed, step by step on the same batches."""
-    device = pick_device(settings.device)
-    scale = facts["scale"]
-    start = store.moments(hook, facts["held_out_from_row"]).mean / scale
-    runs = [ArmTraining(arm, seed, settings.d_sae, start, h, device) for arm in arms]
-    batches = shuffled_batches(store, [hook], settings.batch_size, seed, h.steps, 0, facts["held_out_from_row"])
-    with ExitStack() as files:
-        logs = [files.enter_context((settings.out / f"{run_folder(run.arm, seed)}.jsonl").open("w")) for run in runs]
-        for step, batch in enumerate(batches):
-            x = batch[hook].to(device).float() / scale
-            for run, log in zip(runs, logs, strict=True):
-                run.step(x, step)
-                if step % settings.log_every == 0 or step + 1 == h.steps:
-                    log.write(json.dumps(run.log(step)) + "\n")
-                    log.flush()
-                bar.update(len(batch), seed=seed, fvu=f"{float(runs[0].parts['fvu']):.3f}")
-    for run in runs:
-        save(run.finish(scale, _metadata(run, store, hook, facts)), settings.out / run_folder(run.arm, seed))
-
-
 def _metadata(run: ArmTraining, store: Store, hook: str, facts: dict[str, Any]) -> dict[str, Any]:
     recipe = store.manifest.recipe
     return {
@@ -199,6 +218,7 @@ def _metadata(run: ArmTraining, store: Store, hook: str, facts: dict[str, Any]) 
         "context_size": recipe.context_size,
         "prepend_bos": recipe.bos is not None,
         "dataset_path": recipe.text["id"],
+        "training_architecture": run.arch,
         "arm": run.arm.name,
         "penalty": run.arm.penalty,
         "coefficient": run.arm.coefficient,

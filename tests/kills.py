@@ -1,4 +1,4 @@
-"""Kill caching with signal 9 again and again, and compare what it ends with: ``python kills.py SETTINGS.json KILLS SEED``.
+"""Kill a verb with signal 9 again and again, and compare what it ends with: ``python kills.py VERB SETTINGS.json KILLS SEED``.
 
 Everything is imported once; each run is a fork of this process, which has run no thread. Prints the number
 of kills that hit a run before its end.
@@ -17,48 +17,55 @@ import torch
 import transformers.models.gpt2.modeling_gpt2  # noqa: F401
 
 from sae_lm.caching import cache
-from sae_lm.settings import CacheSettings
+from sae_lm.settings import CacheSettings, TrainSettings
+from sae_lm.training import train
 
 torch.set_num_threads(1)
+VERBS = {"cache": (cache, CacheSettings), "train": (train, TrainSettings)}
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    """Every file; run.json without the name of the folder that it is in."""
+    files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        name: content.replace(folder.name.encode(), b"") if name == "run.json" else content
+        for name, content in files.items()
+    }
 
 
-def start(settings: CacheSettings) -> int:
+def start(verb: str, settings: CacheSettings | TrainSettings) -> int:
     pid = os.fork()
     if pid == 0:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         os.dup2(1, 2)
-        cache(settings)
+        VERBS[verb][0](settings)
         os._exit(0)
     return pid
 
 
-def main(path: str, wanted: int, seed: int) -> None:
+def main(verb: str, path: str, wanted: int, seed: int) -> None:
     values = json.loads(Path(path).read_text())
     out, draw, kills, stores = Path(values.pop("out")), random.Random(seed), 0, 0
-    whole = CacheSettings(**values, out=out / "whole")
+    whole = VERBS[verb][1](**values, out=out / "whole")
     began = time.monotonic()
-    assert os.waitpid(start(whole), 0)[1] == 0
+    assert os.waitpid(start(verb, whole), 0)[1] == 0
     seconds = time.monotonic() - began
     while kills < wanted:
-        settings = CacheSettings(**values, out=out / f"killed{stores}")
+        settings = VERBS[verb][1](**values, out=out / f"killed{stores}")
         stores += 1
         while True:
-            pid = start(settings)
+            pid = start(verb, settings)
             time.sleep(draw.uniform(0.1, 1) * seconds)
             os.kill(pid, signal.SIGKILL)
             if os.waitpid(pid, 0)[1] == 0:
                 break  # it was at its end
             kills += 1
             if kills >= wanted:
-                assert os.waitpid(start(settings), 0)[1] == 0
+                assert os.waitpid(start(verb, settings), 0)[1] == 0
                 break
         assert contents(settings.out) == contents(whole.out), f"store {stores - 1} differs after {kills} kills"
     print(kills)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))

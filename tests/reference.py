@@ -4,11 +4,56 @@ import torch
 from torch import Tensor
 
 
-def dense_topk(x: Tensor, W_enc: Tensor, b_enc: Tensor, W_dec: Tensor, b_dec: Tensor, k: int) -> Tensor:
-    """Reconstruction through a dense [batch, d_sae] code, differentiable by autograd."""
+class _Jump(torch.autograd.Function):
+    """JumpReLU and its step, stacked, with the straight-through gradients of 2407.14435 for the threshold."""
+
+    @staticmethod
+    def forward(ctx, pre: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
+        ctx.save_for_backward(pre, threshold)
+        ctx.bandwidth = bandwidth
+        on = (pre > threshold).to(pre)
+        return torch.stack([pre * on, on])
+
+    @staticmethod
+    def backward(ctx, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (pre, threshold), (to_value, to_step) = ctx.saved_tensors, grads[0]
+        window = ((pre - threshold) / ctx.bandwidth).abs() < 0.5
+        jump = -window.to(pre) / ctx.bandwidth * (threshold * to_value + to_step)
+        return to_value * (pre > threshold), jump.sum(0), None
+
+
+def dense_loss(
+    arch: str,
+    x: Tensor,
+    W_enc: Tensor,
+    b_enc: Tensor,
+    W_dec: Tensor,
+    b_dec: Tensor,
+    log_threshold: Tensor | None = None,
+    *,
+    k: int = 1,
+    widths: tuple[int, ...] = (),
+    sparsity: float = 0.0,
+    bandwidth: float = 1.0,
+) -> tuple[Tensor, Tensor]:
+    """One batch's loss through a dense [batch, d_sae] code, and the code; differentiable by autograd."""
     pre = (x - b_dec) @ W_enc + b_enc
-    values, index = pre.topk(k, dim=1)
-    return torch.zeros_like(pre).scatter(1, index, values.relu()) @ W_dec + b_dec
+    extra = x.new_zeros(())
+    if arch == "topk":
+        values, index = pre.topk(k, dim=1)
+        z = torch.zeros_like(pre).scatter(1, index, values.relu())
+    elif arch == "relu":
+        z = pre.relu()
+        extra = sparsity * (z * W_dec.norm(dim=1)).sum(1).mean()
+    elif arch == "jumprelu":
+        assert log_threshold is not None
+        z, on = _Jump.apply(pre, log_threshold.exp(), bandwidth)  # pyright: ignore[reportGeneralTypeIssues]
+        extra = sparsity * on.sum(1).mean()
+    else:
+        values, index = pre.flatten().topk(k * len(x))
+        z = torch.zeros_like(pre).flatten().scatter(0, index, values.relu()).view_as(pre)
+    prefixes = [(x - z[:, :width] @ W_dec[:width] - b_dec).square().sum(1).mean() for width in widths or [len(W_dec)]]
+    return torch.stack(prefixes).mean() + extra, z
 
 
 def mean_abs_cos(rows: Tensor) -> Tensor:
@@ -55,3 +100,53 @@ def dense_absorption(a: Tensor, x: Tensor, W_dec: Tensor, w: Tensor, main: list[
             fraction = min(1.0, max(0.0, part / (part + carried)))
         out.append((full, fraction))
     return out
+
+
+def cosines(rows: Tensor) -> Tensor:
+    """Every pair's cosine, [m, m]; 0 on the diagonal."""
+    unit = rows / rows.norm(dim=1, keepdim=True)
+    return unit @ unit.T * (1 - torch.eye(len(rows), dtype=rows.dtype))
+
+
+def mean_abs_cos_over(margin: float, rows: Tensor) -> Tensor:
+    m = len(rows)
+    return (cosines(rows).abs() - margin).clamp_min(0).sum() / (m * (m - 1))
+
+
+def mean_sq_cos(rows: Tensor) -> Tensor:
+    m = len(rows)
+    return cosines(rows).square().sum() / (m * (m - 1))
+
+
+def ortsae_over(margin: float, rows: Tensor) -> Tensor:
+    """OrtSAE's term over one chunk, of what the cosines have above a margin."""
+    nearest = (cosines(rows) - 2 * torch.eye(len(rows), dtype=rows.dtype)).amax(1)
+    return (nearest - margin).clamp_min(0).square().mean()
+
+
+def independent_sq_cos(rows: Tensor, rate: Tensor) -> Tensor:
+    """Sum over pairs of p_i p_j cos^2, over L0."""
+    return (rate[:, None] * rate * cosines(rows).square()).sum() / rate.sum()
+
+
+def cofiring_sq_cos(rows: Tensor, fires: Tensor) -> Tensor:
+    """Sum over pairs of P(both fire) cos^2, over L0, for fires [batch, m]."""
+    fires = fires.to(rows.dtype)
+    return (fires.T @ fires * cosines(rows).square()).sum() / fires.sum()
+
+
+def anchored_ortsae(rows: Tensor, rate: Tensor) -> Tensor:
+    """OrtSAE's term with the neighbour sought among rows of higher rate, and standing still."""
+    unit = rows / rows.norm(dim=1, keepdim=True)
+    terms = []
+    for i in range(len(rows)):
+        above = [(unit[i] * unit[j].detach()).sum() for j in range(len(rows)) if rate[j] > rate[i]]
+        terms.append(max(above).clamp_min(0) ** 2 if above else torch.zeros((), dtype=rows.dtype))
+    return torch.stack(terms).mean()
+
+
+def anchored_cofiring(rows: Tensor, rate: Tensor, fires: Tensor) -> Tensor:
+    """Sum over pairs of P(both fire) cos^2, over L0; the row of higher rate stands still."""
+    unit, fires = rows / rows.norm(dim=1, keepdim=True), fires.to(rows.dtype)
+    towards = unit @ unit.detach().T * (rate[None, :] > rate[:, None])
+    return (fires.T @ fires * towards.square()).sum() / fires.sum()

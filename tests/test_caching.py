@@ -222,6 +222,14 @@ def test_a_text_without_a_token_that_gets_a_row_ends(cache_settings, tmp_path, r
     assert not (tmp_path / "store").exists()
 
 
+def test_a_run_killed_in_its_first_moments_is_begun_again(cache_settings, tmp_path, tiny_store):
+    settings = cache_settings(tmp_path / "store")
+    (settings.out / PROGRESS).mkdir(parents=True)
+    for name in ("lock", "recipe.json.part"):
+        (settings.out / PROGRESS / name).touch()
+    assert contents(cache(settings)) == contents(tiny_store)
+
+
 def test_what_is_not_ours_is_never_deleted(cache_settings, tmp_path):
     short = tmp_path / "short.txt"
     short.write_text("hi")
@@ -287,13 +295,16 @@ def test_what_cannot_be_computed_fast_is_refused_when_asked_for(cache_settings, 
 # --- ends that nobody planned
 
 
-def test_caching_killed_again_and_again_ends_with_the_same_bytes(cache_settings, tmp_path):
-    settings = cache_settings(tmp_path, tokens=4000, shard_tokens=64, batch_size=2)
+@pytest.mark.parametrize(
+    "changes", [{}, {"pack": False, "drop_sinks": 1.15, "keep_special": True, "tokens": 3000}], ids=str
+)
+def test_caching_killed_again_and_again_ends_with_the_same_bytes(cache_settings, tmp_path, changes):
+    settings = cache_settings(tmp_path, **{"tokens": 4000, "shard_tokens": 64, "batch_size": 2, **changes})
     (tmp_path / "settings.json").write_text(settings.model_dump_json())
-    command = [sys.executable, str(HERE / "kills.py"), str(tmp_path / "settings.json"), "8", "0"]
+    command = [sys.executable, str(HERE / "kills.py"), "cache", str(tmp_path / "settings.json"), "5", "0"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert int(done.stdout) == 8
+    assert int(done.stdout) == 5
 
 
 def test_what_a_killed_run_was_writing_is_deleted_by_the_next(cache_settings, tmp_path, monkeypatch, tiny_store):

@@ -41,7 +41,7 @@ def test_a_malformed_count_is_refused(text):
         (["cache", "--out", "x"], "--hooks is required"),
         (["train", "--store", "a", "--out", "b", "--k", "many"], "--k: got 'many'; expected a whole number"),
         (["train", "--store", "a", "--out", "b", "--held-out", "0.9"], "--held-out: got '0.9'; expected less than"),
-        (["train", "--store", "a", "--out", "b", "--arch", "relu"], "--arch: got 'relu'; expected 'topk'"),
+        (["train", "--store", "a", "--out", "b", "--arch", "gated"], "--arch: got 'gated'; expected 'relu', 'topk'"),
         (["train", "--store", "a", "--out", "b", "train.kk=3"], "unknown setting 'kk'; expected 'k'"),
         (["train", "cache.k=3"], "for another verb"),
         (["train", "tarin.k=3"], "names no verb; expected 'train' (did you mean that?)"),

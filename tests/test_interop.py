@@ -58,15 +58,37 @@ def test_we_load_what_saelens_saves_with_equal_outputs(tmp_path, x, architecture
     torch.testing.assert_close(ours(x), theirs(x))
 
 
-def test_a_trained_run_loads_in_saelens_with_the_loss_we_report(tiny_store, tmp_path):
+@pytest.mark.parametrize(
+    ("arch", "saved_as"),
+    [
+        ("relu", "standard"),
+        ("topk", "topk"),
+        ("batchtopk", "jumprelu"),
+        ("jumprelu", "jumprelu"),
+        ("matryoshka", "jumprelu"),
+    ],
+)
+def test_a_trained_run_of_every_architecture_loads_in_saelens_with_equal_outputs(tiny_store, tmp_path, arch, saved_as):
     from sae_lm.settings import TrainSettings
     from sae_lm.training import train
 
     settings = TrainSettings(
-        store=tiny_store, hook="blocks.1.hook_out", d_sae=48, k=4, arms="max_cos", seeds=1, batch_size=64, out=tmp_path
+        store=tiny_store,
+        hook="blocks.1.hook_out",
+        d_sae=48,
+        k=4,
+        arch=arch,
+        arms="max_cos",
+        seeds=1,
+        batch_size=64,
+        out=tmp_path,
     )
     folder = train(settings) / "max_cos_0.25-seed0"
     ours, theirs = sae_lm.load(folder), sae_lens.SAE.load_from_disk(str(folder))
     rows = sae_lm.open_store(tiny_store).rows("blocks.1.hook_out")
     torch.testing.assert_close(theirs(rows), ours(rows))
-    torch.testing.assert_close((theirs.encode(rows) > 0).sum(1), (ours.encode(rows) > 0).sum(1))
+    z = ours.encode(rows)
+    torch.testing.assert_close(theirs.encode(rows), z)
+    assert theirs.cfg.architecture() == ours.config.architecture == saved_as
+    assert theirs.cfg.metadata.training_architecture == arch
+    assert 0.5 < float((z > 0).sum(1).float().mean()) < 8  # 4 asked for, after 20 steps from random weights

@@ -148,7 +148,7 @@ def test_the_metrics_log_has_every_arm_and_falls(runs):
         ({"batch_size": 1400}, SettingsError, "fewer than one batch of 1,400"),
         ({"tokens": 10}, SettingsError, "tokens is 10, fewer than one batch"),
         ({"arms": "none,max_kos"}, SettingsError, "unknown penalty 'max_kos'"),
-        ({"arms": "max_cos,max_cos:0.25"}, SettingsError, "names one arm twice"),
+        ({"arms": "max_cos,max_cos:0.25"}, SettingsError, "a second time; name each arm once"),
         ({"hook": "blocks.2.hook_out"}, StoreError, "no hook 'blocks.2.hook_out'"),
         ({"store": "nowhere"}, StoreError, "does not exist"),
     ],

@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import save_file
 
 from sae_lm.data.manifest import FileRecord, Manifest, Recipe, write_manifest
-from sae_lm.data.shards import kept_positions, write_shard
+from sae_lm.data.shards import OpenShard, rows_wanted
 from sae_lm.data.store import Store, open_store
-from sae_lm.data.tokens import Block
+from sae_lm.data.tokens import START, Block
 from sae_lm.errors import SaeError, SettingsError
 from sae_lm.files import sha256, write_json
 from sae_lm.sae.checkpoint import save
@@ -34,35 +34,45 @@ def write_store(folder: Path, contexts: list[list[int]], per_shard: int = 2, sca
     """A store of given ids whose row for token t in context c is (1 + scale c) times the unit vector t."""
     size = len(contexts[0])
     shards = []
-    for index, first in enumerate(range(0, len(contexts), per_shard)):
-        part = np.array(contexts[first : first + per_shard], np.int32)
-        documents = np.repeat(np.arange(first, first + len(part), dtype=np.int32)[:, None] // 2, size, 1)
-        blocks = [Block(i, d, i == 0) for i, d in zip(part, documents, strict=True)]
-        kept = kept_positions(blocks, 10**9)
-        strength = torch.tensor([1 + scale * (first + c) for c in np.nonzero(kept)[0]])
-        rows = torch.eye(len(WORDS))[torch.from_numpy(part[kept]).long()] * strength[:, None]
-        shards.append(write_shard(folder, index, first, blocks, kept, {HOOK: rows}))
-    write_json(folder / "vocabulary.json", WORDS)
-    save_file({"x": torch.zeros(1)}, folder / "stats.safetensors")
-    names = ("vocabulary.json", "stats.safetensors")
     recipe = Recipe(
         model={"id": "owner/tiny", "revision": None, "d_model": len(WORDS), "d_vocab": len(WORDS)},
         tokenizer_sha256="0",
         text={"id": "by hand"},
+        forward="by hand",
         context_size=size,
+        pack=True,
+        repeat=False,
+        keep_special=False,
+        drop_sinks=None,
         bos=0,
         separator=None,
         dtype="float32",
         hooks={HOOK: len(WORDS)},
-        tokens=sum(shard.rows for shard in shards),
+        tokens=sum(len(context) for context in contexts),
         shard_contexts=per_shard,
     )
+    for index, first in enumerate(range(0, len(contexts), per_shard)):
+        part = np.array(contexts[first : first + per_shard], np.int32)
+        documents = np.repeat(np.arange(first, first + len(part), dtype=np.int32)[:, None] // 2, size, 1)
+        blocks = [Block(i, d, i == 0, size, START) for i, d in zip(part, documents, strict=True)]
+        kept = rows_wanted(blocks, recipe)
+        strength = torch.tensor([1 + scale * (first + c) for c in np.nonzero(kept)[0]], dtype=torch.float32)
+        values = torch.zeros(*part.shape, len(WORDS))
+        values[torch.from_numpy(kept)] = torch.eye(len(WORDS))[torch.from_numpy(part[kept]).long()] * strength[:, None]
+        shard = OpenShard(index, first, blocks, kept, recipe)
+        shard.add(range(len(blocks)), {HOOK: values}, kept)
+        shards.append(shard.write(folder, 10**9))
+    write_json(folder / "vocabulary.json", WORDS)
+    save_file({"x": torch.zeros(1)}, folder / "stats.safetensors")
+    names = ("vocabulary.json", "stats.safetensors")
     manifest = Manifest(
         recipe=recipe,
-        rows=recipe.tokens,
+        rows=sum(shard.rows for shard in shards),
         contexts=len(contexts),
         documents=1 + (len(contexts) - 1) // 2,
         text_ended=False,
+        sink_norms={},
+        batch_size=1,
         shards=shards,
         files={n: FileRecord(bytes=(folder / n).stat().st_size, sha256=sha256(folder / n)) for n in names},
         versions={},

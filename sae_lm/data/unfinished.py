@@ -15,12 +15,17 @@ from sae_lm.data.manifest import MANIFEST, PROGRESS, RECIPE, Recipe, ShardRecord
 from sae_lm.errors import StoreError
 from sae_lm.files import PART, read_json, write_json
 
+LOCK = f"{PROGRESS}/lock"
+
 
 def check_folder(out: Path) -> None:
     """Raise StoreError where a store cannot be written or continued."""
     if out.exists() and not out.is_dir():
         raise StoreError(f"{out} is a file; give --out a folder")
-    if out.is_dir() and any(out.iterdir()) and not (out / MANIFEST).is_file() and not (out / RECIPE).is_file():
+    if not out.is_dir() or (out / MANIFEST).is_file() or (out / RECIPE).is_file():
+        return
+    there = {path.relative_to(out).as_posix() for path in out.rglob("*")}
+    if not there <= {PROGRESS, LOCK, f"{RECIPE}{PART}"}:  # what a run leaves that was killed in its first moments
         raise StoreError(f"{out} is not empty and not an activation store; give --out a new folder")
 
 
@@ -36,7 +41,7 @@ def written_by_one(out: Path) -> Iterator[None]:
     except ImportError:
         yield
         return
-    lock = out / PROGRESS / "lock"
+    lock = out / LOCK
     lock.parent.mkdir(parents=True, exist_ok=True)
     with lock.open("w") as file:
         try:

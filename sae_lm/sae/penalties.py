@@ -1,151 +1,212 @@
-"""decoder rows -> one number to be added to the loss: how far the rows are from orthogonal.
+"""``max_cos:0.25@margin=0.1`` -> an arm: a penalty, its coefficient and options.
 
-Every penalty takes ``rows [d_sae, d_in]`` (the decoder, or ``W_enc.T`` as the control) of any norm
-and depends on directions alone. Coefficients are in units where predicting the mean activation
-costs 1, so they carry over between models. Both penalties are exact and hold no [d_sae, d_sae]
-matrix: rows are compared tile by tile, the gradient is written out by hand.
+Every penalty takes ``rows [d_sae, d_in]`` (the decoder, or ``W_enc.T`` as the control) of any norm, depends on
+their directions alone, and holds no [d_sae, d_sae] matrix. Coefficients are in units where predicting the mean
+activation costs 1, so they carry over between models.
+
+    penalty[:coefficient][@option[=value]]...
+
+    max_cos                      the default coefficient
+    max_cos:0.1/0.25/1           a ladder: three arms. Every value may be one; several give every combination
+    abs_cos:3@margin=0.1         cosines up to the margin cost nothing (abs_cos, max_cos)
+    coactive:0.5@anchored        of two rows the one that fires more often stands still (max_cos, coactive)
+    max_cos@chunk=8192           neighbours are sought inside random chunks, as OrtSAE published
+    max_cos@exact@every=1        the whole gradient in float32 each time (sae_lm.sae.pressure), and at every step
+    max_cos@on=encoder           the control. Like every, start and warm_up, instead of what the run's settings say
+    coactive@fvu=0.005           the coefficient is steered until it costs .005 FVU more than no penalty;
+                                 or @coherence=0.2, until the mean cosine to the nearest row is .2
+    none@k=16/32@arch=batchtopk  another SAE than the run's settings say: here the baseline at two L0
+
+A ladder is read as its arms; an arm's name has one value each, options in the order of `OPTIONS` and none at
+its default, so that equal arms have equal names, in tables and (with ``_`` for ``:``) in folders.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable
+from itertools import product
+from typing import Any, NamedTuple, get_args
 
-import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from sae_lm.errors import SettingsError
-from sae_lm.sae.topk import csr
-
-TILE = 2048
-"""Rows compared at a time: 16 MiB of cosines in float32."""
-CHUNK = 8192
-"""OrtSAE's chunk (section 3.2 of 2509.22033): larger dictionaries are partitioned at random."""
+from sae_lm.sae.cofiring import coactive
+from sae_lm.sae.cosines import abs_cos, freq_cos, sq_cos
+from sae_lm.sae.cosines import unit_rows as unit_rows
+from sae_lm.sae.neighbours import max_cos
+from sae_lm.sae.neighbours import nearest_row as nearest_row
+from sae_lm.settings import TrainSettings, choice
 
 
 class Arm(NamedTuple):
-    """One experimental condition: a penalty and its coefficient."""
+    """One experimental condition: a penalty, its coefficient and options. None: as the run's settings say."""
 
     penalty: str
     coefficient: float
+    margin: float = 0.0
+    anchored: bool = False
+    chunk: int | None = None
+    exact: bool = False
+    on: str | None = None
+    every: int | None = None
+    start: float | None = None
+    warm_up: float | None = None
+    fvu: float | None = None
+    coherence: float | None = None
+    arch: str | None = None
+    k: int | None = None
 
     @property
     def name(self) -> str:
-        """Name of the arm in tables and folders: ``none``, ``abs_cos:1``."""
-        return self.penalty if self.penalty == "none" else f"{self.penalty}:{self.coefficient:g}"
+        """The arm as it is written: ``none``, ``abs_cos:1``, ``max_cos:0.25@margin=0.1``."""
+        head = self.penalty if self.penalty == "none" else f"{self.penalty}:{_spell(self.coefficient)}"
+        given = [option for option in OPTIONS if getattr(self, option) != self._field_defaults[option]]
+        return head + "".join(f"@{o}" + ("" if o in FLAGS else f"={_spell(getattr(self, o))}") for o in given)
+
+    @property
+    def baseline(self) -> "Arm":
+        """The arm it is compared with: the same SAE without a penalty."""
+        return Arm("none", 0.0, arch=self.arch, k=self.k)
+
+    @property
+    def steered(self) -> bool:
+        """Whether the coefficient is a controller's (sae_lm.sae.controller), which begins at `coefficient`."""
+        return self.fvu is not None or self.coherence is not None
 
 
-Penalty = Callable[[Float[Tensor, "d_sae d_in"], torch.Generator], Float[Tensor, ""]]
+def _spell(value: float | int | str) -> str:
+    """The shortest text that reads back as the value."""
+    short = f"{value:g}" if isinstance(value, float) else str(value)
+    return short if not isinstance(value, float) or float(short) == value else repr(value)
 
 
-class _AbsCos(torch.autograd.Function):
-    """mean |cos|: with V the unit rows, the gradient for V is 2 sign(V V^T) V / (m (m - 1))."""
+class Option(NamedTuple):
+    """How one option of an arm is read."""
 
-    @staticmethod
-    def forward(ctx, unit: Tensor) -> Tensor:
-        m = len(unit)
-        total = unit.new_zeros((), dtype=torch.float64)
-        gradient = torch.empty_like(unit)
-        for first in range(0, m, TILE):
-            cosines = unit[first : first + TILE] @ unit.T
-            cosines.diagonal(offset=first).zero_()
-            total += cosines.abs().sum(dtype=torch.float64)
-            gradient[first : first + TILE] = cosines.sign_() @ unit
-        pairs = m * (m - 1)
-        ctx.save_for_backward(gradient.mul_(2 / pairs))
-        return (total / pairs).to(unit.dtype)
-
-    @staticmethod
-    def backward(ctx, grad_output: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        (gradient,) = ctx.saved_tensors
-        return grad_output * gradient
+    read: Callable[[str], Any]
+    """raises ValueError where the text is not what is expected"""
+    expected: str
+    penalties: frozenset[str]
+    """penalties that have it"""
 
 
-class _NearestCos(torch.autograd.Function):
-    """Cosine of each row to its nearest other row, with both rows' gradients.
+def _within(low: float | int, high: float | int, kind: Callable[[str], Any] = float, *, above: bool = False):
+    """Read a number in [low, high), or with ``above`` in (low, high)."""
 
-    A row may be nearest to many, whose gradients meet in it. They are added as one sparse product: torch's own
-    backward of ``unit[nearest]`` adds them in the order threads arrive, and training would not repeat bit for bit.
-    """
+    def read(text: str) -> Any:
+        value = kind(text)
+        if not low <= value < high or (above and value == low):
+            raise ValueError
+        return value
 
-    @staticmethod
-    def forward(ctx, unit: Tensor) -> Tensor:
-        nearest = nearest_row(unit)
-        ctx.save_for_backward(unit, nearest)
-        return (unit * unit[nearest]).sum(1)
-
-    @staticmethod
-    def backward(ctx, grad_output: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        unit, nearest = ctx.saved_tensors
-        sought, order = nearest.sort(stable=True)
-        counts = torch.bincount(sought, minlength=len(unit))
-        starts = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-        arriving = csr(starts, order, grad_output[order], (len(unit), len(unit))) @ unit
-        return grad_output[:, None] * unit[nearest] + arriving
+    return read
 
 
-def unit_rows(rows: Float[Tensor, "n d_in"]) -> Float[Tensor, "n d_in"]:
-    return rows / rows.norm(dim=1, keepdim=True).clamp_min(1e-8)
+def _one_of(*words: str) -> Callable[[str], str]:
+    def read(text: str) -> str:
+        if text not in words:
+            raise ValueError
+        return text
+
+    return read
 
 
-def abs_cos(rows: Float[Tensor, "d_sae d_in"], generator: torch.Generator | None = None) -> Float[Tensor, ""]:
-    """Mean absolute cosine similarity over all ordered pairs i != j of rows; in [0, 1].
-
-    This project's own penalty. Random directions already score sqrt(2 / (pi d_in)), and for
-    d_sae > d_in no set of rows scores 0.
-    """
-    del generator  # exact: nothing is drawn
-    return _AbsCos.apply(unit_rows(rows.float() if rows.dtype != torch.float64 else rows))  # pyright: ignore[reportReturnType]
-
-
-def max_cos(rows: Float[Tensor, "d_sae d_in"], generator: torch.Generator | None = None) -> Float[Tensor, ""]:
-    """Mean over rows of the squared, clamped cosine to the nearest other row; in [0, 1].
-
-    OrtSAE, equation 5 of 2509.22033: rows are partitioned at random into ceil(d_sae / 8192) equal
-    chunks and the neighbour is sought inside the chunk. The maximum is signed and clamped at 0,
-    so antiparallel rows cost nothing. The neighbour is found without a graph; the gradient of the
-    chosen pairs is that of the whole expression, at a third of the work.
-    """
-    m = len(rows)
-    unit = unit_rows(rows.float() if rows.dtype != torch.float64 else rows)
-    chunks = -(-m // CHUNK)
-    if chunks == 1:
-        return _NearestCos.apply(unit).clamp_min(0).square().mean()
-    order = torch.randperm(m, generator=generator).to(rows.device)
-    parts = [_NearestCos.apply(unit[chunk]).clamp_min(0).square().mean() for chunk in order.tensor_split(chunks)]
-    return torch.stack(parts).mean()
-
-
-def nearest_row(unit: Float[Tensor, "n d_in"]) -> Tensor:
-    """Index of the row with the largest signed cosine to each row, itself excluded: [n]."""
-    nearest = []
-    for first in range(0, len(unit), TILE):
-        cosines = unit[first : first + TILE] @ unit.T
-        cosines.diagonal(offset=first).fill_(-2.0)
-        nearest.append(cosines.argmax(1))
-    return torch.cat(nearest)
-
-
-PENALTIES: dict[str, Penalty] = {"abs_cos": abs_cos, "max_cos": max_cos}
-DEFAULT_COEFFICIENTS = {"abs_cos": 1.0, "max_cos": 0.25}
-"""abs_cos: where trials showed a first effect; max_cos: OrtSAE's published value."""
+Penalty = Callable[..., Tensor]
+"""(rows [d_sae, d_in], draws, codes; options of its own) -> the penalty []."""
+PENALTIES: dict[str, Penalty] = {
+    "abs_cos": abs_cos,
+    "sq_cos": sq_cos,
+    "max_cos": max_cos,
+    "coactive": coactive,
+    "freq_cos": freq_cos,
+}
+DEFAULT_COEFFICIENTS = {"abs_cos": 1.0, "sq_cos": 10.0, "max_cos": 0.25, "coactive": 0.2, "freq_cos": 0.5}
+"""max_cos: OrtSAE's published value, which cost .005 FVU on a residual stream (2048 latents, k 16, 1M rows). The
+others: what cost about as much there, .004 to .008."""
+ARCHITECTURES: tuple[str, ...] = get_args(TrainSettings.model_fields["arch"].annotation)
+INFINITY = float("inf")
+EVERY_PENALTY = frozenset(PENALTIES)
+FLAGS = ("anchored", "exact")
+"""Options without a value."""
+OPTIONS: dict[str, Option] = {
+    "margin": Option(_within(0, 1), "a cosine from 0 to 1", frozenset({"abs_cos", "max_cos"})),
+    "anchored": Option(_one_of(""), "no value: @anchored", frozenset({"max_cos", "coactive"})),
+    "chunk": Option(_within(2, INFINITY, int), "rows per random chunk, as 8192", frozenset({"max_cos"})),
+    "exact": Option(_one_of(""), "no value: @exact", EVERY_PENALTY),
+    "on": Option(_one_of("decoder", "encoder"), "decoder or encoder", EVERY_PENALTY),
+    "every": Option(_within(1, INFINITY, int), "steps, 1 or more", EVERY_PENALTY),
+    "start": Option(_within(0, 1), "a share of the steps, from 0 to 1", EVERY_PENALTY),
+    "warm_up": Option(_within(0, 1), "a share of the steps, from 0 to 1", EVERY_PENALTY),
+    "fvu": Option(_within(0, 1, above=True), "a cost in FVU between 0 and 1, as 0.005", EVERY_PENALTY),
+    "coherence": Option(_within(0, 1, above=True), "a cosine between 0 and 1, as 0.2", EVERY_PENALTY),
+    "arch": Option(_one_of(*ARCHITECTURES), "one of " + ", ".join(ARCHITECTURES), EVERY_PENALTY | {"none"}),
+    "k": Option(_within(1, INFINITY, int), "active latents, 1 or more", EVERY_PENALTY | {"none"}),
+}
+"""Options in the order of an arm's name."""
 
 
 def parse_arm(text: str) -> Arm:
-    """``none``, ``abs_cos``, ``max_cos:0.5`` -> Arm. Raises SettingsError."""
-    name, _, number = text.strip().partition(":")
-    if name == "none" and not number:
-        return Arm("none", 0.0)
-    if name not in PENALTIES:
-        known = ", ".join(["none", *PENALTIES])
+    """Read one arm. Raises SettingsError, for a ladder too."""
+    arms = parse_arms([text])
+    if len(arms) > 1:
+        raise SettingsError(f"arms: {text!r} is {len(arms)} arms; name one of them, as {arms[0].name!r}")
+    return arms[0]
+
+
+def parse_arms(texts: Iterable[str]) -> list[Arm]:
+    """Read arms and ladders of arms. Raises SettingsError for the first that is not understood or named twice."""
+    arms: list[Arm] = []
+    for text in texts:
+        for arm in _read(text):
+            if arm in arms:
+                raise SettingsError(f"arms: {text!r} names {arm.name} a second time; name each arm once")
+            arms.append(arm)
+    return arms
+
+
+def _read(text: str) -> list[Arm]:
+    head, *parts = text.strip().split("@")
+    penalty, colon, coefficients = head.partition(":")
+    if penalty != "none" and penalty not in PENALTIES:
         raise SettingsError(
-            f"arms: unknown penalty {name!r} in {text!r}; expected penalty[:coefficient] with one of {known}"
+            f"arms: unknown penalty {penalty!r} in {text!r}; expected penalty[:coefficient][@option=value] with "
+            + choice(penalty, {"none": None, **PENALTIES})
         )
-    try:
-        coefficient = float(number) if number else DEFAULT_COEFFICIENTS[name]
-    except ValueError:
-        coefficient = -1.0
-    if not 0 <= coefficient < float("inf"):
-        raise SettingsError(
-            f"arms: coefficient {number!r} in {text!r} is not a number >= 0; write for example {name}:{DEFAULT_COEFFICIENTS[name]:g}"
-        )
-    return Arm(name, coefficient)
+    if penalty == "none":
+        if colon:
+            raise SettingsError(f"arms: {text!r} gives none a coefficient; write none")
+        ladder: list[Any] = [0.0]
+    else:
+        default = DEFAULT_COEFFICIENTS[penalty]
+        expected = f"a number >= 0, as {penalty}:{default:g}"
+        ladder = _ladder(text, "coefficient", coefficients, _within(0, INFINITY), expected) if colon else [default]
+    given: dict[str, list[Any]] = {}
+    for part in parts:
+        name, _, values = part.partition("=")
+        known = [option for option in OPTIONS if penalty in OPTIONS[option].penalties]
+        if name not in known:
+            raise SettingsError(
+                f"arms: {penalty} has no option {name!r} in {text!r}; expected {choice(name, dict.fromkeys(known))}"
+            )
+        if name in given:
+            raise SettingsError(f"arms: {text!r} gives {name} twice; give it once, a ladder as {name}=1/2")
+        given[name] = _ladder(text, name, values, OPTIONS[name].read, OPTIONS[name].expected)
+    given |= {flag: [True] for flag in FLAGS if flag in given}
+    if "fvu" in given and "coherence" in given:
+        raise SettingsError(f"arms: {text!r} has two targets for one coefficient; give fvu or coherence")
+    if "chunk" in given and "anchored" in given:
+        raise SettingsError(f"arms: {text!r} is both as published (chunk) and not (anchored); give one of them")
+    if ("fvu" in given or "coherence" in given) and 0 in ladder:
+        raise SettingsError(f"arms: {text!r} begins at coefficient 0, which no factor moves; begin above 0")
+    return [
+        Arm(penalty, values[0], **dict(zip(given, values[1:], strict=True)))
+        for values in product(ladder, *given.values())
+    ]
+
+
+def _ladder(text: str, name: str, values: str, read: Callable[[str], Any], expected: str) -> list[Any]:
+    found = []
+    for value in values.split("/"):
+        try:
+            found.append(read(value))
+        except ValueError:
+            raise SettingsError(f"arms: {name} {value!r} in {text!r}; expected {expected}") from None
+    return found
