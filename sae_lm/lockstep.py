@@ -151,7 +151,9 @@ def checkpoint(job: Job, runs: list[ArmTraining], out: Path, facts: dict[str, An
     files = {}
     for index, run in enumerate(runs):
         name = f"{index:03d}.safetensors"
-        save_file({key: value.contiguous() for key, value in run.state().items()}, part / name)
+        # a number may stand in the state under two names, and safetensors keeps no memory twice
+        tensors = {key: value.contiguous() if value.ndim else value.clone() for key, value in run.state().items()}
+        save_file(tensors, part / name)
         files[name] = sha256(part / name)
     names = {"arms": [arm.name for arm in job.arms], "shadows": [arm.name for arm in job.shadows]}
     write_json(part / STATE, {"seed": job.seed, **names, "step": step, "facts": facts, "files": files})
