@@ -341,6 +341,7 @@ def statistics(out: Path, recipe: Recipe, shards: int) -> dict[str, Tensor]:
         rows = sum(len(part.pop("rows")) for part in parts)
         stats[f"{hook}/mean"] = torch.stack([part["sum"] for part in parts]).sum(0) / rows
         stats[f"{hook}/mean_squared_norm"] = torch.stack([part["sum_squared_norm"] for part in parts]).sum() / rows
+        stats[f"{hook}/non_finite"] = torch.stack([part["non_finite"] for part in parts]).sum()
         bins, counts = add_histograms((part["norm_bins"], part["norm_counts"]) for part in parts)
         stats[f"{hook}/norm_quantiles"] = norm_quantiles(bins, counts, QUANTILES)
     return stats

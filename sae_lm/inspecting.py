@@ -34,14 +34,14 @@ def _store(store: Store, rows: int) -> str:
         + (", ended before all rows were there" if manifest.text_ended else ""),
         f"rows       {len(store):,} in {len(manifest.shards):,} shards, {total / 1e9:.3f} GB of {recipe.dtype}",
         f"contexts   {manifest.contexts:,} of {recipe.context_size} tokens, {'packed' if recipe.pack else 'one document each'}, from {manifest.documents:,} documents",
-        f"without a row  {special:,} special tokens{' (kept)' if recipe.keep_special else ''}, {padding:,} of padding, {sinks:,} attention sinks; non-finite: 0",
+        f"without a row  {special:,} special tokens{' (kept)' if recipe.keep_special else ''}, {padding:,} of padding, {sinks:,} attention sinks",
     ]  # fmt: skip
     for hook, width in store.hooks.items():
         moments, norms = store.moments(hook), store.norm_quantiles(hook)
         shown = ", ".join(f"{norms[share]:.4g} ({share:.0%})" for share in SHOWN_QUANTILES)
         lines.append(
             f"{hook}  width {width}, norms {shown}; mean row's norm {float(moments.mean.norm()):.4g}, "
-            f"variance {moments.variance:.4g}"
+            f"variance {moments.variance:.4g}, {store.non_finite(hook)} rows not finite"
         )
     if len(store) >= 2 * QUALITY_BATCH:
         quality = shuffle_quality(store, QUALITY_BATCH)

@@ -11,6 +11,7 @@ import sae_lm
 from sae_lm.caching import cache
 from sae_lm.data.batches import shuffled_batches
 from sae_lm.data.manifest import MANIFEST, PROGRESS, RECIPE
+from sae_lm.data.shards import OpenShard
 from sae_lm.errors import ModelError, SettingsError, StoreError, TextError
 from sae_lm.verify import verify
 
@@ -52,6 +53,7 @@ def test_the_statistics_are_those_of_the_rows(tiny_store):
     part = store.moments("blocks.1.hook_out", 777)  # a border within a shard
     torch.testing.assert_close(part.mean, rows[:777].mean(0))
     assert part.mean_squared_norm == pytest.approx(float(rows[:777].square().sum(1).mean()))
+    assert store.non_finite("blocks.1.hook_out") == 0
     assert moments.variance == pytest.approx(float((rows - rows.mean(0)).square().sum(1).mean()))
 
 
@@ -305,3 +307,10 @@ def test_a_missing_store_and_a_hook_it_lacks_are_named(tiny_store, tmp_path):
 def test_the_manifest_names_no_path_of_this_machine(tiny_store, tiny_model):
     text = (tiny_store / MANIFEST).read_text()
     assert str(tiny_model.parent) not in text and str(tiny_store) not in text
+
+
+def test_rows_that_are_not_finite_are_counted():
+    shard = object.__new__(OpenShard)
+    shard.rows = {"hook": [torch.tensor([[1.0, 2.0], [float("nan"), 0.0]]), torch.tensor([[float("inf"), 1.0]])]}
+    tensors = shard._hook_tensors("hook", 2, 3)
+    assert int(tensors["non_finite"]) == 2 and len(tensors["rows"]) == 3

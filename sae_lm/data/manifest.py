@@ -5,13 +5,14 @@ A store is a folder of safetensors files and one JSON manifest, no pickle::
     manifest.json                       written last, atomically: its presence is the commit
     vocabulary.json                     list of strings: the text of each token id
     stats.safetensors                   per hook HOOK: "HOOK/mean" [width] float64, "HOOK/mean_squared_norm" [] float64,
-        "HOOK/norm_quantiles" [len(QUANTILES)] float64 (shares 0, .01, .05, .25, .5, .75, .95, .99, 1 of the rows)
+        "HOOK/norm_quantiles" [len(QUANTILES)] float64 (shares 0, .01, .05, .25, .5, .75, .95, .99, 1 of the rows),
+        "HOOK/non_finite" [] int64, rows that hold a NaN or an infinity: 0, since those end caching
     tokens/00000.safetensors            one file per shard, numbered from 0:
         blocks [contexts, context_size] int32   all ids the model saw, special tokens and padding included
         token_id, document, position, context [rows] int32
     HOOK/00000.safetensors              one folder per hook, one file per shard:
         rows [rows, width]              the store's dtype
-        sum [width], sum_squared_norm []  float64, over the shard's rows
+        sum [width], sum_squared_norm []  float64, over the shard's rows; non_finite [] int64
         norm_bins [n] int32, norm_counts [n] int64  histogram of the rows' Euclidean norms (sae_lm.data.norms)
 
 Row r of a tokens file and of each hook file of that shard are the same token; ``position`` counts
@@ -19,7 +20,7 @@ from 0 within its context, ``context`` from 0 within the store, ``document`` fro
 Special tokens (BOS and separators) and padding, which is separators as well, are in ``blocks`` and have
 no row (unless the recipe keeps special ones; padding never has one), nor have attention sinks where the
 recipe drops them. ``rows`` is exact: the last context of the store may have rows for its first
-positions only. Files hold finite values alone: a NaN or an infinity ends caching.
+positions only.
 
 While a store is being written there is a folder ``progress`` in place of the manifest: ``recipe.json``
 and a record ``00000.json`` for each shard whose files are whole.

@@ -101,6 +101,7 @@ class OpenShard:
             "rows": rows,
             "sum": _column_sums(rows),
             "sum_squared_norm": lengths.double().square().sum(),
+            "non_finite": (~lengths.isfinite()).sum(),
             "norm_bins": bins,
             "norm_counts": counts,
         }

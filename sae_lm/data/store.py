@@ -95,6 +95,11 @@ class Store:
         with safe_open(self.locate("stats.safetensors"), "pt") as file:
             return dict(zip(QUANTILES, file.get_tensor(f"{name}/norm_quantiles").tolist(), strict=True))
 
+    def non_finite(self, hook: str | None = None) -> int:
+        """How many rows hold a NaN or an infinity, as counted while writing."""
+        with safe_open(self.locate("stats.safetensors"), "pt") as file:
+            return int(file.get_tensor(f"{self.hook(hook)}/non_finite"))
+
     def rows(self, hook: str | None = None, start: int = 0, stop: int | None = None) -> Float[Tensor, "rows width"]:
         """Rows start to stop of a hook, in the store's dtype."""
         parts = list(self._slices(self.hook(hook), "rows", start, len(self) if stop is None else stop))
