@@ -6,13 +6,12 @@ the newest two are kept, and what a checkpoint's checksums do not vouch for is n
 """
 
 import hashlib
-import json
 import shutil
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -22,12 +21,17 @@ from sae_lm.data.batches import shuffled_batches
 from sae_lm.data.store import Store
 from sae_lm.errors import SaeError, SaeLmError
 from sae_lm.files import PART, read_json, replace_folder, sha256, write_json
+from sae_lm.ledger import Ledger, summed
+from sae_lm.processes import ALONE, Team
 from sae_lm.progress import Progress
 from sae_lm.sae.arm import ArmTraining
 from sae_lm.sae.penalties import Arm
 from sae_lm.signals import StopWish
+from sae_lm.tracking import Track
 
 STATE = "state.json"
+AGREE_EVERY = 16
+"""Steps between a team's looks at whether one of its members is to stop."""
 KEPT = 2
 """Checkpoints of a group that are kept: if the newest is damaged, the other serves."""
 
@@ -57,9 +61,13 @@ class Data(NamedTuple):
     stop: int
     """rows from this one on are held out"""
     scale: float
+    team: Team = ALONE
 
     def batches(self, seed: int, first: int, number: int) -> Iterator[torch.Tensor]:
-        made = shuffled_batches(self.store, [self.hook], self.batch_size, seed, number, 0, self.stop, first=first)
+        made = shuffled_batches(
+            self.store, [self.hook], self.batch_size, seed, number, 0, self.stop,
+            first=first, rank=self.team.rank, world_size=self.team.size,
+        )  # fmt: skip
         return (batch[self.hook] for batch in made)
 
 
@@ -67,7 +75,7 @@ def train_group(
     job: Job,
     runs: list[ArmTraining],
     data: Data,
-    logs: list[Path],
+    tracks: list[Track],
     out: Path,
     facts: dict[str, Any],
     *,
@@ -77,45 +85,56 @@ def train_group(
     device: str,
     bar: Progress,
     wish: StopWish,
-) -> None:
-    """Train to the last step, from the newest checkpoint if there is one. Raises SaeError where a loss is not finite,
-    Stopped (after a checkpoint) where a signal came."""
+) -> dict[str, float]:
+    """Train to the last step, from the newest checkpoint if there is one; returns seconds by part of the step.
+
+    Of a team every member calls this, the first writes. tracks: where lines of the log go, one for each arm of the job.
+    Raises SaeError where a loss is not finite, Stopped (after a checkpoint) where a signal came.
+    """
+    team, ledger = data.team, Ledger(device)
     first = restore(job, runs, out, facts)
     baselines = {run.arm: run for run in runs}
     written = time.monotonic()
-    with ExitStack() as files:
-        lines = [files.enter_context(_continued(path, first)) for path in logs]
+    with ExitStack() as opened:
+        writes = [opened.enter_context(track.begin(first)) for track in tracks]
         batches = data.batches(job.seed, first, steps)
         bar.update(first * data.batch_size * len(job.arms))
+        ledger.begin(first)
         for step, batch in enumerate(batches, first):
             x = batch.to(device).float() / data.scale
+            ledger.lap("reading")
             for run in runs:
                 run.step(x, step)
             for run in runs:
                 if run.pressure.needs_baseline:
                     run.pressure.observe(step, run.parts["fvu"] - baselines[run.arm.baseline].parts["fvu"])
+            ledger.begin(step)
             if step % log_every == 0 or step + 1 == steps:
-                for run, line in zip(runs, lines, strict=False):  # shadows have none
-                    line.write(json.dumps(_figures(run, step, job, data, out, log_every), sort_keys=True) + "\n")
-                    line.flush()
+                figures = [_figures(run, step, job, data, out, log_every) for run in runs]
+                for write, line in zip(writes, figures, strict=False):  # shadows have no track
+                    write(line)
                 bar.update(0, seed=job.seed, fvu=f"{float(runs[0].parts['fvu']):.3f}")
-            bar.update(len(batch) * len(job.arms))
+            bar.update(data.batch_size * len(job.arms))
             due = time.monotonic() - written >= checkpoint_seconds
-            if step + 1 < steps and (wish or due):
+            # members see a signal at different steps, and have to end at the same one
+            stops = bool(wish) if team.size == 1 else step % AGREE_EVERY == 0 and team.agree(bool(wish))
+            if step + 1 < steps and (stops or due) and team.rank == 0:
                 for run in runs:
                     _figures(run, step, job, data, out, log_every)  # what is not finite is not kept
                 checkpoint(job, runs, out, facts, step + 1)
                 written = time.monotonic()
-            if wish:
+            if stops:
                 raise wish.stop(
                     f"step {step + 1} of {steps}, seed {job.seed}, is kept in {out}; run the same command again to go on"
                 )
+            ledger.lap("log and checkpoints")
+    return summed(one.seconds for one in (ledger, *(run.ledger for run in runs)))
 
 
 def _figures(run: ArmTraining, step: int, job: Job, data: Data, out: Path, back: int) -> dict[str, Any]:
     """A line of the log. Raises SaeError where a figure is not finite, and says which batch began it, if one did."""
     try:
-        return run.log(step)
+        return run.log(step) | run.pace()
     except SaeError as problem:
         said, first = str(problem), max(0, step - back)
         for number, batch in enumerate(data.batches(job.seed, first, step + 1), first):
@@ -128,18 +147,6 @@ def _figures(run: ArmTraining, step: int, job: Job, data: Data, out: Path, back:
         kept = [path.name for path in sorted(job.folder(out).glob("[0-9]*")) if path.suffix != PART]
         last = f"; the checkpoint of step {int(kept[-1])} is kept" if kept else ""
         raise SaeError(f"{said}{last}") from None
-
-
-def _continued(path: Path, first: int) -> TextIO:
-    """A log that is open at the line of step ``first``: what a killed run wrote beyond its checkpoint goes."""
-    kept = []
-    if first and path.exists():
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] < first]
-    file = path.open("w", encoding="utf-8")
-    file.writelines(kept)
-    file.flush()
-    return file
 
 
 def checkpoint(job: Job, runs: list[ArmTraining], out: Path, facts: dict[str, Any], step: int) -> None:

@@ -1,15 +1,19 @@
 """torchrun's environment -> this process's place among the others; a plain run is the only one.
 
-Ranks exchange little: barriers and small objects over gloo, whatever the device. What they produce meets in files.
+Ranks exchange little: barriers and small objects over gloo, whatever the device; what they produce meets in files.
+Only a `Team`, ranks that train one SAE together, exchanges tensors, over nccl where they are on GPUs.
 """
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sae_lm.errors import SaeLmError
+from sae_lm.errors import SaeLmError, SettingsError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Ranks(NamedTuple):
@@ -31,14 +35,90 @@ class Ranks(NamedTuple):
         import torch.distributed as dist
 
         values: list[Any] = [None] * self.size
-        try:
+        with _company(self.rank):
             dist.all_gather_object(values, value)
-        except RuntimeError as problem:  # gloo: a peer's connection is closed
-            raise SaeLmError(
-                f"rank {self.rank} lost another rank ({' '.join(str(problem).split())[:120]}); see that rank's message, "
-                "then run the same command again, with as many processes as you like"
-            ) from None
         return values
+
+    def teams_of(self, size: int) -> "Team":
+        """This rank's team, when ranks 0 to size - 1 make the first, and so on. Raises SettingsError if that leaves some over."""
+        if self.size % size:
+            raise SettingsError(
+                f"ranks_per_sae is {size}, which does not divide {self.size} processes; start a multiple of {size}"
+            )
+        if size == 1:
+            return ALONE
+        import torch.distributed as dist
+
+        # every rank has to make every group
+        groups = [dist.new_group(range(first, first + size)) for first in range(0, self.size, size)]
+        return Team(self.rank % size, size, groups[self.rank // size])
+
+
+class Team(NamedTuple):
+    """Ranks that train one SAE together: each has a slice of every batch. Every member makes the same calls in the same order."""
+
+    rank: int
+    size: int
+    group: Any
+
+    def average(self, *tensors: "Tensor") -> None:
+        """Put the mean over the team into each tensor. All members end with the same bits."""
+        self.total(*tensors)
+        for tensor in tensors if self.size > 1 else ():
+            tensor /= self.size
+
+    def total(self, *tensors: "Tensor") -> None:
+        """Put the sum over the team into each tensor. All members end with the same bits."""
+        if self.size == 1:
+            return
+        import torch.distributed as dist
+
+        with _company(self.rank):
+            waiting = [dist.all_reduce(tensor, group=self.group, async_op=True) for tensor in tensors]
+            for work in waiting:
+                assert work is not None
+                work.wait()
+
+    def gather(self, part: "Tensor") -> list["Tensor"]:
+        """Every member's part, by rank: of one shape but for the number of rows."""
+        if self.size == 1:
+            return [part]
+        import torch
+        import torch.distributed as dist
+
+        with _company(self.rank):
+            sizes = [torch.zeros(1, dtype=torch.long, device=part.device) for _ in range(self.size)]
+            dist.all_gather(sizes, torch.full_like(sizes[0], len(part)), group=self.group)
+            rows = [int(size) for size in sizes]
+            sent = part.new_zeros(max(rows), *part.shape[1:])
+            sent[: len(part)] = part
+            parts = [torch.empty_like(sent) for _ in rows]
+            dist.all_gather(parts, sent, group=self.group)
+        return [one[:number] for one, number in zip(parts, rows, strict=True)]
+
+    def agree(self, wish: bool) -> bool:
+        """Whether any member wishes it."""
+        if self.size == 1:
+            return wish
+        import torch
+
+        return any(int(one) for one in self.gather(torch.tensor([int(wish)])))
+
+
+ALONE = Team(0, 1, None)
+"""One process that has whole batches."""
+
+
+@contextmanager
+def _company(rank: int) -> Iterator[None]:
+    """What happens inside needs all ranks. Raises SaeLmError where one has died."""
+    try:
+        yield
+    except RuntimeError as problem:  # gloo: a peer's connection is closed
+        raise SaeLmError(
+            f"rank {rank} lost another rank ({' '.join(str(problem).split())[:120]}); see that rank's message, "
+            "then run the same command again, with as many processes as you like"
+        ) from None
 
 
 PATIENCE = timedelta(days=365)
@@ -56,9 +136,10 @@ def join_ranks() -> Iterator[Ranks]:
     if not is_one_of_many():
         yield Ranks(0, 1, 0)
         return
+    import torch
     import torch.distributed as dist
 
-    dist.init_process_group("gloo", timeout=PATIENCE)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
     try:
         yield Ranks(dist.get_rank(), dist.get_world_size(), int(os.environ.get("LOCAL_RANK", "0")))
     finally:

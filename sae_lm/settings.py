@@ -175,11 +175,16 @@ class TrainSettings(_Settings):
     matmul: Literal["float32", "bfloat16"] = "bfloat16"
     """precision of the encoder product that selects latents; the selected values are float32 either way"""
     log_every: Count = 50
-    """steps between lines of metrics.jsonl"""
+    """steps between lines of the log, ARM-seedN.metrics.jsonl"""
     checkpoint_seconds: Annotated[float, Field(ge=0)] = 300.0
     """seconds between checkpoints, from which a killed run goes on"""
     arms_at_once: Count | None = None
     """arms of a seed that are in memory together (default: all; under torchrun as many as give every rank some)"""
+    ranks_per_sae: Count = 1
+    """under torchrun: processes that train one SAE together, each on its slice of every batch; with 1 they share out arms
+    and seeds"""
+    trackers: Annotated[tuple[Literal["wandb", "tensorboard"], ...], BeforeValidator(split_commas)] = ()
+    """where else the lines of the log go, through these libraries' own settings: `wandb`, `tensorboard`, or both"""
     device: str = "auto"
     """`auto` (cuda if there is one), `cpu`, `cuda`"""
     out: Path

@@ -11,18 +11,32 @@ from sae_lm.data.store import Store, open_store
 from sae_lm.device import pick_device
 from sae_lm.errors import SaeError, SettingsError
 from sae_lm.files import read_json, write_json
+from sae_lm.ledger import ledger_line, summed
 from sae_lm.lockstep import Data, Job, train_group, unfinished
 from sae_lm.processes import join_ranks
 from sae_lm.progress import Progress
-from sae_lm.sae.arm import ArmTraining, Hyperparameters, default_lr
+from sae_lm.sae.arm import ArmTraining
 from sae_lm.sae.checkpoint import CONFIG, save
+from sae_lm.sae.hyperparameters import Hyperparameters, default_lr
 from sae_lm.sae.penalties import Arm, parse_arm, parse_arms
 from sae_lm.settings import TrainSettings
 from sae_lm.signals import stop_wishes
+from sae_lm.tracking import Track, check_trackers
 from sae_lm.verify import verify
 
 RUN = "run.json"
-IGNORED = ("out", "store", "device", "log_every", "arms", "seeds", "arms_at_once", "checkpoint_seconds")
+IGNORED = (
+    "out",
+    "store",
+    "device",
+    "log_every",
+    "arms",
+    "seeds",
+    "arms_at_once",
+    "checkpoint_seconds",
+    "ranks_per_sae",
+    "trackers",
+)
 """Settings that may differ between the runs of one folder: they do not change what an SAE is (another device
 changes its rounding)."""
 
@@ -37,7 +51,8 @@ def train(settings: TrainSettings) -> Path:
 
     SAEs of the same settings and store that are there already are kept; differing ones are refused
     (SaeError). Each SAE directory appears whole or not at all. A run that was killed goes on from its newest
-    checkpoint and ends with the same bits. Under torchrun ranks share out arms and seeds. SIGINT and SIGTERM raise
+    checkpoint and ends with the same bits. Under torchrun ranks, or teams of
+    ``ranks_per_sae`` of them, share out arms and seeds. SIGINT and SIGTERM raise
     Stopped after the current step and a checkpoint.
     """
     store = open_store(settings.store)
@@ -46,37 +61,54 @@ def train(settings: TrainSettings) -> Path:
     context, row = store.held_out_from(settings.held_out)
     facts = _facts(settings, store, hook, context, row, arms)
     h = _hyperparameters(settings, facts)
+    check_trackers(settings.trackers)
     with join_ranks() as ranks:
+        team = ranks.teams_of(settings.ranks_per_sae)
+        if settings.batch_size % team.size:
+            raise SettingsError(
+                f"batch_size is {settings.batch_size}, which ranks_per_sae {team.size} does not divide; give a multiple"
+            )
+        teams, number = ranks.size // team.size, ranks.rank // team.size
         device = pick_device(settings.device, ranks.local_rank if ranks.size > 1 else None)
         pending = {seed: [a for a in arms if not _done(settings.out, a, seed, facts)] for seed in range(settings.seeds)}
         total = sum(map(len, pending.values()))
-        jobs = _jobs(pending, settings.out, settings.arms_at_once or -(-total // ranks.size) or 1)
+        jobs = _jobs(pending, settings.out, settings.arms_at_once or -(-total // teams) or 1)
         ranks.barrier()
         if ranks.rank == 0:
             _write_run(settings, facts, arms)
             if total < len(arms) * settings.seeds:
                 there = len(arms) * settings.seeds - total
                 print(f"{there} of {len(arms) * settings.seeds} SAEs are there already; reused", flush=True)
-        mine = jobs[ranks.rank :: ranks.size]
+        mine = jobs[number::teams]
         rows = sum(len(job.arms) for job in mine) * h.steps * settings.batch_size
-        data = Data(store, hook, settings.batch_size, row, facts["scale"])
+        data = Data(store, hook, settings.batch_size, row, facts["scale"], team)
+        ledgers: list[dict[str, float]] = []
         start = store.moments(hook, row).mean / facts["scale"] if mine else torch.empty(0)
         with stop_wishes("this step") as wish, Progress("training", rows, "row", silent=ranks.rank > 0) as bar:
             for job in mine:
-                runs = [
-                    ArmTraining(arm, job.seed, settings.d_sae, start, h, device) for arm in (*job.arms, *job.shadows)
-                ]
-                logs = [settings.out / f"{run_folder(arm, job.seed)}.jsonl" for arm in job.arms]
-                train_group(job, runs, data, logs, settings.out, facts, steps=h.steps, log_every=settings.log_every,
-                            checkpoint_seconds=settings.checkpoint_seconds, device=device, bar=bar, wish=wish)  # fmt: skip
+                arms_trained = (*job.arms, *job.shadows)
+                runs = [ArmTraining(arm, job.seed, settings.d_sae, start, h, device, team) for arm in arms_trained]
+                tracks = [_track(settings, facts, arm, job.seed) for arm in job.arms] if team.rank == 0 else []
+                ledgers.append(train_group(job, runs, data, tracks, settings.out, facts, steps=h.steps,
+                                       log_every=settings.log_every, checkpoint_seconds=settings.checkpoint_seconds,
+                                       device=device, bar=bar, wish=wish))  # fmt: skip
+                if team.rank > 0:
+                    continue
                 for run in runs[: len(job.arms)]:
                     sae = run.finish(data.scale, _metadata(run, store, hook, facts))
                     save(sae, settings.out / run_folder(run.arm, run.seed))
                 shutil.rmtree(job.folder(settings.out), ignore_errors=True)
-        ranks.barrier()
+        everyones = ranks.gather(summed(ledgers))
     if ranks.rank == 0:
         shutil.rmtree(settings.out / "state", ignore_errors=True)
+        if total:
+            print(ledger_line(summed(everyones)), flush=True)
     return settings.out
+
+
+def _track(settings: TrainSettings, facts: dict[str, Any], arm: Arm, seed: int) -> Track:
+    described = {**facts, "arm": arm.name, "penalty": arm.penalty, "coefficient": arm.coefficient, "seed": seed}
+    return Track(settings.out / f"{run_folder(arm, seed)}.metrics.jsonl", settings.trackers, described)
 
 
 def _jobs(pending: dict[int, list[Arm]], out: Path, at_once: int) -> list[Job]:
@@ -184,6 +216,7 @@ def _hyperparameters(settings: TrainSettings, facts: dict[str, Any]) -> Hyperpar
         penalty_every=settings.penalty_every,
         penalty_start=settings.penalty_start,
         penalty_on=settings.penalty_on,
+        penalty_warm_up=settings.penalty_warm_up,
         aux_coefficient=settings.aux_coefficient,
         aux_k=facts["aux_k"],
         dead_after=facts["dead_after"],

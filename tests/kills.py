@@ -7,6 +7,7 @@ of kills that hit a run before its end.
 import json
 import os
 import random
+import re
 import signal
 import sys
 import time
@@ -21,12 +22,14 @@ from sae_lm.settings import CacheSettings, TrainSettings
 from sae_lm.training import train
 
 torch.set_num_threads(1)
+TIMED = re.compile(rb'"(penalty_share|rows_per_second)": [^,}]*')
 VERBS = {"cache": (cache, CacheSettings), "train": (train, TrainSettings)}
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file; run.json without the name of the folder that it is in."""
+    """Every file; run.json without the name of the folder that it is in, logs without what the clock says."""
     files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    files = {name: TIMED.sub(b"", content) if name.endswith("jsonl") else content for name, content in files.items()}
     return {
         name: content.replace(folder.name.encode(), b"") if name == "run.json" else content
         for name, content in files.items()

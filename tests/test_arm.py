@@ -5,7 +5,8 @@ import torch
 
 from sae_lm.errors import SaeError, SettingsError
 from sae_lm.sae import arm
-from sae_lm.sae.arm import ArmTraining, Hyperparameters, default_widths, learning_rate
+from sae_lm.sae.arm import ArmTraining
+from sae_lm.sae.hyperparameters import Hyperparameters, default_widths, learning_rate
 from sae_lm.sae.penalties import Arm
 
 HYPER = Hyperparameters(

@@ -21,6 +21,7 @@ FLOW = [
     "device",
     "background",
     "processes",
+    "ledger",
     "signals",
     "embedded",
     "data",

@@ -70,11 +70,11 @@ def test_an_arm_trained_alone_or_later_is_the_same_as_in_company(runs, tiny_stor
     assert weights(alone) == {name: data for name, data in weights(runs).items() if name.startswith("max_cos")}
     later = train(training(tiny_store, alone, arms="abs_cos:1"))
     train(training(tiny_store, later, arms="none", seeds=1))  # one seed less than the others
-    log = (later / "max_cos_0.5-seed0.jsonl").read_text()
+    log = (later / "max_cos_0.5-seed0.metrics.jsonl").read_text()
     with pytest.raises(SaeError, match="none-seed1 missing; run sae-lm train again with --seeds 2"):
         compare(comparing(later, tmp_path))
     train(training(tiny_store, later, arms="none"))
-    assert weights(later) == weights(runs) and (later / "max_cos_0.5-seed0.jsonl").read_text() == log
+    assert weights(later) == weights(runs) and (later / "max_cos_0.5-seed0.metrics.jsonl").read_text() == log
     assert set(compare(comparing(later, tmp_path))["arms"]) == {"none", "abs_cos:1", "max_cos:0.5"}
 
 
@@ -136,7 +136,7 @@ def test_a_killed_training_leaves_no_half_sae_and_finishes_on_the_next_call(runs
 
 def test_the_metrics_log_has_every_arm_and_falls(runs):
     for name in weights(runs):
-        lines = [json.loads(line) for line in (runs / f"{name}.jsonl").read_text().splitlines()]
+        lines = [json.loads(line) for line in (runs / f"{name}.metrics.jsonl").read_text().splitlines()]
         assert len(lines) > 1 and lines[-1]["fvu"] < 0.7 * lines[0]["fvu"]
         assert ("penalty" in lines[-1]) == (not name.startswith("none"))
 

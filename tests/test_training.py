@@ -22,6 +22,8 @@ HOOK = "blocks.1.hook_out"
 ARMS = "none,max_cos:0.25@fvu=0.01,none@arch=batchtopk,none@arch=matryoshka,coactive@arch=relu,none@arch=jumprelu"
 """Every architecture, a controller, a penalty with memory, one with codes."""
 
+TIMED = ("rows_per_second", "penalty_share")
+
 
 @pytest.fixture
 def train_settings(tiny_store, tmp_path):
@@ -34,11 +36,15 @@ def train_settings(tiny_store, tmp_path):
 
 
 def contents(folder):
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_file() and path.name != "run.json"
-    }
+    """Every file but for what the clock says."""
+    files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    del files["run.json"]
+    return {name: untimed(text) if name.endswith(".jsonl") else text for name, text in files.items()}
+
+
+def untimed(log):
+    lines = [json.loads(line) for line in log.splitlines()]
+    return [{name: value for name, value in line.items() if name not in TIMED} for line in lines]
 
 
 def stop_at(step, monkeypatch):
@@ -131,7 +137,7 @@ def test_ranks_share_out_arms_and_seeds(train_settings):
     alone = contents(train(train_settings("alone", seeds=2)))
     settings = train_settings(seeds=2)
     flags = [f"--{name.replace('_', '-')}={','.join(value) if isinstance(value, tuple) else value}"
-             for name, value in settings.model_dump().items() if value is not None]  # fmt: skip
+             for name, value in settings.model_dump().items() if value not in (None, ())]  # fmt: skip
     command = [
         sys.executable,
         "-m",
@@ -154,12 +160,83 @@ def test_ranks_share_out_arms_and_seeds(train_settings):
     assert contents(settings.out) == alone
 
 
+def started(settings, ranks, wrapped="-m sae_lm"):
+    """`sae-lm train` under torchrun."""
+    flags = [f"--{name.replace('_', '-')}={','.join(value) if isinstance(value, tuple) else value}"
+             for name, value in settings.model_dump().items() if value not in (None, ())]  # fmt: skip
+    run = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={ranks}", "--standalone"]
+    return subprocess.Popen(
+        [*run, *wrapped.split(), "train", *flags],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+
+
+TOGETHER = f"{ARMS},coactive:0.3@anchored@exact,freq_cos:0.1@exact,max_cos@coherence=0.3"
+
+
+def test_two_ranks_train_one_sae_to_what_a_single_process_gives(train_settings):
+    """To rounding: in float32, over AuxK, resampling, every architecture and penalties that read the whole batch's codes."""
+    both = {"arms": TOGETHER, "tokens": "3k", "matmul": "float32", "dead_after": 300, "resample_every": 9}
+    alone = train(train_settings("alone", **both))
+    settings = train_settings("two", ranks_per_sae=2, **both)
+    run = started(settings, 2)
+    said, _ = run.communicate(timeout=240)
+    assert run.returncode == 0, said[-3000:]
+    names = sorted(path.name for path in alone.glob("*-seed0"))
+    assert len(names) == 9
+    for name in names:
+        mine, its = (load_file(runs / name / "sae_weights.safetensors") for runs in (settings.out, alone))
+        for key in its:
+            torch.testing.assert_close(
+                mine[key], its[key], rtol=2e-3, atol=2e-4, msg=lambda text, n=name: f"{n}: {text}"
+            )
+        logs = [untimed((runs / f"{name}.metrics.jsonl").read_bytes())[-1] for runs in (settings.out, alone)]
+        for key in ("loss", "fvu", "l0", "dead"):
+            assert logs[0][key] == pytest.approx(logs[1][key], rel=2e-3), (name, key)
+
+
+def test_a_team_that_is_told_to_stop_keeps_a_checkpoint_and_goes_on(train_settings):
+    whole = train_settings("whole", ranks_per_sae=2, arms="none@arch=batchtopk", tokens="30k")
+    run = started(whole, 2)
+    assert run.wait(timeout=240) == 0
+    settings = train_settings("stopped", ranks_per_sae=2, arms="none@arch=batchtopk", tokens="30k")
+    run = started(settings, 2)
+    log = settings.out / "none@arch=batchtopk-seed0.metrics.jsonl"
+    while run.poll() is None and not (log.exists() and log.read_text()):
+        time.sleep(0.01)
+    run.send_signal(signal.SIGTERM)
+    run.wait(timeout=240)
+    if not (settings.out / "none@arch=batchtopk-seed0").exists():
+        assert list((settings.out / "state").glob("seed0-*/[0-9]*/state.json"))
+        run = started(settings, 2)
+        said, _ = run.communicate(timeout=240)
+        assert run.returncode == 0 and "continuing at step" in said, said[-2000:]
+    assert contents(settings.out) == contents(whole.out)
+
+
+def test_ranks_that_do_not_divide_are_refused(train_settings):
+    run = started(train_settings(ranks_per_sae=2), 3)
+    said, _ = run.communicate(timeout=240)
+    assert run.returncode != 0 and "ranks_per_sae is 2, which does not divide 3 processes" in said, said[-2000:]
+
+
+def test_a_tracker_whose_library_is_missing_is_refused_before_the_work(train_settings, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(SettingsError, match="trackers names wandb, whose library is not installed; pip install wandb"):
+        train(train_settings(trackers="wandb"))
+    with pytest.raises(SettingsError, match="trackers.*mlflow"):
+        train_settings(trackers="mlflow")
+
+
 def test_a_signal_from_outside_ends_training_with_a_checkpoint(train_settings):
     settings = train_settings(tokens="2M", arms="none")
     flags = [f"--{name.replace('_', '-')}={','.join(value) if isinstance(value, tuple) else value}"
-             for name, value in settings.model_dump().items() if value is not None]  # fmt: skip
+             for name, value in settings.model_dump().items() if value not in (None, ())]  # fmt: skip
     process = subprocess.Popen([sys.executable, "-m", "sae_lm", "train", *flags], stderr=subprocess.PIPE, text=True)
-    log = settings.out / "none-seed0.jsonl"
+    log = settings.out / "none-seed0.metrics.jsonl"
     while process.poll() is None and not (log.exists() and log.read_text()):
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)

@@ -6,16 +6,20 @@ thresholds when the SAE is made. The five architectures differ in which latents 
 shape of what is saved, which is `finish`; the rest is one path.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from sae_lm.errors import SaeError
+from sae_lm.ledger import Ledger
+from sae_lm.processes import ALONE, Team
 from sae_lm.sae.codes import Codes, SparseCode
 from sae_lm.sae.dead import STRENGTH, auxk, lower_thresholds, resample
+from sae_lm.sae.hyperparameters import Hyperparameters, default_widths, learning_rate
 from sae_lm.sae.model import SAE, SaeConfig
+from sae_lm.sae.neighbours import nearest_quantiles
 from sae_lm.sae.objective import Outcome, Weights, batch_outcome
 from sae_lm.sae.penalties import Arm
 from sae_lm.sae.pressure import Pressure, Schedule
@@ -45,53 +49,6 @@ CACHED_ROWS = 512
 5 ms, or 13 ms while others use the memory."""
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """What Adam keeps for each weight."""
-NEIGHBOURS_SAMPLED = 512
-"""Latents whose nearest neighbour a line of the log looks up."""
-
-
-class Hyperparameters(NamedTuple):
-    """What all arms of a comparison share, where an arm does not say otherwise."""
-
-    arch: str
-    """relu, topk, batchtopk, jumprelu or matryoshka"""
-    k: int
-    """active latents per row: exactly (topk), in the batch's mean (batchtopk, matryoshka), aimed at (relu, jumprelu)"""
-    steps: int
-    lr: float
-    warm_up: float
-    decay: float
-    penalty_every: int
-    penalty_start: float
-    penalty_on: str
-    aux_coefficient: float
-    aux_k: int
-    dead_after: int
-    matmul: torch.dtype
-    widths: tuple[int, ...] | None = None
-    """matryoshka's nested prefixes, ascending, the last is d_sae; None: `default_widths`"""
-    sparsity_coefficient: float | None = None
-    """of L1 (relu) or L0 (jumprelu) in the loss; None: whatever gives k active latents"""
-    bandwidth: float = 0.03
-    """of jumprelu's straight-through estimators, in scaled units"""
-    resample_every: int = 0
-    """steps between resamplings of dead latents; 0: never"""
-
-
-def default_lr(d_sae: int) -> float:
-    """2e-4 / sqrt(d_sae / 2^14): figure 3 of Gao et al. 2024 (2406.04093), as dictionary_learning applies it."""
-    return 2e-4 / (d_sae / 2**14) ** 0.5
-
-
-def default_widths(d_sae: int) -> tuple[int, ...]:
-    """1/32, 3/32, 7/32, 15/32 and all of the latents: 2048 to 65,536 in Bussmann et al. 2025 (2503.17547), section 4.3."""
-    return (*dict.fromkeys(d_sae * share // 32 for share in (1, 3, 7, 15) if d_sae * share >= 32), d_sae)
-
-
-def learning_rate(step: int, h: Hyperparameters) -> float:
-    """Linear warm-up over the first share of steps, constant, linear decay to 0 over the last share."""
-    rise = (step + 1) / max(1.0, h.warm_up * h.steps)
-    fall = (h.steps - step) / max(1.0, h.decay * h.steps)
-    return h.lr * min(1.0, rise, fall)
 
 
 class ArmTraining:
@@ -100,12 +57,23 @@ class ArmTraining:
     relu and jumprelu start sparse: at the first batch, a bias below zero (relu) or a threshold (jumprelu) that k
     latents per row are above. measured on relu, 1000 steps of 1024 rows at 2048 latents, k 16: FVU .26, where biases
     that start at zero give .35.
+
+    In a team every member takes its slice of each batch, and all keep the same weights: what depends on rows (loss,
+    gradients, the batch's largest, counts) is taken over the slices of all, what depends on weights alone by each.
     """
 
     def __init__(
-        self, arm: Arm, seed: int, d_sae: int, start: Float[Tensor, " d_in"], h: Hyperparameters, device: str
+        self,
+        arm: Arm,
+        seed: int,
+        d_sae: int,
+        start: Float[Tensor, " d_in"],
+        h: Hyperparameters,
+        device: str,
+        team: Team = ALONE,
     ) -> None:
         """start: the initial b_dec, the mean activation in scaled units."""
+        self.team, self.ledger, self.rows_taken = team, Ledger(device), 0
         self.arm, self.seed, self.h = arm, seed, h
         self.arch, self.k = arm.arch or h.arch, arm.k or h.k
         self.widths: Tensor | None = None
@@ -136,7 +104,11 @@ class ArmTraining:
         """batchtopk, matryoshka: moving average of the smallest selected; relu: how far below 0 the biases started"""
         self.control = SparsityControl(None if h.sparsity_coefficient else self.k, h.steps, device)
         self.pressure = Pressure(
-            arm, Schedule(h.steps, h.penalty_every, h.penalty_start, on=h.penalty_on), d_sae, device, h.matmul
+            arm,
+            Schedule(h.steps, h.penalty_every, h.penalty_start, h.penalty_warm_up, h.penalty_on),
+            d_sae,
+            device,
+            h.matmul,
         )
         # generators of their own, so that no other draw depends on the arm
         self.draws = {name: torch.Generator().manual_seed(derive(name, seed)) for name in ("penalty", "resample")}
@@ -150,37 +122,55 @@ class ArmTraining:
     def W_dec(self) -> Float[Tensor, "d_sae d_in"]:
         return self.weights.W_dec
 
+    @torch.no_grad()
     def step(self, x: Float[Tensor, "batch d_in"], step: int) -> None:
-        """One optimizer step on one batch of scaled activations."""
-        with torch.no_grad():
-            centred = x - self.weights.b_dec
-            if step == 0:
-                self._start_sparse(centred)
-            code = self._code(centred, step)
-            sparsity = self._sparsity(step)
-            outcome = batch_outcome(centred, code, self.weights, sparsity, self.h.bandwidth)
-            self._revive(outcome, centred, step)
+        """One optimizer step on one batch (a team's member: on its slice) of scaled activations."""
+        lap = self.ledger.lap
+        self.ledger.begin(step)
+        centred = x - self.weights.b_dec
+        if step == 0:
+            self._start_sparse(centred)
+        code = self._code(centred, step)
+        lap("selection")
+        sparsity = self._sparsity(step)
+        outcome = batch_outcome(centred, code, self.weights, sparsity, self.h.bandwidth)
+        lap("sparse forward and backward")
+        self._revive(outcome, centred, step)
+        lap("dead latents")
         for name, weight in self.named.items():
             weight.grad = getattr(outcome.gradient, name)
         if self.pressure.is_due(step):
             rows = self.weights.W_dec if self.pressure.on == "decoder" else self.weights.encoder
-            codes = Codes(code.starts, code.latent, outcome.values, self.rate)
-            (pull,) = torch.autograd.grad(self.pressure(step, rows, self.draws["penalty"], codes), rows)
-            assert rows.grad is not None and self.pressure.value is not None
-            rows.grad += pull
+            codes = self._codes(code, outcome) if self.pressure.reads_codes(step) else None
+            assert rows.grad is not None
+            self.pressure.add_gradient(step, rows, rows.grad, self.draws["penalty"], codes)
+            assert self.pressure.value is not None
             self.parts["penalty"] = self.pressure.value
-        self._update(learning_rate(step, self.h))
+            lap("penalty")
+        # the penalty's share is averaged as well: were it added afterwards, rounding could drive members apart
+        self.team.average(*(weight.grad for weight in self.named.values() if weight.grad is not None))
         self._count(outcome, code, len(x), step)
+        lap("exchange" if self.team.size > 1 else "sparse forward and backward")
+        self._update(learning_rate(step, self.h))
         if sparsity is not None:
             self.control.observe(self.parts["l0"])
             self.parts["sparsity"] = sparsity
+        lap("optimizer")
+
+    def _codes(self, code: SparseCode, outcome: Outcome) -> Codes:
+        """The whole batch's active latents."""
+        latent, values, per_row = (
+            torch.cat(self.team.gather(part)) for part in (code.latent, outcome.values, code.starts.diff())
+        )
+        return Codes(torch.nn.functional.pad(per_row.cumsum(0), (1, 0)), latent, values, self.rate)
 
     def _start_sparse(self, centred: Tensor) -> None:
         """The first thresholds and coefficient of relu and jumprelu, from the first batch."""
         if self.arch not in ("relu", "jumprelu"):
             return
         w = self.weights
-        _, cut = largest_of_batch(centred, w.encoder, w.b_enc, self.k * len(centred), self.h.matmul)
+        count = self.k * len(centred) * self.team.size
+        _, cut = largest_of_batch(centred, w.encoder, w.b_enc, count, self.h.matmul, self.team)
         cut = cut.clamp_min(1e-6)
         if self.arch == "relu":
             w.b_enc.sub_(cut)
@@ -195,16 +185,17 @@ class ArmTraining:
 
     def _code(self, centred: Tensor, step: int) -> SparseCode:
         """Where the code of this batch is not 0 (or could be, within the bandwidth of a threshold)."""
-        w, batch, matmul = self.weights, len(centred), self.h.matmul
+        w, batch, matmul, lap = self.weights, len(centred), self.h.matmul, self.ledger.lap
         if self.arch == "topk":
-            positions = largest_of_rows(centred, w.encoder, w.b_enc, self.k, matmul)
+            positions = largest_of_rows(centred, w.encoder, w.b_enc, self.k, matmul, lap)
         elif self.arch == "relu":
-            positions = above_zero(centred, w.encoder, w.b_enc, matmul)
+            positions = above_zero(centred, w.encoder, w.b_enc, matmul, lap)
         elif w.log_threshold is not None:
             bias = w.b_enc - w.log_threshold.exp() + self.h.bandwidth / 2
-            positions = above_zero(centred, w.encoder, bias, matmul)
+            positions = above_zero(centred, w.encoder, bias, matmul, lap)
         else:
-            positions, smallest = largest_of_batch(centred, w.encoder, w.b_enc, self.k * batch, matmul)
+            count = self.k * batch * self.team.size
+            positions, smallest = largest_of_batch(centred, w.encoder, w.b_enc, count, matmul, self.team, lap)
             memory = max(1.0, min(THRESHOLD_MEMORY, self.h.steps / 20)) if step else 1.0
             self.threshold = torch.lerp(self.threshold, smallest.clamp_min(0), 1 / memory)
         return SparseCode(positions, batch, len(w.b_enc), self.widths)
@@ -229,8 +220,8 @@ class ArmTraining:
             by_latent = [weight for name, weight in self.named.items() if name != "b_dec"]
             moments = [self.optimizer.state[weight][name] for weight in by_latent for name in MOMENTS]
             resample(
-                outcome.missed,
-                centred,
+                torch.cat(self.team.gather(outcome.missed)),
+                torch.cat(self.team.gather(centred)),
                 self.weights,
                 moments,
                 self.dead,
@@ -241,7 +232,7 @@ class ArmTraining:
             self.dead = self.dead[:0]
         elif h.aux_coefficient:
             shift = self.threshold if self.arch == "relu" else 0.0
-            loss, pull = auxk(outcome.missed, centred, self.weights, self.dead, h.aux_k, shift, h.matmul)
+            loss, pull = auxk(outcome.missed, centred, self.weights, self.dead, h.aux_k, shift, h.matmul, self.team)
             self.parts["aux"] = loss
             for name in ("encoder", "b_enc", "W_dec"):
                 getattr(outcome.gradient, name).index_add_(0, self.dead, getattr(pull, name), alpha=h.aux_coefficient)
@@ -270,11 +261,19 @@ class ArmTraining:
 
     @torch.no_grad()
     def _count(self, outcome: Outcome, code: SparseCode, batch: int, step: int) -> None:
-        """What fired; a latent selected at 0 did not."""
+        """What fired; a latent selected at 0 did not. Losses and counts are the whole batch's."""
         fired = code.sums(outcome.fires.to(self.rate.dtype))
-        self.rows_since_fired = torch.where(fired > 0, 0, self.rows_since_fired + batch)
-        self.rate.lerp_(fired / batch, max(FIRING_MEMORY, 1 / (step + 1)))
-        self.parts |= {"loss": outcome.loss, "fvu": outcome.fvu, "l0": fired.sum() / batch}
+        losses = {"loss": outcome.loss, "fvu": outcome.fvu}
+        if "aux" in self.parts:
+            losses["aux"] = self.parts["aux"]
+        means = torch.stack(list(losses.values()))
+        self.team.average(means)
+        self.team.total(fired)
+        rows = batch * self.team.size
+        self.rows_taken += rows
+        self.rows_since_fired = torch.where(fired > 0, 0, self.rows_since_fired + rows)
+        self.rate.lerp_(fired / rows, max(FIRING_MEMORY, 1 / (step + 1)))
+        self.parts |= dict(zip(losses, means, strict=True)) | {"l0": fired.sum() / rows}
 
     @torch.no_grad()
     def log(self, step: int) -> dict[str, Any]:
@@ -298,25 +297,18 @@ class ArmTraining:
             **facts,
             "dead": int(dead.sum()),
             "dense": int((self.rate > DENSE).sum()),
-            **self._neighbours((~dead).nonzero().flatten()),
+            **nearest_quantiles(self.W_dec[~dead]),
             "lr": learning_rate(step, self.h),
         }
 
-    def _neighbours(self, alive: Tensor) -> dict[str, float]:
-        """Cosine of living latents' decoder rows to the nearest living one: mean and quantiles, over an even sample."""
-        if len(alive) < 2:
+    def pace(self) -> dict[str, float]:
+        """Of all steps so far in this process: rows per second of this arm's own time, the penalty's share of that."""
+        seconds = sum(self.ledger.seconds.values())
+        if not seconds:
             return {}
-        rows = self.W_dec[alive]
-        sample = torch.arange(0, len(alive), -(-len(alive) // NEIGHBOURS_SAMPLED), device=alive.device)
-        cosines = rows[sample] @ rows.T
-        cosines[torch.arange(len(sample), device=alive.device), sample] = -1.0
-        nearest = cosines.amax(1)
-        low, middle, high = nearest.quantile(nearest.new_tensor([0.1, 0.5, 0.9])).tolist()
         return {
-            "nearest_cos": float(nearest.mean()),
-            "nearest_cos_10": low,
-            "nearest_cos_50": middle,
-            "nearest_cos_90": high,
+            "rows_per_second": self.rows_taken / seconds,
+            "penalty_share": self.ledger.seconds.get("penalty", 0.0) / seconds,
         }
 
     def state(self) -> dict[str, Tensor]:

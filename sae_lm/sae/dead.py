@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sae_lm.processes import ALONE, Team
 from sae_lm.sae.objective import Weights
 from sae_lm.sae.selection import largest
 
@@ -22,6 +23,7 @@ def auxk(
     k: int,
     shift: Float[Tensor, ""] | float,
     matmul: torch.dtype,
+    team: Team = ALONE,
 ) -> tuple[Float[Tensor, ""], Weights]:
     """AuxK (Gao et al. 2024, 2406.04093, section A.2): let the dead latents explain what the others missed.
 
@@ -29,7 +31,8 @@ def auxk(
     pre-activations among the dead, plus ``shift``, and 0 where negative. ``missed`` is a constant. shift: how far
     below 0 an SAE of this kind keeps silent latents (that of ReLU), so that there is something to learn from.
 
-    Returns the loss and its gradient for the dead latents alone (none for b_dec). These are the products of a
+    Returns the loss and its gradient for the dead latents alone (none for b_dec); of a team's member those of its slice,
+    whose mean over the team is the whole batch's. These are the products of a
     small dense SAE and run in the dtype ``matmul``; errors and losses are in the weights'.
     """
     x = centred.to(matmul)
@@ -41,7 +44,11 @@ def auxk(
         chosen.view(-1)[largest(pre, k).flatten()] = 1
         z *= chosen
     left = missed - (z @ W_dec).to(missed.dtype)
-    scale = (missed - missed.mean(0)).square().sum().clamp_min(1e-12)
+    mean = missed.mean(0)
+    team.average(mean)
+    scale = (missed - mean).square().sum()
+    team.average(scale)
+    scale.clamp_min_(1e-12)
     upstream = (left * (-2 / scale)).to(matmul)
     grad_pre = (upstream @ W_dec.T).mul_(z > 0)
     gradient = Weights(

@@ -13,6 +13,8 @@ from sae_lm.sae.cosines import TILE, Evaluated, of_directions, product_dtype, ro
 
 FRESH = 4
 """Candidates per row whose cosines are taken anew at an update: the highest as they were last seen."""
+LOGGED_ROWS = 512
+"""Rows, at most, whose nearest neighbour a line of the log looks up."""
 NONE = -2.0
 """Stands for the cosine of a row that has no neighbour: below every cosine."""
 
@@ -204,3 +206,21 @@ def max_cos(
         return Evaluated(value, pulls, 2 / m)
 
     return of_directions(rows, evaluate)
+
+
+@torch.no_grad()
+def nearest_quantiles(rows: Float[Tensor, "n d_in"]) -> dict[str, float]:
+    """Cosine of unit rows to the nearest other: mean and quantiles over an even sample, for a log. Empty below two rows."""
+    if len(rows) < 2:
+        return {}
+    sample = torch.arange(0, len(rows), -(-len(rows) // LOGGED_ROWS), device=rows.device)
+    cosines = rows[sample] @ rows.T
+    cosines[torch.arange(len(sample), device=rows.device), sample] = -1.0
+    nearest = cosines.amax(1)
+    low, middle, high = nearest.quantile(nearest.new_tensor([0.1, 0.5, 0.9])).tolist()
+    return {
+        "nearest_cos": float(nearest.mean()),
+        "nearest_cos_10": low,
+        "nearest_cos_50": middle,
+        "nearest_cos_90": high,
+    }

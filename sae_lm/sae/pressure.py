@@ -96,6 +96,13 @@ class Pressure:
     def is_due(self, step: int) -> bool:
         return self.arm.coefficient > 0 and step >= self.first
 
+    def _takes_anew(self, step: int) -> bool:
+        return self.held is None or (step - self.first) % self.every == 0
+
+    def reads_codes(self, step: int) -> bool:
+        """Whether `add_gradient` looks at the batch's codes at this step."""
+        return self.needs_codes and self._takes_anew(step)
+
     @torch.no_grad()
     def add_gradient(
         self,
@@ -107,9 +114,9 @@ class Pressure:
     ) -> None:
         """Add coefficient * the penalty's gradient for the rows to ``gradient``, at a step that `is_due`.
 
-        draws: the arm's own generator, from which nothing else draws. codes: this batch's, if it `needs_codes`.
+        draws: the arm's own generator, from which nothing else draws. codes: this batch's, if it `reads_codes`.
         """
-        if self.held is None or (step - self.first) % self.every == 0:
+        if self.held is None or self._takes_anew(step):
             with torch.enable_grad():
                 rows = rows.detach().requires_grad_()
                 value = self._penalty(rows, draws, codes)
@@ -122,11 +129,6 @@ class Pressure:
             gradient.add_(self.held, alpha=self.arm.coefficient * rise)
         else:  # a number on the device, which is not waited for
             gradient.addcmul_(self.held, (self.controller.coefficient * rise).to(gradient.dtype))
-
-    def __call__(self, step: int, rows: Tensor, draws: torch.Generator, codes: Codes | None = None) -> Tensor:
-        gradient = torch.zeros_like(rows)
-        self.add_gradient(step, rows, gradient, draws, codes)
-        return (rows * gradient).sum()
 
     def _penalty(self, rows: Tensor, draws: torch.Generator, codes: Codes | None) -> Tensor:
         arm, m = self.arm, len(rows)

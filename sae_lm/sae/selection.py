@@ -7,17 +7,26 @@ is below ``count`` maxima. So one pass takes maxima and what follows sees a sixt
 batch as for a row. ``torch.topk`` and ``nonzero`` are the plain twins. Positions are row * d_sae + latent, ascending.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sae_lm.processes import ALONE, Team
+
+Lap = Callable[[str], None]
+"""Told "encoder" after each product and "selection" after what is done with it: Ledger.lap."""
+
 TILE = 512
 """Rows whose pre-activations are held at a time: 8 MiB of bfloat16 at 8192 latents."""
 SOUGHT = 32
 """Latents per row that are reckoned with where all above zero are sought: this sets the size of groups."""
+
+
+def _ignored(part: str) -> None:
+    pass
 
 
 def largest_of_rows(
@@ -26,11 +35,12 @@ def largest_of_rows(
     b_enc: Float[Tensor, " d_sae"],
     k: int,
     matmul: torch.dtype,
+    lap: Lap = _ignored,
 ) -> Int[Tensor, " entries"]:
     """TopK: the k largest pre-activations of each row."""
     found = [
         (largest(pre, k) + first * len(encoder)).sort(1).values.flatten()
-        for first, pre in _pre_activations(centred, encoder, b_enc, matmul)
+        for first, pre in _pre_activations(centred, encoder, b_enc, matmul, lap)
     ]
     return torch.cat(found)
 
@@ -41,26 +51,32 @@ def largest_of_batch(
     b_enc: Float[Tensor, " d_sae"],
     count: int,
     matmul: torch.dtype,
+    team: Team = ALONE,
+    lap: Lap = _ignored,
 ) -> tuple[Int[Tensor, " entries"], Float[Tensor, ""]]:
     """BatchTopK (Bussmann et al. 2024, 2412.06410): the count largest of the batch, and the smallest of them.
 
-    Each tile proposes a little more than its share and says what it left out is below; where that is not below
+    The batch is the team's, the positions are those in this member's slice. Each tile proposes a little more than its share and says what it left out is below; where that is not below
     what is selected in the end (one tile holds more than its share), every tile proposes as many as are sought.
     """
-    for surplus in (1.25, len(centred)):
+    batch = len(centred) * team.size
+    for surplus in (1.25, batch):
         positions, values, bounds = [], [], []
-        for first, pre in _pre_activations(centred, encoder, b_enc, matmul):
-            most = min(count, int(surplus * count * len(pre) / len(centred)) + 1)
-            there, bound = _above_cut(pre, most, max(1, count // len(centred)))
+        for first, pre in _pre_activations(centred, encoder, b_enc, matmul, lap):
+            most = min(count, int(surplus * count * len(pre) / batch) + 1)
+            there, bound = _above_cut(pre, most, max(1, count // batch))
             positions.append(there + first * len(encoder))
             values.append(_at(pre, there))
             bounds.append(bound)
-        proposed, values = torch.cat(positions), torch.cat(values)
+        proposed, everyones = torch.cat(positions), team.gather(torch.cat(values))
+        values = torch.cat(everyones)
         at = _positions(values[None], count)[0]
         smallest = values[at].min() if len(at) else values.new_zeros(())
-        if not centred.is_cpu or smallest >= torch.stack(bounds).max():
+        if not centred.is_cpu or smallest >= torch.cat(team.gather(torch.stack(bounds))).max():
             break
-    return proposed[at].sort().values, smallest.to(b_enc.dtype)
+    before = sum(map(len, everyones[: team.rank]))
+    mine = at[(at >= before) & (at < before + len(proposed))] - before if team.size > 1 else at
+    return proposed[mine].sort().values, smallest.to(b_enc.dtype)
 
 
 def above_zero(
@@ -68,10 +84,11 @@ def above_zero(
     encoder: Float[Tensor, "d_sae d_in"],
     b_enc: Float[Tensor, " d_sae"],
     matmul: torch.dtype,
+    lap: Lap = _ignored,
 ) -> Int[Tensor, " entries"]:
     """ReLU, JumpReLU: every positive pre-activation. How many there are is known to the host: on an accelerator it waits."""
     found = []
-    for first, pre in _pre_activations(centred, encoder, b_enc, matmul):
+    for first, pre in _pre_activations(centred, encoder, b_enc, matmul, lap):
         groups = _groups(pre, SOUGHT)
         some = (groups.amax(1).flatten() > 0).nonzero().flatten()
         members = torch.cat([_members(some, groups, len(encoder)).flatten(), _rest(groups, pre).flatten()])
@@ -80,7 +97,7 @@ def above_zero(
 
 
 def _pre_activations(
-    centred: Tensor, encoder: Tensor, b_enc: Tensor, matmul: torch.dtype
+    centred: Tensor, encoder: Tensor, b_enc: Tensor, matmul: torch.dtype, lap: Lap
 ) -> Iterator[tuple[int, Tensor]]:
     """(first row, pre-activations [rows, d_sae]) tile by tile; each is overwritten by the next."""
     x, columns, bias = centred.to(matmul), encoder.to(matmul).T, b_enc.to(matmul)
@@ -88,7 +105,10 @@ def _pre_activations(
     held = x.new_empty(min(tile, len(x)), len(encoder))
     for first in range(0, len(x), tile):
         rows = x[first : first + tile]
-        yield first, torch.addmm(bias, rows, columns, out=held[: len(rows)])
+        pre = torch.addmm(bias, rows, columns, out=held[: len(rows)])
+        lap("encoder")
+        yield first, pre
+        lap("selection")
 
 
 def largest(pre: Tensor, k: int) -> Tensor:

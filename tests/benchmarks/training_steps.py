@@ -1,0 +1,180 @@
+"""One trainer of training.py in a process of its own, in whatever environment has it.
+
+A line "N" in: N steps, "seconds a b c ..." out. A line "error" in: "fvu F" out, on rows no trainer has seen.
+Peers run their own step functions, or what their trainer's loop does around them, with their defaults but for the
+learning rate, which is everyone's.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+Step = Callable[[Tensor], None]
+Rebuild = Callable[[Tensor], Tensor]
+
+
+def ours(job: dict[str, Any], start: Tensor) -> tuple[Step, Rebuild]:
+    from sae_lm.sae.arm import ArmTraining
+    from sae_lm.sae.penalties import parse_arm
+
+    run = ArmTraining(parse_arm(job["arm"]), 0, job["d_sae"], start, hyperparameters(job), job["device"])
+    steps = iter(range(10**9))
+
+    def rebuild(x: Tensor) -> Tensor:
+        return run.finish(1.0, {})(x)
+
+    return lambda x: run.step(x, next(steps)), rebuild
+
+
+def twin(job: dict[str, Any], start: Tensor) -> tuple[Step, Rebuild]:
+    """The same SAE by dense float32 autograd, from the same weights."""
+    sys.path.insert(0, job["tests"])
+    from reference import dense_loss
+
+    from sae_lm.sae.arm import CLIP_NORM, ArmTraining
+    from sae_lm.sae.hyperparameters import learning_rate
+    from sae_lm.sae.penalties import parse_arm
+
+    h = hyperparameters(job)
+    first = ArmTraining(parse_arm("none"), 0, job["d_sae"], start, h, job["device"])
+    W_enc, b_enc, W_dec, b_dec = (
+        weight.detach().clone().requires_grad_()
+        for weight in (first.W_enc, first.weights.b_enc, first.W_dec, first.weights.b_dec)
+    )
+    optimizer = torch.optim.Adam([W_enc, b_enc, W_dec, b_dec], fused=True)
+    steps = iter(range(10**9))
+
+    def step(x: Tensor) -> None:
+        loss, _ = dense_loss("topk", x, W_enc, b_enc, W_dec, b_dec, k=h.k)
+        loss.backward()
+        assert W_dec.grad is not None
+        with torch.no_grad():
+            W_dec.grad.sub_((W_dec.grad * W_dec).sum(1, keepdim=True) * W_dec)
+        torch.nn.utils.clip_grad_norm_([W_enc, b_enc, W_dec, b_dec], CLIP_NORM)
+        optimizer.param_groups[0]["lr"] = learning_rate(next(steps), h)
+        optimizer.step()
+        optimizer.zero_grad()
+        with torch.no_grad():
+            W_dec.div_(W_dec.norm(dim=1, keepdim=True))
+
+    def rebuild(x: Tensor) -> Tensor:
+        _, z = dense_loss("topk", x, W_enc, b_enc, W_dec, b_dec, k=h.k)
+        return z @ W_dec + b_dec
+
+    return step, rebuild
+
+
+def hyperparameters(job: dict[str, Any]) -> Any:
+    from sae_lm.sae.hyperparameters import Hyperparameters
+
+    return Hyperparameters(
+        arch="topk", k=job["k"], steps=job["steps"], lr=job["lr"], warm_up=0.05, decay=0.2, penalty_every=10,
+        penalty_start=0.0, penalty_on="decoder", aux_coefficient=1 / 32, aux_k=job["d_in"] // 2, dead_after=10_000_000,
+        matmul=getattr(torch, job["matmul"]),
+    )  # fmt: skip
+
+
+def product(job: dict[str, Any], start: Tensor) -> tuple[Step, Rebuild]:
+    """Nothing but the encoder's product, the least that any step does."""
+    weight = torch.randn(job["d_in"], job["d_sae"], dtype=getattr(torch, job["matmul"]), device=job["device"])
+    held = torch.empty(job["batch"], job["d_sae"], dtype=weight.dtype, device=job["device"])
+
+    def step(x: Tensor) -> None:
+        torch.mm(x.to(weight.dtype), weight, out=held)
+
+    return step, lambda x: x
+
+
+def saelens(job: dict[str, Any], start: Tensor) -> tuple[Step, Rebuild]:
+    from sae_lens.config import LoggingConfig, SAETrainerConfig
+    from sae_lens.saes.topk_sae import TopKTrainingSAE, TopKTrainingSAEConfig
+    from sae_lens.training.sae_trainer import SAETrainer
+
+    sae = TopKTrainingSAE(TopKTrainingSAEConfig(d_in=job["d_in"], d_sae=job["d_sae"], k=job["k"], device=job["device"]))
+    config = SAETrainerConfig(
+        total_training_samples=job["steps"] * job["batch"], train_batch_size_samples=job["batch"],
+        lr=job["lr"], lr_end=job["lr"], device=job["device"], autocast=job["matmul"] == "bfloat16", logger=LoggingConfig(log_to_wandb=False),
+    )  # fmt: skip
+    trainer = SAETrainer(cfg=config, sae=sae, data_provider=iter(()))
+
+    def step(x: Tensor) -> None:
+        trainer._train_step(sae=sae, sae_in=x)
+        trainer.n_training_steps += 1
+
+    return step, sae
+
+
+def dictionary_learning(job: dict[str, Any], start: Tensor) -> tuple[Step, Rebuild]:
+    from dictionary_learning.trainers.top_k import TopKTrainer
+
+    trainer = TopKTrainer(
+        steps=job["steps"], activation_dim=job["d_in"], dict_size=job["d_sae"], k=job["k"], layer=0, lm_name="none",
+        lr=job["lr"], warmup_steps=job["steps"] // 20, decay_start=job["steps"] * 4 // 5, device=job["device"], seed=0,
+    )  # fmt: skip
+    steps = iter(range(10**9))
+    return lambda x: trainer.update(next(steps), x) and None, trainer.ae
+
+
+def sparsify(job: dict[str, Any], start: Tensor) -> tuple[Step, Rebuild]:
+    """What Trainer.fit does to one SAE with its Adam; it has no step function of its own."""
+    from sparsify import SparseCoder, SparseCoderConfig
+
+    config = SparseCoderConfig(num_latents=job["d_sae"], k=job["k"])
+    sae = SparseCoder(job["d_in"], config, device=job["device"])
+    sae.b_dec.data = start.clone()
+    optimizer = torch.optim.Adam(sae.parameters(), lr=job["lr"])
+    since = torch.zeros(job["d_sae"], dtype=torch.long, device=job["device"])
+
+    def step(x: Tensor) -> None:
+        sae.set_decoder_norm_to_unit_norm()
+        out = sae(x, dead_mask=since > 10_000_000)
+        (out.fvu + out.auxk_loss / 32).backward()
+        sae.remove_gradient_parallel_to_decoder_directions()
+        optimizer.step()
+        optimizer.zero_grad()
+        fired = torch.zeros_like(since, dtype=torch.bool)
+        fired[out.latent_indices.flatten()] = True
+        since.add_(len(x))
+        since[fired] = 0
+
+    return step, lambda x: sae(x).sae_out
+
+
+TRAINERS = {one.__name__: one for one in (ours, twin, product, saelens, dictionary_learning, sparsify)}
+
+
+def main() -> None:
+    job = json.loads(sys.argv[1])
+    if job["threads"]:
+        torch.set_num_threads(job["threads"])
+    rows = load_file(job["rows"])["rows"]
+    unseen, rows = rows[: 2 * job["batch"]].to(job["device"]), rows[2 * job["batch"] :]
+    batches = rows.split(job["batch"])
+    step, rebuild = TRAINERS[job["trainer"]](job, rows.mean(0).to(job["device"]))
+    done, wait = 0, torch.cuda.synchronize if job["device"].startswith("cuda") else lambda: None
+    for line in sys.stdin:
+        if line.strip() == "error":
+            with torch.no_grad():
+                missed = (unseen - rebuild(unseen)).square().sum()
+                print(f"\nfvu {float(missed / (unseen - unseen.mean(0)).square().sum())}", flush=True)
+            continue
+        seconds = []
+        for _ in range(int(line)):
+            x = batches[done % len(batches)].to(job["device"])
+            wait()
+            began = time.perf_counter()
+            step(x)
+            wait()
+            seconds.append(time.perf_counter() - began)
+            done += 1
+        print("\nseconds", *seconds, flush=True)
+
+
+if __name__ == "__main__":
+    main()
