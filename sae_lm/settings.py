@@ -145,7 +145,7 @@ class TrainSettings(_Settings):
     seeds: Count = 3
     """runs per arm; runs of one seed share initial weights, batches and their order"""
     tokens: Count | None = None
-    """rows each SAE sees (default: every training row of the store once)"""
+    """rows each SAE sees (default: every training row of the store once, or again until it is 2000 batches)"""
     batch_size: Count = 2048
     """rows per step"""
     lr: Annotated[float, Field(gt=0)] | None = None

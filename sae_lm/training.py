@@ -25,6 +25,9 @@ from sae_lm.tracking import Track, check_trackers
 from sae_lm.verify import verify
 
 RUN = "run.json"
+FEWEST_BATCHES = 2000
+"""By default, where the store is small. measured on the demo's store (2048 latents, k 16): FVU on held-out rows .381
+after one epoch of 175 batches, .280 after 488, .234 after 976, .201 after 1953."""
 IGNORED = (
     "out",
     "store",
@@ -179,7 +182,7 @@ def _facts(settings: TrainSettings, store: Store, hook: str, context: int, row: 
             f"store {settings.store} has {row:,} rows for training, fewer than one batch of {settings.batch_size:,}; "
             "cache more tokens or give a smaller --batch-size"
         )
-    rows = settings.tokens or row
+    rows = settings.tokens or max(row, FEWEST_BATCHES * settings.batch_size)
     if rows < settings.batch_size:
         raise SettingsError(f"tokens is {rows}, fewer than one batch of {settings.batch_size}; give more --tokens")
     facts = {key: value for key, value in settings.model_dump(mode="json").items() if key not in IGNORED}

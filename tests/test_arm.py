@@ -7,7 +7,8 @@ from sae_lm.errors import SaeError, SettingsError
 from sae_lm.sae import arm
 from sae_lm.sae.arm import ArmTraining
 from sae_lm.sae.hyperparameters import Hyperparameters, default_widths, learning_rate
-from sae_lm.sae.penalties import Arm
+from sae_lm.sae.neighbours import coherence
+from sae_lm.sae.penalties import Arm, parse_arm
 
 HYPER = Hyperparameters(
     arch="topk",
@@ -362,3 +363,36 @@ def test_a_loss_that_is_no_longer_finite_stops_with_arm_and_seed(arch):
     run.step(torch.full((16, 8), float("nan")), 0)
     with pytest.raises(SaeError, match="arm none, seed 3"):
         run.log(0)
+
+
+CHEAPENED = {"abs_cos": 0.3, "sq_cos": 3.0, "max_cos": 0.5, "coactive": 0.3, "freq_cos": 0.3}
+
+
+@pytest.mark.parametrize("penalty", CHEAPENED)
+def test_a_sample_every_tenth_step_ends_where_the_whole_gradient_at_every_step_does(penalty, monkeypatch):
+    """Samples, searches of a part and gradients used for ten steps are allowed because the outcome is the same."""
+    for name, size in {"SAMPLED_ROWS": 48, "FRAME_ROWS": 48, "SEARCHED_ROWS": 24, "SAMPLED_PAIRS": 200}.items():
+        monkeypatch.setattr(f"sae_lm.sae.pressure.{name}", size)
+    ended = {}
+    for text in ("none", f"{penalty}:{CHEAPENED[penalty]}", f"{penalty}:{CHEAPENED[penalty]}@exact@every=1"):
+        run = ArmTraining(
+            parse_arm(text), 0, 96, torch.zeros(12), HYPER._replace(steps=500, lr=2e-3, penalty_every=10), "cpu"
+        )
+        errors = []
+        for step, x in enumerate(feature_batches(500)):
+            run.step(x, step)
+            errors.append(float(run.parts["fvu"]))
+        ended[text] = sum(errors[-40:]) / 40, float(coherence(run.W_dec.detach(), torch.Generator(), 96, torch.float32))
+    (_, untouched), (error, cosine), (exact_error, exact_cosine) = ended.values()
+    assert error == pytest.approx(exact_error, rel=0.03)
+    assert abs(cosine - exact_cosine) < 0.02 + 0.1 * abs(untouched - exact_cosine)
+
+
+def feature_batches(steps, rows=64, d_in=12):
+    """Rows that are sums of few of sixty features."""
+    draw = torch.Generator().manual_seed(7)
+    features = torch.nn.functional.normalize(torch.randn(60, d_in, generator=draw), dim=1) / 2
+    return [
+        (torch.rand(rows, 60, generator=draw) < 0.06) * torch.rand(rows, 60, generator=draw) @ features
+        for _ in range(steps)
+    ]

@@ -30,7 +30,8 @@ def pressure(text, **schedule):
 
 def added(p, step, rows, draws=None, codes=None):
     gradient = torch.zeros_like(rows)
-    p.add_gradient(step, rows, gradient, draws or torch.Generator(), codes)
+    p.refresh(step, rows, draws or torch.Generator(), codes)
+    p.add_to(gradient, step)
     return gradient
 
 
@@ -58,9 +59,11 @@ def test_a_gradient_is_used_until_it_is_taken_anew(p):
         assert p.value.item() == pytest.approx(ortsae(taken).item(), rel=1e-5)
 
 
-def test_a_gradient_is_added_to_what_is_there():
-    rows, gradient = some_rows(), torch.ones(M, D)
-    pressure("max_cos:0.5@exact").add_gradient(0, rows, gradient, torch.Generator())
+def test_a_gradient_is_added_to_what_is_there_piece_by_piece():
+    rows, gradient, p = some_rows(), torch.ones(M, D), pressure("max_cos:0.5@exact")
+    p.refresh(0, rows, torch.Generator())
+    for first in range(0, M, 7):
+        p.add_to(gradient[first : first + 7], 0, first)
     torch.testing.assert_close(gradient, 1 + 0.5 * gradient_of(ortsae, rows))
 
 

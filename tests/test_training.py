@@ -133,45 +133,27 @@ def test_ladders_are_arms_of_one_line(train_settings):
         train(train_settings(arms="none@k=65"))
 
 
-def test_ranks_share_out_arms_and_seeds(train_settings):
-    alone = contents(train(train_settings("alone", seeds=2)))
-    settings = train_settings(seeds=2)
-    flags = [f"--{name.replace('_', '-')}={','.join(value) if isinstance(value, tuple) else value}"
-             for name, value in settings.model_dump().items() if value not in (None, ())]  # fmt: skip
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc-per-node=3",
-        "--standalone",
-        "-m",
-        "sae_lm",
-        "train",
-        *flags,
-    ]
-    done = subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        timeout=200,
-        env=os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())},
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert contents(settings.out) == alone
-
-
-def started(settings, ranks, wrapped="-m sae_lm"):
+def started(settings, ranks, threads=1):
     """`sae-lm train` under torchrun."""
     flags = [f"--{name.replace('_', '-')}={','.join(value) if isinstance(value, tuple) else value}"
              for name, value in settings.model_dump().items() if value not in (None, ())]  # fmt: skip
     run = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={ranks}", "--standalone"]
     return subprocess.Popen(
-        [*run, *wrapped.split(), "train", *flags],
+        [*run, "-m", "sae_lm", "train", *flags],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        env=os.environ | {"OMP_NUM_THREADS": str(threads)},
     )
+
+
+def test_ranks_share_out_arms_and_seeds(train_settings):
+    alone = contents(train(train_settings("alone", seeds=2)))
+    settings = train_settings(seeds=2)
+    run = started(settings, 3, threads=torch.get_num_threads())
+    said, _ = run.communicate(timeout=240)
+    assert run.returncode == 0, said[-3000:]
+    assert contents(settings.out) == alone
 
 
 TOGETHER = f"{ARMS},coactive:0.3@anchored@exact,freq_cos:0.1@exact,max_cos@coherence=0.3"

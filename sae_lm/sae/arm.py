@@ -140,22 +140,25 @@ class ArmTraining:
         for name, weight in self.named.items():
             weight.grad = getattr(outcome.gradient, name)
         if self.pressure.is_due(step):
-            rows = self.weights.W_dec if self.pressure.on == "decoder" else self.weights.encoder
-            codes = self._codes(code, outcome) if self.pressure.reads_codes(step) else None
-            assert rows.grad is not None
-            self.pressure.add_gradient(step, rows, rows.grad, self.draws["penalty"], codes)
-            assert self.pressure.value is not None
-            self.parts["penalty"] = self.pressure.value
+            self._press(code, outcome, step)
             lap("penalty")
-        # the penalty's share is averaged as well: were it added afterwards, rounding could drive members apart
         self.team.average(*(weight.grad for weight in self.named.values() if weight.grad is not None))
         self._count(outcome, code, len(x), step)
         lap("exchange" if self.team.size > 1 else "sparse forward and backward")
-        self._update(learning_rate(step, self.h))
+        self._update(step)
         if sparsity is not None:
             self.control.observe(self.parts["l0"])
             self.parts["sparsity"] = sparsity
         lap("optimizer")
+
+    def _press(self, code: SparseCode, outcome: Outcome, step: int) -> None:
+        """Take the penalty's gradient, if it is time to; `_update` adds it."""
+        rows = self.weights.W_dec if self.pressure.on == "decoder" else self.weights.encoder
+        codes = self._codes(code, outcome) if self.pressure.reads_codes(step) else None
+        if self.pressure.refresh(step, rows, self.draws["penalty"], codes):
+            assert self.pressure.held is not None and self.pressure.value is not None
+            self.team.average(self.pressure.held)  # each member computed it: rounding must not drive them apart
+            self.parts["penalty"] = self.pressure.value
 
     def _codes(self, code: SparseCode, outcome: Outcome) -> Codes:
         """The whole batch's active latents."""
@@ -238,16 +241,20 @@ class ArmTraining:
                 getattr(outcome.gradient, name).index_add_(0, self.dead, getattr(pull, name), alpha=h.aux_coefficient)
 
     @torch.no_grad()
-    def _update(self, lr: float) -> None:
-        """Adam step that leaves decoder rows at unit norm; the radial gradient is taken out first."""
-        W_dec = self.weights.W_dec
+    def _update(self, step: int) -> None:
+        """The penalty added, an Adam step that leaves decoder rows at unit norm; the radial gradient is taken out first."""
+        W_dec, lr, pressed = self.weights.W_dec, learning_rate(step, self.h), self.pressure.is_due(step)
+        if pressed and self.pressure.on == "encoder" and self.weights.encoder.grad is not None:
+            self.pressure.add_to(self.weights.encoder.grad, step)
         gradient = W_dec.grad
         assert gradient is not None
         norms = [
             weight.grad.norm() for weight in self.named.values() if weight is not W_dec and weight.grad is not None
         ]
         piece = CACHED_ROWS if gradient.is_cpu else len(gradient)
-        for pull, row in zip(gradient.split(piece), W_dec.split(piece), strict=True):
+        for number, (pull, row) in enumerate(zip(gradient.split(piece), W_dec.split(piece), strict=True)):
+            if pressed and self.pressure.on == "decoder":
+                self.pressure.add_to(pull, step, number * piece)  # while it is in the cache
             pull.addcmul_((pull * row).sum(1, keepdim=True), row, value=-1)
             norms.append(pull.norm())
         norm = torch.stack(norms).norm()

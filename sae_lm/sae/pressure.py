@@ -17,7 +17,7 @@ SETTLE = 0.05
 """Share of the steps after the penalty's start in which a controller only watches: cost and coherence of a
 dictionary that has just begun to learn say nothing about the end."""
 SAMPLED_ROWS = 384
-"""Rows at least, and a 128th of them, that abs_cos compares all with at one time."""
+"""Rows at least, and a 256th of them, that abs_cos compares all with at one time."""
 FRAME_ROWS = 4096
 """Rows at least, and half of them, that sq_cos and freq_cos compare all with at one time."""
 SEARCHED_ROWS = 512
@@ -55,7 +55,7 @@ class Pressure:
     freq_cos compare all rows with a sample, coactive takes a sample of tokens (all without bias), max_cos searches
     a part of the dictionary for nearer neighbours. An arm with ``exact`` takes the whole gradient, in float32.
 
-    From a step that `is_due` on, `add_gradient` at every step; after every step `observe` what the step cost, if the
+    From a step that `is_due` on, `refresh` and `add_to` at every step; after every step `observe` what the step cost, if the
     arm `needs_baseline`. Without a coefficient it is never due and draws nothing.
     """
 
@@ -100,35 +100,38 @@ class Pressure:
         return self.held is None or (step - self.first) % self.every == 0
 
     def reads_codes(self, step: int) -> bool:
-        """Whether `add_gradient` looks at the batch's codes at this step."""
+        """Whether `refresh` looks at the batch's codes at this step."""
         return self.needs_codes and self._takes_anew(step)
 
     @torch.no_grad()
-    def add_gradient(
-        self,
-        step: int,
-        rows: Float[Tensor, "d_sae d_in"],
-        gradient: Float[Tensor, "d_sae d_in"],
-        draws: torch.Generator,
-        codes: Codes | None = None,
-    ) -> None:
-        """Add coefficient * the penalty's gradient for the rows to ``gradient``, at a step that `is_due`.
+    def refresh(
+        self, step: int, rows: Float[Tensor, "d_sae d_in"], draws: torch.Generator, codes: Codes | None = None
+    ) -> bool:
+        """At a step that `is_due`, take the gradient for the rows anew if it is time to; returns whether it was.
 
         draws: the arm's own generator, from which nothing else draws. codes: this batch's, if it `reads_codes`.
         """
-        if self.held is None or self._takes_anew(step):
-            with torch.enable_grad():
-                rows = rows.detach().requires_grad_()
-                value = self._penalty(rows, draws, codes)
-                (self.held,) = torch.autograd.grad(value, rows)
-            self.value = value.detach()
-            if self.controller is not None and self.arm.coherence is not None and step >= self.settled:
-                self.controller.observe(coherence(rows.detach(), draws, COHERENCE_ROWS, self.matmul), self.every)
+        if self.held is not None and not self._takes_anew(step):
+            return False
+        with torch.enable_grad():
+            rows = rows.detach().requires_grad_()
+            value = self._penalty(rows, draws, codes)
+            (self.held,) = torch.autograd.grad(value, rows)
+        self.value = value.detach()
+        if self.controller is not None and self.arm.coherence is not None and step >= self.settled:
+            self.controller.observe(coherence(rows.detach(), draws, COHERENCE_ROWS, self.matmul), self.every)
+        return True
+
+    @torch.no_grad()
+    def add_to(self, gradient: Float[Tensor, "n d_in"], step: int, first: int = 0) -> None:
+        """Add coefficient * the held gradient of rows ``first`` to ``first + n`` to theirs."""
+        assert self.held is not None
         rise = min(1.0, (step - self.first + 1) / self.ramp) if self.ramp else 1.0
+        held = self.held[first : first + len(gradient)]
         if self.controller is None:
-            gradient.add_(self.held, alpha=self.arm.coefficient * rise)
+            gradient.add_(held, alpha=self.arm.coefficient * rise)
         else:  # a number on the device, which is not waited for
-            gradient.addcmul_(self.held, (self.controller.coefficient * rise).to(gradient.dtype))
+            gradient.addcmul_(held, (self.controller.coefficient * rise).to(gradient.dtype))
 
     def _penalty(self, rows: Tensor, draws: torch.Generator, codes: Codes | None) -> Tensor:
         arm, m = self.arm, len(rows)
@@ -146,7 +149,7 @@ class Pressure:
         if arm.penalty == "coactive":
             return coactive(rows, draws, codes, anchored=arm.anchored, sample=None if arm.exact else SAMPLED_PAIRS)
         if arm.penalty == "abs_cos":
-            sample = None if arm.exact else max(SAMPLED_ROWS, m // 128)
+            sample = None if arm.exact else max(SAMPLED_ROWS, m // 256)
             return abs_cos(rows, draws, margin=arm.margin, sample=sample, matmul=self.matmul)
         sample = None if arm.exact else max(FRAME_ROWS, m // 2)
         return {"sq_cos": sq_cos, "freq_cos": freq_cos}[arm.penalty](

@@ -6,7 +6,8 @@
 The first environment holds sae-lens (which needs transformer-lens < 4), the second dictionary-learning and
 eai-sparsify; without them ours are measured alone. Every trainer is a process that lives through the whole run. In each
 round each does a few steps while the others wait; a round's ratio is taken within it, and medians over rounds are
-printed. Rows are sums of power-law distributed random directions, so that there is something to learn.
+printed. MiB are resident memory, imports and the rows (102 batches) included, and what was added since the first
+steps. Rows are sums of power-law distributed random directions, so that there is something to learn.
 """
 
 import argparse
@@ -71,7 +72,7 @@ class Trainer:
         assert self.process.stdin and self.process.stdout
         print(line, file=self.process.stdin, flush=True)
         for answer in self.process.stdout:
-            if answer.startswith(("seconds ", "fvu ")):
+            if answer.startswith(("seconds ", "fvu ", "MiB ")):
                 return [float(number) for number in answer.split()[1:]]
         raise SystemExit(f"a trainer ended early: {self.process.args}")
 
@@ -116,6 +117,7 @@ def main() -> None:
         many["one encoder product"] = arguments.steps
         for name, trainer in trainers.items():
             trainer.ask("2" if many[name] < FEWEST else str(arguments.steps))  # to warm up, outside the figures
+        early = {name: trainer.ask("memory")[0] for name, trainer in trainers.items()}
         rounds: list[dict[str, float]] = []
         for number in range(arguments.rounds):
             took = {name: trainer.ask(str(many[name])) for name, trainer in trainers.items()}
@@ -125,12 +127,14 @@ def main() -> None:
         print(f"\ntorch {version('torch')}, {arguments.device}, {job['threads'] or torch.get_num_threads()} threads, "
               f"{arguments.d_in} -> {arguments.d_sae}, k {arguments.k}, batch {arguments.batch}")  # fmt: skip
         base, unit = names[0], "one encoder product"
-        print(f"{'':32}{'ms/step':>9}{'x ' + base:>12}{'(rounds)':>16}{'x product':>11}")
+        print(f"{'':32}{'ms/step':>9}{'x ' + base:>12}{'(rounds)':>16}{'x product':>11}{'MiB peak':>10}{'growth':>8}")
         for name in trainers:
             ratios = sorted(one[name] / one[base] for one in rounds)
+            now, peak = trainers[name].ask("memory")
             print(
                 f"{name:32}{1e3 * statistics.median(one[name] for one in rounds):9.1f}{statistics.median(ratios):12.3f}"
                 f"{f'{ratios[0]:.2f} to {ratios[-1]:.2f}':>16}{statistics.median(o[name] / o[unit] for o in rounds):11.2f}"
+                f"{peak:10.0f}{now - early[name]:8.0f}"
             )
         if arguments.to_the_end:
             print(f"\nFVU on unseen rows after {arguments.to_the_end} batches")

@@ -1,6 +1,7 @@
 """One trainer of training.py in a process of its own, in whatever environment has it.
 
-A line "N" in: N steps, "seconds a b c ..." out. A line "error" in: "fvu F" out, on rows no trainer has seen.
+A line "N" in: N steps, "seconds a b c ..." out. A line "error" in: "fvu F" out, on rows no trainer has seen. A line
+"memory" in: "MiB now peak" out, the process's resident memory.
 Peers run their own step functions, or what their trainer's loop does around them, with their defaults but for the
 learning rate, which is everyone's.
 """
@@ -9,6 +10,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -163,6 +165,10 @@ def main() -> None:
             with torch.no_grad():
                 missed = (unseen - rebuild(unseen)).square().sum()
                 print(f"\nfvu {float(missed / (unseen - unseen.mean(0)).square().sum())}", flush=True)
+            continue
+        if line.strip() == "memory":
+            status = dict(entry.split(":", 1) for entry in Path("/proc/self/status").read_text().splitlines())
+            print("\nMiB", *(int(status[name].split()[0]) // 1024 for name in ("VmRSS", "VmHWM")), flush=True)
             continue
         seconds = []
         for _ in range(int(line)):
