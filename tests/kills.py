@@ -61,12 +61,14 @@ def main(verb: str, path: str, wanted: int, seed: int) -> None:
             time.sleep(draw.uniform(0.1, 1) * seconds)
             os.kill(pid, signal.SIGKILL)
             if os.waitpid(pid, 0)[1] == 0:
-                break  # it was at its end
+                seconds *= 0.8  # it was at its end: sooner
+                break
             kills += 1
             if kills >= wanted:
                 assert os.waitpid(start(verb, settings), 0)[1] == 0
                 break
         assert contents(settings.out) == contents(whole.out), f"store {stores - 1} differs after {kills} kills"
+        print(kills, "kills,", stores, "stores", file=sys.stderr, flush=True)
     print(kills)
 
 

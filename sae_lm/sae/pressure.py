@@ -18,9 +18,9 @@ SETTLE = 0.05
 dictionary that has just begun to learn say nothing about the end."""
 SAMPLED_ROWS = 384
 """Rows at least, and a 256th of them, that abs_cos compares all with at one time."""
-FRAME_ROWS = 4096
-"""Rows at least, and half of them, that sq_cos and freq_cos compare all with at one time."""
-SEARCHED_ROWS = 512
+FRAME_ROWS = 2048
+"""Rows at least, and a quarter of them, that sq_cos and freq_cos compare all with at one time."""
+SEARCHED_ROWS = 384
 """Rows at least, and a 64th of them, among which max_cos searches for the nearest at one time."""
 SAMPLED_PAIRS = 400_000
 """Pairs of active latents that coactive compares at one time: 390 tokens of 32."""
@@ -151,7 +151,7 @@ class Pressure:
         if arm.penalty == "abs_cos":
             sample = None if arm.exact else max(SAMPLED_ROWS, m // 256)
             return abs_cos(rows, draws, margin=arm.margin, sample=sample, matmul=self.matmul)
-        sample = None if arm.exact else max(FRAME_ROWS, m // 2)
+        sample = None if arm.exact else max(FRAME_ROWS, m // 4)
         return {"sq_cos": sq_cos, "freq_cos": freq_cos}[arm.penalty](
             rows, draws, codes, sample=sample, matmul=self.matmul
         )

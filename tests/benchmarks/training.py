@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 
 OURS = {
     "topk": ("none", "bfloat16"),
-    "topk, float32 product": ("none", "float32"),
+    "topk with a float32 product": ("none", "float32"),
     "batchtopk": ("none@arch=batchtopk", "bfloat16"),
     "matryoshka": ("none@arch=matryoshka", "bfloat16"),
     "relu": ("none@arch=relu", "bfloat16"),

@@ -1,0 +1,63 @@
+"""What a penalty adds to a training step: arms in one process, ten steps of each in turn.
+
+    python tests/benchmarks/penalties.py --d-sae 65536 --rounds 5
+
+A round's ratio is to the mean of two turns without a penalty, one before and one after the others. A penalty's
+gradient is taken once in its ten steps.
+"""
+
+import argparse
+import statistics
+import time
+
+import torch
+from training import made_rows
+from training_steps import hyperparameters
+
+from sae_lm.sae.arm import ArmTraining
+from sae_lm.sae.penalties import parse_arm
+
+ARMS = ("abs_cos:1", "sq_cos:1", "max_cos:0.25", "coactive:0.1", "coactive:0.1@anchored", "freq_cos:0.1")
+STEPS = 10
+"""Of an arm's turn; how often a gradient is taken anew."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--d-in", type=int, default=512)
+    parser.add_argument("--d-sae", type=int, default=8192)
+    parser.add_argument("--batch", type=int, default=2048)
+    parser.add_argument("--rounds", type=int, default=10)
+    arguments = parser.parse_args()
+    rows = made_rows(arguments.d_in, 2 * STEPS * arguments.batch)
+    batches = rows.split(arguments.batch)
+    job = {"k": 32, "steps": 1000, "lr": 2e-4, "d_in": arguments.d_in, "matmul": "bfloat16"}
+    runs = {
+        arm: ArmTraining(parse_arm(arm), 0, arguments.d_sae, rows.mean(0), hyperparameters(job), "cpu")
+        for arm in ("none", *ARMS)
+    }
+    done = dict.fromkeys(runs, 0)
+
+    def turn(arm: str) -> float:
+        began = time.perf_counter()
+        for _ in range(STEPS):
+            runs[arm].step(batches[done[arm] % len(batches)], done[arm])
+            done[arm] += 1
+        return time.perf_counter() - began
+
+    for arm in runs:
+        turn(arm)  # to warm up
+    ratios: dict[str, list[float]] = {arm: [] for arm in ARMS}
+    for _ in range(arguments.rounds):
+        before = turn("none")
+        took = {arm: turn(arm) for arm in ARMS}
+        base = (before + turn("none")) / 2
+        for arm in ARMS:
+            ratios[arm].append(took[arm] / base)
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {arguments.d_in} -> {arguments.d_sae}, k 32")
+    for arm, those in ratios.items():
+        print(f"{arm:26} {statistics.median(those):.3f} ({min(those):.2f} to {max(those):.2f}) of a step without")
+
+
+if __name__ == "__main__":
+    main()
