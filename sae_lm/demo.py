@@ -30,9 +30,9 @@ def demo_settings(out: Path) -> tuple[CacheSettings, TrainSettings, CompareSetti
 def demo(settings: DemoSettings) -> str:
     """Run the demo and return what is printed at its end."""
     if settings.what == "toy":
-        from sae_lm import toy
+        from sae_lm.truth import suite
 
-        return toy.table(toy.run())
+        return suite.demo(settings.out / "toy")
     from sae_lm.caching import cache
     from sae_lm.comparison import compare
     from sae_lm.report import text_table
