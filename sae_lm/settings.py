@@ -5,51 +5,25 @@ are merged in that order and validated together by pydantic; all problems come i
 """
 
 import difflib
-import re
 from collections.abc import Mapping
-from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from sae_lm.errors import SettingsError
-
-_MULTIPLES = {"k": 10**3, "m": 10**6, "b": 10**9}
-
-
-def parse_count(value: object) -> object:
-    """``200k`` -> 200000, ``1.5M`` -> 1500000, ``65_536`` -> 65536; anything else is left to pydantic."""
-    if not isinstance(value, str):
-        return value
-    found = re.fullmatch(r"([0-9][0-9_,]*(?:\.[0-9]+)?)\s*([kmbKMB]?)", value.strip())
-    if not found:
-        raise ValueError("expected a whole number such as 65536, 200k or 1.5M")
-    number = Decimal(re.sub("[_,]", "", found[1])) * _MULTIPLES.get(found[2].lower(), 1)
-    if number != int(number):
-        raise ValueError("expected a whole number such as 65536, 200k or 1.5M")
-    return int(number)
-
-
-def split_commas(value: object) -> object:
-    return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
-
-
-def split_hooks(value: object) -> object:
-    """As ``split_commas``, for names that may be layer numbers: 3 and [3, 7] are fine in a file."""
-    parts = split_commas(str(value) if isinstance(value, int) else value)
-    return tuple(str(part) for part in parts) if isinstance(parts, (list, tuple)) else parts
-
-
-Count = Annotated[int, BeforeValidator(parse_count), Field(gt=0, le=10**15)]
-Names = Annotated[tuple[str, ...], BeforeValidator(split_commas), Field(min_length=1)]
-Hooks = Annotated[tuple[str, ...], BeforeValidator(split_hooks), Field(min_length=1)]
-Numbers = Annotated[tuple[int, ...], BeforeValidator(split_commas)]
-Share = Annotated[float, Field(ge=0, lt=1)]
-Dtype = Literal["float32", "bfloat16", "float16"]
-StoreAddress = Annotated[str | Path, AfterValidator(str)]
-"""A folder or an hf:// address, whose two slashes a Path would make one."""
-Positional = Field(json_schema_extra={"positional": True})
+from sae_lm.fields import (
+    Count,
+    Dtype,
+    Hooks,
+    Names,
+    Numbers,
+    Positional,
+    Share,
+    StoreAddress,
+    parse_count,
+    split_commas,
+)
 
 
 class _Settings(BaseModel):
@@ -181,10 +155,9 @@ class TrainSettings(_Settings):
     arms_at_once: Count | None = None
     """arms of a seed that are in memory together (default: all; under torchrun as many as give every rank some)"""
     ranks_per_sae: Count = 1
-    """under torchrun: processes that train one SAE together, each on its slice of every batch; with 1 they share out arms
-    and seeds"""
+    """under torchrun: processes that train one SAE together, each on its slice of every batch"""
     trackers: Annotated[tuple[Literal["wandb", "tensorboard"], ...], BeforeValidator(split_commas)] = ()
-    """where else the lines of the log go, through these libraries' own settings: `wandb`, `tensorboard`, or both"""
+    """where else the lines of the log go: `wandb`, `tensorboard`, or both"""
     device: str = "auto"
     """`auto` (cuda if there is one), `cpu`, `cuda`"""
     out: Path
@@ -212,12 +185,20 @@ class CompareSettings(_Settings):
     """occurrences per token type in the concept data; at most"""
     min_types: Count = 50
     """positive token types a concept needs"""
+    labels: Path | None = None
+    """CSV file of further concepts: columns token (exact text) or string, label, and if wanted child"""
+    contextual: bool = True
+    """concepts of a token's place as well (inside brackets, first on its line, ...)"""
+    prompts: bool = False
+    """token concepts on prompts of BOS and one token each, which cover the vocabulary, instead of on the held-out text"""
     probe_gate: Share = 0.6
     """F1 on unseen token types a concept's probe needs"""
     split_gain: Share = 0.03
     """F1 a further latent must add to count as a split (tau of the sae-spelling rule)"""
     max_k: Count = 10
     """latents tried per concept"""
+    composition: bool = False
+    """train a meta-SAE on every decoder for the composition rate; takes longer than all else together"""
     seed: int = 0
     """seed of everything drawn in the evaluation"""
     device: str = "auto"
@@ -310,7 +291,7 @@ class PullSettings(_Settings):
 
 
 class DemoSettings(_Settings):
-    """the whole pipeline on the embedded model and text; `demo toy`: the two-feature toy with known truth."""
+    """the whole pipeline on the embedded model and text; `demo toy`: worlds whose truth is known."""
 
     what: Annotated[Literal["pipeline", "toy"], Positional] = "pipeline"
     """`pipeline` or `toy`"""

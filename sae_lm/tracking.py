@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sae_lm.errors import SettingsError
+from sae_lm.files import write_whole
 
 Write = Callable[[dict[str, Any]], None]
 PACKAGES = {"wandb": "wandb", "tensorboard": "tensorboard"}
@@ -56,9 +57,8 @@ def _json_lines(path: Path, first: int) -> Iterator[Write]:
     if first and path.exists():
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
         kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] < first]
-    with path.open("w", encoding="utf-8") as file:
-        file.writelines(kept)
-        file.flush()
+    write_whole(path, lambda part: part.write_text("".join(kept), encoding="utf-8"))
+    with path.open("a", encoding="utf-8") as file:
 
         def write(line: dict[str, Any]) -> None:
             file.write(json.dumps(line, sort_keys=True) + "\n")

@@ -14,6 +14,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 FLOW = [
     "errors",
+    "fields",
     "settings",
     "files",
     "seeds",

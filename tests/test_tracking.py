@@ -24,6 +24,21 @@ def test_a_run_that_goes_on_replaces_what_its_log_says_beyond_the_checkpoint(tmp
     assert [json.loads(line)["step"] for line in track.path.read_text().splitlines()] == [0, 50, 60]
 
 
+def test_a_run_killed_as_it_opens_its_log_loses_no_line(tmp_path, monkeypatch):
+    """Found by 150 kills: the file was emptied before what is kept was written again."""
+    track = Track(tmp_path / "none-seed0.metrics.jsonl", (), {})
+    write(track, LINES)
+    before = track.path.read_text()
+
+    def killed(*_, **__):
+        raise SystemExit
+
+    monkeypatch.setattr("pathlib.Path.write_text", killed)
+    with pytest.raises(SystemExit):
+        write(track, [], first=200)
+    assert track.path.read_text() == before
+
+
 def test_tensorboard_shows_every_number_at_its_step(tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

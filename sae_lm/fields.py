@@ -1,0 +1,44 @@
+"""what a setting may look like as text: 200k, several names after commas, a layer number, an hf:// address."""
+
+import re
+from decimal import Decimal
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field
+
+_MULTIPLES = {"k": 10**3, "m": 10**6, "b": 10**9}
+
+
+def parse_count(value: object) -> object:
+    """``200k`` -> 200000, ``1.5M`` -> 1500000, ``65_536`` -> 65536; anything else is left to pydantic."""
+    if not isinstance(value, str):
+        return value
+    found = re.fullmatch(r"([0-9][0-9_,]*(?:\.[0-9]+)?)\s*([kmbKMB]?)", value.strip())
+    if not found:
+        raise ValueError("expected a whole number such as 65536, 200k or 1.5M")
+    number = Decimal(re.sub("[_,]", "", found[1])) * _MULTIPLES.get(found[2].lower(), 1)
+    if number != int(number):
+        raise ValueError("expected a whole number such as 65536, 200k or 1.5M")
+    return int(number)
+
+
+def split_commas(value: object) -> object:
+    return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+
+def split_hooks(value: object) -> object:
+    """As ``split_commas``, for names that may be layer numbers: 3 and [3, 7] are fine in a file."""
+    parts = split_commas(str(value) if isinstance(value, int) else value)
+    return tuple(str(part) for part in parts) if isinstance(parts, (list, tuple)) else parts
+
+
+Count = Annotated[int, BeforeValidator(parse_count), Field(gt=0, le=10**15)]
+Names = Annotated[tuple[str, ...], BeforeValidator(split_commas), Field(min_length=1)]
+Hooks = Annotated[tuple[str, ...], BeforeValidator(split_hooks), Field(min_length=1)]
+Numbers = Annotated[tuple[int, ...], BeforeValidator(split_commas)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+Dtype = Literal["float32", "bfloat16", "float16"]
+StoreAddress = Annotated[str | Path, AfterValidator(str)]
+"""A folder or an hf:// address, whose two slashes a Path would make one."""
+Positional = Field(json_schema_extra={"positional": True})
