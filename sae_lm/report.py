@@ -1,92 +1,155 @@
 """report -> a table to read in a terminal, and a page with plots; formats, never measures.
 
-Only means and spreads over seeds are taken here; differences, intervals and verdicts are the report's. The page
-is one file without scripts that loads nothing; jinja2 escapes its text and matplotlib that of the plots.
+Only means and spreads over seeds are taken here; differences, intervals and verdicts are the report's. The page is one
+file that loads nothing: jinja2 escapes its text, its script is the package's own and named by its hash in the page's
+policy, and data for the script lie in a block that no text can end.
 """
 
-import html
-import io
+import base64
+import hashlib
 import re
 import shlex
 import statistics
 import textwrap
-import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sae_lm import charts
+from sae_lm.charts import Chart, Look, headline, is_baseline, mean, ordered
+from sae_lm.events import embedded
+from sae_lm.figures import TONES, svg, swatch, visible, write_figures
 from sae_lm.files import write_whole
 from sae_lm.settings import CompareSettings
 
+__all__ = ["number", "render", "signed", "spread", "text_table", "visible", "write_figures", "write_html"]
+
 WIDTH = 120
-PRIMARY = dict.fromkeys(("hole_rate", "absorption_fraction", "absorption_full", "splits", "fvu"), "less is better")
-PRIMARY |= {"ce_recovered": "more is better"}
-"""Primary outcomes, in the order of the page, and which way is better."""
 MARKS = {"lower": "▼", "higher": "▲", "not distinguishable": "≈", "L0 not matched": "≠"}
 SHORT = {"not distinguishable": "n.d.", "L0 not matched": "L0 differs"}
-"""Verdicts as the terminal's columns have room for; "no claim (...)" loses its brackets."""
-LOOKS = list(zip(("#3b7fc4", "#d9662b", "#2a9d74", "#b5679f", "#a8891a"), "os^Dv", "●■▲◆▼", strict=True))
-"""Per arm: colour, matplotlib's marker, the same as a character; legible on white and on black; 25 pairs differ."""
-GREY = "#858585"
+"""Verdicts as the terminal's columns have room for, brackets left out."""
+ROLES = ("primary", "quality", "check", "context")
+REST = {"quality": "Quality", "check": "Did the penalty do what it says?", "context": "Context"}
+KINDS = ("kept", "split", "merged", "absorbed", "novel")
+"""Kinds of latents in a genealogy that are parts of one SAE; "lost" ones are of the other."""
+PAGE_BYTES = 4_800_000
+"""Of the page, at most; what does not fit are events of the explorer."""
+TABLE_ROWS, TREE_LINES, TERMINAL_FINDINGS = 1500, 3000, 12
+"""Rows of a table and lines of trees on the page, findings in the terminal, at most."""
 
 
-def text_table(report: dict[str, Any]) -> str:
+def text_table(report: Mapping[str, Any]) -> str:
     """The report as plain text of at most 120 columns, unless a single column is wider."""
-    training, store, seeds, metrics = report["training"], report["store"], len(report["seeds"]), report["metrics"]
-    facts = (
-        f"{store['recipe']['model']['id']}, {training['hook']}: d_sae {training['d_sae']:,}, k {training['k']}",
-        f"each SAE saw {training['tokens']:,} rows drawn from {training['held_out_from_row']:,}; "
-        f"{store['held_out_rows']:,} further rows are held out; {seeds} seed{'s' * (seeds != 1)} per arm",
-    )
-    lines = [*map(visible, facts), "", *(line for finding in report["findings"] for line in _wrap(finding))]
-    columns = [[arm, *(spread(report["arms"][arm][key]) for key in metrics)] for arm in _arms(report)]
-    columns.append(["random SAE", *(number(report["control"].get(key)) for key in metrics)])
-    lines += ["", *_columns([f"mean{' ± sd' * (seeds > 1)} over seeds", *metrics.values()], columns)]
+    arms, metrics, told = ordered(report), report["metrics"], report["findings"]
+    lines = [*_wrap("; ".join(f"{term} {fact}" for term, fact in _facts(report))), "", *_wrap(report["answer"])]
+    lines += [""] * bool(report["partial"]) + [line for said in report["partial"] for line in _wrap(f"partial: {said}")]
+    lines += ["", *(line for finding in told[:TERMINAL_FINDINGS] for line in _wrap(finding))]
+    if len(told) > TERMINAL_FINDINGS:
+        lines += [f"... and {len(told) - TERMINAL_FINDINGS} more in the report's findings"]
+    keys = headline(report)
+    keys += [key for role in ROLES[:3] for key in metrics if metrics[key]["role"] == role and key not in keys]
     columns = [
-        [f"{arm} - {report['baseline']}", *(_difference_text(of.get(key)) for key in metrics)]
-        for arm, of in _differences(report).items()
+        [
+            metrics[key]["label"],
+            *(spread(report["arms"][arm]["values"][key]) for arm in arms),
+            *(number(of.get(key)) for of in report["controls"].values()),
+        ]
+        for key in keys
     ]
-    if columns:
-        lines += ["", *_columns(["paired difference [95% interval]", *metrics.values()], columns)]
-        told = {difference["verdict"] for difference in report["differences"]}
-        lines += [f"{short}: {verdict}" for verdict, short in SHORT.items() if verdict in told]
-    used, skipped = _concepts(report)
+    title = f"mean{' ± sd' * (len(report['seeds']) > 1)} over {_seeds(report)}"
+    lines += ["", *_columns([title, *arms, *(f"{name} (control)" for name in report["controls"])], columns)]
+    differences = _differences(report)
+    if differences:
+        columns = [
+            [metrics[key]["label"], *(_difference_text(of.get(key)) for of in differences.values())]
+            for key in headline(report)
+        ]
+        lines += ["", *_columns(["paired difference [95%]", *differences], columns)]
+        heads = {difference["verdict"].partition(" (")[0] for difference in report["differences"]}
+        lines += [f"{short}: {verdict}" for verdict, short in SHORT.items() if verdict in heads]
+    used = [concept for concept in report["concepts"] if concept["skipped"] is None]
     names = ", ".join(f"{c['name']} ({number(c['probe_f1'], 2)}, {c['types']})" for c in used) or "none"
     lines += ["", *_wrap(f"concepts used (probe F1, token types), {len(used)} of {len(report['concepts'])}: {names}")]
-    reasons = "; ".join(f"{count} ({reason})" for reason, count in skipped.most_common())
-    return "\n".join(lines + (_wrap(f"skipped: {reasons}") if skipped else []))
+    reasons = "; ".join(f"{count} ({reason})" for reason, count in _skipped(report).most_common())
+    return "\n".join(lines + (_wrap(f"skipped: {reasons}") if reasons else []))
 
 
-def write_html(report: dict[str, Any], path: Path) -> None:
-    """The report as one HTML file."""
-    arms = _arms(report)
-    looks = {arm: (LOOKS[i % 5][0], *LOOKS[(i + i // 5) % 5][1:]) for i, arm in enumerate(arms)}
-    primary, rest = [k for k in PRIMARY if k in report["metrics"]], [k for k in report["metrics"] if k not in PRIMARY]
-    render(
-        "report.html.jinja",
-        path,
-        report=report,
-        others=arms[1:],
-        groups={"Primary outcomes": primary, "Everything else": rest},
-        better=PRIMARY,
-        differences=_differences(report),
-        looks=looks,
-        paired={key: plot for key in primary if (plot := _paired_plot(report, key, looks))},
-        by_concept={
-            title: plot
-            for key, title in (("hole_rate", "Hole rate"), ("fraction", "Absorption, fraction"))
-            if (plot := _concept_plot(report, key, title, looks))
+def write_html(report: Mapping[str, Any], path: Path) -> None:
+    """The report as one HTML file of at most 5 MB; where events of the explorer had to go, the page says so."""
+    arms, styles, metrics = ordered(report), charts.looks(report), report["metrics"]
+    keys, primary = headline(report), [key for key in metrics if metrics[key]["role"] == "primary"]
+    ks = sorted({arm["k"] for arm in report["arms"].values()}, key=lambda k: (k is None, k))
+    several = charts.several_l0(report)
+    script = _part("report.js")
+    drawn = {
+        "curves": _drawn(report, keys, charts.against_l0 if several else charts.by_seed, styles),
+        "coefficients": _drawn(report, keys, charts.along_coefficient, styles),
+        "forests": _drawn(report, keys, charts.forest, styles),
+        "nearest": {
+            k: [(of.title, "", svg(of, styles, _alt(of))) for of in found]
+            for k, found in charts.nearest_panels(report).items()
         },
-        trade=_trade_plot(report, looks),
+    }
+    absent = {key for key, of in drawn.items() if not of and key != "curves"}
+    page = fill(
+        "report.html.jinja",
+        report=report,
+        arms=arms,
+        baselines=[name for name in arms if is_baseline(report, name)],
+        ks=ks,
+        several_l0=several,
+        swatches={name: swatch(look) for name, look in styles.items()},
+        legend=_legend(report, styles),
+        facts=_facts(report),
+        sections=[(name, title) for name, title in _sections(several) if _OF.get(name, name) not in absent],
+        groups={
+            "headline": keys,
+            "rest": {
+                title: of
+                for role, title in REST.items()
+                if (of := [key for key in metrics if metrics[key]["role"] == role and key not in keys])
+            },
+        },
+        differences=_differences(report),
+        statistics=_statistics(report, keys + primary),
         per_concept=_per_concept(report),
-        concepts=_concepts(report),
+        sweep=_sweep(report),
+        skipped=_skipped(report),
+        kinds=(*KINDS, "lost"),
+        bars=_bars,
+        trees=_trees(report),
         command=_command(report["settings"]),
+        tones=TONES,
+        style=_part("report.css"),
+        script=script,
+        script_hash="sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        **drawn,
     )
+    # texts are escaped, so that the mark is not among them
+    before, mark, after = page.partition('<script type="application/json" id="data">')
+    room = PAGE_BYTES - len(_encoded(page))
+    write_whole(path, lambda part: part.write_bytes(_encoded(before + mark + embedded(report, room) + after)) and None)
+
+
+_OF = {"differences": "forests", "geometry": "nearest"}
+
+
+def _sections(several_l0: bool) -> list[tuple[str, str]]:
+    first = [("outcomes", "Outcomes"), ("curves", "Against L0" if several_l0 else "Seeds")]
+    middle = [("coefficients", "Coefficients"), ("differences", "Differences"), ("geometry", "Geometry")]
+    middle += [("splitting", "Splitting"), ("absorption", "Absorption"), ("statistics", "Statistics")]
+    return [*first, *middle, ("concepts", "Concepts"), ("method", "Method")]
 
 
 def render(template: str, path: Path, **values: Any) -> None:
     """Fill a template that lies beside this file, everything escaped, and write the page whole."""
+    page = _encoded(fill(template, **values))
+    write_whole(path, lambda part: part.write_bytes(page) and None)
+
+
+def fill(template: str, **values: Any) -> str:
+    """A template that lies beside this file, filled, everything escaped."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -97,9 +160,9 @@ def render(template: str, path: Path, **values: Any) -> None:
         lstrip_blocks=True,
     )
     environment.filters |= {"number": number, "signed": signed, "spread": spread, "visible": visible}
+    environment.filters |= {"mean": mean, "chance": chance}
     environment.globals["marks"] = MARKS
-    page = environment.get_template(template).render(**values)
-    write_whole(path, lambda part: part.write_bytes(page.encode("utf-8", "backslashreplace")) and None)
+    return environment.get_template(template).render(**values)
 
 
 def number(value: float | int | None, digits: int | None = None) -> str:
@@ -118,182 +181,206 @@ def signed(value: float | int | None) -> str:
 def spread(values: Iterable[float | int | None]) -> str:
     """Mean over seeds, ± standard deviation where there are two or more; missing numbers are left out."""
     there = [value for value in values if value is not None]
-    mean = number(statistics.fmean(there)) if there else "-"
-    return f"{mean} ± {number(statistics.stdev(there), len(mean.partition('.')[2]))}" if len(there) > 1 else mean
+    middle = number(statistics.fmean(there)) if there else "-"
+    return f"{middle} ± {number(statistics.stdev(there), len(middle.partition('.')[2]))}" if len(there) > 1 else middle
 
 
-def visible(text: object) -> str:
-    """Text on one line in which every character shows: line breaks, controls and marks that reorder text too."""
-    signs = {"\n": "↵", "\t": "⇥", "\u00a0": " ", "\u3000": " "}
-    return "".join(signs.get(c) or (c if c.isprintable() else f"⟨{ord(c):04X}⟩") for c in str(text))
+def chance(p: float | int | None) -> str:
+    """A p value: three digits, never 0."""
+    return "-" if p is None else "< .001" if p < 0.001 else f"{p:.3f}"
+
+
+# --- of both
+
+
+def _facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What was compared, as terms and values."""
+    training, store = report["training"], report["store"]
+    ks = sorted({str(arm["k"]) for arm in report["arms"].values() if arm["k"] is not None}, key=int)
+    used = sum(concept["skipped"] is None for concept in report["concepts"])
+    facts = [
+        ("model", store["recipe"]["model"]["id"]),
+        ("hook", training["hook"]),
+        ("latents", f"{training['d_sae']:,}"),
+        ("k", "/".join(ks) or "free"),
+        ("arms", str(len(report["arms"]))),
+        ("seeds", str(len(report["seeds"]))),
+        ("rows trained on", f"{training['tokens']:,}"),
+        ("rows held out", f"{store['held_out_rows']:,}"),
+        ("concepts", f"{used} of {len(report['concepts'])}"),
+        ("baseline", report["baseline"]),
+    ]
+    return [(term, visible(fact)) for term, fact in facts]
+
+
+def _seeds(report: Mapping[str, Any]) -> str:
+    return f"{len(report['seeds'])} seed{'s' * (len(report['seeds']) != 1)}"
+
+
+def _differences(report: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Arm -> metric -> its difference from the baseline, in the order of the arms."""
+    found: dict[str, dict[str, Any]] = {}
+    for difference in sorted(report["differences"], key=lambda d: ordered(report).index(d["arm"])):
+        found.setdefault(difference["arm"], {})[difference["metric"]] = difference
+    return found
+
+
+def _skipped(report: Mapping[str, Any]) -> Counter[str]:
+    """How many concepts were skipped for each kind of reason (its first number left out)."""
+    reasons = [concept["skipped"] for concept in report["concepts"] if concept["skipped"] is not None]
+    return Counter(re.sub(r"\s?\b[\d.,]+(?=\s)", "", reason, count=1).strip() for reason in reasons)
+
+
+# --- of the terminal
 
 
 def _wrap(text: str) -> list[str]:
     return textwrap.wrap(visible(text), WIDTH, subsequent_indent="    ")
 
 
-def _arms(report: dict[str, Any]) -> list[str]:
-    """The arms, baseline first."""
-    return sorted(report["arms"], key=lambda arm: arm != report["baseline"])
-
-
-def _differences(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Arm -> metric -> its difference from the baseline."""
-    found = report["differences"]
-    return {arm: {d["metric"]: d for d in found if d["arm"] == arm} for arm in _arms(report)[1:]}
-
-
-def _difference_text(d: dict[str, Any] | None) -> str:
+def _difference_text(d: Mapping[str, Any] | None) -> str:
     if d is None or d["mean"] is None:
         return "-"
-    interval = "" if d["low"] is None else f"[{signed(d['low'])}, {signed(d['high'])}]"
-    verdict = SHORT.get(d["verdict"], d["verdict"].partition(" (")[0])
-    return f"{signed(d['mean']):>7} {interval:>18} {verdict:<10}"
+    interval = "" if d["low"] is None else f" [{signed(d['low'])}, {signed(d['high'])}]"
+    head = d["verdict"].partition(" (")[0]
+    return f"{signed(d['mean'])}{interval} {SHORT.get(head, head)}"
 
 
 def _columns(labels: list[str], columns: list[list[str]]) -> list[str]:
-    """Aligned columns, the label column repeated in front of each block that fits the width."""
-    shown = [[visible(cell) for cell in column] for column in [labels, *columns]]
-    widths = [max(map(len, column)) for column in shown]
-    lines, first = [], 1
-    while first < len(shown):
-        last, total = first, widths[0]
-        while last < len(shown) and (last == first or total + 2 + widths[last] <= WIDTH):
+    """Aligned columns, their heads in as many lines as they need, the labels repeated in front of each block that
+    fits the width."""
+    labels = [visible(label) for label in labels]
+    cells = [[visible(cell) for cell in column] for column in columns]
+    body = [max([len(cell) for cell in column[1:]], default=1) for column in cells]
+    heads = [textwrap.wrap(column[0], max(14, width)) or [""] for column, width in zip(cells, body, strict=True)]
+    widths = [max(width, *map(len, head)) for width, head in zip(body, heads, strict=True)]
+    margin = max(map(len, labels))
+    lines, first = [], 0
+    while first < len(cells):
+        last, total = first, margin
+        while last < len(cells) and (last == first or total + 2 + widths[last] <= WIDTH):
             total += 2 + widths[last]
             last += 1
-        for row in range(len(labels)):
-            cells = [f"{shown[0][row]:<{widths[0]}}", *(f"{shown[c][row]:>{widths[c]}}" for c in range(first, last))]
-            lines.append("  ".join(cells).rstrip())
-            if row == 0:
-                lines.append("-" * total)
-        lines += [""] * (last < len(shown))
+        block, deep = range(first, last), max(len(heads[column]) for column in range(first, last))
+        for line in range(-deep, 0):
+            head = [(heads[c][line] if -line <= len(heads[c]) else "").rjust(widths[c]) for c in block]
+            lines.append("  ".join([(labels[0] if line == -1 else "").ljust(margin), *head]).rstrip())
+        lines.append("-" * total)
+        for row, label in enumerate(labels[1:], 1):
+            lines.append("  ".join([label.ljust(margin), *(cells[c][row].rjust(widths[c]) for c in block)]).rstrip())
+        lines += [""] * (last < len(cells))
         first = last
     return lines
 
 
-def _concepts(report: dict[str, Any]) -> tuple[list[dict[str, Any]], Counter[str]]:
-    """The concepts used, and how many were skipped for each kind of reason (its first number left out)."""
-    skipped = [c["skipped"] for c in report["concepts"] if c["skipped"]]
-    kinds = Counter(re.sub(r"\s?\b[\d.,]+(?=\s)", "", reason, count=1).strip() for reason in skipped)
-    return [c for c in report["concepts"] if not c["skipped"]], kinds
+# --- of the page
 
 
-def _per_concept(report: dict[str, Any]) -> list[dict[str, Any]]:
-    """One row per concept and arm: under each key a list of values, one per seed."""
-    keys = ("splits", "main_f1", "hole_rate", "fraction", "full", "recovered", "candidates", "types", "latents")
+def _part(name: str) -> str:
+    return (Path(__file__).parent / name).read_text(encoding="utf-8")
+
+
+def _encoded(page: str) -> bytes:
+    return page.encode("utf-8", "backslashreplace")
+
+
+def _drawn(report: Mapping[str, Any], keys: Sequence[str], chart_of: Any, styles: Mapping[str, Look]) -> list[Any]:
+    """Of each metric that there is something to draw of: label, which way is better, plot."""
+    found = [(key, chart_of(report, key)) for key in keys]
+    return [
+        (chart.title, f"{better} is better" if better else "", svg(chart, styles, _alt(chart)))
+        for key, chart in found
+        if chart is not None
+        for better in [report["metrics"][key]["better"]]
+    ]
+
+
+def _alt(chart: Chart) -> str:
+    axes = f", {chart.y_label or 'value'} against {chart.x_label}" if chart.x_label else ""
+    return f"Plot of {visible(chart.title)}{axes}. Its numbers stand in the tables."
+
+
+def _legend(report: Mapping[str, Any], styles: Mapping[str, Look]) -> list[tuple[str, Look, str]]:
+    """One entry per family: name, look, mark."""
+    families = {report["arms"][name]["family"]: styles[name] for name in ordered(report)}
+    return [(family, look, swatch(look)) for family, look in families.items()]
+
+
+def _statistics(report: Mapping[str, Any], first: Sequence[str]) -> dict[str, Any]:
+    """Rows of the table of differences, those of the metrics ``first`` before the others."""
+    metrics = [key for key in report["metrics"] if key in first] + [k for k in report["metrics"] if k not in first]
+    found = [d for d in report["differences"] if d["metric"] in metrics]
+    found.sort(key=lambda d: metrics.index(d["metric"]))
+    return {
+        "rows": found[:TABLE_ROWS],
+        "left_out": len(found[TABLE_ROWS:]),
+        "roles": sorted({report["metrics"][d["metric"]]["role"] for d in found}, key=ROLES.index),
+        "verdicts": sorted({d["verdict"].partition(" (")[0] for d in found}),
+    }
+
+
+def _per_concept(report: Mapping[str, Any]) -> dict[str, Any]:
+    """One row per concept and arm, with a list of values under each key, one per seed."""
+    keys = ("splits", "main_f1", "hole_rate", "fraction", "full", "recovered", "candidates")
     rows: dict[tuple[str, str], dict[str, Any]] = {}
     for entry in sorted(report["per_concept"], key=lambda e: e["seed"]):
         name = entry["concept"], entry["arm"]
-        row = rows.setdefault(name, {"concept": name[0], "arm": name[1], **{key: [] for key in keys}})
+        row = rows.setdefault(name, {"concept": name[0], "arm": name[1], "which": [], **{key: [] for key in keys}})
+        row["which"].append(" ".join(map(str, entry.get("latents", ()))))
         for key in keys:
             row[key].append(entry.get(key))
-    concepts, arms = [c["name"] for c in report["concepts"]], [*_arms(report), "random"]
-    return sorted(rows.values(), key=lambda row: (concepts.index(row["concept"]), arms.index(row["arm"])))
+    concepts = list(dict.fromkeys(concept for concept, _ in rows))
+    arms = ordered(report)
+    found = sorted(rows.values(), key=lambda r: (concepts.index(r["concept"]), (*arms, r["arm"]).index(r["arm"])))
+    for row in found:
+        row["latents"] = visible("; ".join(row["which"]), 90)
+    return {"rows": found[:TABLE_ROWS], "left_out": len(found[TABLE_ROWS:]), "concepts": concepts}
 
 
-def _command(settings: dict[str, Any]) -> str:
+def _sweep(report: Mapping[str, Any]) -> dict[str, Any]:
+    """Per arm the fraction under other gates, mean over concepts and seeds."""
+    found: dict[str, dict[tuple[float, float], list[float | None]]] = {}
+    for entry in report["per_concept"]:
+        for gate in entry.get("sweep") or ():
+            of = found.setdefault(entry["arm"], {})
+            of.setdefault((gate["cos"], gate["share"]), []).append(gate["fraction"])
+    gates = sorted({gate for of in found.values() for gate in of})
+    return {"gates": gates, "rows": {arm: [mean(of.get(gate, [])) for gate in gates] for arm, of in found.items()}}
+
+
+def _bars(counts: Mapping[str, int]) -> str:
+    """Shares of the kinds as a bar; the numbers stand beside it."""
+    whole = sum(counts.get(kind, 0) for kind in KINDS) or 1
+    out, at = ['<svg class="shares" viewBox="0 0 144 12" preserveAspectRatio="none" aria-hidden="true">'], 0.0
+    for kind in KINDS:
+        width = 144 * counts.get(kind, 0) / whole
+        title = f"<title>{kind}: {counts.get(kind, 0):,}</title>"
+        out.append(f'<rect class="kind-{kind}" x="{at:.1f}" y="0" width="{width:.1f}" height="12">{title}</rect>')
+        at += width
+    return "".join([*out, "</svg>"])
+
+
+def _trees(report: Mapping[str, Any]) -> dict[str, Any]:
+    """The trees of every pair that there is room for: each pair has the same number of lines."""
+    pairs = [pair for pair in report["genealogy"] if pair["trees"]]
+    room, shown = TREE_LINES // max(1, len(pairs)), []
+    for pair in pairs:
+        lines, kept = 0, []
+        for tree in pair["trees"]:
+            lines += len(tree["children"])
+            kept += [tree] if lines <= room else []
+        shown.append((pair, kept))
+    return {
+        "pairs": [(pair, kept) for pair, kept in shown if kept],
+        "shown": sum(len(kept) for _, kept in shown),
+        "all": sum(len(pair["trees"]) for pair in pairs),
+    }
+
+
+def _command(settings: Mapping[str, Any]) -> str:
     """The command that makes the report again: what differs from the defaults."""
-    words = ["sae-lm", "compare", str(settings["runs"])]
+    words = ["sae-lm", "compare", visible(settings["runs"])]
     for key, field in CompareSettings.model_fields.items():
         if key != "runs" and settings.get(key) is not None and settings[key] != field.default:
-            words += ["--" + key.replace("_", "-"), str(settings[key])]
+            words += ["--" + key.replace("_", "-"), visible(settings[key])]
     return shlex.join(words)
-
-
-def _svg(height: float, alt: str, draw: Callable[[Any], None]) -> str:
-    """Call ``draw(axes)``; the drawing as SVG that stands inside the page, as wide as a phone, named ``alt``."""
-    import matplotlib
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
-
-    style: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "sae_lm", "text.parse_math": False, "font.size": 8}
-    style |= {"axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": GREY}
-    style |= dict.fromkeys(("figure.facecolor", "axes.facecolor"), "none")  # the page's colour, light or dark
-    with matplotlib.rc_context(style), warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # characters that the layout's font lacks: the reader's has them
-        figure = Figure(figsize=(3.5, height), layout="constrained")
-        axes = figure.subplots()
-        axes.tick_params(color=GREY, length=3)
-        axes.grid(axis="x", color=GREY, alpha=0.25, linewidth=0.6)
-        draw(axes)
-        out = io.StringIO()
-        FigureCanvasSVG(figure).print_svg(out, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
-    svg = re.sub(r'<g id="[^"]*">', "<g>", out.getvalue().partition("<svg")[2])  # ids would repeat from plot to plot
-    return f'<svg role="img" aria-label="{html.escape(visible(alt))}"' + svg
-
-
-def _numbers(values: Iterable[float | int | None]) -> str:
-    return ", ".join(number(value, 3) for value in values)
-
-
-def _there(points: Iterable[tuple[float | int | None, float | int | None]]) -> Any:
-    """x and y of the points that have both, for ``axes.plot(*...)``."""
-    kept = [point for point in points if None not in point]
-    return [x for x, _ in kept], [y for _, y in kept]
-
-
-def _paired_plot(report: dict[str, Any], key: str, looks: dict[str, Any]) -> str | None:
-    """One dot per arm and seed, a line through the dots of each seed."""
-    values = {arm: report["arms"][arm][key] for arm in looks}
-    if all(value is None for of in values.values() for value in of):
-        return None
-
-    def draw(axes: Any) -> None:
-        for of_seed in zip(*values.values(), strict=True):
-            axes.plot(*_there(zip(of_seed, range(len(values)), strict=True)), color=GREY, linewidth=0.8)
-        for place, (arm, of) in enumerate(values.items()):
-            axes.plot(*_there((value, place) for value in of), looks[arm][1], color=looks[arm][0], markersize=5)
-        axes.set_yticks(range(len(values)), [f"{visible(arm):.22}" for arm in values])
-        axes.set_ylim(len(values) - 0.5, -0.5)
-        axes.margins(x=0.1)
-        axes.locator_params(axis="x", nbins=5)
-
-    told = "; ".join(f"{arm}: {_numbers(of)}" for arm, of in values.items())
-    return _svg(0.65 + 0.3 * len(values), f"{report['metrics'][key]} per seed. {told}", draw)
-
-
-def _concept_plot(report: dict[str, Any], key: str, title: str, looks: dict[str, Any]) -> str | None:
-    """A band per concept, the arms under each other in it: dots are seeds, the tick is their mean."""
-    rows = [row for row in _per_concept(report) if any(value is not None for value in row[key])]
-    names, arms = (list(dict.fromkeys(row[of] for row in rows)) for of in ("concept", "arm"))
-    if not rows:
-        return None
-
-    def draw(axes: Any) -> None:
-        for row in rows:
-            colour, marker, _ = looks.get(row["arm"], (GREY, "x", ""))
-            place = names.index(row["concept"]) + 0.7 * ((arms.index(row["arm"]) + 0.5) / len(arms) - 0.5)
-            x, y = _there((value, place) for value in row[key])
-            axes.plot(x, y, marker, color=colour, markersize=3.5)
-            axes.plot(statistics.fmean(x), place, "|", color=colour, markersize=9)
-        for edge in range(1, len(names)):
-            axes.axhline(edge - 0.5, color=GREY, alpha=0.25, linewidth=0.6)
-        axes.set_yticks(range(len(names)), [f"{visible(name):.22}" for name in names])
-        axes.set_ylim(len(names) - 0.5, -0.5)
-        axes.set_xlim(left=0)
-
-    told = "; ".join(f"{row['concept']}, {row['arm']}: {_numbers(row[key])}" for row in rows)
-    return _svg(0.5 + len(names) * (0.1 + 0.11 * len(arms)), f"{title} per concept and seed. {told}", draw)
-
-
-def _trade_plot(report: dict[str, Any], looks: dict[str, Any]) -> str | None:
-    """Each run's FVU against how near its decoder rows lie; a line where as many random directions lie."""
-    points = {a: _there(zip(report["arms"][a]["nearest_cos"], report["arms"][a]["fvu"], strict=True)) for a in looks}
-    nulls = [value for arm in looks for value in report["arms"][arm]["nearest_cos_null"] if value is not None]
-    if not any(x for x, _ in points.values()):
-        return None
-
-    def draw(axes: Any) -> None:
-        for arm, runs in points.items():
-            axes.plot(*runs, looks[arm][1], color=looks[arm][0], markersize=5.5)
-        if nulls:
-            middle = statistics.fmean(nulls)
-            axes.axvspan(min(nulls), max(nulls), color=GREY, alpha=0.15, linewidth=0)
-            axes.axvline(middle, color=GREY, linestyle="--", linewidth=1)
-            axes.annotate("random", (middle, 1), xycoords=("data", "axes fraction"), ha="center", va="bottom")
-        axes.grid(axis="y", color=GREY, alpha=0.25, linewidth=0.6)
-        axes.set(xlabel="cosine to the nearest other decoder row", ylabel="fraction of variance unexplained")
-        axes.margins(0.12)
-
-    told = "; ".join(f"{arm}: FVU {_numbers(y)} at cosine {_numbers(x)}" for arm, (x, y) in points.items())
-    return _svg(2.8, f"Variance unexplained against nearest-neighbour cosine. {told}; random: {_numbers(nulls)}", draw)

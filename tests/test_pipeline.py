@@ -8,10 +8,11 @@ import torch
 
 import sae_lm
 from sae_lm.caching import cache
-from sae_lm.comparison import METRICS, compare
+from sae_lm.comparison import compare
 from sae_lm.errors import SaeError, SettingsError, StoreError
 from sae_lm.settings import CompareSettings, TrainSettings
 from sae_lm.training import train
+from sae_lm.verdicts import METRICS
 
 HOOK = "blocks.1.hook_out"
 
@@ -71,8 +72,8 @@ def test_an_arm_trained_alone_or_later_is_the_same_as_in_company(runs, tiny_stor
     later = train(training(tiny_store, alone, arms="abs_cos:1"))
     train(training(tiny_store, later, arms="none", seeds=1))  # one seed less than the others
     log = (later / "max_cos_0.5-seed0.metrics.jsonl").read_text()
-    with pytest.raises(SaeError, match="none-seed1 missing; run sae-lm train again with --seeds 2"):
-        compare(comparing(later, tmp_path))
+    partial = compare(comparing(later, tmp_path))
+    assert partial["seeds"] == [0] and "none-seed1 missing" in partial["partial"][0]
     train(training(tiny_store, later, arms="none"))
     assert weights(later) == weights(runs) and (later / "max_cos_0.5-seed0.metrics.jsonl").read_text() == log
     assert set(compare(comparing(later, tmp_path))["arms"]) == {"none", "abs_cos:1", "max_cos:0.5"}
@@ -127,8 +128,8 @@ def test_a_killed_training_leaves_no_half_sae_and_finishes_on_the_next_call(runs
     with pytest.raises(KeyboardInterrupt):
         train(training(tiny_store, tmp_path / "runs"))
     assert len(weights(tmp_path / "runs")) == 2
-    with pytest.raises(SaeError, match="unfinished: .*missing; run sae-lm train again"):
-        compare(CompareSettings(runs=tmp_path / "runs", out=tmp_path / "report", model="none"))
+    partial = compare(comparing(tmp_path / "runs", tmp_path))
+    assert list(partial["arms"]) == ["none", "abs_cos:1"] and "max_cos:0.5: no SAE is there" in partial["partial"][0]
     monkeypatch.setattr(module, "save", real)
     train(training(tiny_store, tmp_path / "runs"))
     assert weights(tmp_path / "runs") == weights(runs)
@@ -180,10 +181,10 @@ def report(half_held_out, tiny_model, tmp_path_factory):
         out=out,
         model=str(tiny_model),
         min_types=3,
-        probe_gate=0.0,
+        probe_gate=0.5,
         per_type=20,
         ce_contexts=8,
-        seed=2,
+        seed=4,
     )
     return compare(settings), out
 
@@ -193,12 +194,9 @@ def test_the_report_has_every_metric_for_every_run_and_the_control(report):
     assert json.loads((out / "report.json").read_text()) == json.loads(json.dumps(values))
     assert set(values["arms"]) == {"none", "abs_cos:1", "max_cos:0.5"}
     for arm in values["arms"].values():
-        assert list(arm) == list(METRICS)
-        for key, per_seed in arm.items():
-            assert len(per_seed) == 2, key
-            if key != "recovered_on_holes":
-                assert all(isinstance(value, float) for value in per_seed), key
-    assert values["control"]["fvu"] > values["arms"]["none"]["fvu"][0]
+        assert list(arm["values"]) == list(METRICS)
+        assert all(len(per_seed) == 2 for per_seed in arm["values"].values())
+    assert values["controls"]["random"]["fvu"] > values["arms"]["none"]["values"]["fvu"][0]
     assert all(d["verdict"].startswith(("no claim", "L0 not matched")) for d in values["differences"])  # two seeds
     assert (out / "report.html").stat().st_size > 1000
 
@@ -209,9 +207,11 @@ def test_the_reports_numbers_are_those_of_the_saes(report, half_held_out, tiny_s
     sae = sae_lm.load(half_held_out / "abs_cos_1-seed1")
     x = store.rows(HOOK, sae.config.metadata["training"]["held_out_from_row"])
     z = sae.encode(x)
-    assert values["arms"]["abs_cos:1"]["l0"][1] == pytest.approx(float((z > 0).sum(1).float().mean()), rel=1e-5)
-    assert values["arms"]["abs_cos:1"]["dead"][1] == pytest.approx(float((z == 0).all(0).float().mean()))
-    assert values["arms"]["abs_cos:1"]["nmse"][1] == pytest.approx(
+    assert values["arms"]["abs_cos:1"]["values"]["l0"][1] == pytest.approx(
+        float((z > 0).sum(1).float().mean()), rel=1e-5
+    )
+    assert values["arms"]["abs_cos:1"]["values"]["dead"][1] == pytest.approx(float((z == 0).all(0).float().mean()))
+    assert values["arms"]["abs_cos:1"]["values"]["nmse"][1] == pytest.approx(
         float((x - sae(x)).square().sum() / x.square().sum()), rel=1e-4
     )
 
@@ -230,8 +230,8 @@ def comparing(runs, out, **changes):
 
 def test_without_a_language_model_the_rest_is_still_compared(runs, tmp_path):
     values = compare(comparing(runs, tmp_path))
-    assert values["cross_entropy"] is None and values["arms"]["none"]["ce_spliced"] == [None, None]
-    assert values["arms"]["none"]["fvu"][0] > 0
+    assert values["cross_entropy"] is None and values["arms"]["none"]["values"]["ce_spliced"] == [None, None]
+    assert values["arms"]["none"]["values"]["fvu"][0] > 0
 
 
 def test_a_comparison_refuses_what_it_cannot_compare(runs, tmp_path, cache_settings):
@@ -278,17 +278,6 @@ def test_a_run_json_that_is_not_understood_is_one_sentence(runs, tmp_path, conte
 def test_concepts_that_one_part_of_the_split_lacks_are_skipped_with_the_reason(runs, tmp_path):
     values = compare(comparing(runs, tmp_path, min_types=1, probe_gate=0.0))
     assert any("no examples on both sides" in str(concept["skipped"]) for concept in values["concepts"])
-
-
-def test_every_arm_is_scored_with_the_same_number_of_main_latents(report):
-    values, _ = report
-    for concept in {c["concept"] for c in values["per_concept"]}:
-        mine = [c for c in values["per_concept"] if c["concept"] == concept]
-        own = [c["splits"] for c in mine if c["arm"] == "none"]
-        assert {c["common_k"] for c in mine} == {round(sum(own) / len(own))}
-        for c in mine:
-            if c["splits"] == c["common_k"]:
-                assert (c["hole_rate"], c["fraction"]) == (c["hole_rate_own_k"], c["fraction_own_k"])
 
 
 def test_a_moved_store_is_found_with_store(runs, tiny_store, tmp_path):

@@ -9,6 +9,9 @@ from torch import Tensor
 
 from sae_lm.sae.model import SAE
 
+CROWDED = 8
+"""A code fuller than one latent in so many is decoded by a dense product, which is faster then."""
+
 
 class Codes(NamedTuple):
     """Firing latents of n tokens, padded with value 0 to the width of the fullest token.
@@ -22,15 +25,47 @@ class Codes(NamedTuple):
     d_sae: int
 
     def columns(self, latents: list[int]) -> Float[Tensor, "n chosen"]:
-        """Dense strengths of a few latents."""
-        out = torch.zeros(len(self.latent), len(latents))
-        for column, latent in enumerate(latents):
-            out[:, column] = (self.strength * (self.latent == latent)).sum(1)
-        return out
+        """Dense strengths of a few latents, all different."""
+        place = torch.full((self.d_sae,), len(latents))
+        place[latents] = torch.arange(len(latents))
+        out = torch.zeros(len(self.latent), len(latents) + 1)
+        return out.scatter_add_(1, place[self.latent], self.strength)[:, :-1]  # the last gathers all others
 
     def take(self, rows: Tensor) -> "Codes":
         """The codes of some tokens: a mask or row numbers."""
         return Codes(self.strength[rows], self.latent[rows], self.d_sae)
+
+    def density(self) -> Float[Tensor, " d_sae"]:
+        """Share of the tokens on which each latent fires, float64."""
+        fires = torch.bincount(self.latent[self.strength > 0], minlength=self.d_sae)
+        return fires.double() / max(1, len(self.latent))
+
+    def mean_strength(self) -> Float[Tensor, " d_sae"]:
+        """Each latent's mean strength over all tokens, float64."""
+        sums = torch.bincount(self.latent.flatten(), self.strength.flatten().double(), self.d_sae)
+        return sums / max(1, len(self.latent))
+
+
+@torch.no_grad()
+def active(sae: SAE, x: Float[Tensor, "n d_in"]) -> tuple[Float[Tensor, "n width"], Int[Tensor, "n width"]]:
+    """``sae.encode(x)`` by its entries: activations and their latents, padded with value 0."""
+    if sae.config.architecture == "topk":
+        values, latent = sae.pre_activations(x).topk(sae.config.k or 0, dim=1, sorted=False)
+        return values.relu(), latent
+    z = sae.encode(x)
+    width = max(1, int((z > 0).sum(1).max())) if len(z) else 1
+    values, latent = z.topk(width, dim=1, sorted=False)
+    return values, latent
+
+
+@torch.no_grad()
+def decode_active(
+    sae: SAE, values: Float[Tensor, "n width"], latent: Int[Tensor, "n width"]
+) -> Float[Tensor, "n d_in"]:
+    """What ``sae.decode`` makes of the dense code; reads the rows of the latents that fire and no others."""
+    if latent.shape[1] * CROWDED > sae.config.d_sae:
+        return sae.decode(values.new_zeros(len(values), sae.config.d_sae).scatter_(1, latent, values))
+    return torch.nn.functional.embedding_bag(latent, sae.W_dec, per_sample_weights=values, mode="sum") + sae.b_dec
 
 
 @torch.no_grad()
@@ -39,10 +74,8 @@ def encode_sparse(sae: SAE, batches: Iterable[Float[Tensor, "_ d_in"]]) -> Codes
     norms = sae.W_dec.norm(dim=1)
     parts = []
     for x in batches:
-        z = sae.encode(x.to(sae.W_dec)) * norms
-        width = max(1, int((z > 0).sum(1).max())) if len(z) else 1
-        strength, index = z.topk(width, dim=1, sorted=False)
-        parts.append((strength.float().cpu(), index.cpu()))
+        values, latent = active(sae, x.to(sae.W_dec))
+        parts.append(((values * norms[latent]).float().cpu(), latent.cpu()))
     width = max((strength.shape[1] for strength, _ in parts), default=1)
     pad = [(torch.nn.functional.pad(s, (0, width - s.shape[1])), i) for s, i in parts]
     strengths = [s for s, _ in pad] or [torch.zeros(0, 1)]

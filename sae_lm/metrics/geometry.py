@@ -1,51 +1,289 @@
 """decoder -> how near its rows are to each other, beside what random directions give.
 
-A manipulation check, not a result: a random decoder scores best. Definitions: OrtSAE equation 6
-(mean over latents of the signed cosine to the nearest other), over the whole dictionary, exact.
+A manipulation check, not a result: a random decoder scores best. Definitions: OrtSAE (2509.22033) equation 6,
+the mean over latents of the signed cosine to the nearest other, and its clustering coefficient; c_dec, the mean
+|cos| over pairs, of 2508.16560. Everything is over the whole dictionary, exact, and held tile by tile. Rows may
+have any norm; a zero row has no direction and counts as orthogonal to all.
 """
 
+import math
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import numpy as np
+import scipy.integrate
+import scipy.sparse
+import scipy.special
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from sae_lm.sae.penalties import abs_cos, nearest_row, unit_rows
+from sae_lm.sae.penalties import unit_rows
 from sae_lm.seeds import derive
+
+CELLS = 1 << 24
+"""Cosines held at a time, at most: 64 MiB in float32."""
+DUPLICATE = 0.95
+"""Cosine above which two latents are taken for one."""
+EDGES = tuple(i / 50 for i in range(51))
+"""Bins of the histogram of nearest cosines; what is below 0 counts into the first."""
+NULL_ROWS = 4096
+"""Directions of the anisotropic null whose nearest is looked up: its mean then has a standard error below .001."""
+THRESHOLDS = (0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.7, 0.8)
+"""Cosines above which two latents are joined in the graph whose clustering is measured."""
+MOST_EDGES = 1 << 23
+"""A graph with more edges than this gets no clustering coefficient: 200 MiB, and minutes."""
 
 
 class Geometry(NamedTuple):
+    """Figures of one decoder; those without a suffix are over alive latents, among themselves."""
+
     nearest_cos: float
-    """mean over alive latents of the cosine to the nearest other alive latent"""
+    """mean cosine to the nearest other"""
     nearest_cos_all: float
     """the same over all latents; dead ones need not move to look orthogonal"""
     nearest_cos_null: float
-    """the same for as many random directions as there are alive latents"""
-    mean_abs_cos: float
-    """mean |cos| over all pairs; random directions give about sqrt(2 / (pi d_in))"""
+    """its expectation for as many independent uniform directions as there are alive latents"""
+    nearest_cos_spread: float
+    """the same for directions drawn with the second moments of the alive rows: what stands above it is owed to pairs
+    of latents, and not to all of them sharing a part of the space"""
+    near_half: float
+    """share of latents whose nearest has cosine > .5"""
+    near_70: float
+    """... > .7"""
     near_duplicates: float
-    """share of alive latents whose nearest has cosine > 0.9"""
+    """... > .9"""
+    duplicates: float
+    """... > .95"""
+    mean_abs_cos: float
+    """mean |cos| over ordered pairs"""
+    mean_abs_cos_all: float
+    mean_abs_cos_null: float
+    """for uniform directions, about sqrt(2 / (pi d_in))"""
+    mean_sq_cos: float
+    """mean cos^2 over ordered pairs"""
+    mean_sq_cos_all: float
+    mean_sq_cos_null: float
+    """for uniform directions, 1 / d_in"""
 
 
+class Pairs(NamedTuple):
+    """What one pass over all pairs of rows gives."""
+
+    nearest: Float[Tensor, " n"]
+    """signed cosine of each of the first rows to its nearest other among these; -2 without another"""
+    nearest_all: Float[Tensor, " m"]
+    """of each row among all"""
+    abs_cos: float
+    """mean |cos| over ordered pairs of the first rows, NaN without any"""
+    abs_cos_all: float
+
+
+def cosine_tiles(
+    rows: Float[Tensor, "n d_in"], others: Float[Tensor, "m d_in"], cells: int = CELLS
+) -> Iterator[tuple[int, Tensor]]:
+    """(first row, cosines [rows, m]) of some rows at a time to all others; both are unit rows."""
+    tile = max(1, cells // max(1, len(others)))
+    for first in range(0, len(rows), tile):
+        yield first, rows[first : first + tile] @ others.T
+
+
+def compare_pairs(unit: Float[Tensor, "m d_in"], n: int, cells: int = CELLS) -> Pairs:
+    """All pairs of unit rows, and apart from them those of the first n."""
+    nearest, nearest_all, total, total_all = [], [], 0.0, 0.0
+    for first, cosines in cosine_tiles(unit, unit, cells):
+        inner = max(0, min(len(cosines), n - first))
+        own = cosines.diagonal(offset=first)
+        own.fill_(-2)
+        nearest.append(cosines[:inner, :n].amax(1) if n else cosines.new_empty(0))
+        nearest_all.append(cosines.amax(1))
+        own.zero_()
+        # measured: sums of rows in their own dtype, which torch adds pairwise, take a tenth of the time of float64
+        to_first, to_rest = (part.sum(1).double() for part in cosines.abs_().tensor_split([n], dim=1))
+        total += float(to_first[:inner].sum())
+        total_all += float(to_first.sum() + to_rest.sum())
+    m, nan = len(unit), float("nan")
+    return Pairs(
+        torch.cat(nearest),
+        torch.cat(nearest_all),
+        total / (n * (n - 1)) if n > 1 else nan,
+        total_all / (m * (m - 1)) if m > 1 else nan,
+    )
+
+
+@torch.no_grad()
 def nearest_cosines(rows: Float[Tensor, "n d_in"]) -> Float[Tensor, " n"]:
-    """Signed cosine of each row to its nearest other row."""
-    unit = unit_rows(rows.float())
-    return (unit * unit[nearest_row(unit)]).sum(1)
+    """Signed cosine of each row to its nearest other row; -2 where there is no other."""
+    unit = _unit(rows)
+    return compare_pairs(unit, len(unit)).nearest
+
+
+def mean_sq_cos(rows: Float[Tensor, "n d_in"]) -> float:
+    """Mean cos^2 over ordered pairs, through V^T V in O(n d^2): sum_ij cos^2 = ||V^T V||^2. NaN below two rows."""
+    unit, n = _unit(rows), len(rows)
+    if n < 2:
+        return float("nan")
+    frame = torch.zeros(unit.shape[1], unit.shape[1], dtype=torch.float64)
+    own = 0.0
+    for part in unit.split(4096):
+        part = part.double().cpu()
+        frame += part.T @ part
+        own += float(part.square().sum(1).square().sum())
+    return (float(frame.square().sum()) - own) / (n * (n - 1))
 
 
 @torch.no_grad()
 def geometry(W_dec: Float[Tensor, "d_sae d_in"], alive: Bool[Tensor, " d_sae"], seed: int) -> Geometry:
-    """alive: latents that fired on the evaluation rows. Fewer than two alive latents give NaN."""
-    rows = W_dec[alive]
-    if len(rows) < 2:
-        nan = float("nan")
-        return Geometry(nan, float(nearest_cosines(W_dec).mean()), nan, float(abs_cos(W_dec)), nan)
-    nearest = nearest_cosines(rows)
-    random = torch.randn(rows.shape, generator=torch.Generator().manual_seed(derive("null", seed)))
+    """alive: latents that fired on the evaluation rows. Fewer than two alive latents give NaN.
+
+    seed: of the directions drawn for ``nearest_cos_spread``; the other nulls are exact.
+    """
+    n, d_in, nan = int(alive.sum()), W_dec.shape[1], float("nan")
+    unit = _unit(torch.cat([W_dec[alive], W_dec[~alive]]))
+    pairs = compare_pairs(unit, n)
+    near = pairs.nearest.double()
+
+    def above(cosine: float) -> float:
+        return float((near > cosine).double().mean()) if n > 1 else nan
+
     return Geometry(
-        nearest_cos=float(nearest.mean()),
-        nearest_cos_all=float(nearest_cosines(W_dec).mean()),
-        nearest_cos_null=float(nearest_cosines(random).mean()),
-        mean_abs_cos=float(abs_cos(W_dec)),
-        near_duplicates=float((nearest > 0.9).double().mean()),
+        nearest_cos=float(near.mean()) if n > 1 else nan,
+        nearest_cos_all=float(pairs.nearest_all.double().mean()) if len(unit) > 1 else nan,
+        nearest_cos_null=null_nearest_cos(n, d_in) if n > 1 else nan,
+        nearest_cos_spread=_spread_null(unit[:n], seed) if n > 1 else nan,
+        near_half=above(0.5),
+        near_70=above(0.7),
+        near_duplicates=above(0.9),
+        duplicates=above(DUPLICATE),
+        mean_abs_cos=pairs.abs_cos,
+        mean_abs_cos_all=pairs.abs_cos_all,
+        mean_abs_cos_null=math.exp(math.lgamma(d_in / 2) - math.lgamma((d_in + 1) / 2)) / math.sqrt(math.pi),
+        mean_sq_cos=mean_sq_cos(unit[:n]),
+        mean_sq_cos_all=mean_sq_cos(unit),
+        mean_sq_cos_null=1 / d_in,
     )
+
+
+def _unit(rows: Tensor) -> Tensor:
+    """Unit rows in float32, or in float64 where they come so."""
+    return unit_rows(rows if rows.dtype == torch.float64 else rows.float())
+
+
+def _spread_null(unit: Tensor, seed: int) -> float:
+    """Mean nearest cosine of Gaussian directions with the second moments of these rows, on a sample of them."""
+    moments = torch.zeros(unit.shape[1], unit.shape[1], dtype=torch.float64)
+    for part in unit.split(4096):
+        moments += part.double().cpu().T @ part.double().cpu()
+    scale, axes = torch.linalg.eigh(moments / len(unit))
+    root = (axes * scale.clamp_min(0).sqrt() @ axes.T).to(unit.dtype)
+    drawn = torch.randn(unit.shape, generator=torch.Generator().manual_seed(derive("spread", seed)), dtype=unit.dtype)
+    drawn = unit_rows(drawn @ root).to(unit.device)
+    found = []
+    for first, cosines in cosine_tiles(drawn[:NULL_ROWS], drawn):
+        cosines.diagonal(offset=first).fill_(-2)
+        found.append(cosines.amax(1))
+    return float(torch.cat(found).double().mean())
+
+
+# --- what uniform directions give: exact, because given one of them the cosines to the others are independent
+
+
+def null_nearest_shares(n: int, d_in: int, edges: Sequence[float] = EDGES) -> list[float]:
+    """Expected share of n independent uniform directions with their nearest cosine in each bin; see `nearest_shares`."""
+    below = nearest_below(np.array(edges[1:-1]), n, d_in)
+    return np.diff(below, prepend=0.0, append=1.0).tolist()
+
+
+def null_nearest_cos(n: int, d_in: int) -> float:
+    """Expected cosine to the nearest of n - 1 others: the integral of 1 - P(nearest <= t) over [-1, 1], less 1.
+
+    Taken on a grid of 1e-4, its error is below 1e-7 for d_in > 2.
+    """
+    grid = np.linspace(-1, 1, 20001)
+    return float(scipy.integrate.trapezoid(1 - nearest_below(grid, n, d_in), grid)) - 1
+
+
+def nearest_below(cosine: np.ndarray, n: int, d_in: int) -> np.ndarray:
+    """P(the nearest of n - 1 uniform directions has at most this cosine to a given one) = P(one has)^(n - 1).
+
+    (1 + cos) / 2 of two uniform directions is Beta((d - 1) / 2, (d - 1) / 2).
+    """
+    one = scipy.special.betainc((d_in - 1) / 2, (d_in - 1) / 2, (1 + cosine) / 2)
+    return one ** (n - 1)
+
+
+def nearest_shares(nearest: Float[Tensor, " n"], edges: Sequence[float] = EDGES) -> list[float]:
+    """Histogram of `nearest_cosines`: share in each bin (edge, next edge]; the outer bins are open. NaN if empty."""
+    inner = torch.tensor(edges[1:-1], dtype=torch.float64)
+    counts = torch.bincount(torch.bucketize(nearest.double().cpu(), inner), minlength=len(edges) - 1)
+    return (counts.double() / len(nearest)).tolist()
+
+
+# --- clustering
+
+
+class Clustering(NamedTuple):
+    """The graph that joins rows with a cosine above the threshold."""
+
+    threshold: float
+    density: float
+    """share of pairs that are joined"""
+    coefficient: float
+    """3 x triangles / connected triples: the chance that two neighbours of a row are joined. NaN without triples,
+    and where there are more than MOST_EDGES edges"""
+
+
+@torch.no_grad()
+def clustering(
+    rows: Float[Tensor, "n d_in"],
+    thresholds: Sequence[float] = THRESHOLDS,
+    most_edges: int = MOST_EDGES,
+    cells: int = CELLS,
+) -> list[Clustering]:
+    """Clustering against edge density, OrtSAE's figure: read coefficients at equal density, not at equal threshold.
+
+    thresholds: ascending, above 0.
+    """
+    assert list(thresholds) == sorted(thresholds) and thresholds[0] > 0
+    unit, n = _unit(rows), len(rows)
+    levels = torch.tensor(thresholds, dtype=torch.float64)
+    counts = torch.zeros(len(levels), dtype=torch.long)
+    edges, level, lowest = torch.zeros(2, 0, dtype=torch.long), torch.zeros(0, dtype=torch.long), 0
+    for first, cosines in cosine_tiles(unit, unit, cells):
+        at = (cosines.triu_(first + 1) > thresholds[0]).nonzero()
+        reached = torch.bucketize(cosines[at[:, 0], at[:, 1]].double().cpu(), levels) - 1  # the highest it is above
+        at, kept = at.cpu() + torch.tensor([first, 0]), reached >= lowest
+        counts += torch.bincount(reached, minlength=len(levels))
+        edges, level = torch.cat([edges, at[kept].T], 1), torch.cat([level, reached[kept]])
+        while len(level) > most_edges:  # the denser graphs are given up
+            lowest += 1
+            edges, level = edges[:, level >= lowest], level[level >= lowest]
+    joined = counts.flip(0).cumsum(0).flip(0)
+    pairs = n * (n - 1) / 2 or float("nan")
+    return [
+        Clustering(
+            threshold,
+            int(joined[i]) / pairs,
+            transitivity(edges[:, level >= i], n, cells) if i >= lowest else float("nan"),
+        )
+        for i, threshold in enumerate(thresholds)
+    ]
+
+
+def transitivity(edges: Int[Tensor, "2 e"], n: int, cells: int = CELLS) -> float:
+    """3 x triangles / connected triples of a graph of n rows, each edge given once; NaN without triples."""
+    row, column = torch.cat([edges, edges.flip(0)], 1).numpy()
+    joined = scipy.sparse.csr_array((np.ones(len(row)), (row, column)), shape=(n, n))
+    degree = joined.sum(1)
+    triples = float((degree * (degree - 1)).sum())
+    if not triples:
+        return float("nan")
+    closed, start = 0.0, 0
+    paths = np.cumsum(joined @ degree)
+    while start < n:  # as many rows as begin ``cells`` paths of two edges, which bounds the product
+        before = paths[start - 1] if start else 0.0
+        stop = max(start + 1, int(np.searchsorted(paths, before + cells, side="right")))
+        part = joined[start:stop]
+        closed += float((part @ joined).multiply(part).sum())
+        start = stop
+    return closed / triples

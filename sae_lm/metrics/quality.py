@@ -1,19 +1,24 @@
 """SAE x activations -> how sparse and how faithful; SAE x model -> what the splice costs."""
 
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, NamedTuple
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from sae_lm.metrics.codes import active, decode_active
 from sae_lm.sae.model import SAE
 
 if TYPE_CHECKING:
     from sae_lm.data.activations import TransformerBridge
 
-DENSE = 0.1
-"""A latent that fires on more than this share of tokens counts as dense (SAEBench core)."""
+DENSE, FAIRLY_DENSE = 0.1, 0.01
+"""A latent that fires on more than this share of tokens counts as dense; SAEBench core reports both."""
+LOGITS = 1 << 26
+"""Logits of one batch of contexts, at most: 256 MiB in float32, of which a few copies are held."""
 
 
 class Quality(NamedTuple):
@@ -31,43 +36,67 @@ class Quality(NamedTuple):
     """share of latents that fired on more than 10% of these rows"""
     l2_ratio: float
     """mean ||x_hat|| / ||x||: below 1 is shrinkage"""
+    mse: float
+    """mean over rows of ||x - x_hat||^2, summed over dimensions"""
+    bias: float
+    """relative reconstruction bias, E||x_hat||^2 / E<x, x_hat> (2404.16014, equation 10): 1 is unbiased, below 1 is shrinkage"""
+    dense_firings: float
+    """share of all firings that are on latents firing on more than 10% of these rows"""
+    dense_1: float
+    """share of latents that fired on more than 1% of these rows"""
+    dense_1_firings: float
+    """share of all firings that are on latents firing on more than 1% of these rows"""
 
 
 @torch.no_grad()
 def quality(sae: SAE, batches: Iterable[Float[Tensor, "_ d_in"]]) -> tuple[Quality, Bool[Tensor, " d_sae"]]:
     """Stream over activations; sums in float64, each ratio divided once at the end. Also: which latents fired.
 
-    FVU's mean is per dimension over all rows, as in SAELens (evals.py). SAEBench 0.6.0's
-    ``explained_variance`` differs: it takes the mean of squares where the square of the mean belongs.
+    FVU's mean is per dimension over all rows: 1 - FVU is SAELens' explained variance (evals.py). Two numbers of
+    SAEBench 0.6.0 (evals/core/main.py) are wrong and not copied. Its ``explained_variance`` takes (E||x||^2 / d)^2
+    for ||E x||^2, squaring before it averages, so that it changes with the unit of x. Its ``mse`` is divided by the
+    tokens of the batch once more, so that it falls as batches grow.
     """
-    n, fired, firings = 0, torch.zeros(sae.config.d_sae, dtype=torch.float64), 0.0
+    n, fired = 0, torch.zeros(sae.config.d_sae, dtype=torch.float64)
     total = torch.zeros(sae.config.d_in, dtype=torch.float64)
-    squares = missed = ratios = 0.0
+    squares = missed = ratios = along = rebuilt = 0.0
     for x in batches:
         x = x.to(sae.W_dec)
-        z = sae.encode(x)
-        x_hat = sae.decode(z)
+        values, latent = active(sae, x)
+        x_hat = decode_active(sae, values, latent)
         n += len(x)
-        fired += (z > 0).sum(0).double().cpu()
-        firings += float((z > 0).sum())
-        exact, error = x.double(), (x - x_hat).double()
+        fired += torch.bincount(latent[values > 0], minlength=sae.config.d_sae).double().cpu()
+        exact, guess = x.double(), x_hat.double()
+        square, guess_square = exact.square().sum(1), guess.square().sum(1)
         total += exact.sum(0).cpu()
-        squares += float(exact.square().sum())
-        missed += float(error.square().sum())
-        ratios += float((x_hat.norm(dim=1) / x.norm(dim=1).clamp_min(1e-12)).double().sum())
+        squares += float(square.sum())
+        missed += float((exact - guess).square().sum())
+        along += float((exact * guess).sum())
+        rebuilt += float(guess_square.sum())
+        ratios += float((guess_square.sqrt() / square.sqrt().clamp_min(1e-12)).sum())
     if n == 0:
-        return Quality(0, *[float("nan")] * 6), fired > 0
-    variance = squares / n - float((total / n).square().sum())
+        return Quality(0, *[float("nan")] * (len(Quality._fields) - 1)), fired > 0
+    firings, density = float(fired.sum()), fired / n
     measured = Quality(
         rows=n,
         l0=firings / n,
-        fvu=missed / n / variance if variance > 0 else float("nan"),
-        nmse=missed / squares if squares else float("nan"),
+        fvu=_ratio(missed / n, squares / n - float((total / n).square().sum())),
+        nmse=_ratio(missed, squares),
         dead=float((fired == 0).double().mean()),
-        dense=float((fired / n > DENSE).double().mean()),
+        dense=float((density > DENSE).double().mean()),
         l2_ratio=ratios / n,
+        mse=missed / n,
+        bias=_ratio(rebuilt, along),
+        dense_firings=_ratio(float(fired[density > DENSE].sum()), firings),
+        dense_1=float((density > FAIRLY_DENSE).double().mean()),
+        dense_1_firings=_ratio(float(fired[density > FAIRLY_DENSE].sum()), firings),
     )
     return measured, fired > 0
+
+
+def _ratio(part: float, whole: float) -> float:
+    """NaN where the whole is not positive."""
+    return part / whole if whole > 0 else float("nan")
 
 
 class CrossEntropy(NamedTuple):
@@ -80,11 +109,28 @@ class CrossEntropy(NamedTuple):
     """with the SAE's reconstruction at its hook, special tokens left alone, no error term"""
     ablated: float
     """with zeros at the hook, at every position"""
+    kl_spliced: float = float("nan")
+    """KL(P_clean || P_spliced)"""
+    kl_ablated: float = float("nan")
+    """KL(P_clean || P_ablated)"""
+    mean_ablated: float = float("nan")
+    """cross-entropy with the mean row at the hook, special tokens left alone: another reference than zeros, and not the
+    one that others report; NaN where no mean was given"""
 
     @property
     def recovered(self) -> float:
         """(ablated - spliced) / (ablated - clean): 1 is lossless, 0 is as bad as zeros."""
         return (self.ablated - self.spliced) / (self.ablated - self.clean)
+
+    @property
+    def kl_recovered(self) -> float:
+        """(KL_ablated - KL_spliced) / KL_ablated, the KL counterpart of ``recovered``."""
+        return (self.kl_ablated - self.kl_spliced) / self.kl_ablated
+
+    @property
+    def recovered_from_mean(self) -> float:
+        """``recovered`` with the mean row in the place of zeros."""
+        return (self.mean_ablated - self.spliced) / (self.mean_ablated - self.clean)
 
 
 @torch.no_grad()
@@ -95,35 +141,151 @@ def cross_entropies(
     hook: str,
     saes: Mapping[str, SAE],
     batch_size: int = 16,
+    mean: Float[Tensor, " d_in"] | None = None,
 ) -> dict[str, CrossEntropy]:
-    """Cross-entropy with each SAE spliced in; the clean and the ablated pass are shared by all.
+    """Cross-entropy and KL divergence with each SAE spliced in; the clean and the ablated pass are shared by all.
 
+    Of the model only what follows the hook runs for each SAE (see ``Before``).
+
+    mean: the hook's mean row, for the mean-ablated reference.
     Definition: SAEBench evals/core/main.py, pooled per token over all contexts, a ratio of means.
     """
-    from sae_lm.data.activations import replaced
-    from sae_lm.sae.splice import splice
+    from sae_lm.data.activations import LEAN, replaced
 
     device = next(model.parameters()).device
-    sums = {name: 0.0 for name in ("clean", "ablated", *saes)}
-    count = 0
-
-    def add(name: str, ids: Tensor, counted: Tensor) -> None:
-        logits = model(ids, return_type="logits", use_cache=False, output_attentions=False)
-        losses = torch.nn.functional.cross_entropy(
-            logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="none"
-        )
-        sums[name] += float(losses[counted.flatten()].double().sum())
+    batch_size = max(1, min(batch_size, LOGITS // max(1, blocks.shape[1] * model.cfg.d_vocab)))
+    loss: dict[str, float] = {}
+    divergence: dict[str, float] = {}
+    count, before = 0, Before(model, hook)
 
     for first in range(0, len(blocks), batch_size):
         ids = blocks[first : first + batch_size].long().to(device)
         keep = special[first : first + batch_size].to(device)
         counted = ~keep[:, :-1]
-        count += int(counted.sum())
-        add("clean", ids, counted)
-        with replaced(model, hook, torch.zeros_like):
-            add("ablated", ids, counted)
+        target = ids[:, 1:][counted]
+        count += len(target)
+
+        def logits(function: Callable[[Tensor], Tensor], ids: Tensor = ids, counted: Tensor = counted) -> Tensor:
+            with replaced(model, hook, function):
+                return model(ids, return_type="logits", **LEAN)[:, :-1][counted].float()
+
+        with before.recorded():
+            clean = logits(lambda x: x)
+        if first == 0:
+            before.check(lambda: logits(lambda x: x), clean)
+        clean -= clean.logsumexp(1, keepdim=True)
+        likely = clean.exp()
+        loss["clean"] = loss.get("clean", 0.0) - _at(clean, target)
+        negative_entropy = _inner(likely, clean)
+
+        functions: dict[str, Callable[[Tensor], Tensor]] = {"ablated": torch.zeros_like}
+        if mean is not None:
+            functions["mean"] = _everywhere_but(keep, lambda x: mean.to(x).expand_as(x))
         for name, sae in saes.items():
-            with splice(model, sae, hook=hook, keep=keep):
-                add(name, ids, counted)
-    mean = {name: value / count if count else float("nan") for name, value in sums.items()}
-    return {name: CrossEntropy(count, mean["clean"], mean[name], mean["ablated"]) for name in saes}
+            functions[f"with {name}"] = _everywhere_but(keep, _reconstruction(sae))
+        for name, function in functions.items():
+            with before.replayed():
+                found = logits(function)
+            scale = float(found.logsumexp(1).double().sum())
+            loss[name] = loss.get(name, 0.0) + scale - _at(found, target)
+            gap = negative_entropy + scale - _inner(likely, found)
+            divergence[name] = divergence.get(name, 0.0) + gap
+            del found
+
+    def result(name: str) -> CrossEntropy:
+        def per_token(sums: dict[str, float], key: str) -> float:
+            return sums[key] / count if count and key in sums else float("nan")
+
+        return CrossEntropy(
+            tokens=count,
+            clean=per_token(loss, "clean"),
+            spliced=per_token(loss, f"with {name}"),
+            ablated=per_token(loss, "ablated"),
+            kl_spliced=per_token(divergence, f"with {name}"),
+            kl_ablated=per_token(divergence, "ablated"),
+            mean_ablated=per_token(loss, "mean"),
+        )
+
+    return {name: result(name) for name in saes}
+
+
+def _at(logits: Tensor, target: Tensor) -> float:
+    """Sum of the logits at the targets, in float64."""
+    return float(logits.gather(1, target[:, None]).double().sum())
+
+
+def _inner(left: Tensor, right: Tensor) -> float:
+    """Sum of the rows' inner products: each in its own dtype, their sum in float64."""
+    return float(torch.linalg.vecdot(left, right).double().sum())
+
+
+def _reconstruction(sae: SAE) -> Callable[[Tensor], Tensor]:
+    def reconstruct(x: Tensor) -> Tensor:
+        return decode_active(sae, *active(sae, x.flatten(0, -2).to(sae.W_dec))).view_as(x).to(x.dtype)
+
+    return reconstruct
+
+
+def _everywhere_but(keep: Tensor, function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    return lambda x: torch.where(keep[..., None], x, function(x))
+
+
+class Before:
+    """The blocks before a hook. They do the same in every pass over a batch, so that one pass will do.
+
+    In ``recorded()`` the model runs as it is and what comes out of the last of these blocks is kept; in
+    ``replayed()`` they run no more and that is what comes out of each. Blocks that hand on more than their output
+    (keys shared between layers, say) cannot be left out: ``check`` finds that, and then they run in every pass.
+    """
+
+    def __init__(self, model: "TransformerBridge", hook: str) -> None:
+        from sae_lm.data.activations import resolve_hook
+
+        place = re.fullmatch(r"blocks\.(\d+)\.(.+)", resolve_hook(model, hook))
+        count = int(place[1]) + (place[2] == "hook_out") if place else 0
+        self.blocks: list[Any] = [block.original_component for block in list(model.blocks)[:count]] if count else []
+        self.output: Any = None
+
+    @contextmanager
+    def recorded(self) -> Iterator[None]:
+        if not self.blocks:
+            yield
+            return
+
+        def keep(module: Any, inputs: Any, output: Any) -> None:
+            self.output = _copied(output)
+
+        handle = self.blocks[-1].register_forward_hook(keep)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    @contextmanager
+    def replayed(self) -> Iterator[None]:
+        own = [vars(block).get("forward") for block in self.blocks]
+        try:
+            for block in self.blocks:
+                block.forward = lambda *inputs, **keywords: _copied(self.output)
+            yield
+        finally:
+            for block, forward in zip(self.blocks, own, strict=True):
+                if forward is None:
+                    vars(block).pop("forward", None)
+                else:
+                    block.forward = forward
+
+    def check(self, run: Callable[[], Tensor], expected: Tensor) -> None:
+        """Replay the recorded pass; unless it comes to the same, no block is left out from here on."""
+        try:
+            with self.replayed():
+                same = torch.allclose(run(), expected, rtol=1e-3, atol=1e-3)
+        except Exception:  # a block missed what an earlier one did not leave it; it may say so in any way
+            same = False
+        if not same:
+            self.blocks = []
+
+
+def _copied(output: Any) -> Any:
+    """A block's output, its residual stream copied, so that whoever writes into it in place spoils no later pass."""
+    return output.clone() if isinstance(output, Tensor) else (output[0].clone(), *output[1:])

@@ -3,12 +3,15 @@
 The rule of sae-spelling (Chanin et al. 2024, 2409.14507; k_sparse_probing.py there): rank latents
 by an L1 probe, fit logistic regressions on the top 1, 2, ... of them, and count a further latent as
 a split while it adds more than ``gain`` to the F1. differs: the F1 that selects is taken on
-validation types, so that test types stay unseen (SAEBench selects on the set it then scores); and
-strengths are divided by their mean, so that the probe's fixed learning rate suits every model.
+validation types, so that test types stay unseen (SAEBench selects on the set it then scores);
+strengths are divided by their mean, so that the probe's fixed learning rate suits every model; and
+the regressions are solved to their optimum, where scikit-learn's stop a little before it.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -20,6 +23,9 @@ from sae_lm.seeds import derive
 EPOCHS, BATCH = 50, 4096
 LR_START, LR_END, L1, WEIGHT_DECAY = 1e-2, 1e-5, 0.01, 1e-6
 """sae-spelling's probe settings."""
+NEWTON_STEPS, HALVINGS, CONVERGED, ROUNDING = 100, 40, 1e-9, 1e-12
+"""Of the regressions: steps at most, step halvings at most, decrease of the loss relative to it that ends them, increase that is no
+increase."""
 
 
 class Split(NamedTuple):
@@ -47,45 +53,123 @@ def split_counts(
 
 
 def l1_probe(codes: Codes, labels: Bool[Tensor, "n concepts"], seed: int) -> Float[Tensor, "d_sae concepts"]:
-    """Signed weights of a multi-label logistic probe on the codes, L1-penalised."""
+    """Signed weights of a multi-label logistic probe on the codes, L1-penalised.
+
+    The gradient is written out, and products are those of scipy's sparse matrices: measured, about five times as fast
+    as autograd through ``embedding_bag``.
+    """
+    from scipy.sparse import csr_matrix
+
     generator = torch.Generator().manual_seed(derive("split probe", seed))
     firing = codes.strength[codes.strength > 0]
     strength = codes.strength / firing.mean() if len(firing) else codes.strength
-    weight = torch.zeros(codes.d_sae, labels.shape[1], requires_grad=True)
-    bias = torch.zeros(labels.shape[1], requires_grad=True)
-    positive = labels.sum(0).clamp_min(1)
-    balance = (~labels).sum(0) / positive
+    n, width = strength.shape
+    starts = np.arange(0, n * width + 1, width)
+    code = csr_matrix((strength.flatten().numpy(), codes.latent.flatten().numpy(), starts), (n, codes.d_sae))
+    code.eliminate_zeros()
+    weight, bias = torch.zeros(codes.d_sae, labels.shape[1]), torch.zeros(labels.shape[1])
+    balance = (~labels).sum(0) / labels.sum(0).clamp_min(1)
     optimizer = torch.optim.Adam([weight, bias], lr=LR_START, weight_decay=WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, (LR_END / LR_START) ** (1 / EPOCHS))
-    target = labels.float()
+    # the loss is the mean over rows and concepts of cross-entropies in which a positive weighs ``balance``, and
+    # L1 * the mean over concepts of sum |w|
+    positive = labels * balance
+    importance = torch.where(labels, balance, 1.0)
     for _ in range(EPOCHS):
-        for chunk in torch.randperm(len(labels), generator=generator).split(BATCH):
-            logits = bias + torch.nn.functional.embedding_bag(
-                codes.latent[chunk], weight, per_sample_weights=strength[chunk], mode="sum"
-            )
-            loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, target[chunk], pos_weight=balance)
-            loss = loss + L1 * weight.abs().sum(0).mean()
-            optimizer.zero_grad()
-            loss.backward()
+        for chunk in torch.randperm(n, generator=generator).split(BATCH):
+            part = code[chunk.numpy()]
+            logits = torch.from_numpy(part @ weight.numpy()) + bias
+            slope = (logits.sigmoid_() * importance[chunk] - positive[chunk]) / logits.numel()
+            weight.grad = torch.from_numpy(part.T @ slope.numpy()).add_(weight.sign(), alpha=L1 / labels.shape[1])
+            bias.grad = slope.sum(0)
             optimizer.step()
         schedule.step()
-    return weight.detach()
+    return weight
+
+
+def nested_regressions(
+    x: Float[Tensor, "n columns"], labels: Bool[Tensor, " n"]
+) -> tuple[Float[Tensor, "columns columns"], Float[Tensor, " columns"]]:
+    """Logistic regressions on the first 1, 2, ... columns: [columns, fits] weights (0 beyond a fit's own columns) and biases.
+
+    Both float64. The objective is that of scikit-learn's ``LogisticRegression(class_weight="balanced")``: the sum of cross-entropies,
+    in which both classes weigh n / 2, and half the squared weights, without the bias. Newton's method with step
+    halving, all fits at once. Rows on which all columns are 0 differ by their label alone and are counted, not repeated.
+    """
+    n, count = x.shape
+    some = (x != 0).any(1)
+    every = torch.cat([x[some].double(), torch.zeros(2, count, dtype=torch.float64)])
+    every = torch.cat([every, torch.ones(len(every), 1, dtype=torch.float64)], 1)
+    target = torch.cat([labels[some].double(), torch.tensor([0.0, 1.0], dtype=torch.float64)])[:, None]
+    positive = int(labels.sum())
+    by_class = torch.tensor([n / (2 * max(1, n - positive)), n / (2 * max(1, positive))], dtype=torch.float64)
+    alike = torch.stack([(~some & ~labels).sum(), (~some & labels).sum()])
+    importance = by_class[target[:, 0].long()]
+    importance[-2:] *= alike
+    importance = importance[:, None]
+
+    ridge = torch.ones(count + 1, dtype=torch.float64)
+    ridge[-1] = 0
+    mine = torch.cat([torch.ones(count, count).triu(), torch.ones(1, count)]).double()  # [columns + 1, fits]
+    outside = torch.diag_embed(1 - mine.T)
+
+    def loss(beta: Tensor) -> Tensor:
+        logits = every @ beta
+        entropies = torch.nn.functional.softplus(logits) - target * logits
+        return (importance * entropies).sum(0) + (ridge[:, None] * beta.square()).sum(0) / 2
+
+    beta = torch.zeros(count + 1, count, dtype=torch.float64)
+    now = loss(beta)
+    for _ in range(NEWTON_STEPS):
+        chance = (every @ beta).sigmoid()
+        slope = (every.T @ (importance * (chance - target)) + ridge[:, None] * beta) * mine
+        curve = importance * chance * (1 - chance)
+        hessian = torch.einsum("nf,ni,nj->fij", curve, every, every) + ridge.diag()
+        hessian = hessian * (mine.T[:, :, None] * mine.T[:, None, :]) + outside
+        step = torch.linalg.solve(hessian, slope.T).T
+        before = now
+        beta, now = _downhill(loss, beta, step, now)
+        if (before - now <= CONVERGED * now).all():
+            break
+    return beta[:-1], beta[-1]
+
+
+def _downhill(loss: Callable[[Tensor], Tensor], beta: Tensor, step: Tensor, now: Tensor) -> tuple[Tensor, Tensor]:
+    """Each fit's weights after as much of its step, halved again and again, as does not raise its loss; and the losses."""
+    length = torch.ones_like(now)
+    for _ in range(HALVINGS):
+        there = loss(beta - length * step)
+        worse = ~(there <= now * (1 + ROUNDING))
+        if not worse.any():
+            return beta - length * step, there
+        length = torch.where(worse, length / 2, length)
+    return beta, now
 
 
 def _main_latents(codes: Codes, rows: ConceptRows, concept: int, order: list[int], gain: float) -> Split:
-    from sklearn.linear_model import LogisticRegression
-
     columns = codes.columns(order)
     labels = rows.labels[:, concept]
-    parts = {part: rows.part == part for part in (TRAIN, VALIDATION, TEST)}
-    best, main, test_f1, scores = -1.0, 0, 0.0, []
-    for k in range(1, len(order) + 1):
-        model = LogisticRegression(max_iter=500, class_weight="balanced")
-        model.fit(columns[parts[TRAIN], :k].numpy(), labels[parts[TRAIN]].numpy())
-        found = torch.from_numpy(model.predict(columns[:, :k].numpy())).bool()
-        scores.append(f1(found[parts[VALIDATION]], labels[parts[VALIDATION]]))
-        if scores[-1] <= best + gain:
-            break
-        best, main = scores[-1], k
-        test_f1 = f1(found[parts[TEST]], labels[parts[TEST]])
-    return Split(order[:main], order, scores, test_f1)
+    train, validation, test = (rows.part == part for part in (TRAIN, VALIDATION, TEST))
+    weight, bias = nested_regressions(columns[train], labels[train])
+
+    def found(part: Tensor) -> Tensor:
+        return columns[part].double() @ weight + bias > 0
+
+    on_validation = found(validation)
+    scores = [f1(on_validation[:, k], labels[validation]) for k in range(len(order))]
+    main, tried = rule(scores, gain)
+    return Split(order[:main], order, scores[:tried], f1(found(test)[:, main - 1], labels[test]))
+
+
+def rule(scores: list[float], gain: float) -> tuple[int, int]:
+    """sae-spelling's rule, given the F1 with 1, 2, ... latents: (how many are main latents, how many were tried).
+
+    A latent more is taken while it adds more than ``gain`` to the best so far; the first that does not ends it, so
+    that a later gain is not seen.
+    """
+    main = 1
+    for k in range(2, len(scores) + 1):
+        if scores[k - 1] <= scores[main - 1] + gain:
+            return main, k
+        main = k
+    return main, len(scores)

@@ -1,0 +1,325 @@
+"""one SAE -> its figures; what every SAE of a comparison shares is made once (`Bench`) and the same for all.
+
+Noise of the evaluation: how far a figure of one SAE would move with other held-out text. It is the spread of the
+figure over bootstrap samples of the documents (of blocks of contexts, for the cross-entropy), and since all SAEs see
+the same samples, that of a difference between arms as well. Noise of the training is the spread over seeds.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from statistics import fmean
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from sae_lm.data.store import Store
+from sae_lm.metrics.absorption import (
+    Centre,
+    absorption,
+    control,
+    fraction_scores,
+    gate_sweep,
+    main_latents,
+    probe_cosines,
+    projections,
+)
+from sae_lm.metrics.codes import Codes, active, decode_active, encode_sparse
+from sae_lm.metrics.concepts import TEST, ConceptRows, Probe
+from sae_lm.metrics.geometry import geometry
+from sae_lm.metrics.quality import CrossEntropy, cross_entropies, quality
+from sae_lm.metrics.splitting import Split, split_counts
+from sae_lm.metrics.statistics import resamples, sums_of_units
+from sae_lm.sae.model import SAE
+
+ENCODED_VALUES = 1 << 23
+"""Numbers in a dense batch of latents, at most: 32 MiB in float32."""
+HELD_BYTES = 1 << 30
+"""Held-out rows of up to this size are read once for all SAEs; more are read again for each."""
+DRAWS = 200
+"""Bootstrap samples of documents: the spread over them has a relative error of 5%."""
+BLOCKS, CONTEXTS = 12, 16
+"""For the noise of the cross-entropy: blocks of contexts, at least; contexts in each, at most."""
+Draws = dict[str, Float[Tensor, " draws"]]
+"""Metric -> its value in each bootstrap sample."""
+
+
+class Documents(NamedTuple):
+    """Which document each of some rows is of, numbered from 0, and the samples of these documents."""
+
+    of_row: Int[Tensor, " rows"]
+    counts: Float[Tensor, "draws documents"]
+
+
+class ConceptSet(NamedTuple):
+    """Rows, and the concepts in use on them; several sets have rows of their own."""
+
+    rows: ConceptRows
+    used: list[int]
+    """columns of ``rows.labels`` that passed their gate"""
+
+
+class Candidates(NamedTuple):
+    """Rows of one concept on which absorption is scored: of unseen types, with the concept, and the probe says so."""
+
+    set: int
+    """number of its concept set"""
+    concept: int
+    """its column there"""
+    probe: Probe
+    rows: Int[Tensor, " n"]
+    """their places among the set's rows"""
+    x: Float[Tensor, "n d_in"]
+    token_id: Int[Tensor, " n"]
+    type: Int[Tensor, " n"]
+    """token types numbered from 0"""
+    weight: Float[Tensor, "draws n"]
+    """how often each row's document is in each sample"""
+    type_weight: Float[Tensor, "draws types"]
+
+
+class Bench(NamedTuple):
+    """What all SAEs are measured on."""
+
+    read: Callable[[int], Iterator[Tensor]]
+    """rows at once -> the held-out rows, batch by batch"""
+    documents: Documents
+    """of the held-out rows"""
+    sets: list[ConceptSet]
+    candidates: list[Candidates]
+    """one for each concept in use; lists of a concept's splits have this order"""
+    seed: int
+
+
+def documents(of_row: Int[Tensor, " rows"], seed: int) -> Documents:
+    """Number the documents and draw samples of them."""
+    numbers, of_row = of_row.unique(return_inverse=True)
+    return Documents(of_row, resamples(len(numbers), DRAWS, seed))
+
+
+def reader(store: Store, hook: str, start: int, stop: int) -> Callable[[int], Iterator[Tensor]]:
+    """Held-out rows in the store's dtype, kept in memory where they are few."""
+    few = (stop - start) * store.column_bytes(hook) <= HELD_BYTES
+    kept = store.rows(hook, start, stop) if few else None
+
+    def read(size: int) -> Iterator[Tensor]:
+        if kept is not None:
+            yield from kept.split(size)
+            return
+        for first in range(start, stop, size):
+            yield store.rows(hook, first, min(stop, first + size))
+
+    return read
+
+
+def candidates(
+    number: int, rows: ConceptRows, used: Sequence[tuple[int, Probe]], document: Documents
+) -> list[Candidates]:
+    """Of the concept set of this number. used: column and probe; document: of its rows."""
+    found = []
+    for c, probe in used:
+        told = rows.x @ probe.weight + probe.bias > 0
+        places = ((rows.part == TEST) & rows.labels[:, c] & told).nonzero().flatten()
+        kinds, kind = rows.token_id[places].unique(return_inverse=True)
+        weight = document.counts[:, document.of_row[places]]
+        type_weight = torch.zeros(len(weight), len(kinds)).index_add_(1, kind, weight)
+        x, token_id = rows.x[places], rows.token_id[places]
+        found.append(Candidates(number, c, probe, places, x, token_id, kind, weight, type_weight))
+    return found
+
+
+def batch_rows(sae: SAE) -> int:
+    """Rows to encode at once."""
+    return max(1, ENCODED_VALUES // sae.config.d_sae)
+
+
+# --- on held-out rows
+
+
+def held_out_figures(sae: SAE, bench: Bench) -> tuple[dict[str, float], Bool[Tensor, " d_sae"]]:
+    """Quality and geometry; also which latents fired."""
+    measured, fired = quality(sae, bench.read(batch_rows(sae)))
+    shape = geometry(sae.W_dec, fired.to(sae.W_dec.device), bench.seed)
+    return {name: float(value) for name, value in (measured._asdict() | shape._asdict()).items()}, fired
+
+
+@torch.no_grad()
+def held_out_draws(sae: SAE, bench: Bench) -> Draws:
+    """L0, FVU and NMSE in each sample of the documents. Sums are by document, so its cost is that of encoding."""
+    of_row, counts = bench.documents.of_row, bench.documents.counts.double()
+    missed, firings, squares, lengths = [], [], [], []
+    total = torch.zeros(len(counts), sae.config.d_in, dtype=torch.float64)
+    first = 0
+    for x in bench.read(batch_rows(sae)):
+        x = x.to(sae.W_dec)
+        values, latent = active(sae, x)
+        missed.append((x - decode_active(sae, values, latent)).double().square().sum(1).cpu())
+        firings.append((values > 0).sum(1).double().cpu())
+        squares.append(x.double().square().sum(1).cpu())
+        lengths.append(torch.ones(len(x), dtype=torch.float64))
+        weight = bench.documents.counts[:, of_row[first : first + len(x)]]
+        total += (weight @ x.float().cpu()).double()
+        first += len(x)
+    sums = (
+        counts @ sums_of_units(torch.cat(of), of_row, counts.shape[1]) for of in (missed, firings, squares, lengths)
+    )
+    error, fires, square, n = sums
+    variance = square / n - (total / n[:, None]).square().sum(1)
+    return {"l0": fires / n, "fvu": error / n / variance, "nmse": error / square}
+
+
+# --- on concepts
+
+
+def sae_codes(sae: SAE, bench: Bench) -> list[Codes]:
+    """Codes of every concept set."""
+    return [encode_sparse(sae, of.rows.x.split(batch_rows(sae))) if of.used else _no_codes(sae) for of in bench.sets]
+
+
+def _no_codes(sae: SAE) -> Codes:
+    return Codes(torch.zeros(0, 1), torch.zeros(0, 1, dtype=torch.long), sae.config.d_sae)
+
+
+def sae_splits(codes: Sequence[Codes], bench: Bench, max_k: int, gain: float) -> list[Split]:
+    """The main latents of every concept in use."""
+    found = [
+        split_counts(mine, of.rows, of.used, max_k, gain, bench.seed) if of.used else {}
+        for mine, of in zip(codes, bench.sets, strict=True)
+    ]
+    return [found[one.set][one.concept] for one in bench.candidates]
+
+
+def common_counts(splits: Sequence[Sequence[Split]]) -> list[int]:
+    """Per concept, the mean splitting count of the baseline's SAEs: how many main latents every SAE gets.
+
+    Hole rate and fraction fall with the number of main latents alone, so an arm that splits more would
+    seem to absorb less if each were scored with its own number.
+    """
+    return [round(fmean(len(split.latents) for split in of)) for of in zip(*splits, strict=True)]
+
+
+def concept_figures(
+    sae: SAE,
+    codes: Sequence[Codes],
+    splits: Sequence[Split],
+    bench: Bench,
+    common: Sequence[int],
+    sweep: bool = False,
+) -> tuple[list[dict[str, Any]], Draws]:
+    """Splitting and absorption of every concept in use, with the common and with its own number of main latents.
+
+    sweep: at other gates as well.
+    Draws: hole rate and fraction, means over concepts, with the common number.
+    """
+    told, W_dec, b_dec = [], sae.W_dec.cpu(), sae.b_dec.cpu()
+    density = [of.density() for of in codes]
+    draws: dict[str, list[Tensor]] = {"hole_rate": [], "absorption_fraction": []}
+    for found, split, k in zip(bench.candidates, splits, common, strict=True):
+        of_set, rows = codes[found.set], bench.sets[found.set].rows
+        mine, probe, main = of_set.take(found.rows), found.probe.weight, split.ranking[:k]
+        place = (mine, found.x, found.token_id, W_dec)
+        figures: dict[str, Any] = {"concept": found.probe.name, "latents": split.latents, "common_k": k}
+        figures |= {"splits": len(split.latents), "main_f1": split.test_f1, "f1_by_k": split.f1_by_k}
+        for suffix, latents in (("", main), ("_own_k", split.latents)):
+            scores = absorption(*place, b_dec, probe, latents)
+            figures |= {f"{key}{suffix}": value for key, value in (scores._asdict() if scores else {}).items()}
+        test = rows.part == TEST
+        detector = main_latents(of_set.take(test), rows.labels[test, found.concept], main)
+        figures |= {"main_recall": detector.recall, "main_precision": detector.precision, "hubs": detector.hubs}
+        chance = control(*place, b_dec, probe, main, density[found.set], bench.seed)
+        if chance:
+            figures |= {"control_hole_rate": chance.hole_rate, "control_fraction": chance.fraction}
+        if sweep:
+            centre = Centre(rows.x.mean(0), of_set.mean_strength())
+            figures["sweep"] = [gate._asdict() for gate in gate_sweep(*place, probe, main, centre)]
+        if len(found.rows):
+            parts = projections(mine, found.x, probe_cosines(W_dec, probe), probe, main)
+            draws["hole_rate"].append(type_means(parts.silent, found))
+            draws["absorption_fraction"].append(type_means(fraction_scores(parts), found))
+        told.append(figures)
+    return told, {key: torch.stack(of).nanmean(0) for key, of in draws.items() if of}
+
+
+def type_means(values: Tensor, found: Candidates) -> Float[Tensor, " draws"]:
+    """In each sample the mean over the token types in it of the means over their rows."""
+    sums = torch.zeros_like(found.type_weight).index_add_(1, found.type, found.weight * values.float())
+    there = found.type_weight > 0
+    means = torch.where(there, sums / found.type_weight.clamp_min(1), 0.0).double()
+    return means.sum(1) / there.sum(1)
+
+
+CONCEPT_MEANS = {
+    "splits": "splits",
+    "main_f1": "main_f1",
+    "main_recall": "main_recall",
+    "hole_rate": "hole_rate",
+    "absorption_fraction": "fraction",
+    "absorption_full": "full",
+    "recovered_on_holes": "recovered",
+    "hole_rate_own_k": "hole_rate_own_k",
+    "absorption_fraction_own_k": "fraction_own_k",
+    "absorption_full_own_k": "full_own_k",
+    "control_hole_rate": "control_hole_rate",
+    "control_fraction": "control_fraction",
+}
+"""Metric -> the key of a concept's figures that it is the mean of."""
+
+
+def concept_means(concepts: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Unweighted means over concepts; NaN where none has the figure."""
+    out = {}
+    for metric, key in CONCEPT_MEANS.items():
+        values = [of[key] for of in concepts if math.isfinite(of.get(key, math.nan))]
+        out[metric] = fmean(values) if values else math.nan
+    return out
+
+
+# --- in the language model
+
+
+def spliced_entropies(
+    model: Any,
+    blocks: Int[Tensor, "contexts pos"],
+    special: Bool[Tensor, "contexts pos"],
+    hook: str,
+    saes: Mapping[str, SAE],
+    mean: Float[Tensor, " d_in"],
+) -> dict[str, list[CrossEntropy]]:
+    """`cross_entropies` of each block of contexts."""
+    size = max(1, min(CONTEXTS, len(blocks) // BLOCKS))
+    parts = [
+        cross_entropies(model, part, marks, hook, saes, batch_size=size, mean=mean)
+        for part, marks in zip(blocks.split(size), special.split(size), strict=True)
+    ]
+    return {name: [part[name] for part in parts] for name in saes}
+
+
+def pooled_entropy(parts: Sequence[CrossEntropy], weight: Sequence[float] | None = None) -> CrossEntropy:
+    """All blocks' tokens together; weight: how often each block counts."""
+    share = [part.tokens * w for part, w in zip(parts, weight or [1.0] * len(parts), strict=True)]
+    there = [(part, s) for part, s in zip(parts, share, strict=True) if s]
+    n = math.fsum(share)
+
+    def mean(key: str) -> float:
+        return math.fsum(getattr(part, key) * s for part, s in there) / n if n else math.nan
+
+    return CrossEntropy(sum(part.tokens for part in parts), *(mean(key) for key in CrossEntropy._fields[1:]))
+
+
+def entropy_figures(pooled: CrossEntropy) -> dict[str, float]:
+    return {
+        "ce_spliced": pooled.spliced,
+        "ce_recovered": pooled.recovered,
+        "ce_recovered_from_mean": pooled.recovered_from_mean,
+        "kl": pooled.kl_spliced,
+        "kl_recovered": pooled.kl_recovered,
+    }
+
+
+def entropy_draws(parts: Sequence[CrossEntropy], seed: int) -> Draws:
+    """The figures in each sample of the blocks; none of a single block."""
+    if len(parts) < 2:
+        return {}
+    drawn = [entropy_figures(pooled_entropy(parts, w)) for w in resamples(len(parts), DRAWS, seed).tolist()]
+    return {key: torch.tensor([of[key] for of in drawn], dtype=torch.float64) for key in drawn[0]}

@@ -1,0 +1,313 @@
+"""runs -> figures of every SAE and of pairs of them; SAEs are loaded one at a time, the baseline's first.
+
+The number of main latents that all SAEs are scored with comes from the baseline (`common_counts`), so its splitting
+is measured before anything else is.
+"""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from sae_lm.data.store import Store
+from sae_lm.errors import SettingsError
+from sae_lm.evaluating import (
+    Bench,
+    ConceptSet,
+    Draws,
+    batch_rows,
+    candidates,
+    common_counts,
+    concept_figures,
+    concept_means,
+    documents,
+    entropy_draws,
+    entropy_figures,
+    held_out_draws,
+    held_out_figures,
+    pooled_entropy,
+    reader,
+    sae_codes,
+    sae_splits,
+    spliced_entropies,
+)
+from sae_lm.metrics.codes import Codes, encode_sparse
+from sae_lm.metrics.composition import composition_rate
+from sae_lm.metrics.concepts import ConceptRows, Probe, contextual_rows, fit_probes, sample_rows, vocabulary_rows
+from sae_lm.metrics.dictionaries import DISTINCT, match_rows, seed_stability
+from sae_lm.metrics.explorer import Children, View, children, explore
+from sae_lm.metrics.genealogy import genealogy
+from sae_lm.metrics.geometry import nearest_cosines, nearest_shares
+from sae_lm.metrics.labels import read_labels
+from sae_lm.metrics.splitting import Split
+from sae_lm.progress import Progress
+from sae_lm.runs import Run, Runs, boot_model
+from sae_lm.sae.model import SAE, random_sae
+from sae_lm.settings import CompareSettings
+from sae_lm.verdicts import ladder_of, read_arm
+
+CONTROL = "random"
+"""Name of the control: an SAE whose decoder rows are random directions."""
+SPLICED_BYTES = 1 << 31
+"""SAEs in memory together for the language model, at most; its clean passes are shared by these."""
+TRACED_ROWS = 16_384
+"""Held-out rows on which it is seen what of one SAE fires with what of another, at most."""
+EXPLORED = 4
+"""Arms side by side in the explorer, at most."""
+Key = tuple[str, int]
+"""Arm and seed."""
+
+
+class Measured(NamedTuple):
+    figures: dict[Key, dict[str, float]]
+    """metric -> value; the control under (CONTROL, 0)"""
+    draws: dict[Key, Draws]
+    """metric -> value in each sample of held-out text"""
+    entropies: dict[str, Any] | None
+    probes: list[Probe]
+    remarks: list[str]
+    """sentences on what of a user's labels could not be used"""
+    per_concept: list[dict[str, Any]]
+    nearest: dict[str, list[float]]
+    """arm -> shares of alive latents by cosine to their nearest, at the first seed"""
+    alive: int
+    """latents alive in the baseline at the first seed"""
+    genealogy: list[dict[str, Any]]
+    explorer: list[dict[str, Any]]
+
+
+class Seen(NamedTuple):
+    """What the explorer needs of one SAE."""
+
+    W_dec: Tensor
+    codes: list[Codes]
+    splits: list[Split]
+    children: list[Children]
+
+
+def measure(settings: CompareSettings, store: Store, runs: Runs, device: str) -> Measured:
+    """Raises SettingsError and SaeError for what the user gave, before the long part of the work."""
+    figures: dict[Key, dict[str, float]] = {key: {} for key in [*runs.of, (CONTROL, 0)]}
+    draws: dict[Key, Draws] = {key: {} for key in figures}
+    model = None if settings.model == "none" else boot_model(settings, store, device)
+    bench, probes, remarks = _bench(settings, store, runs, model and model[1])
+    entropies = model and _entropies(settings, store, runs, model, device, figures, draws)
+    ladder = ladder_of(settings.baseline, runs.arms, settings.baseline)
+    explored, first = _explored(runs, ladder), runs.seeds[0]
+    splits: dict[Key, list[Split]] = {}
+    nearest: dict[str, list[float]] = {}
+    alive: dict[Key, Bool[Tensor, " d_sae"]] = {}
+    views: dict[str, Seen] = {}
+    per_concept: list[dict[str, Any]] = []
+
+    def split(codes: list[Codes]) -> list[Split]:
+        return sae_splits(codes, bench, settings.max_k, settings.split_gain)
+
+    with Progress("comparing", len(figures), "SAE") as bar:
+        for key, run in runs.of.items():
+            if key[0] in ladder and bench.candidates:
+                splits[key] = split(sae_codes(run.load(device), bench))
+        common = common_counts(list(splits.values()))
+        for key, sae in _saes(runs, device, settings.seed):
+            figures[key] |= (held := held_out_figures(sae, bench))[0]
+            alive[key] = held[1].to(sae.W_dec.device)
+            if settings.composition:
+                figures[key]["composition_rate"] = composition_rate(sae.W_dec, alive[key], settings.seed)
+            if key[1] == first and key[0] != CONTROL:
+                draws[key] |= held_out_draws(sae, bench)
+                nearest[key[0]] = nearest_shares(nearest_cosines(sae.W_dec[alive[key]]))
+            if bench.candidates:
+                codes = sae_codes(sae, bench)
+                own = splits.get(key) or split(codes)
+                concepts, drawn = concept_figures(sae, codes, own, bench, common, sweep=key[1] == first)
+                per_concept += [{"arm": key[0], "seed": key[1], **concept} for concept in concepts]
+                figures[key] |= concept_means(concepts)
+                draws[key] |= drawn
+                if key[0] in explored and key[1] == first:
+                    tokens = [of.rows.token_id for of in bench.sets]
+                    kids = [children(mine, ids[: len(mine.latent)]) for mine, ids in zip(codes, tokens, strict=True)]
+                    views[key[0]] = Seen(sae.W_dec.cpu(), codes, own, kids)
+            bar.update(1)
+    _between_seeds(runs, alive, ladder, device, figures)
+    return Measured(
+        figures=figures,
+        draws=draws,
+        entropies=entropies,
+        probes=probes,
+        remarks=remarks,
+        per_concept=per_concept,
+        nearest=nearest,
+        alive=int(alive[runs.arms[0], first].sum()),
+        genealogy=_genealogies(runs, bench, device),
+        explorer=_explorer(store, bench, {arm: views[arm] for arm in explored if arm in views}, common, first),
+    )
+
+
+def _saes(runs: Runs, device: str, seed: int) -> Iterator[tuple[Key, SAE]]:
+    """Every SAE, then the control."""
+    for key, run in runs.of.items():
+        yield key, run.load(device)
+    like = next(iter(runs.of.values())).load("cpu")
+    yield (CONTROL, 0), random_sae(like, seed).to(device)
+
+
+def _bench(settings: CompareSettings, store: Store, runs: Runs, model: Any) -> tuple[Bench, list[Probe], list[str]]:
+    hook, start = runs.training["hook"], runs.training["held_out_from_row"]
+    given = None if settings.labels is None else read_labels(settings.labels, store.vocabulary)
+    if settings.prompts and model is None:
+        raise SettingsError("prompts need the language model, and model is none; leave out one of them")
+    if settings.prompts:
+        sets = [vocabulary_rows(model, hook, store, settings.seed, given)]
+    else:
+        sets = [sample_rows(store, hook, start, settings.per_type, settings.seed, given)]
+    if settings.contextual:
+        sets += contextual_rows(store, hook, start, settings.per_type, settings.seed)
+    document = store.tokens(start)["document"].long()
+    concept_sets: list[ConceptSet] = []
+    found, probes = [], []
+    for number, rows in enumerate(sets):
+        fitted = fit_probes(rows, settings.min_types, settings.probe_gate, settings.seed)
+        used = [(c, probe) for c, probe in enumerate(fitted) if probe.skipped is None]
+        if used:
+            of_rows = documents(_documents_of(rows, document, start), settings.seed)
+            found += candidates(number, rows, used, of_rows)
+        probes += fitted
+        concept_sets.append(ConceptSet(rows, [c for c, _ in used]))
+    stop = min(len(store), start + settings.tokens)
+    bench = Bench(
+        read=reader(store, hook, start, stop),
+        documents=documents(document[: stop - start], settings.seed),
+        sets=concept_sets,
+        candidates=found,
+        seed=settings.seed,
+    )
+    return bench, probes, [given.unknown] if given and given.unknown else []
+
+
+def _documents_of(rows: ConceptRows, document: Tensor, start: int) -> Tensor:
+    """The document of each row; one that is not from the store is a document of its own."""
+    own = -1 - torch.arange(len(rows.x))
+    if rows.row is None:
+        return own
+    return torch.where(rows.row < 0, own, document[(rows.row - start).clamp_min(0)])
+
+
+def _entropies(
+    settings: CompareSettings,
+    store: Store,
+    runs: Runs,
+    model: tuple[str, Any],
+    device: str,
+    figures: dict[Key, dict[str, float]],
+    draws: dict[Key, Draws],
+) -> dict[str, Any]:
+    """Cross-entropies on held-out contexts, into ``figures`` and ``draws``; what they have in common."""
+    hook, first = runs.training["hook"], runs.training["held_out_from_context"]
+    mean = store.moments(hook, runs.training["held_out_from_row"]).mean.float()
+    blocks = store.blocks(first, min(store.manifest.contexts, first + settings.ce_contexts))
+    facts: dict[str, Any] = {}
+    for group in _groups(runs):
+        saes = {f"{run.arm} {run.seed}": run.load(device) for run in group}
+        parts = spliced_entropies(model[1], blocks, store.special(blocks), hook, saes, mean)
+        for run in group:
+            mine = parts[f"{run.arm} {run.seed}"]
+            whole = pooled_entropy(mine)
+            figures[run.arm, run.seed] |= entropy_figures(whole)
+            draws[run.arm, run.seed] |= entropy_draws(mine, settings.seed)
+            facts = {"tokens": whole.tokens, "clean": whole.clean, "ablated": whole.ablated}
+            facts["mean_ablated"] = whole.mean_ablated
+    return {"model": model[0], **facts}
+
+
+def _groups(runs: Runs) -> Iterator[list[Run]]:
+    """As many runs as may be in memory together."""
+    every = list(runs.of.values())
+    each = (every[0].directory / "sae_weights.safetensors").stat().st_size
+    size = max(1, SPLICED_BYTES // each)
+    for first in range(0, len(every), size):
+        yield every[first : first + size]
+
+
+# --- pairs of SAEs
+
+
+def _between_seeds(
+    runs: Runs,
+    alive: dict[Key, Tensor],
+    ladder: list[str],
+    device: str,
+    figures: dict[Key, dict[str, float]],
+) -> None:
+    """How much of each SAE is found again at the next seed, of its own arm and of the baseline's; needs two seeds.
+
+    The share that the baseline lacks stands beside the same between the baseline's own seeds, so that the
+    difference between the two is what the arm adds to the noise of training.
+    """
+    if len(runs.seeds) < 2:
+        return
+
+    def rows(arm: str, seed: int) -> Tensor:
+        W_dec = runs.of[arm, seed].load(device).W_dec
+        return W_dec[alive[arm, seed]]
+
+    for place, seed in enumerate(runs.seeds):
+        other = runs.seeds[(place + 1) % len(runs.seeds)]
+        for arm in runs.arms:
+            k = read_arm(arm).k
+            base = next((rung for rung in ladder if read_arm(rung).k == k), ladder[0])
+            mine = rows(arm, seed)
+            apart = match_rows(mine, rows(base, other)).of_a.cosine < DISTINCT
+            figures[arm, seed] |= {
+                "seed_stability": seed_stability(mine, rows(arm, other)).share,
+                "distinct": float(apart.double().mean()),
+            }
+
+
+def _genealogies(runs: Runs, bench: Bench, device: str) -> list[dict[str, Any]]:
+    """From the baseline to every arm at the first seed, and to itself at the second."""
+    rows = torch.cat([part for part in _first(bench.read(TRACED_ROWS), TRACED_ROWS)]).float()
+
+    def coded(arm: str, seed: int) -> tuple[Tensor, Codes]:
+        sae = runs.of[arm, seed].load(device)
+        return sae.W_dec.cpu(), encode_sparse(sae, rows.split(batch_rows(sae)))
+
+    base, told = runs.arms[0], []
+    W_dec, codes = coded(base, runs.seeds[0])
+    pairs = [(arm, runs.seeds[0]) for arm in runs.arms[1:]] + [(base, seed) for seed in runs.seeds[1:2]]
+    for arm, seed in pairs:
+        other, other_codes = coded(arm, seed)
+        found = genealogy(W_dec, other, codes, other_codes)
+        told.append({"from": base, "to": arm, "seed": runs.seeds[0], "to_seed": seed, **found._asdict()})
+    return told
+
+
+def _first(parts: Iterator[Tensor], count: int) -> Iterator[Tensor]:
+    for part in parts:
+        yield part[:count]
+        count -= len(part)
+        if count <= 0:
+            return
+
+
+def _explored(runs: Runs, ladder: list[str]) -> list[str]:
+    """The baseline's middle rung and arms of its k."""
+    rung = ladder[len(ladder) // 2]
+    others = [arm for arm in runs.arms if arm not in ladder and read_arm(arm).k == read_arm(rung).k]
+    return [rung, *others[: EXPLORED - 1]]
+
+
+def _explorer(store: Store, bench: Bench, views: dict[str, Seen], common: list[int], seed: int) -> list[dict[str, Any]]:
+    told = []
+    for place, (found, k) in enumerate(zip(bench.candidates, common, strict=True)):
+        rows, number = bench.sets[found.set].rows, found.set
+        if rows.row is None:
+            continue
+        arms = {
+            arm: View(seen.codes[number], seen.W_dec, seen.splits[place].ranking[:k], seen.children[number])
+            for arm, seen in views.items()
+        }
+        shown = explore(store, arms, rows.x, rows.token_id, rows.row, found.rows, found.probe.weight)
+        told.append({"concept": found.probe.name, "seed": seed, **shown})
+    return told

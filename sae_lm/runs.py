@@ -1,0 +1,171 @@
+"""folder of runs -> the SAEs in it that can be compared, their store and language model; what is missing is told."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from sae_lm.data.store import Store, open_store
+from sae_lm.errors import SaeError
+from sae_lm.files import read_json
+from sae_lm.sae.checkpoint import CONFIG, load
+from sae_lm.sae.model import SAE
+from sae_lm.settings import CompareSettings
+from sae_lm.training import read_run, run_folder
+from sae_lm.verdicts import family, read_arm
+
+EQUAL = {
+    "store_id": "store",
+    "hook": "hook",
+    "held_out_from_row": "first held-out row",
+    "d_sae": "number of latents",
+}
+"""Facts of training that SAEs have to share to be compared."""
+
+
+class Run(NamedTuple):
+    arm: str
+    seed: int
+    directory: Path
+    training: Mapping[str, Any]
+    architecture: str
+    """as it was trained: a batchtopk or matryoshka SAE is used as a jumprelu"""
+
+    def load(self, device: str) -> SAE:
+        return load(self.directory, device)
+
+
+class Runs(NamedTuple):
+    """What can be compared."""
+
+    arms: list[str]
+    """the baseline's first"""
+    seeds: list[int]
+    """those that every arm has"""
+    of: dict[tuple[str, int], Run]
+    partial: list[str]
+    """sentences: what is missing, and what that means"""
+    training: dict[str, Any]
+    """of the baseline's first run"""
+
+
+def read_runs(folder: Path, baseline: str) -> Runs:
+    """The SAEs that ``sae-lm train`` wrote to a folder.
+
+    SAEs without its metadata are left out, and so are seeds that some arm lacks: ``partial`` says which. Raises
+    SaeError for a folder without runs, a missing baseline, arms without a common seed, runs of different stores,
+    hooks or widths.
+    """
+    if not folder.is_dir():
+        raise SaeError(f"runs {folder} does not exist; write it with sae-lm train --out {folder}")
+    expected = read_run(folder)
+    there, partial = _scan(folder)
+    known = list(dict.fromkeys([*expected["arms"], *(arm for arm, _ in there)]))
+    ours = [arm for arm in known if arm == baseline or family(arm) == baseline]
+    if not ours:
+        raise SaeError(
+            f"runs {folder} have no arm {baseline!r} to compare with, they have {', '.join(known)}; give --baseline"
+        )
+    if not any(arm in ours for arm, _ in there):
+        raise SaeError(
+            f"runs {folder} hold no SAE of the baseline {baseline!r} yet; run sae-lm train again with --arms {baseline}"
+        )
+    trained = sorted(dict.fromkeys(arm for arm, _ in there), key=lambda arm: (arm not in ours, known.index(arm)))
+    partial += [f"{arm}: no SAE is there; the arm is left out." for arm in known if arm not in trained]
+    seeds = sorted({seed for _, seed in there} | set(range(expected["seeds"])))
+    lacking = {seed: [arm for arm in trained if (arm, seed) not in there] for seed in seeds}
+    common = [seed for seed in seeds if not lacking[seed]]
+    for seed, arms in lacking.items():
+        if arms:
+            missing = ", ".join(run_folder(read_arm(arm), seed) for arm in arms)
+            partial.append(f"Seed {seed} is left out: {missing} missing; run sae-lm train again with these arms.")
+    if not common:
+        raise SaeError(
+            f"runs {folder} have no seed that all of their arms have ({'; '.join(partial)}); run sae-lm train again "
+            "with the same --seeds for every arm"
+        )
+    runs = {(arm, seed): there[arm, seed] for arm in trained for seed in common}
+    _check_equal(folder, list(runs.values()))
+    return Runs(trained, common, runs, partial, dict(runs[trained[0], common[0]].training))
+
+
+def _scan(folder: Path) -> tuple[dict[tuple[str, int], Run], list[str]]:
+    """Every SAE directory that is ours, and a sentence for each that is not."""
+    found, partial = {}, []
+    for path in sorted(folder.glob(f"*/{CONFIG}")):
+        config = read_json(path, SaeError, "an SAE directory")
+        about = config.get("metadata")
+        about = about if isinstance(about, dict) else {}
+        arm, seed, training = (about.get(key) for key in ("arm", "seed", "training"))
+        if not isinstance(arm, str) or not isinstance(seed, int) or not isinstance(training, dict):
+            partial.append(
+                f"{path.parent.name} is left out: an SAE of another program, whose arm, seed and training are not known."
+            )
+            continue
+        architecture = str(about.get("training_architecture", config.get("architecture")))
+        run = Run(read_arm(arm).name, seed, path.parent, training, architecture)
+        if (run.arm, seed) in found:
+            raise SaeError(
+                f"{path.parent} and {found[run.arm, seed].directory} are both {arm} with seed {seed}; delete one of them"
+            )
+        found[run.arm, seed] = run
+    if not found:
+        raise SaeError(f"runs {folder} hold no SAE yet; run sae-lm train --out {folder} again")
+    return found, partial
+
+
+def _check_equal(folder: Path, runs: list[Run]) -> None:
+    for key, what in EQUAL.items():
+        values: dict[str, list[str]] = {}
+        for run in runs:
+            values.setdefault(str(run.training.get(key)), []).append(run.directory.name)
+        if len(values) > 1:
+            told = "; ".join(
+                f"{value[:12] if key == 'store_id' else value}: {', '.join(names[:3])}" + ", ..." * (len(names) > 3)
+                for value, names in values.items()
+            )
+            raise SaeError(
+                f"runs {folder} differ in their {what} ({told}); only SAEs of one store, hook and width can be "
+                "compared, move the others to a folder of their own"
+            )
+
+
+def find_store(settings: CompareSettings, store_id: str) -> Store:
+    """The store the runs were trained on; it may have been moved. Raises SaeError."""
+    path = str(settings.store or read_run(settings.runs)["store"])
+    if not path.startswith("hf://") and not Path(path).exists():
+        raise SaeError(f"the runs' store {path} is not there; give its present place with --store")
+    store = open_store(path)
+    if store.manifest.id != store_id:
+        raise SaeError(
+            f"store {path} is not the one these runs were trained on (id {store.manifest.id[:12]}, "
+            f"expected {store_id[:12]}); give the right one with --store"
+        )
+    return store
+
+
+def boot_model(settings: CompareSettings, store: Store, device: str) -> tuple[str, Any]:
+    """The language model the store was cached from, by name. Raises SaeError where it is another one."""
+    from sae_lm.data.activations import boot
+    from sae_lm.data.forward import describe_model
+    from sae_lm.data.hub import find_model
+
+    recorded = store.manifest.recipe.model
+    if settings.model is None and recorded["id"] != "embedded" and recorded["revision"] is None:
+        raise SaeError(
+            f"the store was cached from a local model folder named {recorded['id']!r}; give its path with --model, "
+            "or --model none to leave out the cross-entropy"
+        )
+    name = settings.model or recorded["id"]
+    dtype = getattr(torch, recorded["dtype"])
+    source = find_model(name, recorded["revision"])
+    model = boot(source, device=device, dtype=dtype)
+    there = describe_model(source, model.original_model.config, dtype)
+    for key, what in (("d_model", "width"), ("d_vocab", "vocabulary"), ("files_sha256", "checksum of the weights")):
+        if there[key] != recorded[key]:
+            raise SaeError(
+                f"model {name!r} has {what} {there[key]}, the store was cached from one with {recorded[key]}; "
+                "give the same model with --model"
+            )
+    return name, model

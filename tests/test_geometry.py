@@ -1,0 +1,156 @@
+"""sae_lm.metrics.geometry: every number against loops over pairs, and its null against drawn directions."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from sae_lm.metrics.geometry import (
+    EDGES,
+    clustering,
+    compare_pairs,
+    geometry,
+    mean_sq_cos,
+    nearest_cosines,
+    nearest_shares,
+    null_nearest_cos,
+    null_nearest_shares,
+    transitivity,
+)
+
+
+def directions(n, d, seed=0):
+    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed))
+
+
+def every_cosine(rows):
+    """[n, n] in float64, the diagonal NaN."""
+    unit = rows.double() / rows.double().norm(dim=1, keepdim=True)
+    cosines = unit @ unit.T
+    return cosines.fill_diagonal_(float("nan"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_figures_equal_those_of_the_whole_matrix_of_cosines_for_rows_of_any_norm(dtype):
+    rows = directions(40, 6) * torch.linspace(0.1, 5, 40)[:, None]
+    rows[7] = rows[3] * 2 + 0.01  # a near copy
+    alive = torch.rand(40, generator=torch.Generator().manual_seed(1)) < 0.7
+    shape = geometry(rows.to(dtype), alive, 0)
+    for suffix, cosines in (("", every_cosine(rows[alive])), ("_all", every_cosine(rows))):
+        nearest = cosines.nan_to_num(-2).amax(1)
+        assert getattr(shape, f"nearest_cos{suffix}") == pytest.approx(float(nearest.mean()), abs=1e-6)
+        assert getattr(shape, f"mean_abs_cos{suffix}") == pytest.approx(float(cosines.abs().nanmean()), abs=1e-7)
+        assert getattr(shape, f"mean_sq_cos{suffix}") == pytest.approx(float(cosines.square().nanmean()), abs=1e-7)
+    nearest = every_cosine(rows[alive]).nan_to_num(-2).amax(1)
+    for name, least in (("near_half", 0.5), ("near_70", 0.7), ("near_duplicates", 0.9), ("duplicates", 0.95)):
+        assert getattr(shape, name) == pytest.approx(float((nearest > least).double().mean()))
+
+
+@pytest.mark.parametrize("cells", [1, 90, 1 << 20])
+def test_pairs_are_the_same_however_they_are_cut_into_tiles(cells):
+    rows = directions(31, 5).double()
+    unit = rows / rows.norm(dim=1, keepdim=True)
+    pairs = compare_pairs(unit, 17, cells)
+    inner, whole = every_cosine(rows[:17]), every_cosine(rows)
+    torch.testing.assert_close(pairs.nearest, inner.nan_to_num(-2).amax(1))
+    torch.testing.assert_close(pairs.nearest_all, whole.nan_to_num(-2).amax(1))
+    assert pairs.abs_cos == pytest.approx(float(inner.abs().nanmean()))
+    assert pairs.abs_cos_all == pytest.approx(float(whole.abs().nanmean()))
+
+
+def test_dead_latents_do_not_change_the_figures_of_the_living():
+    rows = directions(30, 8)
+    alive = torch.arange(60) < 30
+    alone = geometry(rows, alive[:30], 0)
+    beside = geometry(torch.cat([rows, rows]), alive, 0)  # a dead copy of every latent
+    for name in ("nearest_cos", "mean_abs_cos", "mean_sq_cos", "duplicates", "nearest_cos_spread"):
+        assert getattr(beside, name) == pytest.approx(getattr(alone, name), abs=1e-6)
+    assert beside.nearest_cos_all == pytest.approx(1, abs=1e-6)
+
+
+def test_a_zero_row_is_orthogonal_to_all():
+    rows = torch.tensor([[1.0, 0.0], [0.0, 0.0], [-1.0, 0.0]])
+    assert nearest_cosines(rows).tolist() == [0, 0, 0]
+    assert mean_sq_cos(rows) == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize("alive", [0, 1])
+def test_fewer_than_two_living_latents_give_no_number_instead_of_a_crash(alive):
+    shape = geometry(torch.eye(4), torch.arange(4) < alive, 0)
+    told = {name for name, value in shape._asdict().items() if math.isfinite(value)}
+    assert told == {
+        *("nearest_cos_all", "mean_abs_cos_all", "mean_abs_cos_null", "mean_sq_cos_all", "mean_sq_cos_null")
+    }
+
+
+@pytest.mark.parametrize(("n", "d"), [(300, 8), (400, 16), (1024, 64)])
+def test_the_nulls_are_what_drawn_directions_give(n, d):
+    draws = [geometry(directions(n, d, seed), torch.ones(n, dtype=torch.bool), seed) for seed in range(4)]
+
+    def drawn(name):
+        return sum(getattr(shape, name) for shape in draws) / len(draws)
+
+    assert draws[0].nearest_cos_null == pytest.approx(drawn("nearest_cos"), abs=0.005)
+    assert draws[0].mean_abs_cos_null == pytest.approx(drawn("mean_abs_cos"), rel=0.03)
+    assert draws[0].mean_sq_cos_null == pytest.approx(drawn("mean_sq_cos"), rel=0.06)
+    shares = np.mean([nearest_shares(nearest_cosines(directions(n, d, seed))) for seed in range(4)], axis=0)
+    expected = np.array(null_nearest_shares(n, d))
+    assert expected.sum() == pytest.approx(1) and np.abs(shares - expected).max() < 0.04
+
+
+def test_the_null_equals_the_integral_worked_by_hand():
+    assert null_nearest_cos(2, 7) == pytest.approx(0, abs=1e-7)  # two directions are as often near as far
+    assert null_nearest_cos(50, 3) == pytest.approx(1 - 2 / 50, abs=1e-7)  # on the sphere a cosine is uniform
+
+
+def test_latents_that_share_a_part_of_the_space_are_near_without_pairs_and_their_own_null_says_so():
+    rows = directions(500, 40) * torch.cat([torch.ones(5), torch.full((35,), 0.05)])
+    shape = geometry(rows, torch.ones(500, dtype=torch.bool), 0)
+    assert shape.nearest_cos > shape.nearest_cos_null + 0.3
+    assert shape.nearest_cos == pytest.approx(shape.nearest_cos_spread, abs=0.01)
+
+
+def test_a_histogram_counts_every_latent_once():
+    nearest = torch.tensor([-0.3, 0.0, 0.02, 0.021, 0.5, 0.999, 1.0000001])
+    shares = nearest_shares(nearest)
+    assert len(shares) == len(EDGES) - 1 and sum(shares) == pytest.approx(1)
+    assert [round(7 * share) for share in shares if share] == [3, 1, 1, 2]
+
+
+# --- clustering
+
+
+def slow_transitivity(joined):
+    n = len(joined)
+    near = [[j for j in range(n) if joined[i][j]] for i in range(n)]
+    triples = [(a, b) for i in range(n) for a in near[i] for b in near[i] if a != b]
+    return sum(bool(joined[a][b]) for a, b in triples) / len(triples) if triples else float("nan")
+
+
+def test_clustering_equals_a_loop_over_triples():
+    rows = torch.cat([directions(25, 4), directions(25, 4) + 0.1])
+    cosines = every_cosine(rows).nan_to_num(-1)
+    found = clustering(rows, (0.2, 0.5, 0.8, 0.99999))
+    for level in found:
+        joined = (cosines > level.threshold).tolist()
+        assert level.density == pytest.approx(sum(map(sum, joined)) / (50 * 49))
+        assert level.coefficient == pytest.approx(slow_transitivity(joined), nan_ok=True)
+
+
+def test_a_triangle_is_closed_and_a_path_is_not():
+    assert transitivity(torch.tensor([[0, 1, 0], [1, 2, 2]]), 4) == 1
+    assert transitivity(torch.tensor([[0, 1], [1, 2]]), 4) == 0
+    assert math.isnan(transitivity(torch.tensor([[0], [1]]), 4))
+
+
+def test_too_dense_a_graph_keeps_its_density_and_gives_up_its_coefficient():
+    rows = directions(60, 4)
+    whole, bounded = clustering(rows, (0.1, 0.5, 0.9)), clustering(rows, (0.1, 0.5, 0.9), most_edges=200)
+    assert [level.density for level in bounded] == [level.density for level in whole]
+    assert math.isnan(bounded[0].coefficient) and bounded[2] == whole[2]
+
+
+def test_clustering_is_the_same_however_it_is_cut():
+    rows = directions(60, 4)
+    assert clustering(rows, (0.3, 0.6), cells=150) == clustering(rows, (0.3, 0.6))
