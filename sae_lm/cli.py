@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from sae_lm.errors import SaeLmError, SettingsError, Stopped, StoreError
+from sae_lm.processes import is_one_of_many, leave
 from sae_lm.settings import VERBS, choice, is_positional, make_settings, read_config
 
 OVERRIDE = re.compile(r"([a-z_]+)\.([a-z_]+)=(.*)", re.DOTALL)
 EXAMPLES = """\
 examples:
   sae-lm demo                      everything below on the embedded model and text, without network
-  sae-lm demo toy                  two features whose truth is known, in a minute
+  sae-lm demo toy                  worlds whose truth is known, in a minute
   sae-lm cache --model EleutherAI/pythia-70m --text NeelNanda/pile-10k --hooks blocks.3.hook_out --tokens 10M --out acts/pythia
   sae-lm train --store acts/pythia --d-sae 16384 --k 32 --arms none,abs_cos:1,max_cos:0.25 --seeds 3 --out runs/pythia
   sae-lm compare runs/pythia --out reports/pythia
@@ -165,6 +166,14 @@ def run(verb: str, settings: Any) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
+    """The exit code. One of torchrun's processes ends here, see `sae_lm.processes.leave`."""
+    code = _main(argv)
+    if is_one_of_many():
+        leave(code)
+    return code
+
+
+def _main(argv: list[str] | None) -> int:
     try:
         return run(*parse(sys.argv[1:] if argv is None else argv))
     except Stopped as stopped:

@@ -32,7 +32,7 @@ def demo(settings: DemoSettings) -> str:
     if settings.what == "toy":
         from sae_lm.truth import suite
 
-        return suite.demo(settings.out / "toy")
+        return suite.demo(settings.out / "toy", settings.full, settings.seeds)
     from sae_lm.caching import cache
     from sae_lm.comparison import compare
     from sae_lm.report import text_table

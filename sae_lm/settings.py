@@ -297,6 +297,10 @@ class DemoSettings(_Settings):
     """`pipeline` or `toy`"""
     out: Path = Path("sae_lm_demo")
     """folder for the store, the runs and the report; what is there already is reused"""
+    full: bool = False
+    """toy: every arm, with curves over coefficients, instead of a short list; about ten minutes"""
+    seeds: Annotated[int, BeforeValidator(parse_count), Field(ge=2)] = 6
+    """toy: runs per arm"""
 
 
 VERBS: dict[str, type[_Settings]] = {

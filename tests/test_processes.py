@@ -122,3 +122,13 @@ def test_a_store_goes_to_the_hub_and_an_sae_is_trained_on_it_there(tmp_path, tin
         path.read_bytes() for name in ("pulled", "runs") for path in (tmp_path / name).rglob("*") if path.is_file()
     )
     assert TOKEN not in said and TOKEN.encode() not in written
+
+
+def test_one_of_torchruns_processes_ends_with_its_message_and_code_and_without_the_interpreters_own_end(tmp_path):
+    script = "import atexit, sys; atexit.register(print, 'teardown'); from sae_lm.cli import main; main(sys.argv[1:])"
+    alone = [sys.executable, "-c", script, "verify", str(tmp_path / "nothing")]
+    ranked = environment(RANK="0", WORLD_SIZE="2", MASTER_ADDR="localhost")
+    for run_in, teardown in ((environment(), True), (ranked, False)):
+        done = subprocess.run(alone, env=run_in, capture_output=True, text=True, timeout=60)
+        assert "nothing" in done.stderr and ("teardown" in done.stdout) is teardown
+    assert done.returncode == 2

@@ -242,9 +242,10 @@ def test_the_table_holds_a_line_for_every_arm_with_its_counts(small):
 
 def test_demo_toy_prints_the_table_and_says_where_the_rest_is(small, tmp_path, monkeypatch):
     monkeypatch.setattr(suite, "EXPERIMENTS", small)
-    text = demo.demo(DemoSettings(what="toy", out=tmp_path))
+    text = demo.demo(DemoSettings(what="toy", out=tmp_path, full=True, seeds=2))
     assert "Little trees" in text and str(tmp_path / "toy" / "suite.json") in text
-    assert (tmp_path / "toy" / "suite.json").exists()
+    told = json.loads((tmp_path / "toy" / "suite.json").read_text())
+    assert told["full"] is True and told["seeds"] == 2
 
 
 def test_ladders_are_families_of_several_coefficients_in_ascending_order():

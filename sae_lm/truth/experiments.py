@@ -116,7 +116,7 @@ EXPERIMENTS = (
         "Eight parents of four children, orthogonal in 64 dimensions, 40 latents (TopK 4)",
         TREES,
         Recipe(d_sae=40, arch="topk", steps=2500, lr=3e-3, k=4),
-        (NONE, *_trials("max_cos:0.3")), (*FEW, *TRUTH, *RIVALS),
+        (), (*FEW, *TRUTH, *RIVALS),
     ),
     Experiment(
         "superposition",
