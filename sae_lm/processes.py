@@ -40,7 +40,7 @@ class Ranks(NamedTuple):
             dist.all_gather_object(values, value)
         return values
 
-    def teams_of(self, size: int) -> "Team":
+    def team_of(self, size: int) -> "Team":
         """This rank's team, when ranks 0 to size - 1 make the first, and so on. Raises SettingsError if that leaves some over."""
         if self.size % size:
             raise SettingsError(

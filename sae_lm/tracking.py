@@ -10,8 +10,6 @@ from sae_lm.errors import SettingsError
 from sae_lm.files import write_whole
 
 Write = Callable[[dict[str, Any]], None]
-PACKAGES = {"wandb": "wandb", "tensorboard": "tensorboard"}
-"""Tracker -> the package that has to be installed for it."""
 
 
 def check_trackers(trackers: tuple[str, ...]) -> None:
@@ -19,9 +17,9 @@ def check_trackers(trackers: tuple[str, ...]) -> None:
     from importlib.util import find_spec
 
     for name in trackers:
-        if find_spec(PACKAGES[name]) is None:
+        if find_spec(name) is None:
             raise SettingsError(
-                f"trackers names {name}, whose library is not installed; pip install {PACKAGES[name]}, or leave it out "
+                f"trackers names {name}, whose library is not installed; pip install {name}, or leave it out "
                 "(the log is written in any case)"
             )
 

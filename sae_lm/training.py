@@ -66,7 +66,7 @@ def train(settings: TrainSettings) -> Path:
     h = _hyperparameters(settings, facts)
     check_trackers(settings.trackers)
     with join_ranks() as ranks:
-        team = ranks.teams_of(settings.ranks_per_sae)
+        team = ranks.team_of(settings.ranks_per_sae)
         if settings.batch_size % team.size:
             raise SettingsError(
                 f"batch_size is {settings.batch_size}, which ranks_per_sae {team.size} does not divide; give a multiple"

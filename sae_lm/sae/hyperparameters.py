@@ -30,6 +30,7 @@ class Hyperparameters(NamedTuple):
     bandwidth: float = 0.03
     """of jumprelu's straight-through estimators, in scaled units"""
     penalty_warm_up: float = 0.0
+    """share of the steps, from the penalty's start, over which its coefficient rises from 0"""
     resample_every: int = 0
     """steps between resamplings of dead latents; 0: never"""
 

@@ -56,8 +56,9 @@ def largest_of_batch(
 ) -> tuple[Int[Tensor, " entries"], Float[Tensor, ""]]:
     """BatchTopK (Bussmann et al. 2024, 2412.06410): the count largest of the batch, and the smallest of them.
 
-    The batch is the team's, the positions are those in this member's slice. Each tile proposes a little more than its share and says what it left out is below; where that is not below
-    what is selected in the end (one tile holds more than its share), every tile proposes as many as are sought.
+    The batch is the team's, the positions are those in this member's slice. Each tile proposes a little more than
+    its share and says what it left out is below; where that is not below what is selected in the end (one tile
+    holds more than its share), every tile proposes as many as are sought.
     """
     batch = len(centred) * team.size
     for surplus in (1.25, batch):
