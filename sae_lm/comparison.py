@@ -20,8 +20,8 @@ turns the report into a table and a page, and computes nothing. Its keys, with n
                           these seeds find with 80% chance), seeds_needed, l0 (matched, interpolated, not matched),
                           verdict}]
                           for primary outcomes detectable and seeds_needed are at Holm's first step, level .05 / tests
-    noise                 {metric: evaluation (of one SAE, over documents; FVU, L0, NMSE: of the first seed's), and of a
-                          paired difference: evaluation_of_difference; training: over seeds}, standard deviations
+    noise                 {metric: evaluation (of one SAE, over documents), and of a paired difference:
+                          evaluation_of_difference; training: over seeds}, standard deviations
     nearest_cos           {edges [n + 1], arms {name: [n shares]}, null: [n shares]}: of the first seed, alive latents
     concepts              [{name, kind, types, rows, probe_f1, permuted_f1, skipped (why, or null)}]
     per_concept           [{arm, seed, concept, splits, latents, f1_by_k, common_k, main_f1, main_recall, candidates, types,

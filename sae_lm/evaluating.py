@@ -25,7 +25,7 @@ from sae_lm.metrics.absorption import (
     probe_cosines,
     projections,
 )
-from sae_lm.metrics.codes import Codes, active, decode_active, encode_sparse
+from sae_lm.metrics.codes import Codes, encode_sparse
 from sae_lm.metrics.concepts import TEST, ConceptRows, Probe
 from sae_lm.metrics.geometry import geometry
 from sae_lm.metrics.quality import CrossEntropy, cross_entropies, quality
@@ -35,6 +35,8 @@ from sae_lm.sae.model import SAE
 
 ENCODED_VALUES = 1 << 23
 """Numbers in a dense batch of latents, at most: 32 MiB in float32."""
+SAMPLED_ROWS = 4096
+"""Held-out rows read at once where no SAE is concerned."""
 HELD_BYTES = 1 << 30
 """Held-out rows of up to this size are read once for all SAEs; more are read again for each."""
 DRAWS = 200
@@ -50,6 +52,16 @@ class Documents(NamedTuple):
 
     of_row: Int[Tensor, " rows"]
     counts: Float[Tensor, "draws documents"]
+
+
+class Sampled(NamedTuple):
+    """What the samples of documents have, whatever the SAE; float64."""
+
+    rows: Float[Tensor, " draws"]
+    squares: Float[Tensor, " draws"]
+    """sum of ||x||^2"""
+    variance: Float[Tensor, " draws"]
+    """mean ||x - mean x||^2"""
 
 
 class ConceptSet(NamedTuple):
@@ -86,6 +98,8 @@ class Bench(NamedTuple):
     """rows at once -> the held-out rows, batch by batch"""
     documents: Documents
     """of the held-out rows"""
+    sampled: Sampled
+    """of these documents"""
     sets: list[ConceptSet]
     candidates: list[Candidates]
     """one for each concept in use; lists of a concept's splits have this order"""
@@ -137,36 +151,33 @@ def batch_rows(sae: SAE) -> int:
 # --- on held-out rows
 
 
-def held_out_figures(sae: SAE, bench: Bench) -> tuple[dict[str, float], Bool[Tensor, " d_sae"]]:
-    """Quality and geometry; also which latents fired."""
-    measured, fired = quality(sae, bench.read(batch_rows(sae)))
-    shape = geometry(sae.W_dec, fired.to(sae.W_dec.device), bench.seed)
-    return {name: float(value) for name, value in (measured._asdict() | shape._asdict()).items()}, fired
-
-
 @torch.no_grad()
-def held_out_draws(sae: SAE, bench: Bench) -> Draws:
-    """L0, FVU and NMSE in each sample of the documents. Sums are by document, so its cost is that of encoding."""
-    of_row, counts = bench.documents.of_row, bench.documents.counts.double()
-    missed, firings, squares, lengths = [], [], [], []
-    total = torch.zeros(len(counts), sae.config.d_in, dtype=torch.float64)
-    first = 0
-    for x in bench.read(batch_rows(sae)):
-        x = x.to(sae.W_dec)
-        values, latent = active(sae, x)
-        missed.append((x - decode_active(sae, values, latent)).double().square().sum(1).cpu())
-        firings.append((values > 0).sum(1).double().cpu())
-        squares.append(x.double().square().sum(1).cpu())
-        lengths.append(torch.ones(len(x), dtype=torch.float64))
-        weight = bench.documents.counts[:, of_row[first : first + len(x)]]
-        total += (weight @ x.float().cpu()).double()
+def sampled(read: Callable[[int], Iterator[Tensor]], documents: Documents) -> Sampled:
+    """Over the held-out rows once; the same for every SAE."""
+    counts, first = documents.counts, 0
+    total: Tensor = torch.zeros(())
+    squares = []
+    for x in read(SAMPLED_ROWS):
+        weight = counts[:, documents.of_row[first : first + len(x)]]
+        total = total + (weight @ x.float()).double()
+        squares.append(x.double().square().sum(1))
         first += len(x)
-    sums = (
-        counts @ sums_of_units(torch.cat(of), of_row, counts.shape[1]) for of in (missed, firings, squares, lengths)
+    square, n = (
+        counts.double() @ sums_of_units(of, documents.of_row, counts.shape[1])
+        for of in (torch.cat(squares), torch.ones(first, dtype=torch.float64))
     )
-    error, fires, square, n = sums
-    variance = square / n - (total / n[:, None]).square().sum(1)
-    return {"l0": fires / n, "fvu": error / n / variance, "nmse": error / square}
+    return Sampled(n, square, square / n - (total / n[:, None]).square().sum(1))
+
+
+def held_out_figures(sae: SAE, bench: Bench) -> tuple[dict[str, float], Bool[Tensor, " d_sae"], Draws]:
+    """Quality and geometry; which latents fired; and L0, FVU and NMSE in each sample of the documents."""
+    measured, fired, per_row = quality(sae, bench.read(batch_rows(sae)))
+    shape = geometry(sae.W_dec, fired.to(sae.W_dec.device), bench.seed)
+    figures = {name: float(value) for name, value in (measured._asdict() | shape._asdict()).items()}
+    of_row, counts = bench.documents.of_row, bench.documents.counts.double()
+    missed, firings = (counts @ sums_of_units(of, of_row, counts.shape[1]) for of in per_row)
+    rows, squares, variance = bench.sampled
+    return figures, fired, {"l0": firings / rows, "fvu": missed / rows / variance, "nmse": missed / squares}
 
 
 # --- on concepts

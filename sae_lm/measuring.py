@@ -25,11 +25,11 @@ from sae_lm.evaluating import (
     documents,
     entropy_draws,
     entropy_figures,
-    held_out_draws,
     held_out_figures,
     pooled_entropy,
     reader,
     sae_codes,
+    sampled,
     sae_splits,
     spliced_entropies,
 )
@@ -111,12 +111,13 @@ def measure(settings: CompareSettings, store: Store, runs: Runs, device: str) ->
                 splits[key] = split(sae_codes(run.load(device), bench))
         common = common_counts(list(splits.values()))
         for key, sae in _saes(runs, device, settings.seed):
-            figures[key] |= (held := held_out_figures(sae, bench))[0]
-            alive[key] = held[1].to(sae.W_dec.device)
+            held, fired, drawn = held_out_figures(sae, bench)
+            figures[key] |= held
+            draws[key] |= drawn
+            alive[key] = fired.to(sae.W_dec.device)
             if settings.composition:
                 figures[key]["composition_rate"] = composition_rate(sae.W_dec, alive[key], settings.seed)
             if key[1] == first and key[0] != CONTROL:
-                draws[key] |= held_out_draws(sae, bench)
                 nearest[key[0]] = nearest_shares(nearest_cosines(sae.W_dec[alive[key]]))
             if bench.candidates:
                 codes = sae_codes(sae, bench)
@@ -176,9 +177,11 @@ def _bench(settings: CompareSettings, store: Store, runs: Runs, model: Any) -> t
         probes += fitted
         concept_sets.append(ConceptSet(rows, [c for c, _ in used]))
     stop = min(len(store), start + settings.tokens)
+    read, of_rows = reader(store, hook, start, stop), documents(document[: stop - start], settings.seed)
     bench = Bench(
-        read=reader(store, hook, start, stop),
-        documents=documents(document[: stop - start], settings.seed),
+        read=read,
+        documents=of_rows,
+        sampled=sampled(read, of_rows),
         sets=concept_sets,
         candidates=found,
         seed=settings.seed,

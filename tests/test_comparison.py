@@ -11,7 +11,7 @@ import torch
 import sae_lm
 from sae_lm.comparison import compare
 from sae_lm.errors import SaeError, SettingsError
-from sae_lm.evaluating import Bench, Candidates, documents, held_out_draws, held_out_figures, pooled_entropy, type_means
+from sae_lm.evaluating import Bench, Candidates, documents, held_out_figures, pooled_entropy, sampled, type_means
 from sae_lm.metrics.concepts import Probe
 from sae_lm.metrics.quality import CrossEntropy
 from sae_lm.runs import read_runs
@@ -169,12 +169,17 @@ def test_the_front_is_of_mean_l0_and_mean_fvu():
 # --- evaluation noise
 
 
+def bench_of(x, of_row, size):
+    def read(rows):
+        return iter(x.split(size))
+
+    return Bench(read, of_row, sampled(read, of_row), [], [], 0)
+
+
 def test_samples_in_which_every_document_is_once_give_the_figures_themselves(make_sae):
     sae, x = make_sae(unit=False), torch.randn(60, 6, generator=torch.Generator().manual_seed(0)) + 1
     of_row = documents(torch.arange(60) // 7, 0)._replace(counts=torch.ones(2, 9))
-    bench = Bench(lambda size: iter(x.split(17)), of_row, [], [], 0)
-    figures, fired = held_out_figures(sae, bench)
-    draws = held_out_draws(sae, bench)
+    figures, fired, draws = held_out_figures(sae, bench_of(x, of_row, 17))
     for key in ("l0", "fvu", "nmse"):
         assert draws[key].tolist() == pytest.approx([figures[key]] * 2, rel=1e-5), key
     assert fired.shape == (10,)
@@ -184,8 +189,8 @@ def test_the_fvu_of_a_sample_is_that_of_its_rows(make_sae):
     sae, x = make_sae(), torch.randn(60, 6, generator=torch.Generator().manual_seed(0))
     of_row = documents(torch.arange(60) // 20, 0)._replace(counts=torch.tensor([[2.0, 0.0, 1.0]]))
     twice = torch.cat([x[:20], x[:20], x[40:]])
-    expected = held_out_figures(sae, Bench(lambda size: iter([twice]), of_row, [], [], 0))[0]["fvu"]
-    draws = held_out_draws(sae, Bench(lambda size: iter(x.split(25)), of_row, [], [], 0))
+    expected = held_out_figures(sae, bench_of(twice, documents(torch.zeros(60, dtype=torch.long), 0), 60))[0]["fvu"]
+    draws = held_out_figures(sae, bench_of(x, of_row, 25))[2]
     assert float(draws["fvu"]) == pytest.approx(expected, rel=1e-5)
 
 

@@ -28,7 +28,7 @@ def identity_sae(d, bias=None, **changes):
 def test_quality_of_a_hand_worked_case():
     sae = identity_sae(2)  # relu: the negative part of x is lost
     x = torch.tensor([[1.0, 2.0], [3.0, -1.0], [0.0, 0.0], [4.0, 3.0]])
-    measured, fired = quality(sae, [x[:3], x[3:]])
+    measured, fired, per_row = quality(sae, [x[:3], x[3:]])
     # errors: only -1 -> squared error 1 in all; sum ||x||^2 = 5 + 10 + 0 + 25 = 40; mean = (2, 1), 40/4 - 5 = 5
     assert measured.rows == 4
     assert measured.l0 == pytest.approx((2 + 1 + 0 + 2) / 4)
@@ -37,6 +37,7 @@ def test_quality_of_a_hand_worked_case():
     assert fired.tolist() == [True, True] and measured.dead == 0
     assert measured.dense == 1
     assert measured.mse == pytest.approx(1 / 4)
+    assert per_row.missed.tolist() == [0, 1, 0, 0] and per_row.firings.tolist() == [2, 1, 0, 2]
     assert measured.bias == pytest.approx(39 / 39)  # x_hat = x but for the lost -1: both sums are 5 + 9 + 0 + 25
     assert quality(sae, [x * 0])[0].l0 == 0
 
@@ -45,7 +46,7 @@ def test_dense_latents_are_counted_above_one_and_ten_percent_and_by_their_share_
     x = torch.zeros(200, 5)
     for latent, firings in enumerate((100, 20, 3, 2)):  # 50%, 10%, 1.5%, 1% of the rows; the last never
         x[:firings, latent] = 1
-    measured, fired = quality(identity_sae(5), x.split(64))
+    measured, fired, _ = quality(identity_sae(5), x.split(64))
     assert (measured.dense, measured.dense_1, measured.dead) == pytest.approx((1 / 5, 3 / 5, 1 / 5))
     assert measured.dense_firings == pytest.approx(100 / 125)
     assert measured.dense_1_firings == pytest.approx(123 / 125)

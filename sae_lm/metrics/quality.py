@@ -48,9 +48,21 @@ class Quality(NamedTuple):
     """share of all firings that are on latents firing on more than 1% of these rows"""
 
 
+class PerRow(NamedTuple):
+    """What the noise of L0 and FVU is taken from; float64, on the CPU."""
+
+    missed: Float[Tensor, " rows"]
+    """||x - x_hat||^2"""
+    firings: Float[Tensor, " rows"]
+    """latents above 0"""
+
+
 @torch.no_grad()
-def quality(sae: SAE, batches: Iterable[Float[Tensor, "_ d_in"]]) -> tuple[Quality, Bool[Tensor, " d_sae"]]:
-    """Stream over activations; sums in float64, each ratio divided once at the end. Also: which latents fired.
+def quality(
+    sae: SAE, batches: Iterable[Float[Tensor, "_ d_in"]]
+) -> tuple[Quality, Bool[Tensor, " d_sae"], PerRow]:
+    """Stream over activations; sums in float64, each ratio divided once at the end. Also: which latents fired, and
+    two numbers for each row.
 
     FVU's mean is per dimension over all rows: 1 - FVU is SAELens' explained variance (evals.py). Two numbers of
     SAEBench 0.6.0 (evals/core/main.py) are wrong and not copied. Its ``explained_variance`` takes (E||x||^2 / d)^2
@@ -59,7 +71,8 @@ def quality(sae: SAE, batches: Iterable[Float[Tensor, "_ d_in"]]) -> tuple[Quali
     """
     n, fired = 0, torch.zeros(sae.config.d_sae, dtype=torch.float64)
     total = torch.zeros(sae.config.d_in, dtype=torch.float64)
-    squares = missed = ratios = along = rebuilt = 0.0
+    squares = ratios = along = rebuilt = 0.0
+    errors, counts = [torch.zeros(0, dtype=torch.float64)], [torch.zeros(0, dtype=torch.float64)]
     for x in batches:
         x = x.to(sae.W_dec)
         values, latent = active(sae, x)
@@ -70,12 +83,15 @@ def quality(sae: SAE, batches: Iterable[Float[Tensor, "_ d_in"]]) -> tuple[Quali
         square, guess_square = exact.square().sum(1), guess.square().sum(1)
         total += exact.sum(0).cpu()
         squares += float(square.sum())
-        missed += float((exact - guess).square().sum())
+        errors.append((exact - guess).square().sum(1).cpu())
+        counts.append((values > 0).sum(1).double().cpu())
         along += float((exact * guess).sum())
         rebuilt += float(guess_square.sum())
         ratios += float((guess_square.sqrt() / square.sqrt().clamp_min(1e-12)).sum())
+    per_row = PerRow(torch.cat(errors), torch.cat(counts))
     if n == 0:
-        return Quality(0, *[float("nan")] * (len(Quality._fields) - 1)), fired > 0
+        return Quality(0, *[float("nan")] * (len(Quality._fields) - 1)), fired > 0, per_row
+    missed = float(per_row.missed.sum())
     firings, density = float(fired.sum()), fired / n
     measured = Quality(
         rows=n,
@@ -91,7 +107,7 @@ def quality(sae: SAE, batches: Iterable[Float[Tensor, "_ d_in"]]) -> tuple[Quali
         dense_1=float((density > FAIRLY_DENSE).double().mean()),
         dense_1_firings=_ratio(float(fired[density > FAIRLY_DENSE].sum()), firings),
     )
-    return measured, fired > 0
+    return measured, fired > 0, per_row
 
 
 def _ratio(part: float, whole: float) -> float:
