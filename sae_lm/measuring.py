@@ -127,8 +127,10 @@ def measure(settings: CompareSettings, store: Store, runs: Runs, device: str) ->
                 figures[key] |= concept_means(concepts)
                 draws[key] |= drawn
                 if key[0] in explored and key[1] == first:
-                    tokens = [of.rows.token_id for of in bench.sets]
-                    kids = [children(mine, ids[: len(mine.latent)]) for mine, ids in zip(codes, tokens, strict=True)]
+                    kids = [
+                        children(mine, of.rows.token_id[: len(mine.latent)], of.rows.child)
+                        for mine, of in zip(codes, bench.sets, strict=True)
+                    ]
                     views[key[0]] = Seen(sae.W_dec.cpu(), codes, own, kids)
             bar.update(1)
     _between_seeds(runs, alive, ladder, device, figures)
@@ -164,7 +166,7 @@ def _bench(settings: CompareSettings, store: Store, runs: Runs, model: Any) -> t
     else:
         sets = [sample_rows(store, hook, start, settings.per_type, settings.seed, given)]
     if settings.contextual:
-        sets += contextual_rows(store, hook, start, settings.per_type, settings.seed)
+        sets += contextual_rows(store, hook, start, settings.per_type, settings.seed, given)
     document = store.tokens(start)["document"].long()
     concept_sets: list[ConceptSet] = []
     found, probes = [], []

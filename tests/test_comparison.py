@@ -411,12 +411,14 @@ def test_a_users_labels_are_concepts_and_unknown_tokens_are_told(runs, tiny_stor
     vocabulary = sae_lm.open_store(tiny_store).vocabulary
     with (tmp_path / "labels.csv").open("w", newline="") as file:
         table = csv.writer(file)
-        table.writerow(["token", "label"])
-        table.writerows([text, "mine"] for text in sorted({t for t in vocabulary if t.strip().isalpha()}))
-        table.writerow(["surely no token", "mine"])
+        table.writerow(["token", "label", "child"])
+        table.writerows([text, "mine", "of mine"] for text in sorted({t for t in vocabulary if t.strip().isalpha()}))
+        table.writerow(["surely no token", "mine", ""])
     values = compare(comparing(runs, tmp_path / "out", labels=tmp_path / "labels.csv"))
     assert [c["kind"] for c in values["concepts"] if c["name"] == "mine"] == ["csv"]
     assert any("surely no token" in said for said in values["partial"])
+    children = {a["child"] for e in values["explorer"] for of in e["absorbers"].values() for a in of}
+    assert "of mine" in children and not any(child.strip().isalpha() for child in children)
 
 
 def test_prompts_without_a_language_model_are_refused(runs, tmp_path):

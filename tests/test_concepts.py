@@ -25,7 +25,7 @@ from sae_lm.metrics.concepts import (
     vocabulary_rows,
 )
 from sae_lm.metrics.contextual import ARTICLES, CLOSING, INDENTED, OPENING, QUOTES, contextual_labels
-from sae_lm.metrics.labels import LABELS, WORD_LISTS, child_labels, read_labels
+from sae_lm.metrics.labels import LABELS, WORD_LISTS, read_labels
 
 HOOK = "blocks.0.hook_out"
 
@@ -64,7 +64,6 @@ def test_a_string_means_every_spelling_of_a_word_and_a_token_one(tmp_path):
     assert loose.child == {1: "hound", 2: "hound", 3: "hound"}
     exact = read_labels(write(tmp_path / "b.csv", 'label,token\nanimal, dog\nmark,","\nbreak,"\n"\n'), VOCABULARY)
     assert exact.tokens == {"animal": {1}, "mark": {7}, "break": {6}}
-    assert child_labels(VOCABULARY, [1, 4, 6], loose) == {1: "hound", 4: "cat", 6: "\n"}
 
 
 def test_unknown_tokens_are_counted_and_named_once(tmp_path):

@@ -21,9 +21,9 @@ def store(tiny_store):
     return sae_lm.open_store(tiny_store)
 
 
-def view(dense, W_dec, main, token_id):
+def view(dense, W_dec, main, token_id, names=None):
     codes = as_codes(dense)
-    return View(codes, W_dec, main, children(codes, token_id))
+    return View(codes, W_dec, main, children(codes, token_id, names))
 
 
 @pytest.fixture
@@ -60,6 +60,15 @@ def test_an_event_says_for_every_arm_what_fires_and_what_took_over_with_what_sha
     assert other["main"] == [{"latent": 0, "strength": 6.0}]
     third = next(event for event in told["events"] if event["arms"]["none"]["absorber"]["latent"] == 2)
     assert third["arms"]["other"] == {"silent": True, "main": [{"latent": 0, "strength": 0.0}], "absorber": None}
+
+
+def test_a_child_is_called_what_the_user_calls_it(store, two_arms):
+    arms, x, token_id, row = two_arms
+    names = {int(token_id[2]): "<mine>"}
+    named = {arm: of._replace(children=children(of.codes, token_id, names)) for arm, of in arms.items()}
+    told = found(store, (named, x, token_id, row))
+    assert told["absorbers"]["none"][1]["child"] == "<mine>"
+    assert {e["arms"]["none"]["absorber"]["child"] for e in told["events"]} >= {"<mine>"}
 
 
 def test_rows_on_which_no_arm_is_silent_are_no_events_and_those_that_differ_come_first(store, two_arms):
@@ -154,6 +163,15 @@ def test_children_equal_a_loop_over_latents():
 def test_of_tokens_equally_frequent_the_one_on_which_the_latent_is_stronger_is_its_child():
     dense = torch.tensor([[1.0], [1.0], [5.0], [5.0], [9.0]])
     assert int(children(as_codes(dense), torch.tensor([3, 3, 2, 2, 8])).token[0]) == 2
+
+
+def test_tokens_with_one_name_are_one_child():
+    dense = torch.ones(6, 1)
+    token_id = torch.tensor([2, 2, 3, 5, 3, 8])
+    apart = children(as_codes(dense), token_id)
+    assert float(apart.precision[0]) == pytest.approx(2 / 6)
+    named = children(as_codes(dense), token_id, {3: "fruit", 5: "fruit", 8: "other"})
+    assert named.names[int(named.token[0])] == "fruit" and float(named.precision[0]) == pytest.approx(3 / 6)
 
 
 def test_latents_without_rows_have_no_child():

@@ -27,7 +27,7 @@ from torch import Tensor
 from sae_lm.data.store import Store
 from sae_lm.metrics.contextual import contextual_labels
 from sae_lm.metrics.labels import LABELS as LABELS
-from sae_lm.metrics.labels import GivenLabels, child_labels, label_table
+from sae_lm.metrics.labels import GivenLabels, label_table
 from sae_lm.seeds import derive
 
 TRAIN, VALIDATION, TEST = 0, 1, 2
@@ -59,7 +59,7 @@ class ConceptRows(NamedTuple):
     row: Int[Tensor, " n"] | None = None
     """row numbers in the store, -1 for what is not from it"""
     child: dict[int, str] | None = None
-    """token id -> what it counts as when asked which child a latent fires on"""
+    """token id -> what a user wants it to count as when it is told which child a latent fires on"""
 
 
 class Probe(NamedTuple):
@@ -150,7 +150,7 @@ def _token_rows(
     types = token_id.unique().tolist()
     labels, names, kinds = label_table(vocabulary, types, given)
     part = _type_parts(token_id, len(vocabulary), seed)
-    return ConceptRows(x, token_id, labels[token_id], part, names, kinds, row, child_labels(vocabulary, types, given))
+    return ConceptRows(x, token_id, labels[token_id], part, names, kinds, row, given and given.child)
 
 
 def _type_parts(token_id: Tensor, vocabulary: int, seed: int) -> Tensor:
@@ -160,9 +160,14 @@ def _type_parts(token_id: Tensor, vocabulary: int, seed: int) -> Tensor:
     return part[token_id]
 
 
-def contextual_rows(store: Store, hook: str, start: int, per_type: int, seed: int) -> list[ConceptRows]:
+def contextual_rows(
+    store: Store, hook: str, start: int, per_type: int, seed: int, given: GivenLabels | None = None
+) -> list[ConceptRows]:
     """One set of rows per contextual concept, from the rows from ``start`` on: at most ``per_type`` with the concept
-    of every token type, each with `NEGATIVES` of the same type without it; see the head of this module."""
+    of every token type, each with `NEGATIVES` of the same type without it; see the head of this module.
+
+    given: of a user's labels those of children.
+    """
     start = max(start, len(store) - SEARCHED_PLACES)
     tokens = store.tokens(start)
     token_id = tokens["token_id"].long()
@@ -185,7 +190,7 @@ def contextual_rows(store: Store, hook: str, start: int, per_type: int, seed: in
             names=[name],
             kinds=("contextual",),
             row=start + rows,
-            child=child_labels(store.vocabulary, token_id[rows].unique().tolist()),
+            child=given and given.child,
         )
         for mine, rows, (name, label) in zip(x, chosen, labels.items(), strict=True)
     ]

@@ -26,13 +26,16 @@ EVENTS, ABSORBERS = 12, 12
 class Children(NamedTuple):
     """Per latent, the token it fires on most, among sampled rows.
 
-    Tokens are sampled a few times each, so a rare token counts for as much as a frequent one.
+    Tokens are sampled a few times each, so a rare token counts for as much as a frequent one. Tokens that a user calls
+    by one name are one child.
     """
 
     token: Int[Tensor, " d_sae"]
     """token id; of equals the one on which the latent fires more strongly; -1 for a latent that never fires"""
     precision: Float[Tensor, " d_sae"]
-    """share of the rows the latent fires on that are this token; NaN for a latent that never fires"""
+    """share of the rows the latent fires on that are this child; NaN for a latent that never fires"""
+    names: Mapping[int, str]
+    """what a user calls a token"""
 
 
 class View(NamedTuple):
@@ -115,10 +118,10 @@ def choose(silent: Tensor, share: Tensor, token_id: Int[Tensor, " n"], count: in
     return [row for *_, row in sorted(order)[:count]]
 
 
-def children(codes: Codes, token_id: Int[Tensor, " n"]) -> Children:
-    """Every latent's child, for all latents at once."""
-    fires = codes.strength > 0
-    types, kind = token_id.unique(return_inverse=True)
+def children(codes: Codes, token_id: Int[Tensor, " n"], names: Mapping[int, str] | None = None) -> Children:
+    """Every latent's child, for all latents at once. names: of tokens, a user's own."""
+    fires, names = codes.strength > 0, names or {}
+    types, kind = _alike(token_id, names).unique(return_inverse=True)
     pair = (codes.latent * len(types) + kind[:, None])[fires]
     pair, place, count = pair.unique(return_inverse=True, return_counts=True)
     strength = torch.zeros(len(pair), dtype=torch.float64).index_add_(0, place, codes.strength[fires].double())
@@ -133,7 +136,15 @@ def children(codes: Codes, token_id: Int[Tensor, " n"]) -> Children:
     token[latent[best]] = types[pair[best] % max(1, len(types))].long()
     firings = torch.bincount(codes.latent[fires], minlength=codes.d_sae)
     hits = torch.zeros(codes.d_sae).index_put_((latent[best],), count[best].float())
-    return Children(token, hits / firings)
+    return Children(token, hits / firings, names)
+
+
+def _alike(token_id: Tensor, names: Mapping[int, str]) -> Tensor:
+    """Token ids, of those with one name the lowest for all."""
+    types, kind = token_id.unique(return_inverse=True)
+    first: dict[str, int] = {}
+    lowest = [first.setdefault(names[token], token) if token in names else token for token in types.tolist()]
+    return torch.tensor(lowest, dtype=torch.long)[kind]
 
 
 def window(store: Store, row: int, token_id: int) -> tuple[str, str, str]:
@@ -184,10 +195,10 @@ def _side(view: View, holes: _Holes, place: int, probe: Tensor, vocabulary: list
 
 def _account(view: View, latent: int, probe: Tensor, vocabulary: list[str]) -> dict[str, Any]:
     """What is said of an absorbing latent wherever it occurs."""
-    row = view.W_dec[latent : latent + 1]
+    row, token = view.W_dec[latent : latent + 1], int(view.children.token[latent])
     return {
         "latent": latent,
-        "child": vocabulary[int(view.children.token[latent])],
+        "child": view.children.names.get(token, vocabulary[token]),
         "child_precision": float(view.children.precision[latent]),
         "cos_probe": float(probe_cosines(row, probe)),
         "cos_parent": float(probe_cosines(row, view.W_dec[view.main[0]])),

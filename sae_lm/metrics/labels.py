@@ -205,9 +205,3 @@ def label_table(
         told = [has(text) for has in LABELS.values()]
         table[token] = torch.tensor([*told, *(token in ids for ids in own.values())])
     return table, names, ("token",) * len(LABELS) + ("csv",) * len(own)
-
-
-def child_labels(vocabulary: list[str], tokens: Iterable[int], given: GivenLabels | None = None) -> dict[int, str]:
-    """What each token counts as when asked which child a latent fires on: the user's word, else its text in lower case."""
-    own = given.child if given else {}
-    return {token: own.get(token) or _word(vocabulary[token]).lower() or vocabulary[token] for token in tokens}
