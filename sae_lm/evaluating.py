@@ -169,15 +169,29 @@ def sampled(read: Callable[[int], Iterator[Tensor]], documents: Documents) -> Sa
     return Sampled(n, square, square / n - (total / n[:, None]).square().sum(1))
 
 
-def held_out_figures(sae: SAE, bench: Bench) -> tuple[dict[str, float], Bool[Tensor, " d_sae"], Draws]:
-    """Quality and geometry; which latents fired; and L0, FVU and NMSE in each sample of the documents."""
+class HeldOut(NamedTuple):
+    """One SAE on held-out rows."""
+
+    figures: dict[str, float]
+    """quality and geometry"""
+    draws: Draws
+    """L0, FVU and NMSE in each sample of the documents"""
+    fired: Bool[Tensor, " d_sae"]
+    """which latents did"""
+    nearest: Float[Tensor, " alive"]
+    """cosine of each of these to the nearest other"""
+
+
+def held_out_figures(sae: SAE, bench: Bench) -> HeldOut:
     measured, fired, per_row = quality(sae, bench.read(batch_rows(sae)))
-    shape = geometry(sae.W_dec, fired.to(sae.W_dec.device), bench.seed)
+    fired = fired.to(sae.W_dec.device)
+    shape, nearest = geometry(sae.W_dec, fired, bench.seed)
     figures = {name: float(value) for name, value in (measured._asdict() | shape._asdict()).items()}
     of_row, counts = bench.documents.of_row, bench.documents.counts.double()
     missed, firings = (counts @ sums_of_units(of, of_row, counts.shape[1]) for of in per_row)
     rows, squares, variance = bench.sampled
-    return figures, fired, {"l0": firings / rows, "fvu": missed / rows / variance, "nmse": missed / squares}
+    draws = {"l0": firings / rows, "fvu": missed / rows / variance, "nmse": missed / squares}
+    return HeldOut(figures, draws, fired, nearest)
 
 
 # --- on concepts

@@ -39,7 +39,7 @@ from sae_lm.metrics.concepts import ConceptRows, Probe, contextual_rows, fit_pro
 from sae_lm.metrics.dictionaries import DISTINCT, match_rows, seed_stability
 from sae_lm.metrics.explorer import Children, View, children, explore
 from sae_lm.metrics.genealogy import genealogy
-from sae_lm.metrics.geometry import nearest_cosines, nearest_shares
+from sae_lm.metrics.geometry import nearest_shares
 from sae_lm.metrics.labels import read_labels
 from sae_lm.metrics.splitting import Split
 from sae_lm.progress import Progress
@@ -111,14 +111,14 @@ def measure(settings: CompareSettings, store: Store, runs: Runs, device: str) ->
                 splits[key] = split(sae_codes(run.load(device), bench))
         common = common_counts(list(splits.values()))
         for key, sae in _saes(runs, device, settings.seed):
-            held, fired, drawn = held_out_figures(sae, bench)
-            figures[key] |= held
-            draws[key] |= drawn
-            alive[key] = fired.to(sae.W_dec.device)
+            held = held_out_figures(sae, bench)
+            figures[key] |= held.figures
+            draws[key] |= held.draws
+            alive[key] = held.fired
             if settings.composition:
                 figures[key]["composition_rate"] = composition_rate(sae.W_dec, alive[key], settings.seed)
             if key[1] == first and key[0] != CONTROL:
-                nearest[key[0]] = nearest_shares(nearest_cosines(sae.W_dec[alive[key]]))
+                nearest[key[0]] = nearest_shares(held.nearest)
             if bench.candidates:
                 codes = sae_codes(sae, bench)
                 own = splits.get(key) or split(codes)

@@ -179,18 +179,18 @@ def bench_of(x, of_row, size):
 def test_samples_in_which_every_document_is_once_give_the_figures_themselves(make_sae):
     sae, x = make_sae(unit=False), torch.randn(60, 6, generator=torch.Generator().manual_seed(0)) + 1
     of_row = documents(torch.arange(60) // 7, 0)._replace(counts=torch.ones(2, 9))
-    figures, fired, draws = held_out_figures(sae, bench_of(x, of_row, 17))
+    figures, draws, fired, nearest = held_out_figures(sae, bench_of(x, of_row, 17))
     for key in ("l0", "fvu", "nmse"):
         assert draws[key].tolist() == pytest.approx([figures[key]] * 2, rel=1e-5), key
-    assert fired.shape == (10,)
+    assert fired.shape == (10,) and len(nearest) == int(fired.sum())
 
 
 def test_the_fvu_of_a_sample_is_that_of_its_rows(make_sae):
     sae, x = make_sae(), torch.randn(60, 6, generator=torch.Generator().manual_seed(0))
     of_row = documents(torch.arange(60) // 20, 0)._replace(counts=torch.tensor([[2.0, 0.0, 1.0]]))
     twice = torch.cat([x[:20], x[:20], x[40:]])
-    expected = held_out_figures(sae, bench_of(twice, documents(torch.zeros(60, dtype=torch.long), 0), 60))[0]["fvu"]
-    draws = held_out_figures(sae, bench_of(x, of_row, 25))[2]
+    expected = held_out_figures(sae, bench_of(twice, documents(torch.zeros(60, dtype=torch.long), 0), 60)).figures["fvu"]
+    draws = held_out_figures(sae, bench_of(x, of_row, 25)).draws
     assert float(draws["fvu"]) == pytest.approx(expected, rel=1e-5)
 
 

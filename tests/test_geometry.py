@@ -36,7 +36,7 @@ def test_figures_equal_those_of_the_whole_matrix_of_cosines_for_rows_of_any_norm
     rows = directions(40, 6) * torch.linspace(0.1, 5, 40)[:, None]
     rows[7] = rows[3] * 2 + 0.01  # a near copy
     alive = torch.rand(40, generator=torch.Generator().manual_seed(1)) < 0.7
-    shape = geometry(rows.to(dtype), alive, 0)
+    shape = geometry(rows.to(dtype), alive, 0)[0]
     for suffix, cosines in (("", every_cosine(rows[alive])), ("_all", every_cosine(rows))):
         nearest = cosines.nan_to_num(-2).amax(1)
         assert getattr(shape, f"nearest_cos{suffix}") == pytest.approx(float(nearest.mean()), abs=1e-6)
@@ -62,8 +62,8 @@ def test_pairs_are_the_same_however_they_are_cut_into_tiles(cells):
 def test_dead_latents_do_not_change_the_figures_of_the_living():
     rows = directions(30, 8)
     alive = torch.arange(60) < 30
-    alone = geometry(rows, alive[:30], 0)
-    beside = geometry(torch.cat([rows, rows]), alive, 0)  # a dead copy of every latent
+    alone = geometry(rows, alive[:30], 0)[0]
+    beside = geometry(torch.cat([rows, rows]), alive, 0)[0]  # a dead copy of every latent
     for name in ("nearest_cos", "mean_abs_cos", "mean_sq_cos", "duplicates", "nearest_cos_spread"):
         assert getattr(beside, name) == pytest.approx(getattr(alone, name), abs=1e-6)
     assert beside.nearest_cos_all == pytest.approx(1, abs=1e-6)
@@ -77,7 +77,7 @@ def test_a_zero_row_is_orthogonal_to_all():
 
 @pytest.mark.parametrize("alive", [0, 1])
 def test_fewer_than_two_living_latents_give_no_number_instead_of_a_crash(alive):
-    shape = geometry(torch.eye(4), torch.arange(4) < alive, 0)
+    shape = geometry(torch.eye(4), torch.arange(4) < alive, 0)[0]
     told = {name for name, value in shape._asdict().items() if math.isfinite(value)}
     assert told == {
         *("nearest_cos_all", "mean_abs_cos_all", "mean_abs_cos_null", "mean_sq_cos_all", "mean_sq_cos_null")
@@ -86,7 +86,7 @@ def test_fewer_than_two_living_latents_give_no_number_instead_of_a_crash(alive):
 
 @pytest.mark.parametrize(("n", "d"), [(300, 8), (400, 16), (1024, 64)])
 def test_the_nulls_are_what_drawn_directions_give(n, d):
-    draws = [geometry(directions(n, d, seed), torch.ones(n, dtype=torch.bool), seed) for seed in range(4)]
+    draws = [geometry(directions(n, d, seed), torch.ones(n, dtype=torch.bool), seed)[0] for seed in range(4)]
 
     def drawn(name):
         return sum(getattr(shape, name) for shape in draws) / len(draws)
@@ -106,7 +106,7 @@ def test_the_null_equals_the_integral_worked_by_hand():
 
 def test_latents_that_share_a_part_of_the_space_are_near_without_pairs_and_their_own_null_says_so():
     rows = directions(500, 40) * torch.cat([torch.ones(5), torch.full((35,), 0.05)])
-    shape = geometry(rows, torch.ones(500, dtype=torch.bool), 0)
+    shape = geometry(rows, torch.ones(500, dtype=torch.bool), 0)[0]
     assert shape.nearest_cos > shape.nearest_cos_null + 0.3
     assert shape.nearest_cos == pytest.approx(shape.nearest_cos_spread, abs=0.01)
 

@@ -170,19 +170,19 @@ def test_nearest_cosines_equal_a_loop_and_leave_out_dead_latents():
     twins = torch.cat([rows, rows[:1]])  # a dead copy of latent 0
     alive = torch.ones(31, dtype=torch.bool)
     alive[30] = False
-    shape = geometry(twins, alive, 0)
+    shape = geometry(twins, alive, 0)[0]
     assert shape.nearest_cos == pytest.approx(float(expected.mean()), abs=1e-5)
     assert shape.nearest_cos_all > shape.nearest_cos and shape.near_duplicates == pytest.approx(0.2)
 
 
 def test_the_null_of_random_directions_is_the_published_one():
     # measured: m = 1024 random directions in d = 64 have mean nearest cosine .394
-    shape = geometry(torch.eye(64).repeat(16, 1) + 1e-3, torch.ones(1024, dtype=torch.bool), 0)
+    shape = geometry(torch.eye(64).repeat(16, 1) + 1e-3, torch.ones(1024, dtype=torch.bool), 0)[0]
     assert shape.nearest_cos_null == pytest.approx(0.394, abs=0.005)
 
 
 def test_a_decoder_without_alive_latents_gives_no_number_instead_of_a_crash():
-    assert math.isnan(geometry(torch.eye(4), torch.zeros(4, dtype=torch.bool), 0).nearest_cos)
+    assert math.isnan(geometry(torch.eye(4), torch.zeros(4, dtype=torch.bool), 0)[0].nearest_cos)
 
 
 # --- codes and concepts

@@ -89,26 +89,46 @@ def cosine_tiles(
 
 
 def compare_pairs(unit: Float[Tensor, "m d_in"], n: int, cells: int = CELLS) -> Pairs:
-    """All pairs of unit rows, and apart from them those of the first n."""
-    nearest, nearest_all, total, total_all = [], [], 0.0, 0.0
-    for first, cosines in cosine_tiles(unit, unit, cells):
-        inner = max(0, min(len(cosines), n - first))
-        own = cosines.diagonal(offset=first)
-        own.fill_(-2)
-        nearest.append(cosines[:inner, :n].amax(1) if n else cosines.new_empty(0))
-        nearest_all.append(cosines.amax(1))
-        own.zero_()
-        # measured: sums of rows in their own dtype, which torch adds pairwise, take a tenth of the time of float64
-        to_first, to_rest = (part.sum(1).double() for part in cosines.abs_().tensor_split([n], dim=1))
-        total += float(to_first[:inner].sum())
-        total_all += float(to_first.sum() + to_rest.sum())
-    m, nan = len(unit), float("nan")
+    """All pairs of unit rows, and apart from them those of the first n; each pair's cosine is taken once."""
+    first, rest, m, nan = unit[:n], unit[n:], len(unit), float("nan")
+    nearest, total = _within(first, cells)
+    rest_nearest, rest_total = _within(rest, cells)
+    across, across_total = first.new_full((len(first),), -2.0), 0.0
+    for start, cosines in cosine_tiles(first, rest, cells) if len(rest) else ():
+        across[start : start + len(cosines)] = cosines.amax(1)
+        rest_nearest = torch.maximum(rest_nearest, cosines.amax(0))
+        across_total += _sum(cosines.abs_())
     return Pairs(
-        torch.cat(nearest),
-        torch.cat(nearest_all),
+        nearest,
+        torch.cat([torch.maximum(nearest, across), rest_nearest]),
         total / (n * (n - 1)) if n > 1 else nan,
-        total_all / (m * (m - 1)) if m > 1 else nan,
+        (total + rest_total + 2 * across_total) / (m * (m - 1)) if m > 1 else nan,
     )
+
+
+def _within(unit: Tensor, cells: int) -> tuple[Float[Tensor, " n"], float]:
+    """Each row's cosine to its nearest other, -2 without one; the sum of |cos| over ordered pairs.
+
+    A tile is some rows beside themselves and all that follow: what it says of the latter is what later tiles lack.
+    """
+    nearest, total, start = unit.new_full((len(unit),), -2.0), 0.0, 0
+    while start < len(unit):
+        stop = start + max(1, cells // (len(unit) - start))
+        rows = unit[start:stop]
+        cosines = rows @ unit[start:].T
+        own, later = cosines.diagonal(), cosines[:, len(rows) :]
+        own.fill_(-2)
+        nearest[start:stop] = torch.maximum(nearest[start:stop], cosines.amax(1))
+        nearest[stop:] = torch.maximum(nearest[stop:], later.amax(0))
+        own.zero_()
+        total += _sum(cosines.abs_()) + _sum(later)
+        start = stop
+    return nearest, total
+
+
+def _sum(values: Tensor) -> float:
+    # measured: sums of rows in their own dtype, which torch adds pairwise, take a tenth of the time of float64
+    return float(values.sum(1).double().sum())
 
 
 @torch.no_grad()
@@ -133,8 +153,12 @@ def mean_sq_cos(rows: Float[Tensor, "n d_in"]) -> float:
 
 
 @torch.no_grad()
-def geometry(W_dec: Float[Tensor, "d_sae d_in"], alive: Bool[Tensor, " d_sae"], seed: int) -> Geometry:
-    """alive: latents that fired on the evaluation rows. Fewer than two alive latents give NaN.
+def geometry(
+    W_dec: Float[Tensor, "d_sae d_in"], alive: Bool[Tensor, " d_sae"], seed: int
+) -> tuple[Geometry, Float[Tensor, " alive"]]:
+    """Figures, and of each alive latent the cosine to its nearest (`nearest_shares` makes a histogram of it).
+
+    alive: latents that fired on the evaluation rows. Fewer than two alive latents give NaN.
 
     seed: of the directions drawn for ``nearest_cos_spread``; the other nulls are exact.
     """
@@ -146,7 +170,7 @@ def geometry(W_dec: Float[Tensor, "d_sae d_in"], alive: Bool[Tensor, " d_sae"], 
     def above(cosine: float) -> float:
         return float((near > cosine).double().mean()) if n > 1 else nan
 
-    return Geometry(
+    shape = Geometry(
         nearest_cos=float(near.mean()) if n > 1 else nan,
         nearest_cos_all=float(pairs.nearest_all.double().mean()) if len(unit) > 1 else nan,
         nearest_cos_null=null_nearest_cos(n, d_in) if n > 1 else nan,
@@ -162,6 +186,7 @@ def geometry(W_dec: Float[Tensor, "d_sae d_in"], alive: Bool[Tensor, " d_sae"], 
         mean_sq_cos_all=mean_sq_cos(unit),
         mean_sq_cos_null=1 / d_in,
     )
+    return shape, pairs.nearest
 
 
 def _unit(rows: Tensor) -> Tensor:
@@ -213,7 +238,7 @@ def nearest_below(cosine: np.ndarray, n: int, d_in: int) -> np.ndarray:
 
 
 def nearest_shares(nearest: Float[Tensor, " n"], edges: Sequence[float] = EDGES) -> list[float]:
-    """Histogram of `nearest_cosines`: share in each bin (edge, next edge]; the outer bins are open. NaN if empty."""
+    """Histogram of nearest cosines: share in each bin (edge, next edge]; the outer bins are open. NaN if empty."""
     inner = torch.tensor(edges[1:-1], dtype=torch.float64)
     counts = torch.bincount(torch.bucketize(nearest.double().cpu(), inner), minlength=len(edges) - 1)
     return (counts.double() / len(nearest)).tolist()
