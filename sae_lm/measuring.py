@@ -29,8 +29,8 @@ from sae_lm.evaluating import (
     pooled_entropy,
     reader,
     sae_codes,
-    sampled,
     sae_splits,
+    sampled,
     spliced_entropies,
 )
 from sae_lm.metrics.codes import Codes, encode_sparse

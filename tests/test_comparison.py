@@ -189,7 +189,9 @@ def test_the_fvu_of_a_sample_is_that_of_its_rows(make_sae):
     sae, x = make_sae(), torch.randn(60, 6, generator=torch.Generator().manual_seed(0))
     of_row = documents(torch.arange(60) // 20, 0)._replace(counts=torch.tensor([[2.0, 0.0, 1.0]]))
     twice = torch.cat([x[:20], x[:20], x[40:]])
-    expected = held_out_figures(sae, bench_of(twice, documents(torch.zeros(60, dtype=torch.long), 0), 60)).figures["fvu"]
+    expected = held_out_figures(sae, bench_of(twice, documents(torch.zeros(60, dtype=torch.long), 0), 60)).figures[
+        "fvu"
+    ]
     draws = held_out_figures(sae, bench_of(x, of_row, 25)).draws
     assert float(draws["fvu"]) == pytest.approx(expected, rel=1e-5)
 

@@ -58,9 +58,7 @@ class PerRow(NamedTuple):
 
 
 @torch.no_grad()
-def quality(
-    sae: SAE, batches: Iterable[Float[Tensor, "_ d_in"]]
-) -> tuple[Quality, Bool[Tensor, " d_sae"], PerRow]:
+def quality(sae: SAE, batches: Iterable[Float[Tensor, "_ d_in"]]) -> tuple[Quality, Bool[Tensor, " d_sae"], PerRow]:
     """Stream over activations; sums in float64, each ratio divided once at the end. Also: which latents fired, and
     two numbers for each row.
 
