@@ -92,3 +92,24 @@ def test_a_trained_run_of_every_architecture_loads_in_saelens_with_equal_outputs
     assert theirs.cfg.architecture() == ours.config.architecture == saved_as
     assert theirs.cfg.metadata.training_architecture == arch
     assert 0.5 < float((z > 0).sum(1).float().mean()) < 8  # 4 asked for, after 20 steps from random weights
+
+
+def test_what_an_sae_found_of_known_features_is_scored_as_synthsaebench_scores_it():
+    from sae_lens.synthetic.evals import compute_classification_metrics, feature_uniqueness, mean_correlation_coefficient
+
+    from sae_lm.truth.scores import score
+
+    draw = torch.Generator().manual_seed(3)
+    features = torch.nn.functional.normalize(torch.randn(7, 6, generator=draw), dim=1)
+    W_dec = torch.nn.functional.normalize(torch.randn(9, 6, generator=draw), dim=1)
+    sizes = torch.rand(200, 7, generator=draw) * (torch.rand(200, 7, generator=draw) < 0.3)
+    codes = (sizes @ features @ W_dec.T - 0.4).relu()
+    codes[:, 2] = 0  # a dead latent: they count its F1 as 0, we leave it out
+    x = sizes @ features
+    ours = score(codes, x - codes @ W_dec, x, sizes, torch.full((200,), 1 / 200), features, W_dec, W_dec, [(0, 1)])
+    theirs = compute_classification_metrics(codes, sizes, W_dec, features)
+    alive = (codes > 0).any(0).double().mean().item()
+    assert alive < 1
+    assert ours.mcc == pytest.approx(mean_correlation_coefficient(W_dec, features), abs=1e-6)
+    assert ours.uniqueness == pytest.approx(feature_uniqueness(W_dec, features))
+    assert ours.f1 * alive == pytest.approx(theirs.f1_score, abs=1e-6)
