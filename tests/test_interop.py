@@ -95,7 +95,11 @@ def test_a_trained_run_of_every_architecture_loads_in_saelens_with_equal_outputs
 
 
 def test_what_an_sae_found_of_known_features_is_scored_as_synthsaebench_scores_it():
-    from sae_lens.synthetic.evals import compute_classification_metrics, feature_uniqueness, mean_correlation_coefficient
+    from sae_lens.synthetic.evals import (
+        compute_classification_metrics,
+        feature_uniqueness,
+        mean_correlation_coefficient,
+    )
 
     from sae_lm.truth.scores import score
 
