@@ -28,7 +28,7 @@ from sae_lm.metrics.absorption import (
 from sae_lm.metrics.codes import Codes, encode_sparse
 from sae_lm.metrics.concepts import TEST, ConceptRows, Probe
 from sae_lm.metrics.geometry import geometry
-from sae_lm.metrics.quality import CrossEntropy, cross_entropies, quality
+from sae_lm.metrics.quality import CrossEntropy, Name, cross_entropies, quality
 from sae_lm.metrics.splitting import Split, split_counts
 from sae_lm.metrics.statistics import resamples, sums_of_units
 from sae_lm.sae.model import SAE
@@ -308,13 +308,14 @@ def spliced_entropies(
     blocks: Int[Tensor, "contexts pos"],
     special: Bool[Tensor, "contexts pos"],
     hook: str,
-    saes: Mapping[str, SAE],
+    saes: Mapping[Name, SAE],
     mean: Float[Tensor, " d_in"],
-) -> dict[str, list[CrossEntropy]]:
+    tell: Callable[[int], object],
+) -> dict[Name, list[CrossEntropy]]:
     """`cross_entropies` of each block of contexts."""
     size = max(1, min(CONTEXTS, len(blocks) // BLOCKS))
     parts = [
-        cross_entropies(model, part, marks, hook, saes, batch_size=size, mean=mean)
+        cross_entropies(model, part, marks, hook, saes, size, mean, tell)
         for part, marks in zip(blocks.split(size), special.split(size), strict=True)
     ]
     return {name: [part[name] for part in parts] for name in saes}

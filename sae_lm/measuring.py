@@ -43,15 +43,13 @@ from sae_lm.metrics.geometry import nearest_shares
 from sae_lm.metrics.labels import read_labels
 from sae_lm.metrics.splitting import Split
 from sae_lm.progress import Progress
-from sae_lm.runs import Run, Runs, boot_model
+from sae_lm.runs import Loaded, Runs, boot_model
 from sae_lm.sae.model import SAE, random_sae
 from sae_lm.settings import CompareSettings
 from sae_lm.verdicts import ladder_of, read_arm
 
 CONTROL = "random"
 """Name of the control: an SAE whose decoder rows are random directions."""
-SPLICED_BYTES = 1 << 31
-"""SAEs in memory together for the language model, at most; its clean passes are shared by these."""
 TRACED_ROWS = 16_384
 """Held-out rows on which it is seen what of one SAE fires with what of another, at most."""
 EXPLORED = 4
@@ -105,11 +103,13 @@ def measure(settings: CompareSettings, store: Store, runs: Runs, device: str) ->
     def split(codes: list[Codes]) -> list[Split]:
         return sae_splits(codes, bench, settings.max_k, settings.split_gain)
 
+    of_baseline = {key: run for key, run in runs.of.items() if key[0] in ladder and bench.candidates}
+    with Progress("main latents of the baseline", len(of_baseline), "SAE") as bar:
+        for key, run in of_baseline.items():
+            splits[key] = split(sae_codes(run.load(device), bench))
+            bar.update(1)
+    common = common_counts(list(splits.values()))
     with Progress("comparing", len(figures), "SAE") as bar:
-        for key, run in runs.of.items():
-            if key[0] in ladder and bench.candidates:
-                splits[key] = split(sae_codes(run.load(device), bench))
-        common = common_counts(list(splits.values()))
         for key, sae in _saes(runs, device, settings.seed):
             held = held_out_figures(sae, bench)
             figures[key] |= held.figures
@@ -212,27 +212,15 @@ def _entropies(
     hook, first = runs.training["hook"], runs.training["held_out_from_context"]
     mean = store.moments(hook, runs.training["held_out_from_row"]).mean.float()
     blocks = store.blocks(first, min(store.manifest.contexts, first + settings.ce_contexts))
-    facts: dict[str, Any] = {}
-    for group in _groups(runs):
-        saes = {f"{run.arm} {run.seed}": run.load(device) for run in group}
-        parts = spliced_entropies(model[1], blocks, store.special(blocks), hook, saes, mean)
-        for run in group:
-            mine = parts[f"{run.arm} {run.seed}"]
-            whole = pooled_entropy(mine)
-            figures[run.arm, run.seed] |= entropy_figures(whole)
-            draws[run.arm, run.seed] |= entropy_draws(mine, settings.seed)
-            facts = {"tokens": whole.tokens, "clean": whole.clean, "ablated": whole.ablated}
-            facts["mean_ablated"] = whole.mean_ablated
-    return {"model": model[0], **facts}
-
-
-def _groups(runs: Runs) -> Iterator[list[Run]]:
-    """As many runs as may be in memory together."""
-    every = list(runs.of.values())
-    each = (every[0].directory / "sae_weights.safetensors").stat().st_size
-    size = max(1, SPLICED_BYTES // each)
-    for first in range(0, len(every), size):
-        yield every[first : first + size]
+    with Progress("in the language model", len(blocks) * len(runs.of), "context") as bar:
+        saes = Loaded(runs.of, device)
+        parts = spliced_entropies(model[1], blocks, store.special(blocks), hook, saes, mean, bar.update)
+    for key, of_blocks in parts.items():
+        figures[key] |= entropy_figures(pooled_entropy(of_blocks))
+        draws[key] |= entropy_draws(of_blocks, settings.seed)
+    one = pooled_entropy(next(iter(parts.values())))
+    shared = {"tokens": one.tokens, "clean": one.clean, "ablated": one.ablated, "mean_ablated": one.mean_ablated}
+    return {"model": model[0], **shared}
 
 
 # --- pairs of SAEs

@@ -38,9 +38,10 @@ class Progress:
         seconds = max(time.monotonic() - self.began, 1e-9)
         rate = (self.done - self.first) / seconds
         left = (self.total - self.done) / rate if rate else float("inf")
+        spoken = f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
         facts = "".join(f", {key} {value}" for key, value in self.facts.items())
         when = "done" if self.done >= self.total else "ended" if ended else f"{left:.0f} s left"
-        line = f"{self.label}: {self.done:,}/{self.total:,} {self.unit}, {rate:,.0f} {self.unit}/s, {seconds:.0f} s, {when}{facts}"
+        line = f"{self.label}: {self.done:,}/{self.total:,} {self.unit}, {spoken} {self.unit}/s, {seconds:.0f} s, {when}{facts}"
         print(line, file=sys.stderr, flush=True)
 
     def __enter__(self) -> "Progress":

@@ -1,6 +1,6 @@
 """folder of runs -> the SAEs in it that can be compared, their store and language model; what is missing is told."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,7 +9,7 @@ import torch
 from sae_lm.data.store import Store, open_store
 from sae_lm.errors import SaeError
 from sae_lm.files import read_json
-from sae_lm.sae.checkpoint import CONFIG, load
+from sae_lm.sae.checkpoint import CONFIG, WEIGHTS, load
 from sae_lm.sae.model import SAE
 from sae_lm.settings import CompareSettings
 from sae_lm.training import read_run, run_folder
@@ -48,6 +48,32 @@ class Runs(NamedTuple):
     """sentences: what is missing, and what that means"""
     training: dict[str, Any]
     """of the baseline's first run"""
+
+
+KEPT_BYTES = 1 << 31
+"""SAEs of up to this size together are loaded once."""
+
+
+class Loaded(Mapping[tuple[str, int], SAE]):
+    """The SAEs of runs by arm and seed; where they do not fit in memory, each is loaded again whenever it is asked for."""
+
+    def __init__(self, runs: Mapping[tuple[str, int], Run], device: str) -> None:
+        self.runs, self.device = runs, device
+        size = sum((run.directory / WEIGHTS).stat().st_size for run in runs.values())
+        self.kept: dict[tuple[str, int], SAE] | None = {} if size <= KEPT_BYTES else None
+
+    def __getitem__(self, key: tuple[str, int]) -> SAE:
+        if self.kept is None:
+            return self.runs[key].load(self.device)
+        if key not in self.kept:
+            self.kept[key] = self.runs[key].load(self.device)
+        return self.kept[key]
+
+    def __iter__(self) -> Iterator[tuple[str, int]]:
+        return iter(self.runs)
+
+    def __len__(self) -> int:
+        return len(self.runs)
 
 
 def read_runs(folder: Path, baseline: str) -> Runs:

@@ -128,6 +128,32 @@ def test_passes_that_start_at_the_hook_come_to_what_whole_passes_do(tiny_model, 
     assert not any("forward" in vars(block.original_component) for block in model.blocks)
 
 
+def test_saes_that_do_not_fit_in_memory_together_share_the_models_passes_too(
+    tiny_model, make_sae, tmp_path, monkeypatch
+):
+    from sae_lm import runs as runs_module
+    from sae_lm.runs import Loaded, Run
+    from sae_lm.sae.checkpoint import save
+
+    model = sae_lm.load_model(str(tiny_model))
+    saes = {("a", seed): make_sae(d_in=16, d_sae=32, seed=seed) for seed in range(3)}
+    for (arm, seed), sae in saes.items():
+        save(sae, tmp_path / f"{arm}{seed}")
+    of = {(arm, seed): Run(arm, seed, tmp_path / f"{arm}{seed}", {}, "topk") for arm, seed in saes}
+    monkeypatch.setattr(runs_module, "KEPT_BYTES", 0)
+    loaded = Loaded(of, "cpu")
+    blocks = torch.randint(1, 300, (5, 12), generator=torch.Generator().manual_seed(0))
+    runs, done = [0], []
+    model.blocks[0].attn.register_forward_hook(lambda *_: runs.append(runs.pop() + 1))
+    hook = "blocks.1.hook_out"
+    found = cross_entropies(model, blocks, blocks == 0, hook, loaded, batch_size=2, tell=done.append)
+    assert runs == [3] and sum(done) == 15 and loaded.kept is None
+    expected = cross_entropies(model, blocks, blocks == 0, hook, saes, batch_size=2)
+    assert list(found) == list(expected)
+    for key in saes:
+        assert list(found[key][:6]) == pytest.approx(list(expected[key][:6]), abs=1e-6)
+
+
 def test_a_model_whose_blocks_hand_on_more_than_their_output_runs_whole(tiny_model, make_sae):
     model = sae_lm.load_model(str(tiny_model))
     saes = {"a": make_sae(d_in=16, d_sae=32)}

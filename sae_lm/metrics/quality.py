@@ -1,9 +1,10 @@
 """SAE x activations -> how sparse and how faithful; SAE x model -> what the splice costs."""
 
 import re
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 DENSE, FAIRLY_DENSE = 0.1, 0.01
 """A latent that fires on more than this share of tokens counts as dense; SAEBench core reports both."""
+Name = TypeVar("Name")
 LOGITS = 1 << 26
 """Logits of one batch of contexts, at most: 256 MiB in float32, of which a few copies are held."""
 
@@ -153,23 +155,25 @@ def cross_entropies(
     blocks: Int[Tensor, "contexts pos"],
     special: Bool[Tensor, "contexts pos"],
     hook: str,
-    saes: Mapping[str, SAE],
+    saes: Mapping[Name, SAE],
     batch_size: int = 16,
     mean: Float[Tensor, " d_in"] | None = None,
-) -> dict[str, CrossEntropy]:
+    tell: Callable[[int], object] = lambda contexts: None,
+) -> dict[Name, CrossEntropy]:
     """Cross-entropy and KL divergence with each SAE spliced in; the clean and the ablated pass are shared by all.
 
-    Of the model only what follows the hook runs for each SAE (see ``Before``).
+    Of the model only what follows the hook runs for each SAE (see ``Before``). Each SAE is asked for once in a batch,
+    and one is held at a time, so that the mapping may load them when they are asked for.
 
-    mean: the hook's mean row, for the mean-ablated reference.
+    mean: the hook's mean row, for the mean-ablated reference. tell: called with the contexts done for an SAE.
     Definition: SAEBench evals/core/main.py, pooled per token over all contexts, a ratio of means.
     """
     from sae_lm.data.activations import LEAN, replaced
 
     device = next(model.parameters()).device
     batch_size = max(1, min(batch_size, LOGITS // max(1, blocks.shape[1] * model.cfg.d_vocab)))
-    loss: dict[str, float] = {}
-    divergence: dict[str, float] = {}
+    loss: dict[tuple, float] = defaultdict(float)
+    divergence: dict[tuple, float] = defaultdict(float)
     count, before = 0, Before(model, hook)
 
     for first in range(0, len(blocks), batch_size):
@@ -189,38 +193,45 @@ def cross_entropies(
             before.check(lambda: logits(lambda x: x), clean)
         clean -= clean.logsumexp(1, keepdim=True)
         likely = clean.exp()
-        loss["clean"] = loss.get("clean", 0.0) - _at(clean, target)
+        loss["clean",] -= _at(clean, target)
         negative_entropy = _inner(likely, clean)
 
-        functions: dict[str, Callable[[Tensor], Tensor]] = {"ablated": torch.zeros_like}
-        if mean is not None:
-            functions["mean"] = _everywhere_but(keep, lambda x: mean.to(x).expand_as(x))
-        for name, sae in saes.items():
-            functions[f"with {name}"] = _everywhere_but(keep, _reconstruction(sae))
-        for name, function in functions.items():
+        for key, function in _splices(saes, mean, keep):
             with before.replayed():
                 found = logits(function)
             scale = float(found.logsumexp(1).double().sum())
-            loss[name] = loss.get(name, 0.0) + scale - _at(found, target)
-            gap = negative_entropy + scale - _inner(likely, found)
-            divergence[name] = divergence.get(name, 0.0) + gap
+            loss[key] += scale - _at(found, target)
+            divergence[key] += negative_entropy + scale - _inner(likely, found)
             del found
+            if key[0] == "with":
+                tell(len(ids))
 
-    def result(name: str) -> CrossEntropy:
-        def per_token(sums: dict[str, float], key: str) -> float:
-            return sums[key] / count if count and key in sums else float("nan")
+    def per_token(sums: dict[tuple, float], *key: Name | str) -> float:
+        return sums[key] / count if key in sums and count else float("nan")
 
+    def result(name: Name) -> CrossEntropy:
         return CrossEntropy(
             tokens=count,
             clean=per_token(loss, "clean"),
-            spliced=per_token(loss, f"with {name}"),
+            spliced=per_token(loss, "with", name),
             ablated=per_token(loss, "ablated"),
-            kl_spliced=per_token(divergence, f"with {name}"),
+            kl_spliced=per_token(divergence, "with", name),
             kl_ablated=per_token(divergence, "ablated"),
             mean_ablated=per_token(loss, "mean"),
         )
 
     return {name: result(name) for name in saes}
+
+
+def _splices(
+    saes: Mapping[Name, SAE], mean: Tensor | None, keep: Tensor
+) -> Iterator[tuple[tuple, Callable[[Tensor], Tensor]]]:
+    """What stands in the hook's place in each pass."""
+    yield ("ablated",), torch.zeros_like
+    if mean is not None:
+        yield ("mean",), _everywhere_but(keep, lambda x: mean.to(x).expand_as(x))
+    for name in saes:
+        yield ("with", name), _everywhere_but(keep, _reconstruction(saes[name]))
 
 
 def _at(logits: Tensor, target: Tensor) -> float:
