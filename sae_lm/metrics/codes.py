@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae_lm.sae.model import SAE
+from sae_lm.sae.selection import largest
 
 CROWDED = 8
 """A code fuller than one latent in so many is decoded by a dense product, which is faster then."""
@@ -50,12 +51,23 @@ class Codes(NamedTuple):
 def active(sae: SAE, x: Float[Tensor, "n d_in"]) -> tuple[Float[Tensor, "n width"], Int[Tensor, "n width"]]:
     """``sae.encode(x)`` by its entries: activations and their latents, padded with value 0."""
     if sae.config.architecture == "topk":
-        values, latent = sae.pre_activations(x).topk(sae.config.k or 0, dim=1, sorted=False)
-        return values.relu(), latent
+        pre = sae.pre_activations(x)
+        at = largest(pre, sae.config.k or 0)
+        return _values(pre, at).relu(), at % pre.shape[1]
     z = sae.encode(x)
-    width = max(1, int((z > 0).sum(1).max())) if len(z) else 1
-    values, latent = z.topk(width, dim=1, sorted=False)
+    at = z.view(-1).nonzero().flatten()
+    row = at // z.shape[1]
+    firing = torch.bincount(row, minlength=len(z))
+    width = max(1, int(firing.max())) if len(z) else 1
+    to = row * width + torch.arange(len(at), device=z.device) - (firing.cumsum(0) - firing)[row]
+    values, latent = z.new_zeros(len(z), width), at.new_zeros(len(z), width)
+    values.view(-1)[to] = _values(z, at)
+    latent.view(-1)[to] = at % z.shape[1]
     return values, latent
+
+
+def _values(z: Tensor, at: Tensor) -> Tensor:
+    return z.view(-1).index_select(0, at.flatten()).view_as(at)
 
 
 @torch.no_grad()
@@ -64,7 +76,7 @@ def decode_active(
 ) -> Float[Tensor, "n d_in"]:
     """What ``sae.decode`` makes of the dense code; reads the rows of the latents that fire and no others."""
     if latent.shape[1] * CROWDED > sae.config.d_sae:
-        return sae.decode(values.new_zeros(len(values), sae.config.d_sae).scatter_(1, latent, values))
+        return sae.decode(values.new_zeros(len(values), sae.config.d_sae).scatter_add_(1, latent, values))
     return torch.nn.functional.embedding_bag(latent, sae.W_dec, per_sample_weights=values, mode="sum") + sae.b_dec
 
 

@@ -87,7 +87,7 @@ class SAE(nn.Module):
         x = x.to(self.W_enc.dtype)
         if self.config.apply_b_dec_to_input:
             x = x - self.b_dec
-        return x @ self.W_enc + self.b_enc
+        return nn.functional.linear(x, self.W_enc.T, self.b_enc)  # one pass over what comes out, not two
 
     def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
         """Latent activations, dense, >= 0."""
