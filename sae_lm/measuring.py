@@ -17,7 +17,6 @@ from sae_lm.evaluating import (
     Bench,
     ConceptSet,
     Draws,
-    batch_rows,
     candidates,
     common_counts,
     concept_figures,
@@ -33,29 +32,24 @@ from sae_lm.evaluating import (
     sampled,
     spliced_entropies,
 )
-from sae_lm.metrics.codes import Codes, encode_sparse
+from sae_lm.metrics.codes import Codes
 from sae_lm.metrics.composition import composition_rate
 from sae_lm.metrics.concepts import ConceptRows, Probe, contextual_rows, fit_probes, sample_rows, vocabulary_rows
-from sae_lm.metrics.dictionaries import DISTINCT, match_rows, seed_stability
 from sae_lm.metrics.explorer import Children, View, children, explore
-from sae_lm.metrics.genealogy import genealogy
 from sae_lm.metrics.geometry import nearest_shares
 from sae_lm.metrics.labels import read_labels
 from sae_lm.metrics.splitting import Split
+from sae_lm.pairing import between_seeds, genealogies
 from sae_lm.progress import Progress
-from sae_lm.runs import Loaded, Runs, boot_model
+from sae_lm.runs import Key, Loaded, Runs, boot_model
 from sae_lm.sae.model import SAE, random_sae
 from sae_lm.settings import CompareSettings
 from sae_lm.verdicts import ladder_of, read_arm
 
 CONTROL = "random"
 """Name of the control: an SAE whose decoder rows are random directions."""
-TRACED_ROWS = 16_384
-"""Held-out rows on which it is seen what of one SAE fires with what of another, at most."""
 EXPLORED = 4
 """Arms side by side in the explorer, at most."""
-Key = tuple[str, int]
-"""Arm and seed."""
 
 
 class Measured(NamedTuple):
@@ -133,7 +127,7 @@ def measure(settings: CompareSettings, store: Store, runs: Runs, device: str) ->
                     ]
                     views[key[0]] = Seen(sae.W_dec.cpu(), codes, own, kids)
             bar.update(1)
-    _between_seeds(runs, alive, ladder, device, figures)
+    between_seeds(runs, alive, ladder, device, figures)
     return Measured(
         figures=figures,
         draws=draws,
@@ -143,7 +137,7 @@ def measure(settings: CompareSettings, store: Store, runs: Runs, device: str) ->
         per_concept=per_concept,
         nearest=nearest,
         alive=int(alive[runs.arms[0], first].sum()),
-        genealogy=_genealogies(runs, bench, device),
+        genealogy=genealogies(runs, bench.read, device),
         explorer=_explorer(store, bench, {arm: views[arm] for arm in explored if arm in views}, common, first),
     )
 
@@ -221,67 +215,6 @@ def _entropies(
     one = pooled_entropy(next(iter(parts.values())))
     shared = {"tokens": one.tokens, "clean": one.clean, "ablated": one.ablated, "mean_ablated": one.mean_ablated}
     return {"model": model[0], **shared}
-
-
-# --- pairs of SAEs
-
-
-def _between_seeds(
-    runs: Runs,
-    alive: dict[Key, Tensor],
-    ladder: list[str],
-    device: str,
-    figures: dict[Key, dict[str, float]],
-) -> None:
-    """How much of each SAE is found again at the next seed, of its own arm and of the baseline's; needs two seeds.
-
-    The share that the baseline lacks stands beside the same between the baseline's own seeds, so that the
-    difference between the two is what the arm adds to the noise of training.
-    """
-    if len(runs.seeds) < 2:
-        return
-
-    def rows(arm: str, seed: int) -> Tensor:
-        W_dec = runs.of[arm, seed].load(device).W_dec
-        return W_dec[alive[arm, seed]]
-
-    for place, seed in enumerate(runs.seeds):
-        other = runs.seeds[(place + 1) % len(runs.seeds)]
-        for arm in runs.arms:
-            k = read_arm(arm).k
-            base = next((rung for rung in ladder if read_arm(rung).k == k), ladder[0])
-            mine = rows(arm, seed)
-            apart = match_rows(mine, rows(base, other)).of_a.cosine < DISTINCT
-            figures[arm, seed] |= {
-                "seed_stability": seed_stability(mine, rows(arm, other)).share,
-                "distinct": float(apart.double().mean()),
-            }
-
-
-def _genealogies(runs: Runs, bench: Bench, device: str) -> list[dict[str, Any]]:
-    """From the baseline to every arm at the first seed, and to itself at the second."""
-    rows = torch.cat([part for part in _first(bench.read(TRACED_ROWS), TRACED_ROWS)]).float()
-
-    def coded(arm: str, seed: int) -> tuple[Tensor, Codes]:
-        sae = runs.of[arm, seed].load(device)
-        return sae.W_dec.cpu(), encode_sparse(sae, rows.split(batch_rows(sae)))
-
-    base, told = runs.arms[0], []
-    W_dec, codes = coded(base, runs.seeds[0])
-    pairs = [(arm, runs.seeds[0]) for arm in runs.arms[1:]] + [(base, seed) for seed in runs.seeds[1:2]]
-    for arm, seed in pairs:
-        other, other_codes = coded(arm, seed)
-        found = genealogy(W_dec, other, codes, other_codes)
-        told.append({"from": base, "to": arm, "seed": runs.seeds[0], "to_seed": seed, **found._asdict()})
-    return told
-
-
-def _first(parts: Iterator[Tensor], count: int) -> Iterator[Tensor]:
-    for part in parts:
-        yield part[:count]
-        count -= len(part)
-        if count <= 0:
-            return
 
 
 def _explored(runs: Runs, ladder: list[str]) -> list[str]:

@@ -22,6 +22,8 @@ EQUAL = {
     "d_sae": "number of latents",
 }
 """Facts of training that SAEs have to share to be compared."""
+Key = tuple[str, int]
+"""Arm and seed."""
 
 
 class Run(NamedTuple):
@@ -43,7 +45,7 @@ class Runs(NamedTuple):
     """the baseline's first"""
     seeds: list[int]
     """those that every arm has"""
-    of: dict[tuple[str, int], Run]
+    of: dict[Key, Run]
     partial: list[str]
     """sentences: what is missing, and what that means"""
     training: dict[str, Any]
@@ -54,22 +56,22 @@ KEPT_BYTES = 1 << 31
 """SAEs of up to this size together are loaded once."""
 
 
-class Loaded(Mapping[tuple[str, int], SAE]):
+class Loaded(Mapping[Key, SAE]):
     """The SAEs of runs by arm and seed; where they do not fit in memory, each is loaded again whenever it is asked for."""
 
-    def __init__(self, runs: Mapping[tuple[str, int], Run], device: str) -> None:
+    def __init__(self, runs: Mapping[Key, Run], device: str) -> None:
         self.runs, self.device = runs, device
         size = sum((run.directory / WEIGHTS).stat().st_size for run in runs.values())
-        self.kept: dict[tuple[str, int], SAE] | None = {} if size <= KEPT_BYTES else None
+        self.kept: dict[Key, SAE] | None = {} if size <= KEPT_BYTES else None
 
-    def __getitem__(self, key: tuple[str, int]) -> SAE:
+    def __getitem__(self, key: Key) -> SAE:
         if self.kept is None:
             return self.runs[key].load(self.device)
         if key not in self.kept:
             self.kept[key] = self.runs[key].load(self.device)
         return self.kept[key]
 
-    def __iter__(self) -> Iterator[tuple[str, int]]:
+    def __iter__(self) -> Iterator[Key]:
         return iter(self.runs)
 
     def __len__(self) -> int:
@@ -116,7 +118,7 @@ def read_runs(folder: Path, baseline: str) -> Runs:
     return Runs(trained, common, runs, partial, dict(runs[trained[0], common[0]].training))
 
 
-def _scan(folder: Path) -> tuple[dict[tuple[str, int], Run], list[str]]:
+def _scan(folder: Path) -> tuple[dict[Key, Run], list[str]]:
     """Every SAE directory that is ours, and a sentence for each that is not."""
     found, partial = {}, []
     for path in sorted(folder.glob(f"*/{CONFIG}")):

@@ -34,8 +34,8 @@ PARTS = {
     "sae_lm.measuring": (
         "spliced_entropies",
         "concept_figures",
-        "_between_seeds",
-        "_genealogies",
+        "between_seeds",
+        "genealogies",
         "_explorer",
         "_bench",
     ),
