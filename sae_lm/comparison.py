@@ -28,7 +28,11 @@ turns the report into a table and a page, and computes nothing. Its keys, with n
                           full, fraction, hole_rate, recovered and these four ..._own_k, control_hole_rate,
                           control_fraction, hubs; of the first seed: sweep [{centred, cos, share, full, fraction}]}]
     genealogy             [{from, to, seed, to_seed, threshold, counts {kept, split, merged, absorbed, novel, lost},
-                          trees [{parent, children [{latent, cos, kind}]}]}]; the last is the baseline at two seeds
+                          trees [{parent, children [{latent, cos, kind}]}]}]; from the baseline to every arm, then to
+                          itself at the next seed; with narrower SAEs from them to the same arm, with from_latents, to_latents
+    widths                [{arm, seed (of the narrower SAE), to_seed, from_latents, to_latents, curve [{threshold, split_ratio
+                          (children per parent that has one), novel, lost}], stitched_novel, novelty (the cosine to the
+                          narrower SAE that tells these best: threshold, auc, true_positive, false_positive; or null)}]
     explorer              [{concept, seed, absorbers {arm: [...]}, events [...]}]: see sae_lm.metrics.explorer
 """
 
@@ -119,6 +123,7 @@ def _report(settings: CompareSettings, store: Store, runs: Runs, measured: Measu
         "concepts": [_concept(probe) for probe in measured.probes],
         "per_concept": measured.per_concept,
         "genealogy": measured.genealogy,
+        "widths": measured.widths,
         "explorer": measured.explorer,
     }
     return _no_nan(report)

@@ -39,9 +39,9 @@ from sae_lm.metrics.explorer import Children, View, children, explore
 from sae_lm.metrics.geometry import nearest_shares
 from sae_lm.metrics.labels import read_labels
 from sae_lm.metrics.splitting import Split
-from sae_lm.pairing import between_seeds, genealogies
+from sae_lm.pairing import between_seeds, genealogies, widened
 from sae_lm.progress import Progress
-from sae_lm.runs import Key, Loaded, Runs, boot_model
+from sae_lm.runs import Key, Loaded, Runs, boot_model, read_narrower
 from sae_lm.sae.model import SAE, random_sae
 from sae_lm.settings import CompareSettings
 from sae_lm.verdicts import ladder_of, read_arm
@@ -67,6 +67,7 @@ class Measured(NamedTuple):
     alive: int
     """latents alive in the baseline at the first seed"""
     genealogy: list[dict[str, Any]]
+    widths: list[dict[str, Any]]
     explorer: list[dict[str, Any]]
 
 
@@ -83,6 +84,7 @@ def measure(settings: CompareSettings, store: Store, runs: Runs, device: str) ->
     """Raises SettingsError and SaeError for what the user gave, before the long part of the work."""
     figures: dict[Key, dict[str, float]] = {key: {} for key in [*runs.of, (CONTROL, 0)]}
     draws: dict[Key, Draws] = {key: {} for key in figures}
+    narrower = settings.narrower and read_narrower(settings.narrower, runs, settings.baseline)
     model = None if settings.model == "none" else boot_model(settings, store, device)
     bench, probes, remarks = _bench(settings, store, runs, model and model[1])
     entropies = model and _entropies(settings, store, runs, model, device, figures, draws)
@@ -128,6 +130,7 @@ def measure(settings: CompareSettings, store: Store, runs: Runs, device: str) ->
                     views[key[0]] = Seen(sae.W_dec.cpu(), codes, own, kids)
             bar.update(1)
     between_seeds(runs, alive, ladder, device, figures)
+    widths, traced = widened(runs, narrower, bench.read, device, figures) if narrower else ([], [])
     return Measured(
         figures=figures,
         draws=draws,
@@ -137,7 +140,8 @@ def measure(settings: CompareSettings, store: Store, runs: Runs, device: str) ->
         per_concept=per_concept,
         nearest=nearest,
         alive=int(alive[runs.arms[0], first].sum()),
-        genealogy=genealogies(runs, bench.read, device),
+        genealogy=[*genealogies(runs, bench.read, device), *traced],
+        widths=widths,
         explorer=_explorer(store, bench, {arm: views[arm] for arm in explored if arm in views}, common, first),
     )
 

@@ -1,4 +1,4 @@
-"""SAE beside SAE -> what the one has of the other: at another seed, in another arm.
+"""SAE beside SAE -> what the one has of the other: at another seed, in another arm, at another width.
 
 SAEs are loaded as they are asked for, two at a time.
 """
@@ -11,10 +11,19 @@ from torch import Tensor
 
 from sae_lm.evaluating import batch_rows
 from sae_lm.metrics.codes import Codes, encode_sparse
-from sae_lm.metrics.dictionaries import DISTINCT, match_rows, seed_stability
+from sae_lm.metrics.dictionaries import (
+    DISTINCT,
+    STABLE,
+    children,
+    match_rows,
+    novelty_threshold,
+    seed_stability,
+    stitch,
+)
 from sae_lm.metrics.genealogy import genealogy
 from sae_lm.progress import Progress
 from sae_lm.runs import Key, Runs
+from sae_lm.sae.model import SAE
 from sae_lm.verdicts import read_arm
 
 TRACED_ROWS = 16_384
@@ -59,22 +68,70 @@ def between_seeds(
 
 def genealogies(runs: Runs, read: Reader, device: str) -> list[dict[str, Any]]:
     """From the baseline to every arm at the first seed, and to itself at the second."""
-    rows = torch.cat([part for part in _first(read(TRACED_ROWS), TRACED_ROWS)]).float()
-
-    def coded(arm: str, seed: int) -> tuple[Tensor, Codes]:
-        sae = runs.of[arm, seed].load(device)
-        return sae.W_dec.cpu(), encode_sparse(sae, rows.split(batch_rows(sae)))
-
-    base, told = runs.arms[0], []
-    W_dec, codes = coded(base, runs.seeds[0])
+    rows, base, told = _traced(read), runs.arms[0], []
+    W_dec, codes = _coded(runs.of[base, runs.seeds[0]].load(device), rows)
     pairs = [(arm, runs.seeds[0]) for arm in runs.arms[1:]] + [(base, seed) for seed in runs.seeds[1:2]]
     with Progress("what became of latents", len(pairs), "pair") as bar:
         for arm, seed in pairs:
-            other, other_codes = coded(arm, seed)
+            other, other_codes = _coded(runs.of[arm, seed].load(device), rows)
             found = genealogy(W_dec, other, codes, other_codes)
             told.append({"from": base, "to": arm, "seed": runs.seeds[0], "to_seed": seed, **found._asdict()})
             bar.update(1)
     return told
+
+
+def widened(
+    runs: Runs, narrower: Runs, read: Reader, device: str, figures: dict[Key, dict[str, float]]
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """What the latents of a narrower SAE became in a wider one of the same arm: "widths" and more of "genealogy".
+
+    The narrower SAE is of the next seed: of one seed both would begin at the same directions (the narrower's are the
+    first of the wider's), and what they have in common would be that. With one seed there is no other.
+    """
+    rows, widths, traced = _traced(read), [], []
+    arms = [arm for arm in runs.arms if arm in narrower.arms]
+    with Progress("from narrower SAEs", len(arms) * len(runs.seeds), "SAE") as bar:
+        for arm in arms:
+            for seed in runs.seeds:
+                bar.update(1)
+                near = _next(narrower.seeds, seed)
+                a, b = narrower.of[arm, near].load(device), runs.of[arm, seed].load(device)
+                (dec_a, codes_a), (dec_b, codes_b) = _coded(a, rows), _coded(b, rows)
+                added = stitch(a, b, rows.split(batch_rows(b)))
+                lives_a, lives_b = codes_a.density() > 0, codes_b.density() > 0
+                found = match_rows(dec_a[lives_a], dec_b[lives_b])
+                curve, novel = children(found), added.novel[lives_b]
+                roc = novelty_threshold(found.of_b.cosine, novel)
+                pair = {"seed": near, "to_seed": seed, "from_latents": len(dec_a), "to_latents": len(dec_b)}
+                share = float(novel.double().mean())
+                widths.append(
+                    {
+                        "arm": arm,
+                        **pair,
+                        "curve": [of._asdict() for of in curve],
+                        "stitched_novel": share,
+                        "novelty": roc and roc._asdict(),
+                    }
+                )
+                stable = next(of for of in curve if of.threshold == STABLE)
+                figures[arm, seed] |= {"split_ratio": stable.split_ratio, "stitched_novel": share}
+                if seed == runs.seeds[0]:
+                    kinds = genealogy(dec_a, dec_b, codes_a, codes_b)
+                    traced.append({"from": arm, "to": arm, **pair, **kinds._asdict()})
+    return widths, traced
+
+
+def _next(seeds: list[int], seed: int) -> int:
+    """The seed after this one, in a circle; this one only where there is no other."""
+    return next((other for other in seeds if other > seed), seeds[0] if seeds[0] != seed else seeds[-1])
+
+
+def _traced(read: Reader) -> Tensor:
+    return torch.cat([part for part in _first(read(TRACED_ROWS), TRACED_ROWS)]).float()
+
+
+def _coded(sae: SAE, rows: Tensor) -> tuple[Tensor, Codes]:
+    return sae.W_dec.cpu(), encode_sparse(sae, rows.split(batch_rows(sae)))
 
 
 def _first(parts: Iterator[Tensor], count: int) -> Iterator[Tensor]:

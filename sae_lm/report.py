@@ -21,6 +21,7 @@ from sae_lm.charts import Chart, Look, headline, is_baseline, mean, ordered
 from sae_lm.events import embedded
 from sae_lm.figures import TONES, svg, swatch, visible, write_figures
 from sae_lm.files import write_whole
+from sae_lm.origins import KINDS, bars, trees, widths
 from sae_lm.settings import CompareSettings
 
 __all__ = ["number", "render", "signed", "spread", "text_table", "visible", "write_figures", "write_html"]
@@ -31,12 +32,10 @@ SHORT = {"not distinguishable": "n.d.", "L0 not matched": "L0 differs"}
 """Verdicts as the terminal's columns have room for, brackets left out."""
 ROLES = ("primary", "quality", "check", "context")
 REST = {"quality": "Quality", "check": "Did the penalty do what it says?", "context": "Context"}
-KINDS = ("kept", "split", "merged", "absorbed", "novel")
-"""Kinds of latents in a genealogy that are parts of one SAE; "lost" ones are of the other."""
 PAGE_BYTES = 4_800_000
 """Of the page, at most; what does not fit are events of the explorer."""
-TABLE_ROWS, TREE_LINES, TERMINAL_FINDINGS = 1500, 3000, 12
-"""Rows of a table and lines of trees on the page, findings in the terminal, at most."""
+TABLE_ROWS, TERMINAL_FINDINGS = 1500, 12
+"""Rows of a table on the page, findings in the terminal, at most."""
 
 
 def text_table(report: Mapping[str, Any]) -> str:
@@ -117,8 +116,9 @@ def write_html(report: Mapping[str, Any], path: Path) -> None:
         sweep=_sweep(report),
         skipped=_skipped(report),
         kinds=(*KINDS, "lost"),
-        bars=_bars,
-        trees=_trees(report),
+        bars=bars,
+        trees=trees(report),
+        widths=widths(report),
         command=_command(report["settings"]),
         tones=TONES,
         style=_part("report.css"),
@@ -346,35 +346,6 @@ def _sweep(report: Mapping[str, Any]) -> dict[str, Any]:
             of.setdefault((gate["cos"], gate["share"]), []).append(gate["fraction"])
     gates = sorted({gate for of in found.values() for gate in of})
     return {"gates": gates, "rows": {arm: [mean(of.get(gate, [])) for gate in gates] for arm, of in found.items()}}
-
-
-def _bars(counts: Mapping[str, int]) -> str:
-    """Shares of the kinds as a bar; the numbers stand beside it."""
-    whole = sum(counts.get(kind, 0) for kind in KINDS) or 1
-    out, at = ['<svg class="shares" viewBox="0 0 144 12" preserveAspectRatio="none" aria-hidden="true">'], 0.0
-    for kind in KINDS:
-        width = 144 * counts.get(kind, 0) / whole
-        title = f"<title>{kind}: {counts.get(kind, 0):,}</title>"
-        out.append(f'<rect class="kind-{kind}" x="{at:.1f}" y="0" width="{width:.1f}" height="12">{title}</rect>')
-        at += width
-    return "".join([*out, "</svg>"])
-
-
-def _trees(report: Mapping[str, Any]) -> dict[str, Any]:
-    """The trees of every pair that there is room for: each pair has the same number of lines."""
-    pairs = [pair for pair in report["genealogy"] if pair["trees"]]
-    room, shown = TREE_LINES // max(1, len(pairs)), []
-    for pair in pairs:
-        lines, kept = 0, []
-        for tree in pair["trees"]:
-            lines += len(tree["children"])
-            kept += [tree] if lines <= room else []
-        shown.append((pair, kept))
-    return {
-        "pairs": [(pair, kept) for pair, kept in shown if kept],
-        "shown": sum(len(kept) for _, kept in shown),
-        "all": sum(len(pair["trees"]) for pair in pairs),
-    }
 
 
 def _command(settings: Mapping[str, Any]) -> str:

@@ -118,6 +118,30 @@ def read_runs(folder: Path, baseline: str) -> Runs:
     return Runs(trained, common, runs, partial, dict(runs[trained[0], common[0]].training))
 
 
+def read_narrower(folder: Path, runs: Runs, baseline: str) -> Runs:
+    """SAEs of fewer latents, to trace those of ``runs`` to. Raises SaeError where there is nothing to trace."""
+    narrower = read_runs(folder, baseline)
+    few, many = narrower.training["d_sae"], runs.training["d_sae"]
+    if few >= many:
+        raise SaeError(
+            f"narrower runs {folder} have {few} latents, expected fewer than the {many} of those compared; "
+            "give --narrower the folder of SAEs with fewer"
+        )
+    for key, what in {**EQUAL, "k": "k"}.items():
+        theirs, ours = narrower.training.get(key), runs.training.get(key)
+        if key != "d_sae" and theirs != ours:
+            raise SaeError(
+                f"narrower runs {folder} differ from those compared in their {what} ({theirs}, expected {ours}); "
+                "train them with the same settings but --d-sae"
+            )
+    if not set(narrower.arms) & set(runs.arms):
+        raise SaeError(
+            f"narrower runs {folder} have the arms {', '.join(narrower.arms)}, and none of {', '.join(runs.arms)}; "
+            "train them with the same --arms"
+        )
+    return narrower
+
+
 def _scan(folder: Path) -> tuple[dict[Key, Run], list[str]]:
     """Every SAE directory that is ours, and a sentence for each that is not."""
     found, partial = {}, []

@@ -197,6 +197,8 @@ class CompareSettings(_Settings):
     """F1 a further latent must add to count as a split (tau of the sae-spelling rule)"""
     max_k: Count = 10
     """latents tried per concept"""
+    narrower: Path | None = None
+    """folder of SAEs trained with the same settings but fewer latents: which of them became several here"""
     composition: bool = False
     """train a meta-SAE on every decoder for the composition rate; takes longer than all else together"""
     seed: int = 0

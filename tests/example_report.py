@@ -109,6 +109,7 @@ def make_report(
             for concept in used
         ],
         "genealogy": [_genealogy(next(iter(names)), arm) for arm in others],
+        "widths": [],
         "explorer": [
             _explored(concept, seed, list(names), events) for concept in used for seed in range(min(2, seeds))
         ],

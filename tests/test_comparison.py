@@ -14,7 +14,7 @@ from sae_lm.errors import SaeError, SettingsError
 from sae_lm.evaluating import Bench, Candidates, documents, held_out_figures, pooled_entropy, sampled, type_means
 from sae_lm.metrics.concepts import Probe
 from sae_lm.metrics.quality import CrossEntropy
-from sae_lm.runs import read_runs
+from sae_lm.runs import read_narrower, read_runs
 from sae_lm.settings import CompareSettings, TrainSettings
 from sae_lm.training import train
 from sae_lm.verdicts import METRICS, PRIMARY, answer, compare_arms, counterpart, findings, frontier, ladder_of
@@ -298,6 +298,28 @@ def test_the_same_arm_and_seed_twice_is_refused(tmp_path):
         read_runs(folder, "none")
 
 
+def test_narrower_runs_have_fewer_latents_and_all_else_alike(tmp_path):
+    def of(name, **changes):
+        for seed in range(3):
+            fake_run(tmp_path / name, "none", seed, **changes)
+        return fake_runs(tmp_path / name, [], arms=("none",))
+
+    runs = read_runs(fake_runs(tmp_path / "wide", WHOLE), "none")
+    assert read_narrower(of("a", d_sae=24), runs, "none").arms == ["none"]
+    for name, changes, says in (
+        ("b", {}, "have 48 latents, expected fewer than the 48 of those compared; give --narrower the folder"),
+        (
+            "c",
+            {"d_sae": 24, "k": 8},
+            r"differ from those compared in their k \(8, expected 4\); train them with the same",
+        ),
+        ("d", {"d_sae": 24, "hook": "blocks.0.hook_out"}, "differ from those compared in their hook"),
+        ("e", {"d_sae": 24, "held_out_from_row": 1}, "differ from those compared in their first held-out row"),
+    ):
+        with pytest.raises(SaeError, match=says):
+            read_narrower(of(name, **changes), runs, "none")
+
+
 # --- a whole comparison
 
 
@@ -337,7 +359,7 @@ def test_the_report_holds_what_its_schema_says(report):
     assert {(a["family"], a["k"], a["arch"]) for a in values["arms"].values()} == {
         (family, k, "topk") for family in ("none", "max_cos:0.5") for k in (4, 6)
     }
-    optional = {"composition_rate", "recovered_on_holes"}
+    optional = {"composition_rate", "recovered_on_holes", "split_ratio", "stitched_novel"}
     for arm in values["arms"].values():
         assert list(arm["values"]) == list(METRICS)
         for key, per_seed in arm["values"].items():
@@ -407,6 +429,39 @@ def test_one_seed_and_a_missing_one_make_a_partial_report(runs, tmp_path):
     assert values["seeds"] == [0] and "max_cos_0.5@k=6-seed1 missing" in values["partial"][0]
     assert all(d["verdict"].startswith("no claim") for d in values["differences"])
     assert [g["to_seed"] for g in values["genealogy"]] == [0, 0, 0]
+
+
+def test_latents_are_traced_from_narrower_saes_of_the_next_seed(runs, tiny_store, tmp_path):
+    settings = {"hook": HOOK, "d_sae": 24, "k": 4, "tokens": 3000, "batch_size": 64, "lr": 3e-3, "held_out": 0.5}
+    arms = "none@k=4,max_cos:0.5@k=4"
+    narrow = train(TrainSettings(store=tiny_store, arms=arms, seeds=2, out=tmp_path / "narrow", **settings))
+    values = compare(comparing(runs, tmp_path / "out", narrower=narrow, min_types=10_000))
+    found = {(w["arm"], w["seed"], w["to_seed"]) for w in values["widths"]}
+    assert found == {(arm, seed, 1 - seed) for arm in arms.split(",") for seed in (0, 1)}
+    for w in values["widths"]:
+        assert (w["from_latents"], w["to_latents"]) == (24, 48)
+        a = sae_lm.load(narrow / f"{w['arm'].replace(':', '_')}-seed{w['seed']}")
+        b = sae_lm.load(runs / f"{w['arm'].replace(':', '_')}-seed{w['to_seed']}")
+        store = sae_lm.open_store(tiny_store)
+        x = store.rows(HOOK, values["training"]["held_out_from_row"], len(store)).float()
+        z, error = b.encode(x), (x - a(x)).double()
+        change = [
+            float((error - z[:, j, None] * b.W_dec[j]).square().sum(1).mean() - error.square().sum(1).mean())
+            for j in range(48)
+        ]
+        fires = (z > 0).any(0)
+        share = float((torch.tensor(change) < 0)[fires].double().mean())
+        assert w["stitched_novel"] == pytest.approx(share)
+        assert values["arms"][w["arm"]]["values"]["stitched_novel"][w["to_seed"]] == w["stitched_novel"]
+        cosine = torch.nn.functional.cosine_similarity(
+            a.W_dec[(a.encode(x) > 0).any(0)][None], b.W_dec[fires][:, None], dim=2
+        )
+        for of in w["curve"]:
+            assert of["novel"] == pytest.approx(float((cosine.amax(1) < of["threshold"]).double().mean()))
+    traced = [g for g in values["genealogy"] if "from_latents" in g]
+    assert [(g["from"], g["to"], g["seed"], g["to_seed"]) for g in traced] == [(a, a, 1, 0) for a in arms.split(",")]
+    assert values["arms"]["none@k=6"]["values"]["stitched_novel"] == [None, None]
+    assert "narrower SAE became" in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_a_users_labels_are_concepts_and_unknown_tokens_are_told(runs, tiny_store, tmp_path):

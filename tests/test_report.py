@@ -15,10 +15,10 @@ from example_report import HOSTILE, METRICS, SCRIPT, VERDICTS, hostile_report, m
 
 from sae_lm import charts
 from sae_lm.figures import SHAPES, TONES, panel, svg, ticks, write_figures
+from sae_lm.origins import TREE_LINES
 from sae_lm.report import (
     PAGE_BYTES,
     TERMINAL_FINDINGS,
-    TREE_LINES,
     chance,
     number,
     signed,
@@ -298,6 +298,24 @@ def test_trees_past_the_room_are_left_out_evenly_and_counted(tmp_path: Path) -> 
     page = page_of(report, tmp_path)
     assert page.count('<span class="parent">') == 2 * (TREE_LINES // 20)
     assert f"{TREE_LINES // 10} of {2 * TREE_LINES} trees in the report; the rest are in report.json" in page
+
+
+def test_what_became_of_a_narrower_sae_is_a_table_of_means_over_seeds(tmp_path: Path) -> None:
+    curve = [{"threshold": t, "split_ratio": None if t > 0.7 else 2 - t, "novel": t, "lost": 0.1} for t in (0.7, 0.8)]
+    entry = {"arm": "max_cos:0.25", "from_latents": 1024, "to_latents": 4096, "curve": curve, "novelty": None}
+    report = make_report()
+    assert "narrower SAE became" not in page_of(report, tmp_path)
+    seen = {"threshold": 0.31, "auc": 0.82}
+    report["widths"] = [
+        entry | {"seed": 1, "to_seed": 0, "stitched_novel": 0.25},
+        entry | {"seed": 0, "to_seed": 1, "stitched_novel": 0.75, "novelty": seen},
+    ]
+    text = " ".join(Tags(page_of(report, tmp_path)).text.split())
+    assert "of the same arm and the next seed." in text and "1,024 → 4,096" in text
+    assert "1.300-0.7000.8000.5000 ± 0.35360.820.31" in text
+    for both in report["widths"]:
+        both["seed"] = both["to_seed"]
+    assert "and seed: both begin at the same directions" in page_of(report, tmp_path)
 
 
 def test_every_plot_is_wellformed_and_named(tmp_path: Path) -> None:
