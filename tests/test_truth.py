@@ -136,6 +136,23 @@ def test_a_batched_penalty_is_the_trainers_in_value_and_gradient(name, anchored,
 # ---- training: the trainer's --------------------------------------------------------------------------
 
 
+def divide_gradients(optimizer, *_):
+    """By the scale that the fused Adam takes in single precision only."""
+    for group in optimizer.param_groups:
+        for weight in group["params"]:
+            weight.grad /= optimizer.grad_scale
+    optimizer.grad_scale = None
+
+
+@pytest.fixture
+def in_double_precision(monkeypatch):
+    """In single precision the two round differently, by machine, and within 40 steps another latent is the k-th."""
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -149,7 +166,7 @@ def test_a_batched_penalty_is_the_trainers_in_value_and_gradient(name, anchored,
         "sq_cos:2@exact@every=1@on=encoder",
     ],
 )
-def test_an_sae_of_many_is_the_one_that_the_trainer_makes(text):
+def test_an_sae_of_many_is_the_one_that_the_trainer_makes(text, in_double_precision):
     steps, batch, d_sae, seeds = 40, 32, 10, 2
     arm = parse_arm(text)
     arch = arm.arch or "topk"
@@ -163,19 +180,20 @@ def test_an_sae_of_many_is_the_one_that_the_trainer_makes(text):
     seed = 1
     h = Hyperparameters(
         arch=arch, k=2, steps=steps, lr=0.01, warm_up=0.05, decay=0.2, penalty_every=10, penalty_start=0.0,
-        penalty_on="decoder", aux_coefficient=0.0, aux_k=1, dead_after=10**9, matmul=torch.float32, widths=(3, d_sae), sparsity_coefficient=0.05,
+        penalty_on="decoder", aux_coefficient=0.0, aux_k=1, dead_after=10**9, matmul=torch.float64, widths=(3, d_sae), sparsity_coefficient=0.05,
     )  # fmt: skip
     real = ArmTraining(arm, seed, d_sae, mean[seed] / scale[seed], h, "cpu")
+    real.optimizer.register_step_pre_hook(divide_gradients)
     real._start_sparse = lambda centred: real.control.begin(0.05)  # a toy's biases begin at 0
     draws = torch.Generator().manual_seed(derive("batches", seed))
     for step in range(steps):
         real.step(some_inputs(world, batch, [draws]).sizes[0] @ features[seed] / scale[seed], step)
     sae = real.finish(float(scale[seed]), {})
-    torch.testing.assert_close(saes.W_dec[0, seed], real.W_dec.detach(), atol=2e-4, rtol=1e-3)
-    torch.testing.assert_close(saes.encoder[0, seed], real.weights.encoder.detach(), atol=2e-4, rtol=1e-3)
-    torch.testing.assert_close(saes.b_dec[0, seed], real.weights.b_dec.detach() * scale[seed], atol=2e-4, rtol=1e-3)
+    torch.testing.assert_close(saes.W_dec[0, seed], real.W_dec.detach())
+    torch.testing.assert_close(saes.encoder[0, seed], real.weights.encoder.detach())
+    torch.testing.assert_close(saes.b_dec[0, seed], real.weights.b_dec.detach() * scale[seed])
     x = inputs(world, seeds, 50, "held out").sizes @ features
-    torch.testing.assert_close(encode(saes, x, 0, arch, 2)[seed], sae.encode(x[seed]), atol=2e-4, rtol=1e-3)
+    torch.testing.assert_close(encode(saes, x, 0, arch, 2)[seed], sae.encode(x[seed]))
 
 
 def test_the_penalty_moves_an_sae_only_while_its_schedule_says_so():
