@@ -15,6 +15,7 @@ from sae_lm.evaluating import Bench, Candidates, documents, held_out_figures, po
 from sae_lm.metrics.concepts import Probe
 from sae_lm.metrics.quality import CrossEntropy
 from sae_lm.runs import read_narrower, read_runs
+from sae_lm.sae.checkpoint import save
 from sae_lm.settings import CompareSettings, TrainSettings
 from sae_lm.training import train
 from sae_lm.verdicts import METRICS, PRIMARY, answer, compare_arms, counterpart, findings, frontier, ladder_of
@@ -429,6 +430,19 @@ def test_one_seed_and_a_missing_one_make_a_partial_report(runs, tmp_path):
     assert values["seeds"] == [0] and "max_cos_0.5@k=6-seed1 missing" in values["partial"][0]
     assert all(d["verdict"].startswith("no claim") for d in values["differences"])
     assert [g["to_seed"] for g in values["genealogy"]] == [0, 0, 0]
+
+
+def test_an_sae_all_of_whose_latents_are_dead_is_measured_like_any_other(runs, tmp_path):
+    copy = shutil.copytree(runs, tmp_path / "runs")
+    sae = sae_lm.load(copy / "max_cos_0.5@k=4-seed1")
+    sae.W_enc *= 0
+    sae.b_enc -= 1 + sae.b_enc
+    save(sae, copy / "max_cos_0.5@k=4-seed1")
+    values = compare(comparing(copy, tmp_path / "out", narrower=None))
+    of = values["arms"]["max_cos:0.5@k=4"]["values"]
+    assert (of["l0"][1], of["dead"][1]) == (0, 1) and of["hole_rate"][1] == 1
+    assert (of["distinct"][1], of["seed_stability"]) == (None, [0, 0])
+    assert all(d["l0"] == "not matched" for d in values["differences"] if d["arm"] == "max_cos:0.5@k=4")
 
 
 def test_latents_are_traced_from_narrower_saes_of_the_next_seed(runs, tiny_store, tmp_path):

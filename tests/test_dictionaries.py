@@ -47,6 +47,16 @@ def test_nearest_rows_of_two_dictionaries_equal_the_whole_matrix_for_any_norms_a
     assert torch.equal(found.of_a.row, whole.argmax(1)) and torch.equal(found.of_b.row, whole.argmax(0))
 
 
+def test_where_there_are_no_rows_nothing_is_near():
+    some, none = directions(4, 5), directions(0, 5)
+    for a, b in ((some, none), (none, some), (none, none)):
+        found = match_rows(a, b)
+        assert (len(found.of_a.cosine), len(found.of_b.row)) == (len(a), len(b))
+        assert all((near.cosine == -1).all() and (near.row == -1).all() for near in found)
+        assert all(math.isnan(of.split_ratio) for of in children(found))
+    assert all(of.novel == 1 and math.isnan(of.lost) for of in children(match_rows(none, some)))
+
+
 def test_children_are_counted_by_hand():
     a = torch.eye(3)
     b = torch.tensor([[1.0, 0, 0], [3.0, 1, 0], [0, 1.0, 1.2], [-1.0, -1, -1]])

@@ -56,8 +56,12 @@ class Match(NamedTuple):
 
 @torch.no_grad()
 def match_rows(a: Float[Tensor, "n d_in"], b: Float[Tensor, "m d_in"], cells: int = CELLS) -> Match:
-    """Nearest by signed cosine, exact, in one pass of tiles; of equal ones the first."""
+    """Nearest by signed cosine, exact, in one pass of tiles; of equal ones the first. Of no rows none is the nearest:
+    the cosine is then -1, the row -1."""
     a, b = as_unit(a), as_unit(b)
+    if not len(a) or not len(b):
+        rows = (torch.full((len(of),), -1, dtype=torch.long, device=a.device) for of in (a, b))
+        return Match(*(Nearest(row.to(a.dtype), row) for row in rows))
     cosine, index = [], []
     best = a.new_full((len(b),), -2.0)
     where = torch.zeros(len(b), dtype=torch.long, device=a.device)
