@@ -221,9 +221,9 @@ def slow_l1_probe(codes, labels, seed):
     return weight.detach()
 
 
-def test_the_l1_probe_equals_its_loss_through_autograd_and_ranks_alike():
+@pytest.mark.parametrize("n", [BATCH + 500, 3000])
+def test_the_l1_probe_equals_its_loss_through_autograd_and_ranks_alike(n):
     draw = torch.Generator().manual_seed(0)
-    n = BATCH + 500  # two batches an epoch
     dense = torch.rand(n, 12, generator=draw) * 5 * (torch.rand(n, 12, generator=draw) < 0.3)
     labels = torch.stack([dense[:, 2] > 0, (dense[:, 5] > 0) | (dense[:, 7] > 3), dense[:, 1] > 4], 1)
     codes = as_codes(dense)

@@ -76,8 +76,10 @@ def l1_probe(codes: Codes, labels: Bool[Tensor, "n concepts"], seed: int) -> Flo
     positive = labels * balance
     importance = torch.where(labels, balance, 1.0)
     for _ in range(EPOCHS):
-        for chunk in torch.randperm(n, generator=generator).split(BATCH):
-            part = code[chunk.numpy()]
+        # of a single batch the order does not matter; measured: taking rows of a sparse matrix is a third of a step
+        batches = torch.randperm(n, generator=generator).split(BATCH) if n > BATCH else [torch.arange(n)]
+        for chunk in batches:
+            part = code[chunk.numpy()] if n > BATCH else code
             logits = torch.from_numpy(part @ weight.numpy()) + bias
             slope = (logits.sigmoid_() * importance[chunk] - positive[chunk]) / logits.numel()
             weight.grad = torch.from_numpy(part.T @ slope.numpy()).add_(weight.sign(), alpha=L1 / labels.shape[1])
