@@ -77,13 +77,13 @@ def test_unknown_tokens_are_counted_and_named_once(tmp_path):
     ("text", "message"),
     [
         ("string,label\nwolf,animal\n", r"none of its 1 lines matches .*'wolf'"),
-        ("string,label\n", "none of its 0 lines"),
         ("word,label\ndog,animal\n", "has the columns word, label; expected `token` or `string`"),
         ("token,string,label\n a,a,x\n", "expected `token` or `string`"),
         ("", "has the columns \\(none\\)"),
         ("string,label\ndog\n", "row 2 has 1 fields"),
         ("string,label\ndog, \n", "row 2 has 2 fields and the label ''"),
         ("string,label\ndog,digit\n", "'digit' is a concept already"),
+        ("string,label\n", "has no rows below its header; expected one for each token or string"),
     ],
 )
 def test_a_table_that_cannot_serve_is_refused_in_one_sentence(tmp_path, text, message):
@@ -93,8 +93,8 @@ def test_a_table_that_cannot_serve_is_refused_in_one_sentence(tmp_path, text, me
 
 def test_a_file_that_is_no_text_or_not_there_is_refused(tmp_path):
     (tmp_path / "bytes.csv").write_bytes(b"\xff\xfe\x00string")
-    for name in ("bytes.csv", "missing.csv"):
-        with pytest.raises(SettingsError, match=f"{name} cannot be read as CSV"):
+    for name, says in (("bytes.csv", "cannot be read as CSV"), ("missing.csv", "does not exist; expected a CSV file")):
+        with pytest.raises(SettingsError, match=f"{name} {says}"):
             read_labels(tmp_path / name, VOCABULARY)
 
 

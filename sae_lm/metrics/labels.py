@@ -168,8 +168,10 @@ def _lines(path: Path) -> list[dict[str, str]]:
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             rows = list(csv.reader(file))
+    except FileNotFoundError:
+        raise SettingsError(f"concepts {path} does not exist; expected a CSV file, see --labels") from None
     except (OSError, UnicodeDecodeError, csv.Error) as problem:
-        raise SettingsError(f"concepts {path} cannot be read as CSV in UTF-8 ({problem})") from None
+        raise SettingsError(f"concepts {path} cannot be read as CSV in UTF-8 ({problem}); save it as such") from None
     header = [column.strip() for column in rows[0]] if rows else []
     if ("token" in header) == ("string" in header) or "label" not in header:
         raise SettingsError(
@@ -190,6 +192,8 @@ def _lines(path: Path) -> list[dict[str, str]]:
         if label in LABELS:
             raise SettingsError(f"concepts {path}, row {number}: {label!r} is a concept already; give another label")
         lines.append(line | {"label": label})
+    if not lines:
+        raise SettingsError(f"concepts {path} has no rows below its header; expected one for each token or string")
     return lines
 
 
