@@ -47,7 +47,7 @@ def text_table(report: Mapping[str, Any]) -> str:
     if len(told) > TERMINAL_FINDINGS:
         lines += [f"... and {len(told) - TERMINAL_FINDINGS} more in the report's findings"]
     keys = headline(report)
-    keys += [key for role in ROLES[:3] for key in metrics if metrics[key]["role"] == role and key not in keys]
+    keys += [key for role in ROLES[:3] for key in _further(report, role)]
     columns = [
         [
             metrics[key]["label"],
@@ -104,11 +104,7 @@ def write_html(report: Mapping[str, Any], path: Path) -> None:
         sections=[(name, title) for name, title in _sections(several) if _OF.get(name, name) not in absent],
         groups={
             "headline": keys,
-            "rest": {
-                title: of
-                for role, title in REST.items()
-                if (of := [key for key in metrics if metrics[key]["role"] == role and key not in keys])
-            },
+            "rest": {title: of for role, title in REST.items() if (of := _further(report, role))},
         },
         differences=_differences(report),
         statistics=_statistics(report, keys + primary),
@@ -228,7 +224,17 @@ def _differences(report: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 def _skipped(report: Mapping[str, Any]) -> Counter[str]:
     """How many concepts were skipped for each kind of reason (its first number left out)."""
     reasons = [concept["skipped"] for concept in report["concepts"] if concept["skipped"] is not None]
-    return Counter(re.sub(r"\s?\b[\d.,]+(?=\s)", "", reason, count=1).strip() for reason in reasons)
+    return Counter(re.sub(r"\s?\b\d[\d.,]*(?=\s)", "", reason, count=1).strip() for reason in reasons)
+
+
+def _further(report: Mapping[str, Any], role: str) -> list[str]:
+    """The metrics of a role that do not open the page and have a value (some are taken only where asked for)."""
+    values, opening = [arm["values"] for arm in report["arms"].values()], headline(report)
+    return [
+        key
+        for key, metric in report["metrics"].items()
+        if metric["role"] == role and key not in opening and any(mean(of[key]) is not None for of in values)
+    ]
 
 
 # --- of the terminal

@@ -99,6 +99,33 @@ def test_what_is_missing_is_said_before_what_was_found() -> None:
     assert text.index("partial: max_cos:0.25: seed 3 is missing.") < text.index("abs_cos:1: less absorption")
 
 
+def test_metrics_that_were_not_asked_for_take_no_room(tmp_path: Path) -> None:
+    report = make_report()
+
+    def told() -> list[bool]:
+        outcomes = page_of(report, tmp_path).split("<h2>")[1]
+        return ["dead latents" in outcomes, "dead latents" in text_table(report)]
+
+    assert told() == [True, True]
+    for arm in report["arms"].values():
+        arm["values"]["dead"] = [None] * len(report["seeds"])
+    assert told() == [False, False]
+
+
+def test_reasons_are_counted_without_their_number_and_are_left_whole_otherwise() -> None:
+    report = make_report()
+    for concept, reason in zip(
+        report["concepts"],
+        ["no examples on both sides in train, validation and test types", "12 token types, fewer than 50",
+         "probe F1 0.65 on permuted labels too, not below 0.6", "7 token types, fewer than 50"],
+        strict=True,
+    ):  # fmt: skip
+        concept["skipped"] = reason
+    text = " ".join(text_table(report).split())
+    assert "1 (no examples on both sides in train, validation and test types)" in text
+    assert "2 (token types, fewer than 50)" in text and "1 (probe F1 on permuted labels too, not below 0.6)" in text
+
+
 def test_each_arm_has_a_row_of_means_and_one_of_differences() -> None:
     lines = text_table(make_report()).splitlines()
     rows = [

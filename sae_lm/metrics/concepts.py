@@ -269,7 +269,7 @@ def fit_probes(rows: ConceptRows, min_types: int, gate: float, seed: int = 0) ->
             if score < gate:
                 reason = f"probe F1 {score:.2f} on unseen types, below {gate:g}"
             elif chance >= gate:
-                reason = f"permuted labels reach a probe F1 of {chance:.2f} as well, not below {gate:g}"
+                reason = f"probe F1 {chance:.2f} on permuted labels too, not below {gate:g}"
         kind = rows.kinds[c] if rows.kinds else "token"
         positive = int(rows.labels[:, c].sum())
         probes.append(Probe(name, kind, types[c], positive, score, chance, direction, offset, reason))
