@@ -191,8 +191,8 @@ def write_figures(report: Mapping[str, Any], folder: Path) -> list[Path]:
     """``fvu_l0``, ``seeds``, ``differences``, ``coefficients`` and ``nearest_cos`` as PNG (300 dpi) and SVG; the files
     written.
 
-    What the report has no numbers for is left out: ``fvu_l0`` with one L0, ``seeds`` with several. No state of
-    matplotlib is changed.
+    What the report has no numbers for is left out, ``fvu_l0`` with one L0, ``seeds`` with several, and removed where an
+    earlier report had it. No state of matplotlib is changed.
     """
     several = several_l0(report)
     charts = {
@@ -205,8 +205,11 @@ def write_figures(report: Mapping[str, Any], folder: Path) -> list[Path]:
     written = []
     for name, found in charts.items():
         drawn = [chart for chart in found if chart is not None]
-        for suffix in ("png", "svg") if drawn else ():
+        for suffix in ("png", "svg"):
             path = folder / f"{name}.{suffix}"
+            if not drawn:
+                path.unlink(missing_ok=True)
+                continue
             write_whole(path, _painter(drawn, looks(report), report, suffix))
             written.append(path)
     return written

@@ -482,6 +482,14 @@ def test_of_one_l0_the_figure_is_seed_by_seed_and_what_has_no_numbers_is_left_ou
     assert [path.name for path in write_figures(report, tmp_path)] == ["seeds.png", "seeds.svg"]
 
 
+def test_figures_of_an_earlier_report_that_this_one_lacks_are_removed_and_other_files_kept(tmp_path: Path) -> None:
+    (tmp_path / "mine.png").write_bytes(b"mine")
+    write_figures(make_report(), tmp_path)
+    assert (tmp_path / "differences.png").exists()
+    now = write_figures(make_report(("none",), seeds=1) | {"nearest_cos": {}}, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {path.name for path in now} | {"mine.png"}
+
+
 def test_figures_repeat_to_the_byte_and_leave_matplotlib_as_it_was(tmp_path: Path) -> None:
     before, pyplot = dict(matplotlib.rcParams), "matplotlib.pyplot" in sys.modules
     report = make_report(("none" + HOSTILE[0], "$x^1$"), seeds=2)
