@@ -51,10 +51,11 @@ def test_tensorboard_shows_every_number_at_its_step(tmp_path):
 
 
 def test_wandb_gets_configuration_and_lines_even_offline(tmp_path, monkeypatch):
-    pytest.importorskip("wandb")
+    wandb = pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     write(Track(tmp_path / "none-seed0.metrics.jsonl", ("wandb",), {"lr": 0.3141}), LINES)
+    wandb.teardown()  # as at the end of a process: waits for the one that writes the file
     (file,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
     written = file.read_bytes()
     assert all(json.dumps(line["fvu"]).encode() in written for line in LINES)
