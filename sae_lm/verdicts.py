@@ -110,6 +110,8 @@ METRICS = {
 }  # fmt: skip
 """Metric key -> what it is, in the order of the tables."""
 PRIMARY = tuple(key for key, metric in METRICS.items() if metric.role == "primary")
+MOST_NAMED = 4
+"""Arms that the answer names for one finding."""
 NOT_OUTCOMES = ("nearest_cos_null",)
 """Metrics without a difference: they do not depend on training."""
 Values = Mapping[str, Mapping[str, Sequence[float]]]
@@ -294,7 +296,7 @@ def answer(differences: Sequence[Mapping[str, Any]], baseline: str, seeds: int, 
         splitting = [arm for arm, of in by_arm.items() if of["splits"]["verdict"] == way]
         for arms, what in ((absorbing, "absorption"), (splitting, "splitting")):
             if arms:
-                told.append(f"{less} {what} with {', '.join(f'{arm} ({_cost(by_arm[arm])})' for arm in arms)}")
+                told.append(f"{less} {what} with {_named({arm: by_arm[arm] for arm in arms})}")
     if told:
         return f"Compared with {baseline}, over {seeds} paired seeds: {'; '.join(told)}."
     sees = [of["hole_rate"]["detectable"] for of in by_arm.values() if of["hole_rate"]["detectable"] is not None]
@@ -304,6 +306,16 @@ def answer(differences: Sequence[Mapping[str, Any]], baseline: str, seeds: int, 
         f"No difference in absorption or splitting from {baseline} is shown for {many} with {seeds} paired seeds"
         f"{unseen}, which is no evidence that there is none."
     )
+
+
+def _named(by_arm: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
+    """Arms and what they cost; of many the cheapest, the others counted."""
+    costs = [(arm, of["fvu"]["mean"]) for arm, of in by_arm.items()]
+    many = len(costs) > MOST_NAMED
+    if many:
+        costs.sort(key=lambda told: math.inf if told[1] is None else told[1])
+    named = ", ".join(f"{arm} ({_cost(by_arm[arm])})" for arm, _ in costs[:MOST_NAMED])
+    return f"{len(costs)} arms, cheapest {named}" if many else named
 
 
 def _cost(of: Mapping[str, Mapping[str, Any]]) -> str:

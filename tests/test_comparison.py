@@ -98,6 +98,20 @@ def test_less_absorption_needs_hole_rate_and_fraction_to_fall(fraction, says):
     assert ("no evidence that there is none" in told) == (says != "less absorption")
 
 
+def test_of_many_arms_with_a_finding_the_answer_counts_all_and_names_the_cheapest():
+    costs = {f"abs_cos:{coefficient}": cost for coefficient, cost in zip(range(1, 7), (6, 1, 5, 2, 4, 3), strict=True)}
+    values = arms_of(
+        l0=dict.fromkeys(["none", *costs], [16.0] * 6),
+        fvu={"none": BASE} | {arm: shifted(cost / 1000) for arm, cost in costs.items()},
+        hole_rate={"none": BASE} | {arm: shifted(-0.1) for arm in costs},
+        absorption_fraction={"none": BASE} | {arm: shifted(-0.1) for arm in costs},
+    )
+    told = answer(compare_arms(values, "none"), "none", 6, concepts=4)
+    named = [told.index(arm) for arm in ("abs_cos:2", "abs_cos:4", "abs_cos:6", "abs_cos:5")]
+    assert "less absorption with 6 arms, cheapest abs_cos:2 (FVU +0.0012)" in told and named == sorted(named)
+    assert "abs_cos:1 " not in told and "abs_cos:3 " not in told
+
+
 def test_few_seeds_no_concepts_or_no_other_arms_give_an_answer_without_a_claim():
     two = {"none": [0.5, 0.6], "abs_cos:1": [0.1, 0.2]}
     values = arms_of(l0={arm: [16.0, 16.0] for arm in two}, hole_rate=two, absorption_fraction=two, fvu=two)
