@@ -14,7 +14,7 @@ turns the report into a table and a page, and computes nothing. Its keys, with n
     metrics               {key: label, unit, better (lower, higher, null), role (primary, quality, check, context), explain}
     arms                  {name: family (name without k), penalty, coefficient, arch, k,
                           pareto (no arm has less FVU at its L0), values {metric: [one per seed]}}
-    controls              {random: {metric: value}}: an SAE of random directions
+    controls              {random: {metric: value}}: an SAE of random directions, at the L0 of the baseline's middle rung
     differences           [{arm, baseline, metric, per_seed, mean, low, high, p, p_sign_flip, bootstrap_low, bootstrap_high,
                           spread (sae_lm.metrics.statistics), p_holm (primary outcomes), detectable (the difference that
                           these seeds find with 80% chance), seeds_needed, l0 (matched, interpolated, not matched),
@@ -83,6 +83,11 @@ def _report(settings: CompareSettings, store: Store, runs: Runs, measured: Measu
     differences = compare_arms(values, settings.baseline)
     used = sum(probe.skipped is None for probe in measured.probes)
     partial = [*runs.partial, *measured.remarks]
+    if store.text_repeats:
+        partial.append(
+            "The store goes through its text more than once (--repeat), so that held-out rows may be of text that the "
+            "SAEs were trained on, and all figures better than on new text; cache more text without --repeat."
+        )
     if not used:
         reasons = Counter(str(probe.skipped) for probe in measured.probes).most_common(1)
         partial.append(

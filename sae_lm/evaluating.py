@@ -245,7 +245,7 @@ def concept_figures(
         mine, probe, main = of_set.take(found.rows), found.probe.weight, split.ranking[:k]
         place = (mine, found.x, found.token_id, W_dec)
         figures: dict[str, Any] = {"concept": found.probe.name, "latents": split.latents, "common_k": k}
-        figures |= {"splits": len(split.latents), "main_f1": split.test_f1, "f1_by_k": split.f1_by_k}
+        figures |= {"splits": len(split.latents), "main_f1": split.test_f1_by_k[k - 1], "f1_by_k": split.f1_by_k}
         for suffix, latents in (("", main), ("_own_k", split.latents)):
             scores = absorption(*place, b_dec, probe, latents)
             figures |= {f"{key}{suffix}": value for key, value in (scores._asdict() if scores else {}).items()}

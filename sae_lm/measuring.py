@@ -44,7 +44,7 @@ from sae_lm.progress import Progress
 from sae_lm.runs import Key, Loaded, Runs, boot_model, read_narrower
 from sae_lm.sae.model import SAE, random_sae
 from sae_lm.settings import CompareSettings
-from sae_lm.verdicts import ladder_of, read_arm
+from sae_lm.verdicts import ladder_of, match_rung, read_arm
 
 CONTROL = "random"
 """Name of the control: an SAE whose decoder rows are random directions."""
@@ -89,7 +89,7 @@ def measure(settings: CompareSettings, store: Store, runs: Runs, device: str) ->
     bench, probes, remarks = _bench(settings, store, runs, model and model[1])
     entropies = model and _entropies(settings, store, runs, model, device, figures, draws)
     ladder = ladder_of(settings.baseline, runs.arms, settings.baseline)
-    explored, first = _explored(runs, ladder), runs.seeds[0]
+    first = runs.seeds[0]
     splits: dict[Key, list[Split]] = {}
     nearest: dict[str, list[float]] = {}
     alive: dict[Key, Bool[Tensor, " d_sae"]] = {}
@@ -106,7 +106,7 @@ def measure(settings: CompareSettings, store: Store, runs: Runs, device: str) ->
             bar.update(1)
     common = common_counts(list(splits.values()))
     with Progress("comparing", len(figures), "SAE") as bar:
-        for key, sae in _saes(runs, device, settings.seed):
+        for key, sae in _saes(runs, ladder, figures, device, settings.seed):
             held = held_out_figures(sae, bench)
             figures[key] |= held.figures
             draws[key] |= held.draws
@@ -122,7 +122,7 @@ def measure(settings: CompareSettings, store: Store, runs: Runs, device: str) ->
                 per_concept += [{"arm": key[0], "seed": key[1], **concept} for concept in concepts]
                 figures[key] |= concept_means(concepts)
                 draws[key] |= drawn
-                if key[0] in explored and key[1] == first:
+                if key[1] == first and len(views) < EXPLORED and beside(_middle(ladder), key, ladder, figures):
                     kids = [
                         children(mine, of.rows.token_id[: len(mine.latent)], of.rows.child)
                         for mine, of in zip(codes, bench.sets, strict=True)
@@ -142,16 +142,18 @@ def measure(settings: CompareSettings, store: Store, runs: Runs, device: str) ->
         alive=int(alive[runs.arms[0], first].sum()),
         genealogy=[*genealogies(runs, bench.read, device), *traced],
         widths=widths,
-        explorer=_explorer(store, bench, {arm: views[arm] for arm in explored if arm in views}, common, first),
+        explorer=_explorer(store, bench, views, common, first),
     )
 
 
-def _saes(runs: Runs, device: str, seed: int) -> Iterator[tuple[Key, SAE]]:
-    """Every SAE, then the control."""
+def _saes(
+    runs: Runs, ladder: list[str], figures: dict[Key, dict[str, float]], device: str, seed: int
+) -> Iterator[tuple[Key, SAE]]:
+    """Every SAE, then the control, which has the L0 of the baseline's middle rung."""
     for key, run in runs.of.items():
         yield key, run.load(device)
-    like = next(iter(runs.of.values())).load("cpu")
-    yield (CONTROL, 0), random_sae(like, seed).to(device)
+    like = _middle(ladder), runs.seeds[0]
+    yield (CONTROL, 0), random_sae(runs.of[like].load("cpu"), figures[like]["l0"], seed).to(device)
 
 
 def _bench(settings: CompareSettings, store: Store, runs: Runs, model: Any) -> tuple[Bench, list[Probe], list[str]]:
@@ -206,13 +208,19 @@ def _entropies(
     figures: dict[Key, dict[str, float]],
     draws: dict[Key, Draws],
 ) -> dict[str, Any]:
-    """Cross-entropies on held-out contexts, into ``figures`` and ``draws``; what they have in common."""
+    """Cross-entropies on held-out contexts, into ``figures`` and ``draws``; what they have in common.
+
+    Tokens that have no row are left alone and predict nothing that counts: SAEs never saw their like, and FVU and L0
+    are of the others.
+    """
     hook, first = runs.training["hook"], runs.training["held_out_from_context"]
     mean = store.moments(hook, runs.training["held_out_from_row"]).mean.float()
-    blocks = store.blocks(first, min(store.manifest.contexts, first + settings.ce_contexts))
+    stop = min(store.manifest.contexts, first + settings.ce_contexts)
+    blocks, rowless = store.blocks(first, stop), store.rowless(first, stop)
+    alone = rowless | store.special(blocks)
     with Progress("in the language model", len(blocks) * len(runs.of), "context") as bar:
         saes = Loaded(runs.of, device)
-        parts = spliced_entropies(model[1], blocks, store.special(blocks), hook, saes, mean, bar.update)
+        parts = spliced_entropies(model[1], blocks, alone, hook, saes, mean, bar.update)
     for key, of_blocks in parts.items():
         figures[key] |= entropy_figures(pooled_entropy(of_blocks))
         draws[key] |= entropy_draws(of_blocks, settings.seed)
@@ -221,11 +229,17 @@ def _entropies(
     return {"model": model[0], **shared}
 
 
-def _explored(runs: Runs, ladder: list[str]) -> list[str]:
-    """The baseline's middle rung and arms of its k."""
-    rung = ladder[len(ladder) // 2]
-    others = [arm for arm in runs.arms if arm not in ladder and read_arm(arm).k == read_arm(rung).k]
-    return [rung, *others[: EXPLORED - 1]]
+def _middle(ladder: list[str]) -> str:
+    return ladder[len(ladder) // 2]
+
+
+def beside(rung: str, key: Key, ladder: list[str], figures: dict[Key, dict[str, float]]) -> bool:
+    """Whether the explorer shows an SAE beside this rung of the baseline: the rung itself, and arms of its k or L0."""
+    arm, seed = key
+    if arm in ladder or arm == CONTROL:
+        return arm == rung
+    l0 = {name: [figures[name, seed]["l0"]] for name in (arm, rung)}
+    return read_arm(arm).k == read_arm(rung).k or match_rung(arm, [rung], l0).how == "matched"
 
 
 def _explorer(store: Store, bench: Bench, views: dict[str, Seen], common: list[int], seed: int) -> list[dict[str, Any]]:

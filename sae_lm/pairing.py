@@ -24,7 +24,7 @@ from sae_lm.metrics.genealogy import genealogy
 from sae_lm.progress import Progress
 from sae_lm.runs import Key, Runs
 from sae_lm.sae.model import SAE
-from sae_lm.verdicts import read_arm
+from sae_lm.verdicts import match_rung
 
 TRACED_ROWS = 16_384
 """Held-out rows on which it is seen what of one SAE fires with what of another, at most."""
@@ -42,7 +42,8 @@ def between_seeds(
     """How much of each SAE is found again at the next seed, of its own arm and of the baseline's; needs two seeds.
 
     The share that the baseline lacks stands beside the same between the baseline's own seeds, so that the
-    difference between the two is what the arm adds to the noise of training.
+    difference between the two is what the arm adds to the noise of training. Of a ladder each arm is held to the rung
+    of its L0.
     """
     if len(runs.seeds) < 2:
         return
@@ -51,14 +52,14 @@ def between_seeds(
         W_dec = runs.of[arm, seed].load(device).W_dec
         return W_dec[alive[arm, seed]]
 
+    l0 = {arm: [figures[arm, seed]["l0"] for seed in runs.seeds] for arm in runs.arms}
+    bases = {arm: match_rung(arm, ladder, l0).name for arm in runs.arms}
     with Progress("between seeds", len(runs.of), "SAE") as bar:
         for place, seed in enumerate(runs.seeds):
             other = runs.seeds[(place + 1) % len(runs.seeds)]
             for arm in runs.arms:
-                k = read_arm(arm).k
-                base = next((rung for rung in ladder if read_arm(rung).k == k), ladder[0])
                 mine = rows(arm, seed)
-                apart = match_rows(mine, rows(base, other)).of_a.cosine < DISTINCT
+                apart = match_rows(mine, rows(bases[arm], other)).of_a.cosine < DISTINCT
                 figures[arm, seed] |= {
                     "seed_stability": seed_stability(mine, rows(arm, other)).share,
                     "distinct": float(apart.double().mean()),

@@ -117,6 +117,10 @@ def test_every_row_is_where_its_context_and_position_say(cache_settings, awkward
     store = sae_lm.open_store(cache(settings))
     tokens, blocks = store.tokens(), store.blocks()
     assert torch.equal(blocks[tokens["context"].long(), tokens["position"].long()], tokens["token_id"])
+    rows = set(zip(tokens["context"].tolist(), tokens["position"].tolist(), strict=True))
+    expected = [[(context, place) not in rows for place in range(blocks.shape[1])] for context in range(len(blocks))]
+    assert store.rowless(0, len(blocks)).tolist() == expected
+    assert store.rowless(5, 9).tolist() == expected[5:9]
     assert len(store.manifest.shards) > 10 and len(store) == 700 and len(blocks) == store.manifest.contexts
     assert any(bool(store.special(context[None]).all()) for context in blocks) or changes.get("keep_special")
 
@@ -162,6 +166,9 @@ def test_a_text_is_repeated_only_when_asked(cache_settings, tmp_path):
     assert len(store) == wanted and not store.manifest.text_ended and store.manifest.documents == 40
     text = "".join(store.vocabulary[token] for token in store.tokens()["token_id"])
     assert text.startswith("".join(TEXTS) * 2)
+    assert store.text_repeats and not once.text_repeats
+    early = sae_lm.open_store(cache(cache_settings(tmp_path / "early", tokens=len(once) - 20, repeat=True)))
+    assert not early.text_repeats, "allowed, and did not come to it"
 
 
 def test_attention_sinks_are_left_out_and_counted(cache_settings, tmp_path, tiny_model):

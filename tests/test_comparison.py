@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import shutil
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -12,10 +13,13 @@ import sae_lm
 from sae_lm.comparison import compare
 from sae_lm.errors import SaeError, SettingsError
 from sae_lm.evaluating import Bench, Candidates, documents, held_out_figures, pooled_entropy, sampled, type_means
+from sae_lm.measuring import beside
 from sae_lm.metrics.concepts import Probe
 from sae_lm.metrics.quality import CrossEntropy
-from sae_lm.runs import read_narrower, read_runs
+from sae_lm.pairing import between_seeds
+from sae_lm.runs import Runs, read_narrower, read_runs
 from sae_lm.sae.checkpoint import save
+from sae_lm.sae.model import SAE, SaeConfig, random_sae
 from sae_lm.settings import CompareSettings, TrainSettings
 from sae_lm.training import train
 from sae_lm.verdicts import METRICS, PRIMARY, answer, compare_arms, counterpart, findings, frontier, ladder_of
@@ -179,6 +183,67 @@ def test_a_penalty_on_another_architecture_is_compared_with_that_architecture_wh
 def test_the_front_is_of_mean_l0_and_mean_fvu():
     values = arms_of(l0=EQUAL_L0, fvu={"none": [0.3] * 6, "abs_cos:1": [0.31] * 6, "max_cos:1": [0.29] * 6})
     assert frontier(values) == {"max_cos:1"} and counterpart("abs_cos:1", values, "none").how == "matched"
+
+
+def test_equal_differences_on_too_few_seeds_do_not_say_that_these_would_do():
+    values = arms_of(l0={"none": [16.0] * 3, "abs_cos:1": [16.0] * 3},
+                     splits={"none": [2.5, 3.0, 2.75], "abs_cos:1": [2.0, 2.5, 2.25]})  # fmt: skip
+    found = entry(compare_arms(values, "none"), "abs_cos:1", "splits")
+    assert found["detectable"] is None and found["seeds_needed"] > 3
+    assert found["verdict"] == f"not distinguishable (needs about {found['seeds_needed']} seeds)"
+
+
+def test_values_of_pairs_of_seeds_that_overlap_are_told_and_not_tested():
+    values = arms_of(l0=EQUAL_L0, seed_stability={"none": BASE, "abs_cos:1": shifted(-0.1), "max_cos:1": BASE})
+    found = entry(compare_arms(values, "none"), "abs_cos:1", "seed_stability")
+    assert found["mean"] == pytest.approx(-0.1, abs=0.01) and found["low"] is found["p"] is found["detectable"] is None
+    assert found["verdict"] == "no claim (pairs of seeds overlap)"
+
+
+def test_what_seeds_have_in_common_is_taken_against_the_rung_of_the_arms_l0():
+    class Same(NamedTuple):
+        W_dec: torch.Tensor
+
+        def load(self, device):
+            return self
+
+    rows = {"none@k=8": 0, "none@k=16": 1, "none@arch=matryoshka@k=15": 1}  # what an SAE's latents all point at
+    runs = Runs(
+        list(rows),
+        [0, 1],
+        {(arm, seed): Same(torch.eye(4)[[at, at]]) for arm, at in rows.items() for seed in (0, 1)},
+        [],
+        {},
+    )
+    l0 = {"none@k=8": 8.0, "none@k=16": 16.0, "none@arch=matryoshka@k=15": 16.3}
+    figures = {key: {"l0": l0[key[0]]} for key in runs.of}
+    between_seeds(runs, dict.fromkeys(runs.of, torch.tensor([True, True])), list(rows)[:2], "cpu", figures)
+    assert {arm: figures[arm, 0]["distinct"] for arm in rows} == dict.fromkeys(rows, 0.0)
+
+
+def test_the_explorer_shows_arms_of_the_rungs_k_or_of_its_l0():
+    ladder = ["none@k=8", "none@k=16", "none@k=32"]
+    l0 = {
+        "none@k=16": 16.0,
+        "max_cos:1@k=16": 14.0,
+        "none@arch=matryoshka@k=15": 16.3,
+        "max_cos:1@k=8": 8.0,
+        "random": 16.0,
+    }
+    figures = {(arm, 0): {"l0": value} for arm, value in l0.items()}
+    shown = [arm for arm in l0 if beside("none@k=16", (arm, 0), ladder, figures)]
+    assert shown == ["none@k=16", "max_cos:1@k=16", "none@arch=matryoshka@k=15"]
+
+
+@pytest.mark.parametrize("architecture", ["topk", "standard", "jumprelu"])
+def test_the_random_control_fires_as_many_latents_as_the_baseline_whatever_its_architecture(make_sae, architecture):
+    weights = {name: value for name, value in make_sae().named_parameters() if name != "threshold"}
+    weights |= {"threshold": torch.full((10,), 3.0)} if architecture == "jumprelu" else {}
+    like = SAE(SaeConfig(architecture=architecture, d_in=6, d_sae=10, k=4 if architecture == "topk" else None), weights)
+    control = random_sae(like, 3.2, seed=0)
+    x = torch.randn(200, 6, generator=torch.Generator().manual_seed(0))
+    assert float((control.encode(x) > 0).sum(1).float().mean()) == pytest.approx(3, abs=0.1)
+    assert torch.equal(control.b_dec, like.b_dec) and torch.allclose(control.W_dec.norm(dim=1), torch.ones(10))
 
 
 # --- evaluation noise

@@ -7,12 +7,13 @@ import torch
 from reference import dense_absorption
 
 import sae_lm
+from sae_lm.evaluating import Bench, ConceptSet, candidates, concept_figures, documents, sae_codes, sae_splits, sampled
 from sae_lm.metrics.absorption import absorption, absorption_scores
 from sae_lm.metrics.codes import Codes, encode_sparse
 from sae_lm.metrics.concepts import LABELS, TEST, TRAIN, VALIDATION, ConceptRows, f1, fit_probes, logistic, sample_rows
 from sae_lm.metrics.geometry import geometry, nearest_cosines
 from sae_lm.metrics.quality import Before, CrossEntropy, cross_entropies, quality
-from sae_lm.metrics.splitting import l1_probe, split_counts
+from sae_lm.metrics.splitting import NO_LOGIT, l1_probe, nested_regressions, split_counts
 from sae_lm.sae.model import SAE, SaeConfig
 
 
@@ -66,6 +67,11 @@ def test_fvu_is_the_same_however_rows_are_batched_and_equals_float64_by_hand(mak
     expected = error.square().sum() / (x.double() - x.double().mean(0)).square().sum()
     for size in (7, 100):
         assert quality(sae, x.split(size))[0].fvu == pytest.approx(float(expected), rel=1e-6)
+
+
+@pytest.mark.parametrize("constant", [0.1, 1 / 3, 1e3 / 7, 0.0])
+def test_rows_that_are_all_alike_have_no_variance_and_no_fvu(make_sae, constant):
+    assert math.isnan(quality(make_sae(), [torch.full((1000, 6), constant)])[0].fvu)
 
 
 def test_predicting_the_mean_has_an_fvu_of_one():
@@ -183,6 +189,8 @@ def test_recovered_is_one_for_a_lossless_splice_and_zero_for_one_as_bad_as_zeros
     assert CrossEntropy(10, clean=3.0, spliced=4.5, ablated=9.0).recovered == 0.75
     assert CrossEntropy(10, 3.0, 4.5, 9.0, kl_spliced=1.0, kl_ablated=4.0).kl_recovered == 0.75
     assert CrossEntropy(10, 3.0, 4.5, 9.0, mean_ablated=6.0).recovered_from_mean == 0.5
+    free = CrossEntropy(10, 3.0, 4.5, 3.0, kl_spliced=0.1, kl_ablated=0.0, mean_ablated=3.0)
+    assert all(map(math.isnan, (free.recovered, free.kl_recovered, free.recovered_from_mean)))
 
 
 # --- geometry
@@ -289,7 +297,24 @@ def test_a_concept_carried_by_one_latent_counts_one_and_by_three_counts_three():
         rows = toy_rows(carriers)
         codes = encode_sparse(identity_sae(6, b_enc=torch.full((6,), -0.1)), [rows.x])
         split = split_counts(codes, rows, [0], max_k=6, gain=0.03, seed=0)[0]
-        assert sorted(split.latents) == carriers and split.test_f1 > 0.99
+        assert sorted(split.latents) == carriers and split.test_f1_by_k[len(carriers) - 1] > 0.99
+
+
+def test_main_latents_are_told_with_the_number_that_all_saes_get_and_not_with_their_own():
+    rows, sae = toy_rows([0, 2, 5]), identity_sae(6, b_enc=torch.full((6,), -0.1))
+    (probe,) = fit_probes(rows, min_types=50, gate=0.6)
+    of_rows = documents(torch.arange(len(rows.x)), 0)
+    found = candidates(0, rows, [(0, probe)], of_rows)
+    bench = Bench(
+        lambda size: iter([]), of_rows, sampled(lambda size: iter([rows.x]), of_rows), [ConceptSet(rows, [0])], found, 0
+    )
+    codes = sae_codes(sae, bench)
+    splits = sae_splits(codes, bench, 6, 0.03)
+    for common in (1, 2, 3):
+        (figures,), _ = concept_figures(sae, codes, splits, bench, [common])
+        predicted = codes[0].columns(splits[0].ranking[:common]).gt(0).any(1)
+        test = rows.part == TEST
+        assert figures["splits"] == 3 and figures["main_f1"] == pytest.approx(f1(predicted[test], rows.labels[test, 0]))
 
 
 def test_an_sae_that_never_fires_gets_a_splitting_count_of_one_and_no_skill():
@@ -297,7 +322,16 @@ def test_an_sae_that_never_fires_gets_a_splitting_count_of_one_and_no_skill():
     codes = encode_sparse(identity_sae(6, b_enc=torch.full((6,), -100.0)), [rows.x])
     assert torch.isfinite(l1_probe(codes, rows.labels, 0)).all()
     split = split_counts(codes, rows, [0], max_k=3, gain=0.03, seed=0)[0]
-    assert len(split.latents) == 1 and split.test_f1 < 0.5
+    assert len(split.latents) == 1 and split.test_f1_by_k == [0, 0, 0]
+
+
+def test_latents_that_never_fire_say_no_whatever_rounding_leaves_of_their_bias():
+    rounded = 0
+    for positive in range(20, 300, 7):
+        weight, bias = nested_regressions(torch.zeros(431, 2), torch.arange(431) < positive)
+        rounded += int(bias[0] > 0)
+        assert (weight == 0).all() and (bias <= NO_LOGIT).all()
+    assert rounded, "else nothing is tested here"
 
 
 def test_a_probe_passes_its_gate_only_on_types_it_has_not_seen():

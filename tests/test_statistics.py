@@ -122,7 +122,14 @@ def test_as_many_seeds_are_needed_as_give_eighty_percent_power():
     assert needed == 34  # G*Power: a paired t test of dz .5
     stricter = seeds_needed(0.5, 1.0, level=0.005)
     assert stricter is not None and stricter > needed
-    assert seeds_needed(0.0, 1.0) is seeds_needed(0.001, 1.0) is None and seeds_needed(1.0, 0.0) == 3
+    assert seeds_needed(0.0, 1.0) is seeds_needed(0.001, 1.0) is None
+
+
+@pytest.mark.parametrize("level", [0.05, 0.01, 0.3])
+def test_equal_differences_need_as_many_seeds_as_the_sign_flip_does(level):
+    needed = seeds_needed(1.0, 0.0, level)
+    assert needed is not None and sign_flip([0.1] * needed) <= level
+    assert needed == 3 or sign_flip([0.1] * (needed - 1)) > level
 
 
 # --- noise

@@ -121,9 +121,12 @@ class Store:
     def held_out_from(self, share: float) -> tuple[int, int]:
         """(context, row) where the last ``share`` of the contexts begins; no context is on both sides."""
         context = int(self.manifest.contexts * (1 - share))
+        return context, self._first_row_of(context)
+
+    def _first_row_of(self, context: int) -> int:
         shard = min(bisect_right(self.first_context, context), len(self.manifest.shards)) - 1
         contexts = self._tensor("tokens", shard, "context").contiguous()
-        return context, self.first_row[shard] + int(torch.searchsorted(contexts, context))
+        return self.first_row[shard] + int(torch.searchsorted(contexts, context))
 
     def special(self, blocks: Int[Tensor, "contexts pos"]) -> Tensor:
         """[contexts, pos] bool: where the ids are BOS or separators, which have no rows."""
@@ -133,6 +136,21 @@ class Store:
             if token is not None:
                 marks |= blocks == token
         return marks
+
+    def rowless(self, start: int, stop: int) -> Tensor:
+        """[contexts, pos] bool: which tokens of contexts start to stop have no row, whatever the reason."""
+        first, last = (self._first_row_of(context) for context in (start, stop))
+        columns = self.tokens(first, last)
+        marks = torch.ones(stop - start, self.manifest.recipe.context_size, dtype=torch.bool)
+        marks[(columns["context"] - start).long(), columns["position"].long()] = False
+        return marks
+
+    @property
+    def text_repeats(self) -> bool:
+        """Whether rows may be of text that earlier rows are of as well (``sae-lm cache --repeat``)."""
+        manifest = self.manifest
+        merged = "merged" in manifest.recipe.text  # which does not know where in its texts it ended
+        return manifest.recipe.repeat and (merged or manifest.shards[-1].next > (manifest.documents, 0))
 
     def gather(self, hook: str | None, indices: Int[Tensor, " n"]) -> Float[Tensor, "n width"]:
         """Rows at the given numbers, in the given order; each shard is opened once."""

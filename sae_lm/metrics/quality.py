@@ -21,6 +21,8 @@ DENSE, FAIRLY_DENSE = 0.1, 0.01
 Name = TypeVar("Name")
 LOGITS = 1 << 26
 """Logits of one batch of contexts, at most: 256 MiB in float32, of which a few copies are held."""
+ROUNDING = 1e-12
+"""Variance, relative to the mean square, that counts as none."""
 
 
 class Quality(NamedTuple):
@@ -96,7 +98,7 @@ def quality(sae: SAE, batches: Iterable[Float[Tensor, "_ d_in"]]) -> tuple[Quali
     measured = Quality(
         rows=n,
         l0=firings / n,
-        fvu=_ratio(missed / n, squares / n - float((total / n).square().sum())),
+        fvu=_ratio(missed / n, _variance(squares / n, total / n)),
         nmse=_ratio(missed, squares),
         dead=float((fired == 0).double().mean()),
         dense=float((density > DENSE).double().mean()),
@@ -110,9 +112,20 @@ def quality(sae: SAE, batches: Iterable[Float[Tensor, "_ d_in"]]) -> tuple[Quali
     return measured, fired > 0, per_row
 
 
+def _variance(square: float, mean: Tensor) -> float:
+    """0 where it is below what rounding leaves of the mean square: rows that are all alike have none."""
+    variance = square - float(mean.square().sum())
+    return variance if variance > ROUNDING * square else 0.0
+
+
 def _ratio(part: float, whole: float) -> float:
     """NaN where the whole is not positive."""
     return part / whole if whole > 0 else float("nan")
+
+
+def _share(part: float, whole: float) -> float:
+    """NaN where the whole is 0; it may be negative: zeros at the hook can be better than the model."""
+    return part / whole if whole else float("nan")
 
 
 class CrossEntropy(NamedTuple):
@@ -135,18 +148,18 @@ class CrossEntropy(NamedTuple):
 
     @property
     def recovered(self) -> float:
-        """(ablated - spliced) / (ablated - clean): 1 is lossless, 0 is as bad as zeros."""
-        return (self.ablated - self.spliced) / (self.ablated - self.clean)
+        """(ablated - spliced) / (ablated - clean): 1 is lossless, 0 is as bad as zeros; NaN where zeros cost nothing."""
+        return _share(self.ablated - self.spliced, self.ablated - self.clean)
 
     @property
     def kl_recovered(self) -> float:
         """(KL_ablated - KL_spliced) / KL_ablated, the KL counterpart of ``recovered``."""
-        return (self.kl_ablated - self.kl_spliced) / self.kl_ablated
+        return _share(self.kl_ablated - self.kl_spliced, self.kl_ablated)
 
     @property
     def recovered_from_mean(self) -> float:
         """``recovered`` with the mean row in the place of zeros."""
-        return (self.mean_ablated - self.spliced) / (self.mean_ablated - self.clean)
+        return _share(self.mean_ablated - self.spliced, self.mean_ablated - self.clean)
 
 
 @torch.no_grad()

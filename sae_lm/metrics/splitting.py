@@ -26,6 +26,8 @@ LR_START, LR_END, L1, WEIGHT_DECAY = 1e-2, 1e-5, 0.01, 1e-6
 NEWTON_STEPS, HALVINGS, CONVERGED, ROUNDING = 100, 40, 1e-9, 1e-12
 """Of the regressions: steps at most, step halvings at most, decrease of the loss relative to it that ends them, increase that is no
 increase."""
+NO_LOGIT = 1e-9
+"""What a logit has to exceed for yes."""
 
 
 class Split(NamedTuple):
@@ -35,8 +37,8 @@ class Split(NamedTuple):
     """the candidates they were taken from: the first k are the main latents at a k given from outside"""
     f1_by_k: list[float]
     """validation F1 with the top 1, 2, ... latents, up to the first that failed to add"""
-    test_f1: float
-    """F1 of the main latents together, on test types"""
+    test_f1_by_k: list[float]
+    """F1 on test types with the top 1, 2, ... latents, for all of the ranking"""
 
 
 def split_counts(
@@ -154,13 +156,14 @@ def _main_latents(codes: Codes, rows: ConceptRows, concept: int, order: list[int
     train, validation, test = (rows.part == part for part in (TRAIN, VALIDATION, TEST))
     weight, bias = nested_regressions(columns[train], labels[train])
 
-    def found(part: Tensor) -> Tensor:
-        return columns[part].double() @ weight + bias > 0
+    def scores(part: Tensor) -> list[float]:
+        # where no column fires the logit is the bias: of columns that never did 0, but for rounding
+        found = columns[part].double() @ weight + bias > NO_LOGIT
+        return [f1(found[:, k], labels[part]) for k in range(len(order))]
 
-    on_validation = found(validation)
-    scores = [f1(on_validation[:, k], labels[validation]) for k in range(len(order))]
-    main, tried = rule(scores, gain)
-    return Split(order[:main], order, scores[:tried], f1(found(test)[:, main - 1], labels[test]))
+    on_validation = scores(validation)
+    main, tried = rule(on_validation, gain)
+    return Split(order[:main], order, on_validation[:tried], scores(test))
 
 
 def rule(scores: list[float], gain: float) -> tuple[int, int]:

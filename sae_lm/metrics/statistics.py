@@ -63,6 +63,10 @@ class Difference(NamedTuple):
     def seeds(self) -> int:
         return sum(map(math.isfinite, self.per_seed))
 
+    def untested(self) -> "Difference":
+        """The mean alone: for values of which one is not independent of the next."""
+        return Difference(self.per_seed, self.mean, *[None] * 7)
+
 
 def paired_difference(arm: Sequence[float], baseline: Sequence[float]) -> Difference:
     """Compare runs seed by seed; seeds without a number (NaN) in either are left out."""
@@ -175,12 +179,13 @@ def power(n: int, size: float, level: float = LEVEL) -> float:
 def seeds_needed(mean: float, spread: float, level: float = LEVEL) -> int | None:
     """The fewest seeds that find a difference of this mean and spread with 80% chance; None above MOST_SEEDS.
 
-    The mean and spread seen are themselves uncertain: an order of magnitude.
+    The mean and spread seen are themselves uncertain: an order of magnitude. Without a spread the sign flip decides:
+    as many as bring its least p, 2 / 2^n, to the level.
     """
     if mean == 0:
         return None
     if spread == 0:
-        return FEWEST_SEEDS
+        return max(FEWEST_SEEDS, math.ceil(math.log2(2 / level)))
     size, low, high = abs(mean) / spread, FEWEST_SEEDS, MOST_SEEDS
     if power(high, size, level) < POWER:
         return None

@@ -12,7 +12,7 @@ which is what SAELens computes for a directory of the same ``cfg.json``.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -110,11 +110,17 @@ class SAE(nn.Module):
         return self.decode(self.encode(x)).to(x.dtype)
 
 
-def random_sae(like: SAE, seed: int) -> SAE:
-    """A control: random unit decoder rows, the encoder their transpose, biases of ``like``."""
+def random_sae(like: SAE, l0: float, seed: int) -> SAE:
+    """A control: random unit decoder rows, the encoder their transpose, the decoder's bias of ``like``.
+
+    The l0 largest latents of a token fire, rounded, whatever the architecture of ``like``: of thresholds or biases
+    that are learned for another encoder any number would.
+    """
     generator = torch.Generator().manual_seed(derive("random SAE", seed))
     rows = torch.randn(like.config.d_sae, like.config.d_in, generator=generator)
     rows /= rows.norm(dim=1, keepdim=True)
-    weights = {name: value.detach() for name, value in like.named_parameters()}
-    weights |= {"W_dec": rows, "W_enc": rows.T, "b_enc": torch.zeros(like.config.d_sae)}
-    return SAE(like.config, weights)
+    d_sae = like.config.d_sae
+    config = replace(like.config, architecture="topk", k=min(d_sae, max(1, round(l0))))
+    return SAE(
+        config, {"W_dec": rows, "W_enc": rows.T, "b_enc": torch.zeros(d_sae), "b_dec": like.b_dec.detach().cpu()}
+    )
