@@ -190,5 +190,5 @@ def _main(argv: list[str] | None) -> int:
         )
         return 2
     except KeyboardInterrupt:
-        print("sae-lm: interrupted; run the same command again to go on", file=sys.stderr)
+        print("sae-lm: interrupted; run the same command again", file=sys.stderr)
         return 130

@@ -39,6 +39,7 @@ turns the report into a table and a page, and computes nothing. Its keys, with n
 import csv
 import io
 import math
+import shutil
 from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
@@ -46,33 +47,61 @@ from typing import Any
 
 from sae_lm.data.store import Store
 from sae_lm.device import pick_device
-from sae_lm.files import write_json, write_whole
+from sae_lm.errors import SaeLmError
+from sae_lm.figures import figure_paths
+from sae_lm.files import PART, check_folder, write_json, write_whole
 from sae_lm.measuring import CONTROL, Measured, measure
 from sae_lm.metrics.concepts import Probe
 from sae_lm.metrics.geometry import EDGES, null_nearest_shares
 from sae_lm.metrics.statistics import pooled, spread_of
 from sae_lm.runs import Runs, find_store, read_runs
+from sae_lm.sae.checkpoint import check
 from sae_lm.settings import CompareSettings
+from sae_lm.training import run_folder
 from sae_lm.verdicts import METRICS, answer, compare_arms, counterpart, family, findings, frontier, read_arm
+
+FILES, FIGURES = ("report.json", "report.csv", "report.html"), "figures"
 
 
 def compare(settings: CompareSettings) -> dict[str, Any]:
     """Measure every SAE below ``settings.runs``; write report.json, .csv, .html and figures/; return the report.
 
+    The files are made aside and moved to their places together, over those of an earlier report.
     Where an arm lacks a seed, the seeds that all arms have are compared, and "partial" says so. Raises SaeError for a
     folder without runs, runs of different stores or hooks, a missing baseline.
     """
-    from sae_lm.report import write_figures, write_html
-
     runs = read_runs(settings.runs, settings.baseline)
     store = find_store(settings, runs.training["store_id"])
-    settings.out.mkdir(parents=True, exist_ok=True)  # before the work, so that a bad path costs none
+    # before the work, so that a bad path or a damaged SAE costs none
+    check_folder(settings.out)
+    check_folder(settings.out / FIGURES)
+    for name in FILES:
+        if (settings.out / name).is_dir():
+            raise SaeLmError(f"{settings.out / name} is a folder, where the report's file would be; give another --out")
+    for run in runs.of.values():
+        check(run.directory)
     report = _report(settings, store, runs, measure(settings, store, runs, pick_device(settings.device)))
-    write_json(settings.out / "report.json", report)
-    write_csv(report, settings.out / "report.csv")
-    write_html(report, settings.out / "report.html")
-    write_figures(report, settings.out / "figures")
+    _write(report, settings.out)
     return report
+
+
+def _write(report: dict[str, Any], out: Path) -> None:
+    from sae_lm.report import write_figures, write_html
+
+    aside = out / f"report{PART}"
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        write_json(aside / "report.json", report)
+        write_csv(report, aside / "report.csv")
+        write_html(report, aside / "report.html")
+        write_figures(report, aside / FIGURES)
+        for path in figure_paths(out / FIGURES):  # an earlier report may have had more
+            if not (aside / FIGURES / path.name).exists():
+                path.unlink(missing_ok=True)
+        for path in [file for file in sorted(aside.rglob("*")) if file.is_file()]:
+            path.replace(out / path.relative_to(aside))
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _report(settings: CompareSettings, store: Store, runs: Runs, measured: Measured) -> dict[str, Any]:
@@ -95,6 +124,15 @@ def _report(settings: CompareSettings, store: Store, runs: Runs, measured: Measu
             f"(most often: {reasons[0][0]}); hold out more text, or lower --min-types or --probe-gate."
             if reasons
             else "Splitting and absorption are not measured: there are no concepts."
+        )
+    silent = [
+        run_folder(read_arm(arm), seed)
+        for (arm, seed), of in measured.figures.items()
+        if arm != CONTROL and not of["l0"]
+    ]
+    if silent:
+        partial.append(
+            f"No latent of {', '.join(silent)} fires on any held-out row; train again, or leave the arm out."
         )
     front = frontier(values)
     report = {

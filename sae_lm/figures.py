@@ -48,6 +48,8 @@ DASHES = ((), (5, 2), (2, 2), (7, 2, 2, 2), (1, 2), (9, 3))
 WIDTH, LETTER = 360, 6.3
 """Of a plot on the page, and of a letter in it, in its pixels."""
 GREY = "#808080"
+NAMES, SUFFIXES = ("fvu_l0", "seeds", "differences", "coefficients", "nearest_cos"), ("png", "svg")
+"""Files for a paper."""
 
 
 class Panel(NamedTuple):
@@ -191,28 +193,29 @@ def write_figures(report: Mapping[str, Any], folder: Path) -> list[Path]:
     """``fvu_l0``, ``seeds``, ``differences``, ``coefficients`` and ``nearest_cos`` as PNG (300 dpi) and SVG; the files
     written.
 
-    What the report has no numbers for is left out, ``fvu_l0`` with one L0, ``seeds`` with several, and removed where an
-    earlier report had it. No state of matplotlib is changed.
+    What the report has no numbers for is left out, ``fvu_l0`` with one L0, ``seeds`` with several. No state of
+    matplotlib is changed.
     """
     several = several_l0(report)
-    charts = {
-        "fvu_l0": [against_l0(report, key) for key in headline(report) if several],
-        "seeds": [by_seed(report, key) for key in headline(report) if not several],
-        "differences": [forest(report, key) for key in headline(report)],
-        "coefficients": [along_coefficient(report, key) for key in headline(report)],
-        "nearest_cos": [chart for of in nearest_panels(report).values() for chart in of],
-    }
+    charts = (
+        [against_l0(report, key) for key in headline(report) if several],
+        [by_seed(report, key) for key in headline(report) if not several],
+        [forest(report, key) for key in headline(report)],
+        [along_coefficient(report, key) for key in headline(report)],
+        [chart for of in nearest_panels(report).values() for chart in of],
+    )
     written = []
-    for name, found in charts.items():
+    for name, found in zip(NAMES, charts, strict=True):
         drawn = [chart for chart in found if chart is not None]
-        for suffix in ("png", "svg"):
-            path = folder / f"{name}.{suffix}"
-            if not drawn:
-                path.unlink(missing_ok=True)
-                continue
-            write_whole(path, _painter(drawn, looks(report), report, suffix))
-            written.append(path)
+        for suffix in SUFFIXES if drawn else ():
+            written.append(folder / f"{name}.{suffix}")
+            write_whole(written[-1], _painter(drawn, looks(report), report, suffix))
     return written
+
+
+def figure_paths(folder: Path) -> list[Path]:
+    """Of all figures that a report may have."""
+    return [folder / f"{name}.{suffix}" for name in NAMES for suffix in SUFFIXES]
 
 
 def _painter(

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         with part.open("rb+") as written:
             os.fsync(written.fileno())
         os.replace(part, path)
-    except Exception as problem:
+    except BaseException as problem:  # Ctrl-C too leaves nothing half written
         part.unlink(missing_ok=True)
         # safetensors says in words what the system's error number was
         if getattr(problem, "errno", None) in FULL or re.search(
@@ -40,6 +41,20 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
                 "what is finished is kept"
             ) from None
         raise
+
+
+def check_folder(path: Path) -> None:
+    """Make a folder and see that files can be written to it, before long work. Raises SaeLmError."""
+    if path.exists() and not path.is_dir():
+        raise SaeLmError(f"{path} is a file, expected a folder to write to; give another")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as problem:
+        raise SaeLmError(
+            f"nothing can be written to the folder {path} ({problem.strerror}); check its permissions, or give another"
+        ) from None
 
 
 def json_bytes(value: Any) -> bytes:

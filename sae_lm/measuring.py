@@ -12,7 +12,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from sae_lm.data.store import Store
-from sae_lm.errors import SettingsError
+from sae_lm.errors import SettingsError, StoreError
 from sae_lm.evaluating import (
     Bench,
     ConceptSet,
@@ -35,13 +35,15 @@ from sae_lm.evaluating import (
 from sae_lm.metrics.codes import Codes
 from sae_lm.metrics.composition import composition_rate
 from sae_lm.metrics.concepts import ConceptRows, Probe, contextual_rows, fit_probes, sample_rows, vocabulary_rows
+from sae_lm.metrics.contextual import CONTEXTUAL
 from sae_lm.metrics.explorer import Children, View, children, explore
 from sae_lm.metrics.geometry import nearest_shares
-from sae_lm.metrics.labels import read_labels
+from sae_lm.metrics.labels import LABELS, read_labels
 from sae_lm.metrics.splitting import Split
 from sae_lm.pairing import between_seeds, genealogies, widened
 from sae_lm.progress import Progress
 from sae_lm.runs import Key, Loaded, Runs, boot_model, read_narrower
+from sae_lm.sae.checkpoint import check
 from sae_lm.sae.model import SAE, random_sae
 from sae_lm.settings import CompareSettings
 from sae_lm.verdicts import ladder_of, match_rung, read_arm
@@ -85,6 +87,8 @@ def measure(settings: CompareSettings, store: Store, runs: Runs, device: str) ->
     figures: dict[Key, dict[str, float]] = {key: {} for key in [*runs.of, (CONTROL, 0)]}
     draws: dict[Key, Draws] = {key: {} for key in figures}
     narrower = settings.narrower and read_narrower(settings.narrower, runs, settings.baseline)
+    for run in narrower.of.values() if narrower else ():
+        check(run.directory)
     model = None if settings.model == "none" else boot_model(settings, store, device)
     bench, probes, remarks = _bench(settings, store, runs, model and model[1])
     entropies = model and _entropies(settings, store, runs, model, device, figures, draws)
@@ -158,7 +162,7 @@ def _saes(
 
 def _bench(settings: CompareSettings, store: Store, runs: Runs, model: Any) -> tuple[Bench, list[Probe], list[str]]:
     hook, start = runs.training["hook"], runs.training["held_out_from_row"]
-    given = None if settings.labels is None else read_labels(settings.labels, store.vocabulary)
+    given = None if settings.labels is None else read_labels(settings.labels, store.vocabulary, (*LABELS, *CONTEXTUAL))
     if settings.prompts and model is None:
         raise SettingsError("prompts need the language model, and model is none; leave out one of them")
     if settings.prompts:
@@ -171,6 +175,7 @@ def _bench(settings: CompareSettings, store: Store, runs: Runs, model: Any) -> t
     concept_sets: list[ConceptSet] = []
     found, probes = [], []
     for number, rows in enumerate(sets):
+        _check_finite(rows.x if rows.row is None else rows.x[rows.row >= 0], store, hook)
         fitted = fit_probes(rows, settings.min_types, settings.probe_gate, settings.seed)
         used = [(c, probe) for c, probe in enumerate(fitted) if probe.skipped is None]
         if used:
@@ -180,15 +185,25 @@ def _bench(settings: CompareSettings, store: Store, runs: Runs, model: Any) -> t
         concept_sets.append(ConceptSet(rows, [c for c, _ in used]))
     stop = min(len(store), start + settings.tokens)
     read, of_rows = reader(store, hook, start, stop), documents(document[: stop - start], settings.seed)
+    shared = sampled(read, of_rows)
+    _check_finite(shared.squares, store, hook)
     bench = Bench(
         read=read,
         documents=of_rows,
-        sampled=sampled(read, of_rows),
+        sampled=shared,
         sets=concept_sets,
         candidates=found,
         seed=settings.seed,
     )
     return bench, probes, [given.unknown] if given and given.unknown else []
+
+
+def _check_finite(values: Tensor, store: Store, hook: str) -> None:
+    if not torch.isfinite(values).all():
+        raise StoreError(
+            f"store {store.path} is damaged: rows of {hook} hold NaN or infinity, and none did when it was cached; run "
+            f"sae-lm verify {store.path} --repair"
+        )
 
 
 def _documents_of(rows: ConceptRows, document: Tensor, start: int) -> Tensor:

@@ -31,7 +31,7 @@ MARKS = {"lower": "▼", "higher": "▲", "not distinguishable": "≈", "L0 not 
 SHORT = {"not distinguishable": "n.d.", "L0 not matched": "L0 differs"}
 """Verdicts as the terminal's columns have room for, brackets left out."""
 ROLES = ("primary", "quality", "check", "context")
-REST = {"quality": "Quality", "check": "Did the penalty do what it says?", "context": "Context"}
+REST = {"quality": "Quality", "check": "Whether the penalty did what it says", "context": "Context"}
 PAGE_BYTES = 4_800_000
 """Of the page, at most; what does not fit are events of the explorer."""
 TABLE_ROWS, TERMINAL_FINDINGS = 1500, 12
@@ -359,5 +359,6 @@ def _command(settings: Mapping[str, Any]) -> str:
     words = ["sae-lm", "compare", visible(settings["runs"])]
     for key, field in CompareSettings.model_fields.items():
         if key != "runs" and settings.get(key) is not None and settings[key] != field.default:
-            words += ["--" + key.replace("_", "-"), visible(settings[key])]
+            flag, value = key.replace("_", "-"), settings[key]
+            words += [f"--{'' if value else 'no-'}{flag}"] if isinstance(value, bool) else [f"--{flag}", visible(value)]
     return shlex.join(words)

@@ -8,7 +8,7 @@ import torch
 
 from sae_lm.data.store import Store, open_store
 from sae_lm.errors import SaeError
-from sae_lm.files import read_json
+from sae_lm.files import PART, read_json
 from sae_lm.sae.checkpoint import CONFIG, WEIGHTS, load
 from sae_lm.sae.model import SAE
 from sae_lm.settings import CompareSettings
@@ -21,7 +21,12 @@ EQUAL = {
     "held_out_from_row": "first held-out row",
     "d_sae": "number of latents",
 }
-"""Facts of training that SAEs have to share to be compared."""
+"""Facts of training that SAEs have to share to be compared, and what they are called."""
+FREE = "k"
+"""The setting of training that may differ, since arms are compared at equal L0; all others have to be the same, or a
+difference between arms would be theirs."""
+NEEDED = (*EQUAL, "held_out_from_context", "k")
+"""Facts without which an SAE cannot be compared."""
 Key = tuple[str, int]
 """Arm and seed."""
 
@@ -87,6 +92,10 @@ def read_runs(folder: Path, baseline: str) -> Runs:
     """
     if not folder.is_dir():
         raise SaeError(f"runs {folder} does not exist; write it with sae-lm train --out {folder}")
+    if (folder / CONFIG).exists():
+        raise SaeError(
+            f"runs {folder} is a single SAE, expected the folder that holds those of all arms; give {folder.parent}"
+        )
     expected = read_run(folder)
     there, partial = _scan(folder)
     known = list(dict.fromkeys([*expected["arms"], *(arm for arm, _ in there)]))
@@ -110,8 +119,9 @@ def read_runs(folder: Path, baseline: str) -> Runs:
             partial.append(f"Seed {seed} is left out: {missing} missing; run sae-lm train again with these arms.")
     if not common:
         raise SaeError(
-            f"runs {folder} have no seed that all of their arms have ({'; '.join(partial)}); run sae-lm train again "
-            "with the same --seeds for every arm"
+            f"runs {folder} have no seed that all of their arms have, they have "
+            f"{', '.join(run_folder(read_arm(arm), seed) for arm, seed in list(there)[:6])}{', ...' * (len(there) > 6)}; run sae-lm train again with the same "
+            "--seeds for every arm"
         )
     runs = {(arm, seed): there[arm, seed] for arm in trained for seed in common}
     _check_equal(folder, list(runs.values()))
@@ -146,6 +156,8 @@ def _scan(folder: Path) -> tuple[dict[Key, Run], list[str]]:
     """Every SAE directory that is ours, and a sentence for each that is not."""
     found, partial = {}, []
     for path in sorted(folder.glob(f"*/{CONFIG}")):
+        if path.parent.name.endswith(PART):  # a kill left it half made
+            continue
         config = read_json(path, SaeError, "an SAE directory")
         about = config.get("metadata")
         about = about if isinstance(about, dict) else {}
@@ -155,6 +167,9 @@ def _scan(folder: Path) -> tuple[dict[Key, Run], list[str]]:
                 f"{path.parent.name} is left out: an SAE of another program, whose arm, seed and training are not known."
             )
             continue
+        if missing := [key for key in NEEDED if key not in training]:
+            partial.append(f"{path.parent.name} is left out: its metadata lacks {', '.join(missing)}; train it again.")
+            continue
         architecture = str(about.get("training_architecture", config.get("architecture")))
         run = Run(read_arm(arm).name, seed, path.parent, training, architecture)
         if (run.arm, seed) in found:
@@ -163,12 +178,14 @@ def _scan(folder: Path) -> tuple[dict[Key, Run], list[str]]:
             )
         found[run.arm, seed] = run
     if not found:
-        raise SaeError(f"runs {folder} hold no SAE yet; run sae-lm train --out {folder} again")
+        said = f" that can be compared ({' '.join(partial)})" if partial else " yet"
+        raise SaeError(f"runs {folder} hold no SAE{said}; run sae-lm train --out {folder} again")
     return found, partial
 
 
 def _check_equal(folder: Path, runs: list[Run]) -> None:
-    for key, what in EQUAL.items():
+    settings = {key: key for run in runs for key in run.training if key not in EQUAL and key != FREE}
+    for key, what in {**EQUAL, **settings}.items():
         values: dict[str, list[str]] = {}
         for run in runs:
             values.setdefault(str(run.training.get(key)), []).append(run.directory.name)
@@ -178,8 +195,8 @@ def _check_equal(folder: Path, runs: list[Run]) -> None:
                 for value, names in values.items()
             )
             raise SaeError(
-                f"runs {folder} differ in their {what} ({told}); only SAEs of one store, hook and width can be "
-                "compared, move the others to a folder of their own"
+                f"runs {folder} differ in their {what} ({told}); only SAEs of one store, hook and width that were "
+                "trained alike can be compared, move the others to a folder of their own"
             )
 
 

@@ -10,7 +10,7 @@ import torch
 from sae_lm.data.store import Store, open_store
 from sae_lm.device import pick_device
 from sae_lm.errors import SaeError, SettingsError
-from sae_lm.files import read_json, write_json
+from sae_lm.files import PART, read_json, write_json
 from sae_lm.ledger import ledger_line, summed
 from sae_lm.lockstep import Data, Job, train_group, unfinished
 from sae_lm.processes import join_ranks
@@ -52,8 +52,8 @@ def run_folder(arm: Arm, seed: int) -> str:
 def train(settings: TrainSettings) -> Path:
     """Train every arm with every seed and return the folder of the runs.
 
-    SAEs of the same settings and store that are there already are kept; differing ones are refused
-    (SaeError). Each SAE directory appears whole or not at all. A run that was killed goes on from its newest
+    SAEs of the same settings and store that are there already are kept; differing ones are refused, of other arms
+    too (SaeError): arms of one folder are compared as pairs that differ in nothing else. Each SAE directory appears whole or not at all. A run that was killed goes on from its newest
     checkpoint and ends with the same bits. Under torchrun ranks, or teams of
     ``ranks_per_sae`` of them, share out arms and seeds. SIGINT and SIGTERM raise
     Stopped after the current step and a checkpoint.
@@ -72,6 +72,7 @@ def train(settings: TrainSettings) -> Path:
                 f"batch_size is {settings.batch_size}, which ranks_per_sae {team.size} does not divide; give a multiple"
             )
         teams, number = ranks.size // team.size, ranks.rank // team.size
+        _check_alike(settings.out, facts)
         device = pick_device(settings.device, ranks.local_rank if ranks.size > 1 else None)
         pending = {seed: [a for a in arms if not _done(settings.out, a, seed, facts)] for seed in range(settings.seeds)}
         total = sum(map(len, pending.values()))
@@ -231,6 +232,21 @@ def _hyperparameters(settings: TrainSettings, facts: dict[str, Any]) -> Hyperpar
     )
 
 
+def _check_alike(out: Path, facts: dict[str, Any]) -> None:
+    """Refuse a folder with an SAE of any arm that was trained otherwise, but for k, which arms may have of their own."""
+    for path in sorted(out.glob(f"*/{CONFIG}")):
+        about = read_json(path, SaeError, "an SAE directory").get("metadata")
+        there = about.get("training") if isinstance(about, dict) else None
+        if isinstance(there, dict) and not path.parent.name.endswith(PART):
+            _check_facts(path.parent, there, {key: value for key, value in facts.items() if key != "k"})
+
+
+def _check_facts(directory: Path, there: dict[str, Any], facts: dict[str, Any]) -> None:
+    differing = [f"{key} is {there.get(key)}, asked for {facts[key]}" for key in facts if there.get(key) != facts[key]]
+    if differing:
+        raise SaeError(f"{directory} was trained otherwise: {'; '.join(differing)}; give another --out or delete it")
+
+
 def _done(out: Path, arm: Arm, seed: int, facts: dict[str, Any]) -> bool:
     """Whether this SAE is there, trained with the same settings on the same store."""
     directory = out / run_folder(arm, seed)
@@ -239,9 +255,7 @@ def _done(out: Path, arm: Arm, seed: int, facts: dict[str, Any]) -> bool:
     if problems := verify(directory):
         raise SaeError(f"{directory} is damaged ({problems[0]}); delete it and train again")
     there = read_json(directory / CONFIG, SaeError, "an SAE directory")["metadata"].get("training") or {}
-    differing = [f"{key} is {there.get(key)}, asked for {facts[key]}" for key in facts if there.get(key) != facts[key]]
-    if differing:
-        raise SaeError(f"{directory} was trained otherwise: {'; '.join(differing)}; give another --out or delete it")
+    _check_facts(directory, there, facts)
     return True
 
 

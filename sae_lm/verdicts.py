@@ -93,7 +93,7 @@ METRICS = {
         "Share of tokens on which the main latents are silent and a single other latent carries the concept."),
     "absorption_full_own_k": Metric("absorption, full, own split count", "share", "lower", "context",
         "The same with each SAE's own number of main latents; falls when an arm merely splits more."),
-    "absorption_fraction_own_k": Metric("absorption, fraction, own count", "share", "lower", "context",
+    "absorption_fraction_own_k": Metric("absorption, fraction, own split count", "share", "lower", "context",
         "The fraction with each SAE's own number of main latents; falls when an arm merely splits more."),
     "hole_rate_own_k": Metric("hole rate, own split count", "share", "lower", "context",
         "The hole rate with each SAE's own number of main latents; falls when an arm merely splits more."),
@@ -217,6 +217,8 @@ def _verdict(key: str, how: str, d: Difference, p_holm: float | None, needed: in
     p = p_holm if key in PRIMARY else d.p
     if p is not None and d.mean is not None and p <= LEVEL:
         return "lower" if d.mean < 0 else "higher"
+    if d.mean == 0 and d.spread == 0:
+        return "not distinguishable (equal)"
     return f"not distinguishable (needs {f'about {needed}' if needed else f'over {MOST_SEEDS}'} seeds)"
 
 
@@ -275,13 +277,13 @@ def _finding(arm: str, of: Mapping[str, Mapping[str, Any]], seeds: int) -> str:
         absorbed = f"{'less' if both == 'lower' else 'more'} absorption (hole rate and fraction both {both})"
     else:
         hole, fraction = of["hole_rate"]["verdict"], of["absorption_fraction"]["verdict"]
-        absorbed = f"no claim on absorption (hole rate {hole}, fraction {fraction})"
-    cost = of["fvu"]["mean"]
+        absorbed = f"no claim on absorption: hole rate {hole}, fraction {fraction}"
+    cost, fvu = of["fvu"]["mean"], of["fvu"]["verdict"]
+    if cost is not None:
+        head, _, needs = fvu.rstrip(")").partition(" (")
+        fvu = f"{head} ({cost:+.4f}{', ' if needs else ''}{needs})"
     against = f"against {of['fvu']['baseline']}" + ", interpolated" * (of["fvu"]["l0"] == "interpolated")
-    return (
-        f"{arm} ({against}): {absorbed}; splitting {of['splits']['verdict']}; "
-        f"FVU {of['fvu']['verdict']}{'' if cost is None else f' ({cost:+.4f})'}; {seeds} seeds."
-    )
+    return f"{arm} ({against}): {absorbed}; splitting {of['splits']['verdict']}; FVU {fvu}; {seeds} seeds."
 
 
 def answer(differences: Sequence[Mapping[str, Any]], baseline: str, seeds: int, concepts: int) -> str:

@@ -4,14 +4,17 @@ import csv
 import json
 import math
 import shutil
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import sae_lm
+from sae_lm.caching import cache
 from sae_lm.comparison import compare
-from sae_lm.errors import SaeError, SettingsError
+from sae_lm.errors import SaeError, SaeLmError, SettingsError, StoreError
 from sae_lm.evaluating import Bench, Candidates, documents, held_out_figures, pooled_entropy, sampled, type_means
 from sae_lm.measuring import beside
 from sae_lm.metrics.concepts import Probe
@@ -66,7 +69,7 @@ def test_a_clear_difference_is_lower_or_higher_and_an_unclear_one_says_how_many_
     assert (
         fvu["verdict"] == f"not distinguishable (needs about {fvu['seeds_needed']} seeds)" and fvu["seeds_needed"] > 6
     )
-    assert entry(found, "max_cos:1", "fvu")["verdict"] == "not distinguishable (needs over 1000 seeds)"
+    assert entry(found, "max_cos:1", "fvu")["verdict"] == "not distinguishable (equal)"
     assert entry(found, "max_cos:1", "splits")["verdict"] == "no claim (no values)"
 
 
@@ -298,7 +301,15 @@ def test_blocks_of_contexts_are_pooled_by_their_tokens():
 
 def fake_run(folder, arm, seed, **changes):
     """An SAE directory as far as reading its facts is concerned."""
-    training = {"store_id": "a" * 64, "hook": HOOK, "held_out_from_row": 900, "d_sae": 48, "k": 4, **changes}
+    training = {
+        "store_id": "a" * 64,
+        "hook": HOOK,
+        "held_out_from_row": 900,
+        "d_sae": 48,
+        "k": 4,
+        "held_out_from_context": 60,
+        **changes,
+    }
     path = folder / f"{arm.replace(':', '_')}-seed{seed}"
     path.mkdir(parents=True)
     about = {"arm": arm, "seed": seed, "training": training}
@@ -350,9 +361,11 @@ def test_an_sae_of_another_program_is_left_out_and_told(tmp_path, metadata):
         ({"hook": "blocks.0.hook_out"}, "differ in their hook .*blocks.0.hook_out: max_cos_1-seed0"),
         ({"d_sae": 96}, "differ in their number of latents"),
         ({"held_out_from_row": 1}, "differ in their first held-out row"),
+        ({"lr": 0.1}, "differ in their lr .None: .*; 0.1: max_cos_1-seed0"),
+        ({"arch": "matryoshka"}, "differ in their arch"),
     ],
 )
-def test_saes_of_different_stores_hooks_or_widths_are_refused_by_name(tmp_path, changes, says):
+def test_saes_of_different_stores_hooks_widths_or_training_are_refused_by_name(tmp_path, changes, says):
     folder = fake_runs(tmp_path, WHOLE)
     for seed in range(3):
         fake_run(folder, "max_cos:1", seed, **changes)
@@ -365,10 +378,34 @@ def test_without_a_baseline_or_a_common_seed_there_is_one_sentence(tmp_path):
         read_runs(fake_runs(tmp_path / "a", WHOLE), "plain")
     with pytest.raises(SaeError, match="hold no SAE of the baseline 'none' yet"):
         read_runs(fake_runs(tmp_path / "b", [("abs_cos:1", 0)]), "none")
-    with pytest.raises(SaeError, match="no seed that all of their arms have"):
+    with pytest.raises(
+        SaeError, match="no seed that all of their arms have, they have abs_cos_1-seed1, none-seed0; run"
+    ):
         read_runs(fake_runs(tmp_path / "c", [("none", 0), ("abs_cos:1", 1)]), "none")
     with pytest.raises(SaeError, match="hold no SAE yet"):
         read_runs(fake_runs(tmp_path / "d", []), "none") if (tmp_path / "d").mkdir() is None else None
+
+
+def test_what_a_kill_left_half_made_is_not_read(tmp_path):
+    folder = fake_runs(tmp_path, WHOLE)
+    shutil.copytree(folder / "none-seed0", folder / "none-seed0.part")
+    assert read_runs(folder, "none").partial == []
+
+
+@pytest.mark.parametrize("fact", ["store_id", "held_out_from_context", "k"])
+def test_an_sae_that_lacks_a_fact_of_its_training_is_left_out_and_told(tmp_path, fact):
+    folder = fake_runs(tmp_path, WHOLE)
+    path = folder / "none-seed0" / "cfg.json"
+    config = json.loads(path.read_text())
+    del config["metadata"]["training"][fact]
+    path.write_text(json.dumps(config))
+    assert f"none-seed0 is left out: its metadata lacks {fact}; train it again." in read_runs(folder, "none").partial
+
+
+def test_of_a_single_sae_the_folder_of_all_is_named(tmp_path):
+    folder = fake_runs(tmp_path, WHOLE)
+    with pytest.raises(SaeError, match=f"is a single SAE, expected the folder .*; give {folder}"):
+        read_runs(folder / "none-seed0", "none")
 
 
 def test_the_same_arm_and_seed_twice_is_refused(tmp_path):
@@ -511,6 +548,133 @@ def test_one_seed_and_a_missing_one_make_a_partial_report(runs, tmp_path):
     assert [g["to_seed"] for g in values["genealogy"]] == [0, 0, 0]
 
 
+def test_saes_trained_otherwise_are_refused_beside_others_whatever_their_arm(runs, tiny_store, tmp_path):
+    copy = shutil.copytree(runs, tmp_path / "runs")
+    settings = {
+        "hook": HOOK,
+        "d_sae": 48,
+        "tokens": 3000,
+        "batch_size": 64,
+        "lr": 3e-3,
+        "held_out": 0.5,
+        "dead_after": 500,
+    }
+    again = TrainSettings(store=tiny_store, arms="abs_cos:1@k=4", seeds=1, out=copy, **{**settings, "k": 9})
+    assert train(again) == copy, "arms may have k of their own"
+    for key, value in (("lr", 0.1), ("tokens", 1280), ("arch", "matryoshka")):
+        with pytest.raises(SaeError, match=f"was trained otherwise: .*{key} is .*; give another --out"):
+            train(TrainSettings(store=tiny_store, arms="sq_cos:1", seeds=1, out=copy, **{**settings, key: value}))
+
+
+def no_measuring(*_):
+    raise AssertionError("the long part of the work has begun")
+
+
+@pytest.mark.parametrize("what", ["missing", "cut", "renamed", "reshaped", "gated"])
+def test_a_damaged_sae_is_named_before_the_long_part_of_the_work(runs, tmp_path, monkeypatch, what):
+    monkeypatch.setattr("sae_lm.comparison.measure", no_measuring)
+    copy = shutil.copytree(runs, tmp_path / "runs")
+    folder = copy / "max_cos_0.5@k=4-seed1"
+    path = folder / "sae_weights.safetensors"
+    weights, config = load_file(path), json.loads((folder / "cfg.json").read_text())
+    del config["metadata"]["weights_sha256"]
+    if what == "missing":
+        path.unlink()
+    elif what == "cut":
+        path.write_bytes(path.read_bytes()[:-100])
+    elif what == "renamed":
+        save_file({("W_out" if name == "W_dec" else name): value for name, value in weights.items()}, path)
+    elif what == "reshaped":
+        save_file(weights | {"W_dec": weights["W_dec"][:-1].contiguous()}, path)
+    else:
+        config["architecture"] = "gated"
+    (folder / "cfg.json").write_text(json.dumps(config))
+    with pytest.raises(SaeError, match=r"max_cos_0.5@k=4-seed1.*train or download it again"):
+        compare(comparing(copy, tmp_path / "out"))
+
+
+@pytest.mark.parametrize(
+    ("value", "says"), [(NAN, "W_dec holds NaN"), (math.inf, "W_dec holds NaN or infinite"), (0.0, None)]
+)
+def test_weights_that_are_no_numbers_are_told_with_their_sae_and_zeros_are_read(runs, tmp_path, value, says):
+    folder = shutil.copytree(runs / "none@k=4-seed0", tmp_path / "broken")
+    config = json.loads((folder / "cfg.json").read_text())
+    del config["metadata"]["weights_sha256"]
+    (folder / "cfg.json").write_text(json.dumps(config))
+    weights = load_file(folder / "sae_weights.safetensors")
+    weights["W_dec"][3] = value
+    save_file(weights, folder / "sae_weights.safetensors")
+    if says is None:
+        assert not sae_lm.load(folder).W_dec[3].any()
+    else:
+        with pytest.raises(SaeError, match=f"broken: {says}.*; train or download it again"):
+            sae_lm.load(folder)
+
+
+@pytest.mark.parametrize(("make", "says"), [
+    (lambda out: out.write_text("x"), "is a file, expected a folder to write to; give another"),
+    (lambda out: (out.mkdir(), (out / "figures").write_text("x")), "figures is a file, expected a folder"),
+    (lambda out: (out / "report.html").mkdir(parents=True), "report.html is a folder, where the report's file would be"),
+])  # fmt: skip
+def test_a_place_that_cannot_take_the_report_is_told_before_the_work(runs, tmp_path, monkeypatch, make, says):
+    monkeypatch.setattr("sae_lm.comparison.measure", no_measuring)
+    make(tmp_path / "out")
+    with pytest.raises(SaeLmError, match=says):
+        compare(comparing(runs, tmp_path / "out"))
+
+
+def test_a_folder_that_takes_no_files_is_told_before_the_work(runs, monkeypatch):
+    monkeypatch.setattr("sae_lm.comparison.measure", no_measuring)
+    with pytest.raises(SaeLmError, match="nothing can be written to the folder /proc/self"):
+        compare(comparing(runs, Path("/proc/self/report")))
+
+
+def test_a_report_is_of_one_comparison_whenever_it_is_interrupted(runs, tmp_path, monkeypatch):
+    first = comparing(runs, tmp_path / "out", min_types=10_000)
+    compare(first)
+    (first.out / "figures" / "differences.png").write_bytes(b"of an earlier report")
+    (first.out / "figures" / "mine.png").write_bytes(b"mine")
+    before = {path: path.read_bytes() for path in first.out.rglob("*") if path.is_file()}
+
+    def interrupted(report, folder):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as at_the_end:
+        at_the_end.setattr("sae_lm.report.write_figures", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            compare(first.model_copy(update={"seed": 5}))
+    assert {path: path.read_bytes() for path in first.out.rglob("*") if path.is_file()} == before
+    compare(first.model_copy(update={"seed": 5}))
+    now = {path.name for path in first.out.rglob("*") if path.is_file()}
+    assert now == {"report.json", "report.csv", "report.html", "mine.png"}
+    assert json.loads((first.out / "report.json").read_text())["settings"]["seed"] == 5
+
+
+@pytest.mark.parametrize("row", [40, 150])
+def test_rows_that_were_damaged_since_they_were_cached_are_told(runs, tiny_store, tmp_path, row):
+    copy = shutil.copytree(tiny_store, tmp_path / "store")
+    store = sae_lm.open_store(copy)
+    path = sorted((copy / HOOK).glob("*.safetensors"))[-1]
+    tensors = load_file(path)
+    tensors["rows"][-row:, 0] = NAN
+    save_file(tensors, path)
+    assert len(store) > 0
+    with pytest.raises(
+        StoreError, match=f"{copy} is damaged: rows of {HOOK} hold NaN .*; run sae-lm verify .* --repair"
+    ):
+        compare(comparing(runs, tmp_path / "out", store=copy, seed=row))
+
+
+def test_a_text_gone_through_twice_is_told_in_the_report(cache_settings, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("The cat sat on the mat (and the dog did not), as cats do. " * 40)
+    store = cache(cache_settings(tmp_path / "store", text=str(text), tokens=5000, repeat=True))
+    settings = {"hook": HOOK, "d_sae": 32, "k": 4, "tokens": 640, "batch_size": 64, "held_out": 0.5}
+    runs = train(TrainSettings(store=store, arms="none,max_cos", seeds=1, out=tmp_path / "runs", **settings))
+    (told,) = [said for said in compare(comparing(runs, tmp_path / "out"))["partial"] if "--repeat" in said]
+    assert "held-out rows may be of text that the SAEs were trained on" in told
+
+
 def test_an_sae_all_of_whose_latents_are_dead_is_measured_like_any_other(runs, tmp_path):
     copy = shutil.copytree(runs, tmp_path / "runs")
     sae = sae_lm.load(copy / "max_cos_0.5@k=4-seed1")
@@ -519,6 +683,7 @@ def test_an_sae_all_of_whose_latents_are_dead_is_measured_like_any_other(runs, t
     save(sae, copy / "max_cos_0.5@k=4-seed1")
     values = compare(comparing(copy, tmp_path / "out", narrower=None))
     of = values["arms"]["max_cos:0.5@k=4"]["values"]
+    assert "No latent of max_cos_0.5@k=4-seed1 fires on any held-out row" in values["partial"][0]
     assert (of["l0"][1], of["dead"][1]) == (0, 1) and of["hole_rate"][1] == 1
     assert (of["distinct"][1], of["seed_stability"]) == (None, [0, 0])
     assert all(d["l0"] == "not matched" for d in values["differences"] if d["arm"] == "max_cos:0.5@k=4")

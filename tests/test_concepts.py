@@ -24,7 +24,7 @@ from sae_lm.metrics.concepts import (
     sample_rows,
     vocabulary_rows,
 )
-from sae_lm.metrics.contextual import ARTICLES, CLOSING, INDENTED, OPENING, QUOTES, contextual_labels
+from sae_lm.metrics.contextual import ARTICLES, CLOSING, CONTEXTUAL, INDENTED, OPENING, QUOTES, contextual_labels
 from sae_lm.metrics.labels import LABELS, WORD_LISTS, read_labels
 
 HOOK = "blocks.0.hook_out"
@@ -80,7 +80,10 @@ def test_unknown_tokens_are_counted_and_named_once(tmp_path):
         ("word,label\ndog,animal\n", "has the columns word, label; expected `token` or `string`"),
         ("token,string,label\n a,a,x\n", "expected `token` or `string`"),
         ("", "has the columns \\(none\\)"),
-        ("string,label\ndog\n", "row 2 has 1 fields"),
+        ("string,label\ndog\n", "row 2 has 1 field and"),
+        ("string,label,label\ndog,a,b\n", "string, label, label; .* each once"),
+        ("string;label\ndog;a\n", "string;label; expected .* separated by commas"),
+        ("string,label\ndog,inside brackets\n", "'inside brackets' is a concept already"),
         ("string,label\ndog, \n", "row 2 has 2 fields and the label ''"),
         ("string,label\ndog,digit\n", "'digit' is a concept already"),
         ("string,label\n", "has no rows below its header; expected one for each token or string"),
@@ -88,7 +91,7 @@ def test_unknown_tokens_are_counted_and_named_once(tmp_path):
 )
 def test_a_table_that_cannot_serve_is_refused_in_one_sentence(tmp_path, text, message):
     with pytest.raises(SettingsError, match=message):
-        read_labels(write(tmp_path / "a.csv", text), VOCABULARY)
+        read_labels(write(tmp_path / "a.csv", text), VOCABULARY, (*LABELS, *CONTEXTUAL))
 
 
 def test_a_file_that_is_no_text_or_not_there_is_refused(tmp_path):

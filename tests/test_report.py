@@ -3,6 +3,7 @@
 import html
 import json
 import re
+import shlex
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from example_report import HOSTILE, METRICS, SCRIPT, VERDICTS, hostile_report, make_report
 
 from sae_lm import charts
+from sae_lm.cli import parse
 from sae_lm.figures import SHAPES, TONES, panel, svg, ticks, write_figures
 from sae_lm.origins import TREE_LINES
 from sae_lm.report import (
@@ -27,6 +29,7 @@ from sae_lm.report import (
     visible,
     write_html,
 )
+from sae_lm.settings import CompareSettings
 
 MANY = tuple(["none", *(f"{p}:{c}" for p in ("abs_cos", "sq_cos", "max_cos", "coactive") for c in (0.1, 0.3, 1))])
 MANY += tuple(f"coactive:{c}@anchored" for c in (0.1, 0.3, 1, 3)) + tuple(f"none@arch={a}" for a in ("relu", "matryoshka", "batchtopk"))  # fmt: skip
@@ -482,12 +485,16 @@ def test_of_one_l0_the_figure_is_seed_by_seed_and_what_has_no_numbers_is_left_ou
     assert [path.name for path in write_figures(report, tmp_path)] == ["seeds.png", "seeds.svg"]
 
 
-def test_figures_of_an_earlier_report_that_this_one_lacks_are_removed_and_other_files_kept(tmp_path: Path) -> None:
-    (tmp_path / "mine.png").write_bytes(b"mine")
-    write_figures(make_report(), tmp_path)
-    assert (tmp_path / "differences.png").exists()
-    now = write_figures(make_report(("none",), seeds=1) | {"nearest_cos": {}}, tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {path.name for path in now} | {"mine.png"}
+@pytest.mark.parametrize("value", [True, False])
+def test_the_command_on_the_page_makes_the_same_settings(tmp_path: Path, value: bool) -> None:
+    report = make_report()
+    given = CompareSettings(
+        runs=Path("runs"), out=Path("out it"), contextual=value, prompts=value, composition=value, model="x"
+    )
+    report["settings"] = given.model_dump(mode="json")
+    found = re.search(r"sae-lm (compare [^<]+)<", page_of(report, tmp_path))
+    words = shlex.split(html.unescape(found.group(1))) if found else []
+    assert parse(words) == ("compare", given)
 
 
 def test_figures_repeat_to_the_byte_and_leave_matplotlib_as_it_was(tmp_path: Path) -> None:

@@ -279,7 +279,7 @@ def fit_probes(rows: ConceptRows, min_types: int, gate: float, seed: int = 0) ->
 def _too_few(rows: ConceptRows, concept: int, types: int, min_types: int) -> str | None:
     """Why a concept cannot be fitted and scored, or None."""
     if types < min_types:
-        return f"{types} token types, fewer than {min_types}"
+        return f"{types} token type{'s' * (types != 1)}, fewer than {min_types}"
     if any(len(rows.labels[rows.part == part, concept].unique()) < 2 for part in (TRAIN, VALIDATION, TEST)):
         return "no examples on both sides in train, validation and test types"
     return None

@@ -214,3 +214,7 @@ def _seen(start: np.ndarray, what: np.ndarray, counts: np.ndarray | None = None)
     out = np.zeros(len(what), bool)
     out[order[1:]] = again
     return out
+
+
+CONTEXTUAL = tuple(contextual_labels(np.zeros(1, int), np.ones(1, bool), ["a"]))
+"""Names of the concepts."""

@@ -6,7 +6,7 @@ tokens are too few in a vocabulary (month names in one of 4096 tokens) is skippe
 
 import csv
 import string
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -127,15 +127,15 @@ class GivenLabels(NamedTuple):
     """one sentence on the lines that match no token, or None"""
 
 
-def read_labels(path: Path, vocabulary: list[str]) -> GivenLabels:
+def read_labels(path: Path, vocabulary: list[str], taken: Collection[str] = LABELS) -> GivenLabels:
     """Labels from a CSV file with a header: ``token`` or ``string``, ``label``, and optionally ``child``.
 
     token: the token's exact text, its leading space included. string: a word, which every token has that is equal
     to it but for case and the spaces around. child: what the token counts as when the report names what an
-    absorbing latent fires on (default: its own text).
+    absorbing latent fires on (default: its own text). taken: names of concepts that there are already.
     Raises SettingsError for a file that cannot be read so, or of which no line matches a token.
     """
-    lines = _lines(path)
+    lines = _lines(path, taken)
     column = "token" if lines and "token" in lines[0] else "string"
     spelt = (lambda text: text) if column == "token" else (lambda text: _word(text).casefold())
     known: dict[str, list[int]] = {}
@@ -163,7 +163,7 @@ def read_labels(path: Path, vocabulary: list[str]) -> GivenLabels:
     return GivenLabels({label: frozenset(ids) for label, ids in tokens.items()}, child, message if unknown else None)
 
 
-def _lines(path: Path) -> list[dict[str, str]]:
+def _lines(path: Path, taken: Collection[str]) -> list[dict[str, str]]:
     """Rows of the file, by column. Raises SettingsError for what is no such table."""
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
@@ -173,10 +173,10 @@ def _lines(path: Path) -> list[dict[str, str]]:
     except (OSError, UnicodeDecodeError, csv.Error) as problem:
         raise SettingsError(f"concepts {path} cannot be read as CSV in UTF-8 ({problem}); save it as such") from None
     header = [column.strip() for column in rows[0]] if rows else []
-    if ("token" in header) == ("string" in header) or "label" not in header:
+    if ("token" in header) == ("string" in header) or "label" not in header or len(set(header)) < len(header):
         raise SettingsError(
             f"concepts {path} has the columns {', '.join(header) or '(none)'}; expected `token` or `string`, `label`, "
-            "and optionally `child`"
+            "and optionally `child`, each once and separated by commas"
         )
     lines = []
     for number, row in enumerate(rows[1:], 2):
@@ -186,10 +186,10 @@ def _lines(path: Path) -> list[dict[str, str]]:
         label = _word(line.get("label", ""))
         if len(row) != len(header) or not label:
             raise SettingsError(
-                f"concepts {path}, row {number} has {len(row)} fields and the label {label!r}; expected {len(header)} fields "
-                "and a label"
+                f"concepts {path}, row {number} has {len(row)} field{'s' * (len(row) != 1)} and the label {label!r}; "
+                f"expected {len(header)} fields and a label, with no quotation mark left open"
             )
-        if label in LABELS:
+        if label in taken:
             raise SettingsError(f"concepts {path}, row {number}: {label!r} is a concept already; give another label")
         lines.append(line | {"label": label})
     if not lines:

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from sae_lm.errors import SaeError
 from sae_lm.files import read_json, replace_folder, sha256, write_json
-from sae_lm.sae.model import SAE, SaeConfig
+from sae_lm.sae.model import SAE, SaeConfig, check_shapes
 
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
 SAELENS_VERSION = "6.54.12"
@@ -67,20 +67,38 @@ def load(path: str | os.PathLike[str], device: str = "cpu") -> SAE:
     inside = sorted(found.parent.name for found in directory.glob(f"*/{CONFIG}"))
     if inside and not (directory / CONFIG).exists():
         raise SaeError(f"{path} is not one SAE but holds several; name one of {', '.join(inside)}")
+    config, parsed = check(directory)
+    weights = load_file(directory / WEIGHTS, device=device)
+    try:
+        return SAE(parsed, _fold(config, weights)).to(device)
+    except SaeError as problem:
+        raise SaeError(f"{directory}: {problem}; train or download it again") from None
+
+
+def check(directory: Path) -> tuple[dict[str, Any], SaeConfig]:
+    """What is in cfg.json, and what is meant by it, once the weights fit it and their checksum; they are not loaded.
+
+    Raises SaeError for what is missing, damaged or of another kind.
+    """
     config = read_json(directory / CONFIG, SaeError, "an SAE directory")
     try:
-        weights = load_file(directory / WEIGHTS, device=device)
+        parsed = _read_config(directory, config)
+        with safe_open(directory / WEIGHTS, "pt") as file:
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        recorded = parsed.metadata.get("weights_sha256")
+        if recorded and recorded != sha256(directory / WEIGHTS):
+            raise SaeError(
+                f"{directory / WEIGHTS} does not match its checksum; the SAE is damaged, train or download it again"
+            )
+        check_shapes(parsed, shapes)
     except (OSError, SafetensorError) as problem:
         raise SaeError(
             f"{directory / WEIGHTS} cannot be read ({problem}); the SAE is damaged, train or download it again"
         ) from None
-    parsed = _read_config(directory, config)
-    recorded = parsed.metadata.get("weights_sha256")
-    if recorded and recorded != sha256(directory / WEIGHTS):
-        raise SaeError(
-            f"{directory / WEIGHTS} does not match its checksum; the SAE is damaged, train or download it again"
-        )
-    return SAE(parsed, _fold(config, weights)).to(device)
+    except SaeError as problem:
+        said = str(problem)
+        raise SaeError(said if str(directory) in said else f"{directory}: {said}; train or download it again") from None
+    return config, parsed
 
 
 def _read_config(directory: Path, config: dict[str, Any]) -> SaeConfig:
@@ -114,12 +132,12 @@ def _fold(config: dict[str, Any], weights: dict[str, torch.Tensor]) -> dict[str,
     """Where SAELens ranks latents by activation times decoder norm, move the norm into the encoder."""
     if config["architecture"] == "topk" and config.get("rescale_acts_by_decoder_norm"):
         norm = weights["W_dec"].norm(dim=1)
-        if (norm - 1).abs().max() > 1e-6:
+        if norm.isfinite().all() and (norm - 1).abs().max() > 1e-6:
             weights = {
                 **weights,
                 "W_enc": weights["W_enc"] * norm,
                 "b_enc": weights["b_enc"] * norm,
-                "W_dec": weights["W_dec"] / norm[:, None],
+                "W_dec": weights["W_dec"] / norm.clamp_min(1e-30)[:, None],  # a row of zeros stays one
             }
     return weights
 

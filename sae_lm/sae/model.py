@@ -59,19 +59,7 @@ class SAE(nn.Module):
     def __init__(self, config: SaeConfig, weights: Mapping[str, Tensor]) -> None:
         super().__init__()
         self.config = config
-        shapes = {
-            "W_enc": (config.d_in, config.d_sae),
-            "b_enc": (config.d_sae,),
-            "W_dec": (config.d_sae, config.d_in),
-            "b_dec": (config.d_in,),
-        }
-        if config.architecture == "jumprelu":
-            shapes["threshold"] = (config.d_sae,)
-        if set(weights) != set(shapes):
-            raise SaeError(f"a {config.architecture} SAE has tensors {sorted(shapes)}, got {sorted(weights)}")
-        for name, shape in shapes.items():
-            if tuple(weights[name].shape) != shape:
-                raise SaeError(f"{name} has shape {tuple(weights[name].shape)}, the configuration says {shape}")
+        for name in check_shapes(config, {name: tuple(value.shape) for name, value in weights.items()}):
             if not torch.isfinite(weights[name]).all():
                 raise SaeError(f"{name} holds NaN or infinite values; this SAE was saved from a broken run")
             self.register_parameter(name, nn.Parameter(weights[name].clone(), requires_grad=False))
@@ -108,6 +96,24 @@ class SAE(nn.Module):
     def forward(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_in"]:
         """Reconstruction of x, in x's dtype."""
         return self.decode(self.encode(x)).to(x.dtype)
+
+
+def check_shapes(config: SaeConfig, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """The names of an SAE's tensors. Raises SaeError where those that are there have other names or shapes."""
+    expected = {
+        "W_enc": (config.d_in, config.d_sae),
+        "b_enc": (config.d_sae,),
+        "W_dec": (config.d_sae, config.d_in),
+        "b_dec": (config.d_in,),
+    }
+    if config.architecture == "jumprelu":
+        expected["threshold"] = (config.d_sae,)
+    if set(shapes) != set(expected):
+        raise SaeError(f"a {config.architecture} SAE has tensors {sorted(expected)}, got {sorted(shapes)}")
+    for name, shape in expected.items():
+        if shapes[name] != shape:
+            raise SaeError(f"{name} has shape {shapes[name]}, the configuration says {shape}")
+    return list(expected)
 
 
 def random_sae(like: SAE, l0: float, seed: int) -> SAE:
