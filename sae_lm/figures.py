@@ -45,7 +45,7 @@ SHAPES = (
 """Marks: matplotlib's name, SVG's path from its middle on."""
 DASHES = ((), (5, 2), (2, 2), (7, 2, 2, 2), (1, 2), (9, 3))
 """Of a step line, by mark: lengths on and off."""
-WIDTH, LETTER = 360, 6.3
+WIDTH, LETTER = 360, 6.9
 """Of a plot on the page, and of a letter in it, in its pixels."""
 GREY = "#808080"
 NAMES, SUFFIXES = ("fvu_l0", "seeds", "differences", "coefficients", "nearest_cos"), ("png", "svg")
