@@ -55,9 +55,7 @@ from sae_lm.metrics.concepts import Probe
 from sae_lm.metrics.geometry import EDGES, null_nearest_shares
 from sae_lm.metrics.statistics import pooled, spread_of
 from sae_lm.runs import Runs, find_store, read_runs
-from sae_lm.sae.checkpoint import check
 from sae_lm.settings import CompareSettings
-from sae_lm.training import run_folder
 from sae_lm.verdicts import METRICS, answer, compare_arms, counterpart, family, findings, frontier, read_arm
 
 FILES, FIGURES = ("report.json", "report.csv", "report.html"), "figures"
@@ -78,8 +76,7 @@ def compare(settings: CompareSettings) -> dict[str, Any]:
     for name in FILES:
         if (settings.out / name).is_dir():
             raise SaeLmError(f"{settings.out / name} is a folder, where the report's file would be; give another --out")
-    for run in runs.of.values():
-        check(run.directory)
+    runs.check()
     report = _report(settings, store, runs, measure(settings, store, runs, pick_device(settings.device)))
     _write(report, settings.out)
     return report
@@ -125,11 +122,7 @@ def _report(settings: CompareSettings, store: Store, runs: Runs, measured: Measu
             if reasons
             else "Splitting and absorption are not measured: there are no concepts."
         )
-    silent = [
-        run_folder(read_arm(arm), seed)
-        for (arm, seed), of in measured.figures.items()
-        if arm != CONTROL and not of["l0"]
-    ]
+    silent = [run.directory.name for key, run in runs.of.items() if not measured.figures[key]["l0"]]
     if silent:
         partial.append(
             f"No latent of {', '.join(silent)} fires on any held-out row; train again, or leave the arm out."

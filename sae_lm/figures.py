@@ -48,8 +48,15 @@ DASHES = ((), (5, 2), (2, 2), (7, 2, 2, 2), (1, 2), (9, 3))
 WIDTH, LETTER = 360, 6.9
 """Of a plot on the page, and of a letter in it, in its pixels."""
 GREY = "#808080"
-NAMES, SUFFIXES = ("fvu_l0", "seeds", "differences", "coefficients", "nearest_cos"), ("png", "svg")
-"""Files for a paper."""
+SUFFIXES = ("png", "svg")
+FIGURES: dict[str, Callable[[Mapping[str, Any]], list[Chart | None]]] = {
+    "fvu_l0": lambda report: [against_l0(report, key) for key in headline(report) if several_l0(report)],
+    "seeds": lambda report: [by_seed(report, key) for key in headline(report) if not several_l0(report)],
+    "differences": lambda report: [forest(report, key) for key in headline(report)],
+    "coefficients": lambda report: [along_coefficient(report, key) for key in headline(report)],
+    "nearest_cos": lambda report: [chart for of in nearest_panels(report).values() for chart in of],
+}
+"""File name for a paper -> its charts."""
 
 
 class Panel(NamedTuple):
@@ -196,17 +203,9 @@ def write_figures(report: Mapping[str, Any], folder: Path) -> list[Path]:
     What the report has no numbers for is left out, ``fvu_l0`` with one L0, ``seeds`` with several. No state of
     matplotlib is changed.
     """
-    several = several_l0(report)
-    charts = (
-        [against_l0(report, key) for key in headline(report) if several],
-        [by_seed(report, key) for key in headline(report) if not several],
-        [forest(report, key) for key in headline(report)],
-        [along_coefficient(report, key) for key in headline(report)],
-        [chart for of in nearest_panels(report).values() for chart in of],
-    )
     written = []
-    for name, found in zip(NAMES, charts, strict=True):
-        drawn = [chart for chart in found if chart is not None]
+    for name, charts in FIGURES.items():
+        drawn = [chart for chart in charts(report) if chart is not None]
         for suffix in SUFFIXES if drawn else ():
             written.append(folder / f"{name}.{suffix}")
             write_whole(written[-1], _painter(drawn, looks(report), report, suffix))
@@ -215,7 +214,7 @@ def write_figures(report: Mapping[str, Any], folder: Path) -> list[Path]:
 
 def figure_paths(folder: Path) -> list[Path]:
     """Of all figures that a report may have."""
-    return [folder / f"{name}.{suffix}" for name in NAMES for suffix in SUFFIXES]
+    return [folder / f"{name}.{suffix}" for name in FIGURES for suffix in SUFFIXES]
 
 
 def _painter(

@@ -43,7 +43,6 @@ from sae_lm.metrics.splitting import Split
 from sae_lm.pairing import between_seeds, genealogies, widened
 from sae_lm.progress import Progress
 from sae_lm.runs import Key, Loaded, Runs, boot_model, read_narrower
-from sae_lm.sae.checkpoint import check
 from sae_lm.sae.model import SAE, random_sae
 from sae_lm.settings import CompareSettings
 from sae_lm.verdicts import ladder_of, match_rung, read_arm
@@ -87,8 +86,8 @@ def measure(settings: CompareSettings, store: Store, runs: Runs, device: str) ->
     figures: dict[Key, dict[str, float]] = {key: {} for key in [*runs.of, (CONTROL, 0)]}
     draws: dict[Key, Draws] = {key: {} for key in figures}
     narrower = settings.narrower and read_narrower(settings.narrower, runs, settings.baseline)
-    for run in narrower.of.values() if narrower else ():
-        check(run.directory)
+    if narrower:
+        narrower.check()
     model = None if settings.model == "none" else boot_model(settings, store, device)
     bench, probes, remarks = _bench(settings, store, runs, model and model[1])
     entropies = model and _entropies(settings, store, runs, model, device, figures, draws)
@@ -231,8 +230,8 @@ def _entropies(
     hook, first = runs.training["hook"], runs.training["held_out_from_context"]
     mean = store.moments(hook, runs.training["held_out_from_row"]).mean.float()
     stop = min(store.manifest.contexts, first + settings.ce_contexts)
-    blocks, rowless = store.blocks(first, stop), store.rowless(first, stop)
-    alone = rowless | store.special(blocks)
+    blocks = store.blocks(first, stop)
+    alone = store.special(blocks) | store.rowless(first, stop)
     with Progress("in the language model", len(blocks) * len(runs.of), "context") as bar:
         saes = Loaded(runs.of, device)
         parts = spliced_entropies(model[1], blocks, alone, hook, saes, mean, bar.update)

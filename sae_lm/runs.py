@@ -8,11 +8,11 @@ import torch
 
 from sae_lm.data.store import Store, open_store
 from sae_lm.errors import SaeError
-from sae_lm.files import PART, read_json
-from sae_lm.sae.checkpoint import CONFIG, WEIGHTS, load
+from sae_lm.files import read_json
+from sae_lm.sae.checkpoint import CONFIG, WEIGHTS, check, load, sae_directories
 from sae_lm.sae.model import SAE
 from sae_lm.settings import CompareSettings
-from sae_lm.training import read_run, run_folder
+from sae_lm.training import FREE, read_run, run_folder
 from sae_lm.verdicts import family, read_arm
 
 EQUAL = {
@@ -22,9 +22,6 @@ EQUAL = {
     "d_sae": "number of latents",
 }
 """Facts of training that SAEs have to share to be compared, and what they are called."""
-FREE = "k"
-"""The setting of training that may differ, since arms are compared at equal L0; all others have to be the same, or a
-difference between arms would be theirs."""
 NEEDED = (*EQUAL, "held_out_from_context", "k")
 """Facts without which an SAE cannot be compared."""
 Key = tuple[str, int]
@@ -55,6 +52,11 @@ class Runs(NamedTuple):
     """sentences: what is missing, and what that means"""
     training: dict[str, Any]
     """of the baseline's first run"""
+
+    def check(self) -> None:
+        """Read every SAE's files but for the numbers themselves. Raises SaeError for one that is damaged."""
+        for run in self.of.values():
+            check(run.directory)
 
 
 KEPT_BYTES = 1 << 31
@@ -120,7 +122,7 @@ def read_runs(folder: Path, baseline: str) -> Runs:
     if not common:
         raise SaeError(
             f"runs {folder} have no seed that all of their arms have, they have "
-            f"{', '.join(run_folder(read_arm(arm), seed) for arm, seed in list(there)[:6])}{', ...' * (len(there) > 6)}; run sae-lm train again with the same "
+            f"{', '.join(run.directory.name for run in list(there.values())[:6])}{', ...' * (len(there) > 6)}; run sae-lm train again with the same "
             "--seeds for every arm"
         )
     runs = {(arm, seed): there[arm, seed] for arm in trained for seed in common}
@@ -155,26 +157,24 @@ def read_narrower(folder: Path, runs: Runs, baseline: str) -> Runs:
 def _scan(folder: Path) -> tuple[dict[Key, Run], list[str]]:
     """Every SAE directory that is ours, and a sentence for each that is not."""
     found, partial = {}, []
-    for path in sorted(folder.glob(f"*/{CONFIG}")):
-        if path.parent.name.endswith(PART):  # a kill left it half made
-            continue
-        config = read_json(path, SaeError, "an SAE directory")
+    for directory in sae_directories(folder):
+        config = read_json(directory / CONFIG, SaeError, "an SAE directory")
         about = config.get("metadata")
         about = about if isinstance(about, dict) else {}
         arm, seed, training = (about.get(key) for key in ("arm", "seed", "training"))
         if not isinstance(arm, str) or not isinstance(seed, int) or not isinstance(training, dict):
             partial.append(
-                f"{path.parent.name} is left out: an SAE of another program, whose arm, seed and training are not known."
+                f"{directory.name} is left out: an SAE of another program, whose arm, seed and training are not known."
             )
             continue
         if missing := [key for key in NEEDED if key not in training]:
-            partial.append(f"{path.parent.name} is left out: its metadata lacks {', '.join(missing)}; train it again.")
+            partial.append(f"{directory.name} is left out: its metadata lacks {', '.join(missing)}; train it again.")
             continue
         architecture = str(about.get("training_architecture", config.get("architecture")))
-        run = Run(read_arm(arm).name, seed, path.parent, training, architecture)
+        run = Run(read_arm(arm).name, seed, directory, training, architecture)
         if (run.arm, seed) in found:
             raise SaeError(
-                f"{path.parent} and {found[run.arm, seed].directory} are both {arm} with seed {seed}; delete one of them"
+                f"{directory} and {found[run.arm, seed].directory} are both {arm} with seed {seed}; delete one of them"
             )
         found[run.arm, seed] = run
     if not found:

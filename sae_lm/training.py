@@ -10,13 +10,13 @@ import torch
 from sae_lm.data.store import Store, open_store
 from sae_lm.device import pick_device
 from sae_lm.errors import SaeError, SettingsError
-from sae_lm.files import PART, read_json, write_json
+from sae_lm.files import read_json, write_json
 from sae_lm.ledger import ledger_line, summed
 from sae_lm.lockstep import Data, Job, train_group, unfinished
 from sae_lm.processes import join_ranks
 from sae_lm.progress import Progress
 from sae_lm.sae.arm import ArmTraining
-from sae_lm.sae.checkpoint import CONFIG, save
+from sae_lm.sae.checkpoint import CONFIG, sae_directories, save
 from sae_lm.sae.hyperparameters import Hyperparameters, default_lr
 from sae_lm.sae.penalties import Arm, parse_arm, parse_arms
 from sae_lm.settings import TrainSettings
@@ -42,6 +42,9 @@ IGNORED = (
 )
 """Settings that may differ between the runs of one folder: they do not change what an SAE is (another device
 changes its rounding)."""
+FREE = "k"
+"""The setting that SAEs of one folder may have of their own: arms are compared at equal L0. Were another to differ, a
+difference between arms would be its."""
 
 
 def run_folder(arm: Arm, seed: int) -> str:
@@ -53,10 +56,10 @@ def train(settings: TrainSettings) -> Path:
     """Train every arm with every seed and return the folder of the runs.
 
     SAEs of the same settings and store that are there already are kept; differing ones are refused, of other arms
-    too (SaeError): arms of one folder are compared as pairs that differ in nothing else. Each SAE directory appears whole or not at all. A run that was killed goes on from its newest
-    checkpoint and ends with the same bits. Under torchrun ranks, or teams of
-    ``ranks_per_sae`` of them, share out arms and seeds. SIGINT and SIGTERM raise
-    Stopped after the current step and a checkpoint.
+    too (SaeError): arms of one folder are compared as pairs that differ in nothing else. Each SAE directory appears
+    whole or not at all. A run that was killed goes on from its newest checkpoint and ends with the same bits. Under
+    torchrun ranks, or teams of ``ranks_per_sae`` of them, share out arms and seeds. SIGINT and SIGTERM raise Stopped
+    after the current step and a checkpoint.
     """
     store = open_store(settings.store)
     hook = store.hook(settings.hook)
@@ -233,12 +236,13 @@ def _hyperparameters(settings: TrainSettings, facts: dict[str, Any]) -> Hyperpar
 
 
 def _check_alike(out: Path, facts: dict[str, Any]) -> None:
-    """Refuse a folder with an SAE of any arm that was trained otherwise, but for k, which arms may have of their own."""
-    for path in sorted(out.glob(f"*/{CONFIG}")):
-        about = read_json(path, SaeError, "an SAE directory").get("metadata")
+    """Refuse a folder with an SAE of any arm that was trained otherwise. Raises SaeError."""
+    shared = {key: value for key, value in facts.items() if key != FREE}
+    for directory in sae_directories(out):
+        about = read_json(directory / CONFIG, SaeError, "an SAE directory").get("metadata")
         there = about.get("training") if isinstance(about, dict) else None
-        if isinstance(there, dict) and not path.parent.name.endswith(PART):
-            _check_facts(path.parent, there, {key: value for key, value in facts.items() if key != "k"})
+        if isinstance(there, dict):
+            _check_facts(directory, there, shared)
 
 
 def _check_facts(directory: Path, there: dict[str, Any], facts: dict[str, Any]) -> None:

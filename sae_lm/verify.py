@@ -7,7 +7,7 @@ from typing import NamedTuple
 from sae_lm.data.manifest import MANIFEST, PROGRESS, Manifest, read_manifest
 from sae_lm.errors import SaeError, StoreError
 from sae_lm.files import read_json, sha256
-from sae_lm.sae.checkpoint import CONFIG, WEIGHTS
+from sae_lm.sae.checkpoint import CONFIG, WEIGHTS, sae_directories
 
 
 class Problems(NamedTuple):
@@ -30,7 +30,7 @@ def verify(path: Path) -> list[str]:
         except StoreError as problem:
             return [str(problem)]
         return [f"{name}: {what}" for part in problems for name, what in part.items()]
-    inside = sorted(found.parent.name for found in path.glob(f"*/{CONFIG}"))
+    inside = [found.name for found in sae_directories(path)]
     if inside:
         raise StoreError(f"{path} holds several SAEs; name one of {', '.join(inside)}")
     raise StoreError(f"{path} is neither an activation store ({MANIFEST}) nor an SAE directory ({CONFIG}); name one")

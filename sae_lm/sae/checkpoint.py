@@ -7,6 +7,8 @@ drops the metadata.
 
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from sae_lm.errors import SaeError
-from sae_lm.files import read_json, replace_folder, sha256, write_json
+from sae_lm.files import PART, read_json, replace_folder, sha256, write_json
 from sae_lm.sae.model import SAE, SaeConfig, check_shapes
 
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
@@ -25,7 +27,7 @@ SAELENS_VERSION = "6.54.12"
 
 def save(sae: SAE, directory: Path) -> None:
     """Write an SAE directory; it appears whole or not at all."""
-    part = directory.with_name(directory.name + ".part")
+    part = directory.with_name(directory.name + PART)
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     weights = {name: value.detach().float().cpu().contiguous() for name, value in sae.named_parameters()}
@@ -52,6 +54,12 @@ def save(sae: SAE, directory: Path) -> None:
     replace_folder(part, directory)
 
 
+def sae_directories(folder: Path) -> list[Path]:
+    """The SAEs in a folder, by name; not what a kill left half made."""
+    found = sorted(config.parent for config in folder.glob(f"*/{CONFIG}"))
+    return [directory for directory in found if not directory.name.endswith(PART)]
+
+
 def load(path: str | os.PathLike[str], device: str = "cpu") -> SAE:
     """Load an SAE directory of ours or of SAELens (standard, topk, jumprelu), or a hub repository of one.
 
@@ -60,19 +68,17 @@ def load(path: str | os.PathLike[str], device: str = "cpu") -> SAE:
     """
     directory = Path(path).expanduser()
     if not directory.is_dir():
-        beside = sorted(found.parent.name for found in directory.parent.glob(f"*/{CONFIG}"))
+        beside = [found.name for found in sae_directories(directory.parent)]
         if beside:
             raise SaeError(f"there is no SAE {path}; {directory.parent} holds {', '.join(beside)}")
         directory = _download(str(path))
-    inside = sorted(found.parent.name for found in directory.glob(f"*/{CONFIG}"))
+    inside = [found.name for found in sae_directories(directory)]
     if inside and not (directory / CONFIG).exists():
         raise SaeError(f"{path} is not one SAE but holds several; name one of {', '.join(inside)}")
     config, parsed = check(directory)
     weights = load_file(directory / WEIGHTS, device=device)
-    try:
+    with _named(directory):
         return SAE(parsed, _fold(config, weights)).to(device)
-    except SaeError as problem:
-        raise SaeError(f"{directory}: {problem}; train or download it again") from None
 
 
 def check(directory: Path) -> tuple[dict[str, Any], SaeConfig]:
@@ -81,24 +87,31 @@ def check(directory: Path) -> tuple[dict[str, Any], SaeConfig]:
     Raises SaeError for what is missing, damaged or of another kind.
     """
     config = read_json(directory / CONFIG, SaeError, "an SAE directory")
+    parsed = _read_config(directory, config)
     try:
-        parsed = _read_config(directory, config)
         with safe_open(directory / WEIGHTS, "pt") as file:
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-        recorded = parsed.metadata.get("weights_sha256")
-        if recorded and recorded != sha256(directory / WEIGHTS):
-            raise SaeError(
-                f"{directory / WEIGHTS} does not match its checksum; the SAE is damaged, train or download it again"
-            )
-        check_shapes(parsed, shapes)
+        found = sha256(directory / WEIGHTS)
     except (OSError, SafetensorError) as problem:
         raise SaeError(
             f"{directory / WEIGHTS} cannot be read ({problem}); the SAE is damaged, train or download it again"
         ) from None
-    except SaeError as problem:
-        said = str(problem)
-        raise SaeError(said if str(directory) in said else f"{directory}: {said}; train or download it again") from None
+    if parsed.metadata.get("weights_sha256") not in (None, found):
+        raise SaeError(
+            f"{directory / WEIGHTS} does not match its checksum; the SAE is damaged, train or download it again"
+        )
+    with _named(directory):
+        check_shapes(parsed, shapes)
     return config, parsed
+
+
+@contextmanager
+def _named(directory: Path) -> Iterator[None]:
+    """What is said of an SAE's numbers is said with its directory."""
+    try:
+        yield
+    except SaeError as problem:
+        raise SaeError(f"{directory}: {problem}; train or download it again") from None
 
 
 def _read_config(directory: Path, config: dict[str, Any]) -> SaeConfig:
@@ -118,14 +131,15 @@ def _read_config(directory: Path, config: dict[str, Any]) -> SaeConfig:
             raise SaeError(
                 f"{directory / CONFIG}: {key} is {config[key]!r}, only {plain!r} is read; fold it into the weights with SAELens first"
             )
-    return SaeConfig(
-        architecture=config["architecture"],
-        d_in=config["d_in"],
-        d_sae=config["d_sae"],
-        k=config.get("k", 100) if config["architecture"] == "topk" else None,  # 100: SAELens' default
-        apply_b_dec_to_input=config.get("apply_b_dec_to_input", True),
-        metadata=metadata,
-    )
+    with _named(directory):
+        return SaeConfig(
+            architecture=config["architecture"],
+            d_in=config["d_in"],
+            d_sae=config["d_sae"],
+            k=config.get("k", 100) if config["architecture"] == "topk" else None,  # 100: SAELens' default
+            apply_b_dec_to_input=config.get("apply_b_dec_to_input", True),
+            metadata=metadata,
+        )
 
 
 def _fold(config: dict[str, Any], weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
