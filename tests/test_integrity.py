@@ -11,6 +11,7 @@ from sae_lm.caching import cache
 from sae_lm.cli import main
 from sae_lm.data.manifest import MANIFEST, read_manifest
 from sae_lm.errors import StoreError
+from sae_lm.files import write_whole
 from sae_lm.verify import verify
 
 FLIPS = 150
@@ -207,3 +208,16 @@ def test_inspect_shows_what_a_store_holds_in_words(tiny_store, make_sae, tmp_pat
     save(make_sae(), tmp_path / "sae")
     assert main(["inspect", str(tmp_path / "sae")]) == 0
     assert "SAE(topk, d_in=6, d_sae=10" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("problem", [KeyboardInterrupt, ValueError])
+def test_a_write_that_ends_early_leaves_the_earlier_file_and_nothing_beside_it(tmp_path, problem):
+    (tmp_path / "file").write_text("earlier")
+
+    def half(part):
+        part.write_text("ha")
+        raise problem
+
+    with pytest.raises(problem):
+        write_whole(tmp_path / "file", half)
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["earlier"]
