@@ -7,17 +7,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sae_lm.caching import cache
-    from sae_lm.comparison import compare
-    from sae_lm.data.activations import load_model
+    from sae_lm.commands.cache import cache
+    from sae_lm.commands.compare import compare
+    from sae_lm.commands.show import show
+    from sae_lm.commands.train import train
     from sae_lm.data.store import Store, open_store
     from sae_lm.errors import SaeLmError
-    from sae_lm.sae.checkpoint import load
+    from sae_lm.interp.splice import splice
+    from sae_lm.lm.bridge import load_model
+    from sae_lm.sae.load import load
     from sae_lm.sae.model import SAE
-    from sae_lm.sae.splice import splice
     from sae_lm.settings import CacheSettings, CompareSettings, ShowSettings, TrainSettings
-    from sae_lm.showing import show
-    from sae_lm.training import train
 
 _HOMES = {
     "SAE": "sae_lm.sae.model",
@@ -27,14 +27,14 @@ _HOMES = {
     "ShowSettings": "sae_lm.settings",
     "Store": "sae_lm.data.store",
     "TrainSettings": "sae_lm.settings",
-    "cache": "sae_lm.caching",
-    "compare": "sae_lm.comparison",
-    "load": "sae_lm.sae.checkpoint",
-    "load_model": "sae_lm.data.activations",
+    "cache": "sae_lm.commands.cache",
+    "compare": "sae_lm.commands.compare",
+    "load": "sae_lm.sae.load",
+    "load_model": "sae_lm.lm.bridge",
     "open_store": "sae_lm.data.store",
-    "show": "sae_lm.showing",
-    "splice": "sae_lm.sae.splice",
-    "train": "sae_lm.training",
+    "show": "sae_lm.commands.show",
+    "splice": "sae_lm.interp.splice",
+    "train": "sae_lm.commands.train",
 }
 
 __all__ = [  # noqa: RUF022 (as sorted() has it, upper case first)

@@ -3,12 +3,13 @@
 import argparse
 import re
 import sys
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn
 
-from sae_lm.errors import SaeLmError, SettingsError, Stopped, StoreError
-from sae_lm.processes import is_one_of_many, leave
+from sae_lm.errors import SaeLmError, SettingsError, Stopped
+from sae_lm.runtime.distributed import exit_now, is_one_of_many
 from sae_lm.settings import VERBS, choice, is_positional, make_settings, read_config
 
 OVERRIDE = re.compile(r"([a-z_]+)\.([a-z_]+)=(.*)", re.DOTALL)
@@ -102,74 +103,15 @@ def parse(argv: list[str]) -> tuple[str, Any]:
 
 
 def run(verb: str, settings: Any) -> int:
-    """Run one verb; heavy imports happen here. Returns the exit code."""
-    if verb == "demo":
-        from sae_lm.demo import demo
-
-        print(demo(settings))
-    elif verb == "cache":
-        from sae_lm.caching import cache
-
-        print(f"store: {cache(settings)}")
-    elif verb == "train":
-        from sae_lm.training import train
-
-        print(f"runs: {train(settings)}")
-    elif verb == "compare":
-        from sae_lm.comparison import compare
-        from sae_lm.report import text_table
-
-        report = compare(settings)
-        print(text_table(report))
-        print(f"report: {settings.out / 'report.html'}")
-    elif verb == "show":
-        from sae_lm.showing import show
-
-        print(f"page: {show(settings)}")
-    elif verb == "inspect":
-        from sae_lm.inspecting import inspect
-
-        print(inspect(settings.path, settings.rows))
-    elif verb == "estimate":
-        from sae_lm.estimating import estimate
-
-        print(estimate(settings))
-    elif verb == "merge":
-        from sae_lm.merging import merge
-
-        print(f"store: {merge(settings)}")
-    elif verb == "push":
-        from sae_lm.data.remote import push
-
-        print(f"address: {push(settings.store, settings.repo, private=settings.private, revision=settings.revision)}")
-    elif verb == "pull":
-        from sae_lm.data.remote import pull
-
-        print(f"store: {pull(settings.address, settings.out, settings.hooks)}")
-    else:
-        from sae_lm.verify import verify
-
-        if settings.path.startswith("hf://"):
-            raise StoreError(
-                f"{settings.path} is on the hub, where files are checked as they are fetched; pull it, then verify"
-            )
-        path = Path(settings.path)
-        if settings.repair:
-            from sae_lm.repairing import repair
-
-            for line in repair(path, settings.model, settings.text, settings.device):
-                print(line)
-        problems = verify(path)
-        print("\n".join(problems) if problems else f"{settings.path}: whole")
-        return 1 if problems else 0
-    return 0
+    """Run one verb, whose heavy imports happen here. Returns the exit code."""
+    return import_module(f"sae_lm.commands.{verb}").run(settings)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The exit code. One of torchrun's processes ends here, see `sae_lm.processes.leave`."""
+    """The exit code. One of torchrun's processes ends here, see `sae_lm.runtime.distributed.leave`."""
     code = _main(argv)
     if is_one_of_many():
-        leave(code)
+        exit_now(code)
     return code
 
 

@@ -13,7 +13,7 @@ import torch
 
 from sae_lm.sae.model import SAE, SaeConfig
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parent / "support"))
 
 TEXTS = [f"Document {i}: the quick brown fox number {i} jumps over {i * 7} lazy dogs. " * 6 for i in range(40)]
 
@@ -80,7 +80,7 @@ def cache_settings(tiny_model, text_file):
 @pytest.fixture(scope="session")
 def tiny_store(cache_settings, tmp_path_factory):
     """A finished store of the tiny model; read only."""
-    from sae_lm.caching import cache
+    from sae_lm.commands.cache import cache
 
     return cache(cache_settings(tmp_path_factory.mktemp("stores") / "tiny"))
 

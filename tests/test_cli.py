@@ -86,7 +86,7 @@ def test_every_config_parses_and_opens_with_its_command_hardware_and_disk(file):
 
 
 def test_the_demo_config_says_what_the_demo_does():
-    from sae_lm.demo import demo_settings
+    from sae_lm.commands.demo import demo_settings
 
     file = Path(__file__).parent.parent / "configs" / "demo.toml"
     for verb, expected in zip(("cache", "train", "compare", "show"), demo_settings(Path("sae_lm_demo")), strict=True):

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 import sae_lm
-from sae_lm.caching import cache
-from sae_lm.comparison import compare
+from sae_lm.commands.cache import cache
+from sae_lm.commands.compare import compare
+from sae_lm.commands.train import train
+from sae_lm.comparison.outcomes import METRICS
 from sae_lm.errors import SaeError, SettingsError, StoreError
 from sae_lm.settings import CompareSettings, TrainSettings
-from sae_lm.training import train
-from sae_lm.verdicts import METRICS
 
 HOOK = "blocks.1.hook_out"
 
@@ -114,7 +114,7 @@ def test_held_out_rows_do_not_reach_the_training(tiny_store, tmp_path):
 
 
 def test_a_killed_training_leaves_no_half_sae_and_finishes_on_the_next_call(runs, tiny_store, tmp_path, monkeypatch):
-    from sae_lm import training as module
+    from sae_lm.commands import train as module
 
     real, saved = module.save, []
 
@@ -217,7 +217,7 @@ def test_the_reports_numbers_are_those_of_the_saes(report, half_held_out, tiny_s
 
 
 def test_the_table_names_every_arm_metric_and_verdict(report):
-    from sae_lm.report import text_table
+    from sae_lm.pages.terminal import text_table
 
     table = text_table(report[0])
     for word in ("none", "abs_cos:1", "max_cos:0.5", "hole rate", "no claim with 2 seeds"):

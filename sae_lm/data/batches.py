@@ -10,24 +10,42 @@ window this is an exact uniform permutation.
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import count, pairwise
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sae_lm.background import read_ahead
 from sae_lm.errors import SettingsError
-from sae_lm.seeds import derive
-
-if TYPE_CHECKING:
-    from sae_lm.data.store import Store
+from sae_lm.runtime.seeds import derive
+from sae_lm.runtime.threads import read_ahead
 
 WINDOW_BYTES = 1 << 30
 """Rows mixed at a time, by their size in the store's widest hook: which columns are read does not change the order.
 Two windows are in memory, of each column: one in use, one being read."""
 PIECES = 64
 """Pieces to a window: at the default size reads of 16 MiB, which a disk does at its sequential speed."""
+
+
+@runtime_checkable
+class Columns(Protocol):
+    """What shuffling needs of a store: rows of shards, column by column."""
+
+    first_row: list[int]
+    """number of the first row of each shard, and of all rows"""
+
+    @property
+    def hooks(self) -> dict[str, int]:
+        """Hook name -> width."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def column_bytes(self, column: str) -> int: ...
+
+    def empty_column(self, column: str, rows: int) -> Tensor: ...
+
+    def read_into(self, column: str, start: int, stop: int, out: Tensor) -> None: ...
 
 
 class Window(NamedTuple):
@@ -42,7 +60,7 @@ class Window(NamedTuple):
 
 
 def shuffled_batches(
-    store: "Store",
+    store: Columns,
     columns: Sequence[str],
     batch_size: int,
     seed: int,
@@ -88,7 +106,7 @@ def shuffled_batches(
         loaded.close()
 
 
-def _window_rows(store: "Store", window_bytes: int) -> int:
+def _window_rows(store: Columns, window_bytes: int) -> int:
     return max(1, window_bytes // max(store.column_bytes(hook) for hook in store.hooks))
 
 
@@ -119,7 +137,7 @@ def _generator(what: str, *numbers: int) -> torch.Generator:
 
 
 def _load(
-    store: "Store", columns: Sequence[str], windows: Iterator[Window], stop: int
+    store: Columns, columns: Sequence[str], windows: Iterator[Window], stop: int
 ) -> Iterator[tuple[Window, dict[str, Tensor]]]:
     """Each window with its rows. Two sets of buffers take turns; nobody looks at a window once the next is taken."""
     sets: list[dict[str, Tensor]] = [{}, {}]
@@ -148,7 +166,7 @@ def _filled(
 
 
 def shuffle_quality(
-    store: "Store",
+    store: Columns,
     batch_size: int,
     seed: int = 0,
     *,

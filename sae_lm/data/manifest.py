@@ -39,7 +39,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from sae_lm.errors import StoreError
-from sae_lm.files import json_bytes, read_json, write_json
+from sae_lm.runtime.files import json_bytes, read_json, write_json
 
 FORMAT_VERSION = 2
 MANIFEST = "manifest.json"

@@ -21,13 +21,14 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, NamedTuple
 
-from sae_lm.data.hooks import expand_hooks
-from sae_lm.data.hub import pin
 from sae_lm.data.manifest import MANIFEST, FileRecord, Manifest, read_manifest, shard_of, write_manifest
-from sae_lm.data.repository import SCHEME, Branch, address_of, download, quiet
 from sae_lm.errors import HubError, StoreError
-from sae_lm.files import PART, sha256, write_whole
-from sae_lm.progress import Progress
+from sae_lm.hub.errors import quiet
+from sae_lm.hub.repository import SCHEME, Branch, address_of, download
+from sae_lm.hub.revision import pin
+from sae_lm.lm.hooks import expand_hooks
+from sae_lm.runtime.files import PART, sha256, write_whole
+from sae_lm.runtime.progress import Progress
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoFile

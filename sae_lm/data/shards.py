@@ -13,7 +13,7 @@ from sae_lm.data.manifest import FileRecord, Recipe, ShardRecord, shard_file
 from sae_lm.data.norms import norm_histogram
 from sae_lm.data.tokens import Block
 from sae_lm.errors import StoreError
-from sae_lm.files import sha256, write_whole
+from sae_lm.runtime.files import sha256, write_whole
 
 EXACT_ROWS = 64
 """Rows summed in float32 before float64 takes over: 64 bfloat16 values of like size add up there exactly."""

@@ -14,10 +14,11 @@ from jaxtyping import Float, Int
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from sae_lm.data.hooks import canonical_hook
+from sae_lm.data.batches import shuffled_batches
 from sae_lm.data.manifest import QUANTILES, Manifest, read_manifest, shard_file
 from sae_lm.errors import SettingsError, StoreError
-from sae_lm.files import sha256
+from sae_lm.lm.hooks import canonical_hook
+from sae_lm.runtime.files import sha256
 
 TOKEN_COLUMNS = ("token_id", "document", "position", "context")
 
@@ -188,7 +189,6 @@ class Store:
         rank, world_size: each batch is cut into world_size slices; yield the rank-th.
         An incomplete last batch is dropped.
         """
-        from sae_lm.data.batches import shuffled_batches
 
         wanted = [self.hook(hook)] if columns is None else [self._column(name) for name in columns]
         last = len(self) if stop is None else stop

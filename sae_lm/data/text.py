@@ -14,9 +14,9 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sae_lm.data.hub import pin
 from sae_lm.embedded.text import embedded_dataset
 from sae_lm.errors import TextError
+from sae_lm.hub.revision import pin
 
 if TYPE_CHECKING:
     from datasets import IterableDatasetDict
@@ -145,7 +145,7 @@ def _load_files(files: dict[str, Path], name: str) -> Rows:
 def _load_hub(name: str, source: str, revision: str | None, config: str | None) -> "IterableDatasetDict":
     from datasets import disable_progress_bars, load_dataset
 
-    from sae_lm.data.repository import quiet
+    from sae_lm.hub.errors import quiet
 
     disable_progress_bars()
     quiet()

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sae_lm.metrics.codes import Codes
-from sae_lm.seeds import derive
+from sae_lm.runtime.seeds import derive
 
 SILENT = 1e-8
 """Strength below which a main latent counts as silent."""

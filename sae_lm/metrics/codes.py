@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae_lm.sae.model import SAE
-from sae_lm.sae.selection import largest
+from sae_lm.training.selection import largest
 
 CROWDED = 8
 """A code fuller than one latent in so many is decoded by a dense product, which is faster then."""

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from sae_lm.metrics.codes import Codes, active, decode_active
 from sae_lm.metrics.geometry import CELLS, cosine_tiles, nearest_below
-from sae_lm.sae.cosines import row_products, unit_rows
+from sae_lm.sae.directions import row_products, unit_rows
 from sae_lm.sae.model import SAE
 
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8)

@@ -18,8 +18,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from sae_lm.sae.penalties import unit_rows
-from sae_lm.seeds import derive
+from sae_lm.penalties.arms import unit_rows
+from sae_lm.runtime.seeds import derive
 
 CELLS = 1 << 24
 """Cosines held at a time, at most: 64 MiB in float32."""

@@ -16,9 +16,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from sae_lm.concepts.probes import f1
+from sae_lm.concepts.rows import TEST, TRAIN, VALIDATION, ConceptRows
 from sae_lm.metrics.codes import Codes
-from sae_lm.metrics.concepts import TEST, TRAIN, VALIDATION, ConceptRows, f1
-from sae_lm.seeds import derive
+from sae_lm.runtime.seeds import derive
 
 EPOCHS, BATCH = 50, 4096
 LR_START, LR_END, L1, WEIGHT_DECAY = 1e-2, 1e-5, 0.01, 1e-6

@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sae_lm.seeds import derive
+from sae_lm.runtime.seeds import derive
 
 FEWEST_SEEDS = 3
 """Below this no claim is made."""

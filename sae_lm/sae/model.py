@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sae_lm.errors import SaeError
-from sae_lm.seeds import derive
+from sae_lm.runtime.seeds import derive
 
 
 @dataclass(frozen=True, kw_only=True)

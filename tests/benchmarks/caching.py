@@ -25,16 +25,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sae_lm import caching
-from sae_lm.data.forward import BLOCKS, open_forward
-from sae_lm.data.hub import find_model
-from sae_lm.data.huggingface import load_tokenizer
+from sae_lm.commands import cache as caching
+from sae_lm.data.partial_store import read_partial_store
 from sae_lm.data.text import open_text
 from sae_lm.data.tokens import START
-from sae_lm.data.unfinished import read_unfinished
 from sae_lm.embedded import MODEL_DIR
 from sae_lm.embedded.text import embedded_dataset
-from sae_lm.processes import Ranks
+from sae_lm.lm.forward import BLOCKS, open_forward
+from sae_lm.lm.source import find_model, load_tokenizer
+from sae_lm.runtime.distributed import Ranks
 from sae_lm.settings import CacheSettings
 
 HERE = Path(__file__).parent
@@ -146,7 +145,7 @@ def bare_forward(folder: Path, layer: int, batches: list[torch.Tensor]):
 def write_store(settings: CacheSettings, maker: caching.ShardMaker) -> float:
     shutil.rmtree(settings.out, ignore_errors=True)
     began = time.perf_counter()
-    state = read_unfinished(settings.out, maker.recipe)
+    state = read_partial_store(settings.out, maker.recipe)
     assert state is not None
     state.begin(settings.batch_size, {})
     sys.stderr = open("/dev/null", "w")  # noqa: SIM115

@@ -30,14 +30,14 @@ import sae_lm
 ARMS, K, BATCH = "none,max_cos:0.25", 32, 2048
 CONTEXT = 128
 PARTS = {
-    "sae_lm.evaluating": ("quality", "geometry", "encode_sparse", "split_counts"),
-    "sae_lm.measuring": (
-        "spliced_entropies",
+    "sae_lm.comparison.evaluate": ("quality", "geometry", "encode_sparse", "split_counts"),
+    "sae_lm.comparison.language_model": ("spliced_entropies",),
+    "sae_lm.comparison.measure": (
         "concept_figures",
         "between_seeds",
         "genealogies",
         "_explorer",
-        "_bench",
+        "_build_evaluation_set",
     ),
 }
 """Module -> functions whose seconds are told."""
@@ -126,7 +126,7 @@ def store(folder: Path, width: int, tokens: int) -> None:
 
 def compared(folder: str, tokens: int, latents: int, per_type: int, seeds: int) -> dict[str, Any]:
     """Trains what is missing in another process, whose memory does not count, and compares."""
-    from sae_lm.comparison import compare
+    from sae_lm.commands.compare import compare
     from sae_lm.settings import CompareSettings
 
     place = json.loads((Path(folder) / "latest.json").read_text())

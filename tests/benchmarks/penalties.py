@@ -14,8 +14,8 @@ import torch
 from training import made_rows
 from training_steps import hyperparameters
 
-from sae_lm.sae.arm import ArmTraining
-from sae_lm.sae.penalties import parse_arm
+from sae_lm.penalties.arms import parse_arm
+from sae_lm.training.trainer import ArmTraining
 
 ARMS = ("abs_cos:1", "sq_cos:1", "max_cos:0.25", "coactive:0.1", "coactive:0.1@anchored", "freq_cos:0.1")
 STEPS = 10

@@ -21,8 +21,8 @@ import torch
 from sae_lm.data.batches import WINDOW_BYTES
 from sae_lm.data.manifest import FileRecord, Manifest, Recipe, ShardRecord, shard_file, write_manifest
 from sae_lm.data.store import Store, open_store
-from sae_lm.sae.arm import ArmTraining, Hyperparameters
-from sae_lm.sae.penalties import Arm
+from sae_lm.penalties.arms import Arm
+from sae_lm.training.trainer import ArmTraining, Hyperparameters
 
 WIDTH, LATENTS, K, BATCH, SHARD_ROWS = 512, 8192, 32, 2048, 65_536
 HOOK = "blocks.3.hook_out"

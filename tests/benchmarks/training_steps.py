@@ -22,8 +22,8 @@ Rebuild = Callable[[Tensor], Tensor]
 
 
 def ours(job: dict[str, Any], start: Tensor) -> tuple[Step, Rebuild]:
-    from sae_lm.sae.arm import ArmTraining
-    from sae_lm.sae.penalties import parse_arm
+    from sae_lm.penalties.arms import parse_arm
+    from sae_lm.training.trainer import ArmTraining
 
     run = ArmTraining(parse_arm(job["arm"]), 0, job["d_sae"], start, hyperparameters(job), job["device"])
     steps = iter(range(10**9))
@@ -39,9 +39,9 @@ def twin(job: dict[str, Any], start: Tensor) -> tuple[Step, Rebuild]:
     sys.path.insert(0, job["tests"])
     from reference import dense_loss
 
-    from sae_lm.sae.arm import CLIP_NORM, ArmTraining
-    from sae_lm.sae.hyperparameters import learning_rate
-    from sae_lm.sae.penalties import parse_arm
+    from sae_lm.penalties.arms import parse_arm
+    from sae_lm.training.recipe import learning_rate
+    from sae_lm.training.trainer import CLIP_NORM, ArmTraining
 
     h = hyperparameters(job)
     first = ArmTraining(parse_arm("none"), 0, job["d_sae"], start, h, job["device"])
@@ -73,7 +73,7 @@ def twin(job: dict[str, Any], start: Tensor) -> tuple[Step, Rebuild]:
 
 
 def hyperparameters(job: dict[str, Any]) -> Any:
-    from sae_lm.sae.hyperparameters import Hyperparameters
+    from sae_lm.training.recipe import Hyperparameters
 
     return Hyperparameters(
         arch="topk", k=job["k"], steps=job["steps"], lr=job["lr"], warm_up=0.05, decay=0.2, penalty_every=10,

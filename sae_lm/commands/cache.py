@@ -1,0 +1,182 @@
+"""sae-lm cache: text to a store. Run the model over contexts, fill shards, commit the manifest last.
+
+A run that was killed goes on with the shards that are missing, and ranks take turns at them; either way the
+store ends with the same bytes. Tokens are made ahead of the model and rows are written behind it, each in a
+thread of its own.
+"""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import nullcontext
+from itertools import islice
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from sae_lm.data.manifest import Manifest, Recipe, write_manifest
+from sae_lm.data.partial_store import PartialStore, check_folder, read_partial_store, written_by_one
+from sae_lm.data.shards import OpenShard
+from sae_lm.data.store import open_store
+from sae_lm.data.text import open_text
+from sae_lm.data.tokens import vocabulary
+from sae_lm.data.writer import BATCHES_BEHIND, Job, ShardMaker, bytes_per_row, describe_recipe, file_record, statistics
+from sae_lm.errors import SettingsError, StoreError, TextError
+from sae_lm.lm.forward import open_forward
+from sae_lm.lm.source import find_model, load_tokenizer
+from sae_lm.runtime.device import pick_device
+from sae_lm.runtime.distributed import Ranks, join_ranks
+from sae_lm.runtime.files import write_json, write_whole
+from sae_lm.runtime.progress import Progress
+from sae_lm.runtime.signals import stop_on_signal
+from sae_lm.runtime.threads import WriteBehind, read_ahead
+from sae_lm.settings import CacheSettings
+
+
+def cache(settings: CacheSettings) -> Path:
+    """Write the activation store that ``settings`` describe and return its folder.
+
+    A whole store of the same recipe is reused, an unfinished one continued, any other content of the folder
+    refused (StoreError). Under torchrun all ranks write one store. SIGINT and SIGTERM raise Stopped
+    after the current shard.
+    """
+    check_folder(settings.out)
+    folder = Path(settings.text).expanduser()
+    if folder.is_dir() and folder.resolve() in (settings.out.resolve(), *settings.out.resolve().parents):
+        raise SettingsError(
+            f"out ({settings.out}) is inside the text's folder, whose files are the text; give another --out"
+        )
+    source = find_model(settings.model, settings.revision)
+    text = open_text(settings.text, settings.split, settings.text_column)
+    tokenizer = load_tokenizer(source)
+    with join_ranks() as ranks:
+        device = pick_device(settings.device, ranks.local_rank if ranks.size > 1 else None)
+        dtype = getattr(torch, settings.model_dtype)
+        with open_forward(source, settings.hooks, kind=settings.forward, device=device, dtype=dtype) as forward:
+            maker = ShardMaker(forward, describe_recipe(settings, forward, source, text, tokenizer), tokenizer, text,
+                               settings.batch_size, device)  # fmt: skip
+            if read_partial_store(settings.out, maker.recipe) is None:
+                if ranks.rank == 0:
+                    print(f"{open_store(settings.out)!r} is there already; reused", flush=True)
+                return settings.out
+            with written_by_one(settings.out) if ranks.rank == 0 else nullcontext():
+                _write_store(maker, settings, ranks)
+    return settings.out
+
+
+def _write_store(maker: "ShardMaker", settings: CacheSettings, ranks: Ranks) -> None:
+    state = read_partial_store(settings.out, maker.recipe)
+    if state is None:
+        return  # another process has finished it a moment ago
+    if ranks.rank == 0:
+        _check_space(settings.out, maker.recipe, state)
+        state.begin(settings.batch_size, maker.sink_norms() if maker.recipe.drop_sinks else {})
+    ranks.barrier()
+    state = state.reread()
+    _fill(maker, state, ranks)
+    ranks.barrier()
+    if ranks.rank == 0:
+        _commit(state.reread(), vocabulary(maker.tokenizer, maker.recipe.model["d_vocab"]))
+    ranks.barrier()
+
+
+# --- filling: this process's share of the shards
+
+
+def _fill(maker: ShardMaker, state: PartialStore, ranks: Ranks) -> None:
+    """Make the missing shards, every size-th of them the one of this rank."""
+    recipe, out = maker.recipe, state.out
+    rows = sum(record.rows for record in state.records.values())
+    if state.records and ranks.rank == 0:
+        print(f"continuing after {rows:,} rows in {len(state.records)} shards", flush=True)
+    jobs = read_ahead(maker.jobs(state.records), 2)
+    known = {index: record.rows for index, record in state.records.items()}
+    with (
+        stop_on_signal("this shard") as stop_request,
+        Progress("caching", recipe.tokens, "tok", rows, silent=ranks.rank > 0) as bar,
+        WriteBehind(max(BATCHES_BEHIND, recipe.shard_contexts // maker.batch_size)) as writer,
+    ):
+        try:
+            for turn in _turns(jobs, ranks):
+                job, left = turn[ranks.rank], recipe.tokens
+                shard, made = maker.run(job, state.sink_norms, writer.submit, bar) if job else (None, 0)
+                if recipe.drop_sinks:  # how many rows the shards before this one have is known only now
+                    done = ranks.gather((job.number, made) if job else None)
+                    known |= dict(filter(None, done))
+                    left -= sum(known[i] for i in range(job.number)) if job else 0
+                if shard is not None and left > 0:
+                    writer.submit(_write, out, shard, left)
+                bar.update(sum(int(other.wanted.sum()) for other in turn if other and other is not job))
+                if stop_request:
+                    writer.wait()
+                    kept = f"{bar.done:,} of {recipe.tokens:,} rows are in {out}"
+                    raise stop_request.stop(f"{kept}; run the same command again to go on")
+                if recipe.drop_sinks and sum(known.values()) >= recipe.tokens:
+                    break
+        finally:
+            jobs.close()
+
+
+def _turns(jobs: Iterator[Job], ranks: Ranks) -> Iterator[list[Job | None]]:
+    """The jobs of all ranks at a time; None for the ranks that have none left."""
+    while turn := list(islice(jobs, ranks.size)):
+        yield [*turn, *[None] * (ranks.size - len(turn))]
+
+
+def _write(out: Path, shard: OpenShard, limit: int) -> None:
+    record = shard.write(out, limit)
+    write_json(PartialStore.record_file(out, shard.index), record.model_dump())
+
+
+# --- the end
+
+
+def _check_space(out: Path, recipe: Recipe, state: PartialStore) -> None:
+    rows = recipe.tokens - sum(record.rows for record in state.records.values())
+    there = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
+    needed, free = rows * bytes_per_row(recipe), shutil.disk_usage(there).free
+    if needed > free:
+        raise StoreError(
+            f"{out}: the store needs {needed / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB free; ask for fewer tokens or hooks"
+        )
+
+
+def _commit(state: PartialStore, words: list[str]) -> None:
+    recipe, out = state.recipe, state.out
+    shards = [state.records[index] for index in sorted(state.records)]
+    if sorted(state.records) != list(range(len(shards))):
+        raise StoreError(f"{out}: files of a shard are gone that was written before; run the same command again")
+    rows = sum(record.rows for record in shards)
+    if not rows:
+        state.give_up()
+        raise TextError(
+            f"text {recipe.text['id']!r} is empty or too short: it does not fill one context of {recipe.context_size} tokens "
+            "with a token that gets a row; give more text or a smaller --context-size"
+        )
+    if rows < recipe.tokens:
+        print(
+            f"the text ended after {rows:,} of {recipe.tokens:,} rows; the store keeps what there is "
+            "(--repeat would go through the text again)",
+            flush=True,
+        )
+    write_whole(out / "stats.safetensors", lambda part: save_file(statistics(out, recipe, len(shards)), part))
+    write_json(out / "vocabulary.json", words)
+    manifest = Manifest(
+        recipe=recipe,
+        rows=rows,
+        contexts=sum(record.contexts for record in shards),
+        documents=max(record.last_document for record in shards) + 1,
+        text_ended=rows < recipe.tokens,
+        sink_norms=state.sink_norms,
+        shards=shards,
+        files={name: file_record(out / name) for name in ("stats.safetensors", "vocabulary.json")},
+        batch_size=state.batch_size,
+        versions=state.versions,
+    )
+    write_manifest(out, manifest)
+    state.end()
+
+
+def run(settings: CacheSettings) -> int:
+    print(f"store: {cache(settings)}")
+    return 0

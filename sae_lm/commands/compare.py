@@ -1,0 +1,83 @@
+"""sae-lm compare: runs to report.json, report.csv, report.html and figures/.
+
+Every arm is measured on the same held-out rows, and differences are paired by seed (`sae_lm.comparison`).
+"""
+
+import csv
+import io
+import shutil
+from pathlib import Path
+from typing import Any
+
+from sae_lm.comparison.measure import measure
+from sae_lm.comparison.report import make_report
+from sae_lm.comparison.runs import find_store, read_runs
+from sae_lm.errors import SaeLmError
+from sae_lm.pages.figures import figure_paths
+from sae_lm.runtime.device import pick_device
+from sae_lm.runtime.files import PART, check_folder, write_json, write_whole
+from sae_lm.settings import CompareSettings
+
+FILES, FIGURES = ("report.json", "report.csv", "report.html"), "figures"
+
+
+def compare(settings: CompareSettings) -> dict[str, Any]:
+    """Measure every SAE below ``settings.runs``; write report.json, .csv, .html and figures/; return the report.
+
+    The files are made aside and moved to their places together, over those of an earlier report.
+    Where an arm lacks a seed, the seeds that all arms have are compared, and "partial" says so. Raises SaeError for a
+    folder without runs, runs of different stores or hooks, a missing baseline.
+    """
+    runs = read_runs(settings.runs, settings.baseline)
+    store = find_store(settings, runs.training["store_id"])
+    # before the work, so that a bad path or a damaged SAE costs none
+    check_folder(settings.out)
+    check_folder(settings.out / FIGURES)
+    for name in FILES:
+        if (settings.out / name).is_dir():
+            raise SaeLmError(f"{settings.out / name} is a folder, where the report's file would be; give another --out")
+    runs.check()
+    report = make_report(settings, store, runs, measure(settings, store, runs, pick_device(settings.device)))
+    _write(report, settings.out)
+    return report
+
+
+def _write(report: dict[str, Any], out: Path) -> None:
+    from sae_lm.pages.report import write_figures, write_html
+
+    aside = out / f"report{PART}"
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        write_json(aside / "report.json", report)
+        write_csv(report, aside / "report.csv")
+        write_html(report, aside / "report.html")
+        write_figures(report, aside / FIGURES)
+        for path in figure_paths(out / FIGURES):  # an earlier report may have had more
+            if not (aside / FIGURES / path.name).exists():
+                path.unlink(missing_ok=True)
+        for path in [file for file in sorted(aside.rglob("*")) if file.is_file()]:
+            path.replace(out / path.relative_to(aside))
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def write_csv(report: dict[str, Any], path: Path) -> None:
+    """The report's values, one row for each arm, seed and metric that has one; the controls without a seed."""
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["arm", "seed", "metric", "value"])
+    for arm, about in report["arms"].items():
+        for key, per_seed in about["values"].items():
+            rows = zip(report["seeds"], per_seed, strict=True)
+            table.writerows([arm, seed, key, repr(value)] for seed, value in rows if value is not None)
+    for name, figures in report["controls"].items():
+        table.writerows([name, "", key, repr(value)] for key, value in figures.items() if value is not None)
+    write_whole(path, lambda part: part.write_text(text.getvalue(), encoding="utf-8"))
+
+
+def run(settings: CompareSettings) -> int:
+    from sae_lm.pages.terminal import text_table
+
+    print(text_table(compare(settings)))
+    print(f"report: {settings.out / 'report.html'}")
+    return 0

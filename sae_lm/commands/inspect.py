@@ -1,0 +1,86 @@
+"""sae-lm inspect: what a store or an SAE directory is and holds, some of it decoded."""
+
+from pathlib import Path
+
+import torch
+
+from sae_lm.data.batches import shuffle_quality
+from sae_lm.data.store import Store, open_store
+from sae_lm.runtime.seeds import derive
+from sae_lm.sae.formats.saelens import CONFIG
+from sae_lm.sae.load import load
+from sae_lm.sae.model import SAE
+from sae_lm.settings import InspectSettings
+
+SHOWN_QUANTILES = (0.01, 0.5, 0.99, 1.0)
+QUALITY_BATCH = 2048
+
+
+def inspect(path: str, rows: int = 5) -> str:
+    """A human's summary of a store (a folder or an hf:// address) with ``rows`` decoded rows, or of an SAE directory."""
+    if not path.startswith("hf://") and (Path(path) / CONFIG).is_file():
+        return _sae(load(path))
+    return _store(open_store(path), rows)
+
+
+def _store(store: Store, rows: int) -> str:
+    manifest, recipe = store.manifest, store.manifest.recipe
+    total = sum(file.bytes for file in manifest.all_files().values())
+    special = sum(shard.special_tokens for shard in manifest.shards)
+    padding, sinks = (sum(getattr(shard, key) for shard in manifest.shards) for key in ("padding", "sinks"))
+    revision = f" at {recipe.model['revision'][:12]}" if recipe.model["revision"] else ""
+    lines = [
+        f"store      {store.path} (format {manifest.version}, id {manifest.id[:12]})",
+        f"model      {recipe.model['id']}{revision}, {recipe.model['architecture']}, {recipe.model['n_layers']} layers, {recipe.model['dtype']}; forward by {recipe.forward}",
+        f"text       {recipe.text['id']}" + (f", split {recipe.text['split']}" if recipe.text["split"] else "")
+        + (", ended before all rows were there" if manifest.text_ended else ""),
+        f"rows       {len(store):,} in {len(manifest.shards):,} shards, {total / 1e9:.3f} GB of {recipe.dtype}",
+        f"contexts   {manifest.contexts:,} of {recipe.context_size} tokens, {'packed' if recipe.pack else 'one document each'}, from {manifest.documents:,} documents",
+        f"without a row  {special:,} special tokens{' (kept)' if recipe.keep_special else ''}, {padding:,} of padding, {sinks:,} attention sinks",
+    ]  # fmt: skip
+    for hook, width in store.hooks.items():
+        moments, norms = store.moments(hook), store.norm_quantiles(hook)
+        shown = ", ".join(f"{norms[share]:.4g} ({share:.0%})" for share in SHOWN_QUANTILES)
+        lines.append(
+            f"{hook}  width {width}, norms {shown}; mean row's norm {float(moments.mean.norm()):.4g}, "
+            f"variance {moments.variance:.4g}, {store.non_finite(hook)} rows not finite"
+        )
+    if len(store) >= 2 * QUALITY_BATCH:
+        quality = shuffle_quality(store, QUALITY_BATCH)
+        lines.append(
+            f"shuffling  batches of {QUALITY_BATCH} hold {quality:.1%} of the documents that rows drawn uniformly would"
+        )
+    return "\n".join([*lines, *_decoded(store, rows)])
+
+
+def _decoded(store: Store, rows: int) -> list[str]:
+    draw = torch.Generator().manual_seed(derive("inspect"))
+    numbers = sorted(set(torch.randint(len(store), (rows,), generator=draw).tolist()))
+    hook = next(iter(store.hooks))
+    lines = [f"{len(numbers)} rows (token in brackets, first values of {hook}):"] if numbers else []
+    for number in numbers:
+        token = {name: int(value) for name, value in store.tokens(number, number + 1).items()}
+        ids = store.blocks(token["context"], token["context"] + 1)[0].tolist()
+        at = token["position"]
+        words = [store.vocabulary[i] for i in ids]
+        text = "".join(words[max(0, at - 8) : at]) + "[" + words[at] + "]" + "".join(words[at + 1 : at + 4])
+        values = ", ".join(f"{value:.3g}" for value in store.rows(hook, number, number + 1)[0, :4].tolist())
+        lines.append(f"  {number:>9,}  document {token['document']}, position {at}: {text!r}  {values}, ...")
+    return lines
+
+
+def _sae(sae: SAE) -> str:
+    keys = ("model_name", "hook_name", "arm", "seed", "dataset_path")
+    facts = [f"{key}: {sae.config.metadata[key]}" for key in keys if key in sae.config.metadata]
+    cosines = (
+        (sae.W_enc * sae.W_dec.T).sum(0)
+        / sae.W_enc.norm(dim=0).clamp_min(1e-12)
+        / sae.W_dec.norm(dim=1).clamp_min(1e-12)
+    )
+    return "\n".join([repr(sae), *facts, f"decoder norms {float(sae.W_dec.norm(dim=1).min()):.3f} to {float(sae.W_dec.norm(dim=1).max()):.3f}; "
+                      f"median cosine of encoder and decoder {float(cosines.median()):.3f}"])  # fmt: skip
+
+
+def run(settings: InspectSettings) -> int:
+    print(inspect(settings.path, settings.rows))
+    return 0

@@ -1,0 +1,9 @@
+"""sae-lm pull: a data set repository of the hub to a store on this disk."""
+
+from sae_lm.data.remote import pull
+from sae_lm.settings import PullSettings
+
+
+def run(settings: PullSettings) -> int:
+    print(f"store: {pull(settings.address, settings.out, settings.hooks)}")
+    return 0

@@ -1,0 +1,46 @@
+"""sae-lm verify: what is wrong with the files of a store or an SAE directory."""
+
+from pathlib import Path
+
+from sae_lm.data.integrity import check_files
+from sae_lm.data.manifest import MANIFEST, PROGRESS, read_manifest
+from sae_lm.errors import StoreError
+from sae_lm.sae.formats.saelens import CONFIG, verify_files
+from sae_lm.sae.load import sae_directories
+from sae_lm.settings import VerifySettings
+
+
+def verify(path: Path) -> list[str]:
+    """One line per damaged, missing or foreign file; empty where everything is whole.
+
+    Raises StoreError where the folder is neither a store nor an SAE directory.
+    """
+    if (path / CONFIG).is_file():
+        return verify_files(path)
+    if (path / MANIFEST).is_file() or (path / PROGRESS).is_dir():
+        try:
+            problems = check_files(path, read_manifest(path))
+        except StoreError as problem:
+            return [str(problem)]
+        return [f"{name}: {what}" for part in problems for name, what in part.items()]
+    inside = [found.name for found in sae_directories(path)]
+    if inside:
+        raise StoreError(f"{path} holds several SAEs; name one of {', '.join(inside)}")
+    raise StoreError(f"{path} is neither an activation store ({MANIFEST}) nor an SAE directory ({CONFIG}); name one")
+
+
+def run(settings: VerifySettings) -> int:
+    """1 where something is damaged."""
+    if str(settings.path).startswith("hf://"):
+        raise StoreError(
+            f"{settings.path} is on the hub, where files are checked as they are fetched; pull it, then verify"
+        )
+    path = Path(settings.path)
+    if settings.repair:
+        from sae_lm.data.repair import repair
+
+        for line in repair(path, settings.model, settings.text, settings.device):
+            print(line)
+    problems = verify(path)
+    print("\n".join(problems) if problems else f"{settings.path}: whole")
+    return 1 if problems else 0

@@ -1,0 +1,98 @@
+"""The metrics of a comparison: label, unit, which way is better, role, and one sentence each."""
+
+from typing import NamedTuple
+
+
+class Metric(NamedTuple):
+    label: str
+    unit: str
+    better: str | None
+    """lower, higher or None"""
+    role: str
+    """primary: what the question is about, corrected for their number. quality: what the answer costs. check: whether
+    the penalty did what it says. context: to read the others by"""
+    explain: str
+
+
+METRICS = {
+    "splits": Metric("latents per concept (splitting)", "latents", "lower", "primary",
+        "Latents worth having for one concept: each adds more than split_gain to the F1 of those before it."),
+    "hole_rate": Metric("hole rate", "share", "lower", "primary",
+        "Share of tokens on which the probe sees the concept and all its main latents are silent; no geometry in it."),
+    "absorption_fraction": Metric("absorption, fraction", "share", "lower", "primary",
+        "Share of the concept's projection that other latents carry instead of its main ones (SAEBench 0.6.0)."),
+    "fvu": Metric("fraction of variance unexplained", "share", "lower", "quality",
+        "Mean squared error over mean squared distance from the mean activation."),
+    "ce_spliced": Metric("cross-entropy with the SAE", "nats", "lower", "quality",
+        "The language model's loss with the reconstruction in place of its activation."),
+    "ce_recovered": Metric("cross-entropy recovered", "share", "higher", "quality",
+        "1: as good as the model itself; 0: as bad as zeros, which are very bad, so that all values look high."),
+    "ce_recovered_from_mean": Metric("cross-entropy recovered, from the mean", "share", "higher", "quality",
+        "The same with the mean activation for zeros: a stricter reference, and not the one that others report."),
+    "kl": Metric("KL divergence from the model", "nats", "lower", "quality",
+        "KL(model || model with the SAE) per token."),
+    "kl_recovered": Metric("KL recovered", "share", "higher", "quality", "As cross-entropy recovered, in KL divergence."),
+    "main_f1": Metric("F1 of a concept's main latents", "F1", "higher", "quality",
+        "How well the main latents together tell the concept on unseen token types; where low, absorption says little."),
+    "main_recall": Metric("recall of a concept's main latents", "share", "higher", "quality",
+        "Share of a concept's tokens, of unseen types, on which any of its main latents fires; no threshold, no probe."),
+    "l0": Metric("latents per token (L0)", "latents", None, "context",
+        "Mean number of latents that fire; arms are compared where it is equal."),
+    "nmse": Metric("squared error over squared norm", "share", "lower", "quality",
+        "As FVU, against the squared norm instead of the variance."),
+    "l2_ratio": Metric("norm of reconstruction over norm", "ratio", None, "quality", "Below 1: shrinkage."),
+    "bias": Metric("reconstruction bias", "ratio", None, "quality",
+        "E||x_hat||^2 / E<x, x_hat>: 1 is unbiased, below 1 is shrinkage (2404.16014)."),
+    "dead": Metric("dead latents", "share", "lower", "quality",
+        "Share of latents that fire on none of the held-out rows measured; falls as these grow."),
+    "dense": Metric("dense latents", "share", "lower", "quality", "Share of latents that fire on more than 10% of rows."),
+    "recovered_on_holes": Metric("projection recovered on holes", "ratio", "higher", "quality",
+        "Where the main latents are silent, how much of the concept's direction the whole SAE still carries."),
+    "nearest_cos": Metric("decoder cosine to nearest, alive", "cosine", None, "check",
+        "Mean cosine of a latent's direction to the nearest other among those that fire; random directions score low too, so that low is no merit."),
+    "mean_abs_cos": Metric("decoder mean |cos|", "cosine", None, "check", "Mean absolute cosine of all pairs of latents."),
+    "mean_sq_cos": Metric("decoder mean cos^2", "cos^2", None, "check", "Mean squared cosine of all pairs of latents."),
+    "near_half": Metric("latents with a neighbour", "share", None, "check", "Share with another latent at cosine above .5."),
+    "near_duplicates": Metric("near duplicates", "share", None, "check", "Share with another latent at cosine above .9."),
+    "composition_rate": Metric("composition rate", "share", None, "check",
+        "Variance of the decoder's rows that a meta-SAE of a quarter of the latents, four per row, explains."),
+    "seed_stability": Metric("latents found at the next seed", "share", "higher", "check",
+        "Share of latents matched one to one, at cosine .7 or more, in the same arm at the next seed."),
+    "distinct": Metric("latents not in the baseline", "share", None, "check",
+        "Share with no latent of the baseline's next seed at cosine .2; for the baseline itself, what seeds alone do."),
+    "split_ratio": Metric("children per latent of the narrower SAE", "latents", None, "check",
+        "Of the narrower SAE's latents that are the nearest of any here at cosine .7 or more: of how many."),
+    "stitched_novel": Metric("latents that the narrower SAE lacks", "share", None, "check",
+        "Of the latents that fire, the share that lowers the narrower SAE's error when added to it alone (stitching)."),
+    "absorption_full": Metric("absorption, full", "share", "lower", "context",
+        "Share of tokens on which the main latents are silent and a single other latent carries the concept."),
+    "absorption_full_own_k": Metric("absorption, full, own split count", "share", "lower", "context",
+        "The same with each SAE's own number of main latents; falls when an arm merely splits more."),
+    "absorption_fraction_own_k": Metric("absorption, fraction, own split count", "share", "lower", "context",
+        "The fraction with each SAE's own number of main latents; falls when an arm merely splits more."),
+    "hole_rate_own_k": Metric("hole rate, own split count", "share", "lower", "context",
+        "The hole rate with each SAE's own number of main latents; falls when an arm merely splits more."),
+    "control_hole_rate": Metric("hole rate of random latents", "share", None, "context",
+        "The hole rate if random latents that fire as often stood for the main ones."),
+    "control_fraction": Metric("absorption, fraction, of random latents", "share", None, "context",
+        "The fraction if random latents that fire as often stood for the main ones."),
+    "nearest_cos_all": Metric("decoder cosine to nearest, all", "cosine", None, "context",
+        "Over dead latents too, which need not move to look orthogonal."),
+    "nearest_cos_spread": Metric("decoder cosine to nearest, same spread", "cosine", None, "context",
+        "What random directions with the decoder's own second moments give."),
+    "nearest_cos_null": Metric("decoder cosine to nearest, random", "cosine", None, "context",
+        "What as many random directions give."),
+}  # fmt: skip
+"""Metric key -> what it is, in the order of the tables."""
+
+
+PRIMARY = tuple(key for key, metric in METRICS.items() if metric.role == "primary")
+
+
+NOT_OUTCOMES = ("nearest_cos_null",)
+"""Metrics without a difference: they do not depend on training."""
+
+
+NOT_TESTED = ("seed_stability", "distinct")
+"""Metrics of an SAE and that of the next seed. Each SAE is in two of their values, so that these are not independent
+and t would claim too much (simulated where seeds alone matter: .16 to .19 of null differences at .05)."""

@@ -1,0 +1,136 @@
+"""stores of one configuration -> one store: hook files as they are, tokens renumbered."""
+
+import hashlib
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+
+from sae_lm.data.manifest import FileRecord, Manifest, ShardRecord, shard_file, write_manifest
+from sae_lm.data.store import Store, open_store
+from sae_lm.data.writer import file_record, statistics
+from sae_lm.errors import SettingsError, StoreError
+from sae_lm.runtime.files import PART, sha256, write_json, write_whole
+from sae_lm.settings import MergeSettings
+
+ALIKE = ("model", "tokenizer_sha256", "forward", "context_size", "pack", "keep_special", "drop_sinks", "bos", "separator", "dtype", "hooks")  # fmt: skip
+"""Parts of the recipes that must agree. Texts and numbers of tokens may differ."""
+
+
+def merge(settings: MergeSettings) -> Path:
+    """Lay stores one after another in a new one and return its folder.
+
+    Files of activations are copied byte for byte (hard links where the disk allows); documents and contexts
+    are numbered on. Raises StoreError for stores that do not go together or share text, which would be in
+    the result twice.
+    """
+    out = settings.out
+    if out.exists():
+        raise StoreError(f"{out} is there already; give --out a new folder")
+    if len(settings.stores) < 2:
+        raise SettingsError(f"merge: got {len(settings.stores)} store, expected several; name them one after another")
+    stores = [open_store(path) for path in settings.stores]
+    _check_alike(stores)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(PART, f"{out.name}.", out.parent))
+    try:
+        _merge_into(part, stores)
+        part.chmod(0o755)
+        part.rename(out)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return out
+
+
+def _merge_into(part: Path, stores: list[Store]) -> None:
+    shards: list[ShardRecord] = []
+    contexts = documents = 0
+    for store in stores:
+        for index, record in enumerate(store.manifest.shards):
+            files = _take_shard(store, index, record, part, len(shards), contexts, documents)
+            update = {"files": files, "last_document": record.last_document + documents, "next": (0, 0)}
+            shards.append(record.model_copy(update=update))
+        contexts += store.manifest.contexts
+        documents += store.manifest.documents
+    write_manifest(part, _manifest(stores, shards, contexts, documents, part))
+
+
+def _check_alike(stores: list[Store]) -> None:
+    first = stores[0].manifest.recipe
+    for store in stores[1:]:
+        recipe = store.manifest.recipe
+        for key in ALIKE:
+            if getattr(recipe, key) != getattr(first, key):
+                raise StoreError(
+                    f"{store.path} and {stores[0].path} do not go together: {key} is {getattr(recipe, key)} and {getattr(first, key)}; "
+                    "merge stores that differ in text and tokens alone"
+                )
+    seen: dict[str, Store] = {}
+    for store in stores:
+        for fingerprint in _fingerprints(store):
+            if fingerprint in seen:
+                raise StoreError(
+                    f"{store.path} and {seen[fingerprint].path} hold rows of the same text ({store.manifest.recipe.text['id']!r}), which "
+                    "would be in the result twice; leave one out"
+                )
+            seen[fingerprint] = store
+
+
+def _fingerprints(store: Store) -> list[str]:
+    """What text a store holds: commit or checksum, with the split."""
+    return [f"{part['id']} {part['split']} {part['column']} {part['fingerprint']}" for part in _texts(store)]
+
+
+def _texts(store: Store) -> list[dict[str, Any]]:
+    """The texts of a store, with the norms beyond which each has no rows."""
+    text, limits = store.manifest.recipe.text, store.manifest.sink_norms
+    return text.get("merged") or [text | ({"sink_norms": limits} if limits else {})]
+
+
+def _take_shard(
+    store: Store, index: int, record: ShardRecord, out: Path, number: int, contexts: int, documents: int
+) -> dict[str, FileRecord]:
+    files = {}
+    for hook in store.hooks:
+        name, source = shard_file(hook, number), store.locate(shard_file(hook, index))
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            (out / name).hardlink_to(source.resolve())
+        except OSError:  # another disk, or one without links
+            shutil.copyfile(source, out / name)
+        files[name] = record.files[shard_file(hook, index)]
+        if sha256(out / name) != files[name].sha256:
+            raise StoreError(
+                f"store {store.path} is damaged: {shard_file(hook, index)}; run sae-lm verify {store.path} --repair"
+            )
+    tokens = load_file(store.locate(shard_file("tokens", index)))
+    tokens["context"] += contexts
+    tokens["document"] += documents
+    name = shard_file("tokens", number)
+    write_whole(out / name, lambda part: save_file(tokens, part))
+    return files | {name: file_record(out / name)}
+
+
+def _manifest(stores: list[Store], shards: list[ShardRecord], contexts: int, documents: int, out: Path) -> Manifest:
+    first = stores[0].manifest
+    rows = sum(shard.rows for shard in shards)
+    texts = [part for store in stores for part in _texts(store)]
+    fingerprint = hashlib.sha256(" ".join(text["fingerprint"] for text in texts).encode()).hexdigest()
+    text = {"id": " + ".join(text["id"] for text in texts), "split": None, "column": None, "fingerprint": fingerprint}
+    recipe = first.recipe.model_copy(update={"text": {**text, "merged": texts}, "tokens": rows})
+    write_whole(out / "stats.safetensors", lambda part: save_file(statistics(out, recipe, len(shards)), part))
+    write_json(out / "vocabulary.json", stores[0].vocabulary)
+    return Manifest(
+        recipe=recipe,
+        rows=rows,
+        contexts=contexts,
+        documents=documents,
+        text_ended=False,
+        sink_norms={},
+        shards=shards,
+        files={name: file_record(out / name) for name in ("stats.safetensors", "vocabulary.json")},
+        batch_size=first.batch_size,
+        versions={key: ", ".join(dict.fromkeys(s.manifest.versions[key] for s in stores)) for key in first.versions},
+    )

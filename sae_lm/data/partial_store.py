@@ -1,0 +1,158 @@
+"""what a store is before its manifest: a recipe, and a record for each shard that is whole."""
+
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from sae_lm.data.manifest import MANIFEST, PROGRESS, RECIPE, Recipe, ShardRecord, read_manifest
+from sae_lm.errors import StoreError
+from sae_lm.runtime.files import PART, read_json, write_json
+
+LOCK = f"{PROGRESS}/lock"
+
+
+def check_folder(out: Path) -> None:
+    """Raise StoreError where a store cannot be written or continued."""
+    if out.exists() and not out.is_dir():
+        raise StoreError(f"{out} is a file; give --out a folder")
+    if not out.is_dir() or (out / MANIFEST).is_file() or (out / RECIPE).is_file():
+        return
+    there = {path.relative_to(out).as_posix() for path in out.rglob("*")}
+    if not there <= {PROGRESS, LOCK, f"{RECIPE}{PART}"}:  # what a run leaves that was killed in its first moments
+        raise StoreError(f"{out} is not empty and not an activation store; give --out a new folder")
+
+
+@contextmanager
+def written_by_one(out: Path) -> Iterator[None]:
+    """Inside the block no other process writes this store. Raises StoreError where one does.
+
+    The lock is the system's, on a file: it ends with the process, however that ends. Where there are no such
+    locks (Windows), nobody is kept out.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    lock = out / LOCK
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise StoreError(f"another process is writing {out}; wait for its end, or give another --out") from None
+        yield
+
+
+class PartialStore:
+    """A store that is being written."""
+
+    def __init__(self, out: Path, recipe: Recipe) -> None:
+        self.out, self.recipe = out, recipe
+        self.records: dict[int, ShardRecord] = {}
+        self.sink_norms: dict[str, float] = {}
+        self.versions: dict[str, str] = {}
+        self.batch_size = 0
+
+    @staticmethod
+    def record_file(out: Path, index: int) -> Path:
+        return out / PROGRESS / f"{index:05d}.json"
+
+    def begin(self, batch_size: int, sink_norms: dict[str, float]) -> None:
+        """Write the recipe and what this run adds to an earlier one's notes. An earlier run's norms stay."""
+        self._clear()
+        here = {name: version(name) for name in ("sae_lm", "torch", "transformers", "transformer-lens", "datasets")}
+        merged = {
+            name: ", ".join(dict.fromkeys([*filter(None, self.versions.get(name, "").split(", ")), number]))
+            for name, number in here.items()
+        }
+        notes = {"batch_size": batch_size, "sink_norms": self.sink_norms or sink_norms, "versions": merged}
+        write_json(self.out / RECIPE, {"recipe": self.recipe.model_dump(), **notes})
+
+    def _clear(self) -> None:
+        """Delete what a killed run was writing: shards without a record, parts of files, safetensors' own ``.tmp`` files."""
+        recorded = {self.out / name for record in self.records.values() for name in record.files}
+        for folder in ("tokens", *self.recipe.hooks):
+            for file in (self.out / folder).glob("*"):
+                if file not in recorded:
+                    file.unlink()
+        names = ("manifest.json", "stats.safetensors", "vocabulary.json")
+        parts = [self.out / f"{name}{PART}" for name in names]
+        for file in (*parts, *self.out.glob(".tmp??????"), *(self.out / PROGRESS).glob(f"*.json{PART}")):
+            file.unlink(missing_ok=True)
+
+    def reread(self) -> "PartialStore":
+        state = read_partial_store(self.out, self.recipe)
+        assert state is not None
+        return state
+
+    def end(self) -> None:
+        """After the commit: the records are in the manifest now."""
+        shutil.rmtree(self.out / PROGRESS)
+
+    def give_up(self) -> None:
+        """Delete what was written of a store that has no rows; the folder too, if nothing else is in it."""
+        for folder in (PROGRESS, "tokens", *self.recipe.hooks):
+            shutil.rmtree(self.out / folder, ignore_errors=True)
+        if not any(self.out.iterdir()):
+            self.out.rmdir()
+
+
+def read_partial_store(out: Path, recipe: Recipe) -> PartialStore | None:
+    """What there is of a store; empty for a new one, None for a finished one of this recipe.
+
+    Records whose files are not there in full are left out. Raises StoreError where the folder holds
+    another store, naming what differs.
+    """
+    if (out / MANIFEST).exists():
+        check_same(out, read_manifest(out).recipe, recipe)
+        shutil.rmtree(out / PROGRESS, ignore_errors=True)  # a kill between the commit and the end leaves it
+        return None
+    state = PartialStore(out, recipe)
+    if not (out / RECIPE).exists():
+        return state
+    content = read_json(out / RECIPE, StoreError, "an activation store")
+    try:
+        there = Recipe.model_validate(content.get("recipe"))
+        state.sink_norms, state.versions = dict(content["sink_norms"]), dict(content["versions"])
+        state.batch_size = int(content["batch_size"])
+        for file in sorted((out / PROGRESS).glob("*.json")):
+            if re.fullmatch(r"\d{5,}", file.stem):
+                record = ShardRecord.model_validate(read_json(file, StoreError, "a shard's record"))
+                if _is_there(out, record):
+                    state.records[int(file.stem)] = record
+    except (ValidationError, KeyError, TypeError, ValueError):
+        raise StoreError(
+            f"{out / PROGRESS} is not understood, so caching cannot go on; delete {out} and cache again"
+        ) from None
+    check_same(out, there, recipe)
+    return state
+
+
+def _is_there(out: Path, record: ShardRecord) -> bool:
+    paths = {out / name: file.bytes for name, file in record.files.items()}
+    return all(path.is_file() and path.stat().st_size == size for path, size in paths.items())
+
+
+def check_same(out: Path, there: Recipe, wanted: Recipe) -> None:
+    """Raise StoreError naming every setting in which a store differs from the one asked for."""
+    differing = list(_differences("", there.model_dump(), wanted.model_dump()))
+    if differing:
+        raise StoreError(f"{out} holds another store: {'; '.join(differing)}; give another --out or delete the folder")
+
+
+def _differences(name: str, got: Any, asked: Any) -> Iterator[str]:
+    if isinstance(got, dict) and isinstance(asked, dict) and got.keys() == asked.keys():
+        for key in got:
+            yield from _differences(f"{name}.{key}" if name else key, got[key], asked[key])
+    elif isinstance(got, dict) and isinstance(asked, dict):
+        yield f"{name} are {', '.join(got)}, asked for {', '.join(asked)}"
+    elif got != asked:
+        yield f"{name} is {json.dumps(got)}, asked for {json.dumps(asked)}"

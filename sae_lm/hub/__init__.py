@@ -1,0 +1,1 @@
+"""The Hugging Face hub: names pinned to commits, files fetched and sent, failures told in one sentence."""

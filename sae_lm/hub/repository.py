@@ -1,0 +1,94 @@
+"""data-set repository of the hub -> its files, and commits to it; what goes wrong is one sentence.
+
+Tokens are huggingface_hub's business: none is read, kept or named here, and none of its messages is passed on,
+as some quote a malformed token or an address with its password.
+"""
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sae_lm.errors import HubError, StoreError
+from sae_lm.hub.errors import one_sentence, quiet
+
+if TYPE_CHECKING:
+    from huggingface_hub import CommitOperationAdd
+    from huggingface_hub.hf_api import RepoFile
+
+SCHEME = "hf://"
+
+
+def address_of(repo_id: str, revision: str | None = None) -> str:
+    return f"{SCHEME}datasets/{repo_id}" + (f"@{revision}" if revision else "")
+
+
+def download(repo_id: str, commit: str, name: str, again: bool = False, folder: Path | None = None) -> Path:
+    """A file of a data set, in the local hub cache or in ``folder``; fetched unless it is there, or ``again``.
+
+    Raises StoreError (no such file), HubError.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    options = {"repo_type": "dataset", "revision": commit, "force_download": again, "local_dir": folder}
+    address = address_of(repo_id, commit)
+    with one_sentence(f"fetching {name} of {address}", repo_id):
+        try:
+            return Path(hf_hub_download(repo_id, name, **options))
+        except LocalEntryNotFoundError:  # a kind of the next one, and means that the hub is out of reach
+            raise
+        except EntryNotFoundError:
+            raise StoreError(f"{address} has no {name}: it holds no whole store, or a push has not ended") from None
+
+
+class Branch:
+    """A branch of a data-set repository, both made if missing, and the commit it stands at."""
+
+    def __init__(self, doing: str, repo_id: str, revision: str | None, private: bool) -> None:
+        """doing: what failed, if it does. private: of a repository made here; one that is public is then refused."""
+        from huggingface_hub import HfApi
+
+        quiet()
+        self.api, self.doing, self.repo_id, self.revision = HfApi(), doing, repo_id, revision
+        with one_sentence(doing, repo_id):
+            self.api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
+            if revision is not None:  # a new one begins where the repository did, not with what main holds now
+                first = self.api.list_repo_commits(repo_id, repo_type="dataset")[-1].commit_id
+                self.api.create_branch(repo_id, repo_type="dataset", branch=revision, revision=first, exist_ok=True)
+            about = self.api.dataset_info(repo_id, revision=revision)
+        self.head = str(about.sha)
+        if private and about.private is False:
+            raise HubError(
+                f"{doing} failed: the data set {repo_id!r} is public; allow that (--no-private), or name another one"
+            )
+
+    def tree(self) -> dict[str, "RepoFile"]:
+        """Path -> size and checksum of each file."""
+        from huggingface_hub.hf_api import RepoFile
+
+        with one_sentence(self.doing, self.repo_id):
+            entries = self.api.list_repo_tree(self.repo_id, repo_type="dataset", revision=self.head, recursive=True)
+            return {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
+
+    def send(self, operations: list["CommitOperationAdd"]) -> None:
+        """Upload what goes to the hub's storage for large files and is not there; the rest goes with the commit."""
+        from huggingface_hub import constants
+
+        xet = find_spec("hf_xet") is not None and not constants.HF_HUB_DISABLE_XET  # never asks whether a hub has it
+        way = " through Xet (which HF_HUB_DISABLE_XET=1 turns off)" if xet else ""
+        with one_sentence(self.doing + way, self.repo_id):
+            self.api.preupload_lfs_files(
+                self.repo_id, operations, repo_type="dataset", revision=self.revision, free_memory=False
+            )
+
+    def commit(self, title: str, operations: list["CommitOperationAdd"]) -> None:
+        with one_sentence(self.doing, self.repo_id):
+            made = self.api.create_commit(
+                self.repo_id,
+                operations,
+                commit_message=title,
+                repo_type="dataset",
+                revision=self.revision,
+                parent_commit=self.head,  # refused where someone else has committed meanwhile
+            )
+        self.head = made.oid

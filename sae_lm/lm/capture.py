@@ -1,0 +1,65 @@
+"""What every forward pass of a language model offers here, and what the store records of the model."""
+
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from sae_lm.errors import ModelError
+from sae_lm.lm.source import ModelSource
+from sae_lm.runtime.files import files_digest
+
+
+@runtime_checkable
+class Forward(Protocol):
+    """A language model that stops after the last hook asked for."""
+
+    hooks: dict[str, int]
+    """canonical hook name -> width"""
+    attention: str
+    """``huggingface sdpa``, ``bridge eager``: whose forward pass, which attention"""
+    config: Any
+    """the Hugging Face configuration"""
+    dtype: torch.dtype
+
+    def __call__(self, tokens: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
+        """tokens [batch, pos] int64, mask [batch, pos] (1 for tokens, 0 for padding) -> {hook: [batch, pos, width]}."""
+        ...
+
+
+class Stop(Exception):
+    """Raised inside a hook once every activation asked for was seen: the forward pass ends there."""
+
+
+def probe_widths(run: Any, device: str) -> dict[str, int]:
+    """{hook: width} from a forward pass of two tokens. Raises ModelError where an activation is no residual stream."""
+    widths = {}
+    for name, value in run(torch.zeros(1, 2, dtype=torch.long, device=device)).items():
+        if value.ndim != 3:
+            raise ModelError(
+                f"hook {name} gives a tensor of {value.ndim} dimensions, expected [batch, pos, width]; name a residual stream such as blocks.0.hook_out"
+            )
+        widths[name] = value.shape[-1]
+    return widths
+
+
+def describe_model(source: ModelSource, config: Any, dtype: torch.dtype) -> dict[str, Any]:
+    """Facts for the manifest: what produced the activations; two models of equal facts are the same model."""
+    return {
+        "id": source.id,
+        "revision": source.revision,
+        "architecture": (config.architectures or ["?"])[0],
+        "dtype": str(dtype).removeprefix("torch."),
+        "processing": "none",
+        "n_layers": config.num_hidden_layers,
+        "d_model": config.hidden_size,
+        "d_vocab": config.vocab_size,
+        "files_sha256": files_digest(Path(source.location)) if source.revision is None else None,
+    }
+
+
+def context_limit(config: Any) -> int | None:
+    """Longest context the model takes, in tokens; None where its configuration does not say."""
+    limit = getattr(config, "max_position_embeddings", None)
+    return int(limit) if limit else None

@@ -1,0 +1,84 @@
+"""Find a language model by name, and read its configuration and its tokenizer; nothing heavy is loaded."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sae_lm.embedded import MODEL_DIR
+from sae_lm.errors import ModelError
+from sae_lm.hub.revision import pin
+
+
+class ModelSource(NamedTuple):
+    """Where a language model is loaded from, and what is recorded of it."""
+
+    location: str
+    """a folder, or a hub id"""
+    id: str
+    """``embedded``, a hub id, or the last part of a folder's path: no path of this machine is recorded"""
+    revision: str | None
+    """full commit hash; None for folders"""
+
+    @property
+    def is_local(self) -> bool:
+        return Path(self.location).is_dir()
+
+
+def find_model(name: str, revision: str | None = None) -> ModelSource:
+    """``embedded``, a folder in Hugging Face format, or a hub id, pinned. Nothing is loaded yet.
+
+    Raises ModelError for a folder that holds no model, HubError for what the hub does not have.
+    """
+    if name == "embedded":
+        return ModelSource(str(MODEL_DIR), name, None)
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        pinned = pin(name, "model", revision)
+        return ModelSource(str(pinned.local or name), name, pinned.revision)
+    if not (folder / "config.json").is_file():
+        raise ModelError(
+            f"model {name!r} is a folder without config.json; give a Hugging Face model folder, a hub id or `embedded`"
+        )
+    return ModelSource(str(folder), folder.resolve().name, None)
+
+
+def read_config(source: ModelSource) -> Any:
+    """config.json of a model. Raises ModelError where it cannot be read or knows no layers."""
+    from transformers import AutoConfig
+
+    with loading_quietly(source, "a configuration that can be read"):
+        config = AutoConfig.from_pretrained(source.location, revision=source.revision)
+    for key in ("num_hidden_layers", "hidden_size", "vocab_size"):
+        if not isinstance(getattr(config, key, None), int):
+            raise ModelError(
+                f"model {source.id!r} ({type(config).__name__}) names no {key}; expected a language model of one stack of blocks"
+            )
+    return config
+
+
+def load_tokenizer(source: ModelSource) -> Any:
+    """The tokenizer as it was saved. A bridge's own has BOS and EOS added where the model knows none."""
+    from transformers import AutoTokenizer
+
+    with loading_quietly(source, "a tokenizer that can be loaded; save one beside it"):
+        return AutoTokenizer.from_pretrained(source.location, revision=source.revision)
+
+
+@contextmanager
+def loading_quietly(source: ModelSource, expected: str) -> Iterator[None]:
+    """No progress bars and load reports; whatever transformers raises becomes one sentence."""
+    from transformers.utils import logging
+
+    verbosity = logging.get_verbosity()
+    logging.disable_progress_bar()  # a model loads in seconds here, and its bar would not become lines in a pipe
+    logging.set_verbosity_error()
+    try:
+        yield
+    except Exception as problem:  # transformers raises OSError, ValueError, KeyError, SafetensorError, ...
+        reason = " ".join(str(problem).split())[:300]
+        raise ModelError(
+            f"model {source.id!r} cannot be loaded ({type(problem).__name__}: {reason}); expected {expected}"
+        ) from problem
+    finally:
+        logging.set_verbosity(verbosity)

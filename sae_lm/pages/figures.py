@@ -1,0 +1,150 @@
+"""charts -> pictures: small SVG that follows the page's colours, PNG and SVG for a paper by matplotlib."""
+
+import math
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sae_lm.pages.charts import (
+    Chart,
+    Line,
+    Look,
+    against_l0,
+    along_coefficient,
+    by_seed,
+    forest,
+    headline,
+    looks,
+    nearest_panels,
+    several_l0,
+)
+from sae_lm.pages.svg import DASHES, GREY, SHAPES, TONES, fitted, panel
+from sae_lm.pages.text import visible
+from sae_lm.runtime.files import write_whole
+
+SUFFIXES = ("png", "svg")
+FIGURES: dict[str, Callable[[Mapping[str, Any]], list[Chart | None]]] = {
+    "fvu_l0": lambda report: [against_l0(report, key) for key in headline(report) if several_l0(report)],
+    "seeds": lambda report: [by_seed(report, key) for key in headline(report) if not several_l0(report)],
+    "differences": lambda report: [forest(report, key) for key in headline(report)],
+    "coefficients": lambda report: [along_coefficient(report, key) for key in headline(report)],
+    "nearest_cos": lambda report: [chart for of in nearest_panels(report).values() for chart in of],
+}
+"""File name for a paper -> its charts."""
+
+
+# --- painting
+
+
+# --- for a paper
+
+
+def write_figures(report: Mapping[str, Any], folder: Path) -> list[Path]:
+    """``fvu_l0``, ``seeds``, ``differences``, ``coefficients`` and ``nearest_cos`` as PNG (300 dpi) and SVG; the files
+    written.
+
+    What the report has no numbers for is left out, ``fvu_l0`` with one L0, ``seeds`` with several. No state of
+    matplotlib is changed.
+    """
+    written = []
+    for name, charts in FIGURES.items():
+        drawn = [chart for chart in charts(report) if chart is not None]
+        for suffix in SUFFIXES if drawn else ():
+            written.append(folder / f"{name}.{suffix}")
+            write_whole(written[-1], _painter(drawn, looks(report), report, suffix))
+    return written
+
+
+def figure_paths(folder: Path) -> list[Path]:
+    """Of all figures that a report may have."""
+    return [folder / f"{name}.{suffix}" for name in FIGURES for suffix in SUFFIXES]
+
+
+def _painter(
+    charts: Sequence[Chart], styles: Mapping[str, Look], report: Mapping[str, Any], suffix: str
+) -> Callable[[Path], None]:
+    def paint(part: Path) -> None:
+        import matplotlib
+        from matplotlib.figure import Figure
+
+        # text stays text in SVG, ids do not change from run to run, and a name is not mathematics
+        style: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "sae_lm", "text.parse_math": False}
+        style |= {"font.size": 8, "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 8}
+        columns = min(3, len(charts))
+        rows = -(-len(charts) // columns)
+        height = max(0.17 * len(chart.rows) + 0.8 if chart.rows else 2.1 for chart in charts)
+        with matplotlib.rc_context(style), warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # characters that the font lacks are drawn as boxes
+            figure = Figure(figsize=(2.5 * columns + 0.3, height * rows + 0.5), layout="constrained")
+            axes = figure.subplots(rows, columns, squeeze=False).flatten()
+            for place, (chart, axis) in enumerate(zip(charts, axes, strict=False)):
+                paint_axes(axis, chart, styles)
+                if chart.rows and place % columns:
+                    axis.set_yticklabels([])
+            for axis in axes[len(charts) :]:
+                axis.set_visible(False)
+            arms = {report["arms"][name]["family"]: look for name, look in styles.items() if _drawn(charts, name)}
+            stepped = any(line.style == "step" for chart in charts for line in chart.lines)
+            handles = [_handle(look, family, stepped) for family, look in arms.items()] + _grey_handles(charts)
+            figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(handles)), frameon=False)
+            metadata = {"Date": None, "Creator": None} if suffix == "svg" else {"Software": None}
+            figure.savefig(part, format=suffix, dpi=300, metadata=metadata)
+
+    return paint
+
+
+def _drawn(charts: Sequence[Chart], arm: str) -> bool:
+    return any(item.arm == arm for chart in charts for item in (*chart.dots, *chart.lines))
+
+
+def _handle(look: Look, family: str, stepped: bool) -> Any:
+    """An entry of the legend: a mark, or where arms are drawn as steps their dashes."""
+    from matplotlib.lines import Line2D
+
+    dashes = DASHES[look.mark] if stepped else ()
+    mark = "" if stepped else SHAPES[look.mark][0]
+    style = {"color": TONES[look.tone][0], "marker": mark, "markersize": 4, "label": visible(family, 40)}
+    return Line2D([], [], dashes=dashes or (None, None), **style)
+
+
+def _grey_handles(charts: Sequence[Chart]) -> list[Any]:
+    from matplotlib.patches import Patch
+
+    said = {"area": "random directions", "band": "detectable difference"}
+    styles = {line.style for chart in charts for line in chart.lines}
+    return [Patch(color=GREY, alpha=0.3, linewidth=0, label=label) for style, label in said.items() if style in styles]
+
+
+def paint_axes(axis: Any, chart: Chart, styles: Mapping[str, Look]) -> None:
+    """The chart on matplotlib's axes."""
+    frame = panel(chart)
+    axis.set_title(visible(chart.title, 40))
+    axis.set(xlabel=chart.x_label, ylabel=chart.y_label)
+    axis.grid(color=GREY, alpha=0.2, linewidth=0.5, axis="x" if chart.rows else "both")
+    for at, draw in (("x", axis.axvline), ("y", axis.axhline)):
+        if chart.zero == at:
+            draw(0, color=GREY, linewidth=0.8)
+    for line in chart.lines:
+        _paint_line(axis, chart, line, styles.get(line.arm))
+    for dot in chart.dots:
+        tone, mark = TONES[styles[dot.arm].tone][0], SHAPES[styles[dot.arm].mark][0]
+        x = math.log10(dot.x) if chart.log_x else dot.x
+        face = "white" if dot.hollow else tone
+        axis.plot([x], [dot.y], mark, color=tone, markerfacecolor=face, markersize=4, markeredgewidth=0.9)
+    axis.set(xlim=frame.x, ylim=frame.y)
+    axis.set_xticks([at for at, _ in frame.x_ticks], [label for _, label in frame.x_ticks])
+    axis.set_yticks([at for at, _ in frame.y_ticks], [fitted(label, 28) for _, label in frame.y_ticks])
+
+
+def _paint_line(axis: Any, chart: Chart, line: Line, look: Look | None) -> None:
+    xs = [math.log10(x) if chart.log_x else x for x, _ in line.points]
+    ys = [y for _, y in line.points]
+    tone = TONES[look.tone][0] if look else GREY
+    if line.style == "area":
+        axis.fill_between(xs, ys, color=GREY, alpha=0.3, linewidth=0)
+    elif line.style == "band":
+        axis.plot(xs, ys, color=GREY, alpha=0.25, linewidth=5, solid_capstyle="butt")
+    else:
+        dash = DASHES[look.mark] if look and line.style == "step" else (4, 2) if line.style == "dashed" else ()
+        axis.plot(xs, ys, color=tone, linewidth=0.7 if line.style == "thin" else 1.1, dashes=dash or (None, None))

@@ -1,0 +1,55 @@
+"""The page of latents: their histograms, and the contexts they fire on most."""
+
+import shlex
+from typing import Any
+
+from sae_lm.data.store import Store
+from sae_lm.interp.max_activating import AFTER, BEFORE, BINS, BINS_PER_OCTAVE, Found
+from sae_lm.pages.report import visible
+from sae_lm.sae.model import SAE
+from sae_lm.settings import ShowSettings
+
+
+def latent_card(store: Store, hook: str, sae: SAE, latent: int, column: int, found: Found) -> dict[str, Any]:
+    """What the page says of one latent."""
+    values, rows = found.value[:, column].tolist(), found.row[:, column].tolist()
+    best = [(value, row) for value, row in zip(values, rows, strict=True) if value]
+    filled = found.histogram[column].nonzero().flatten().tolist()
+    low, high = (filled[0], filled[-1] + 1) if filled else (0, 0)
+    return {
+        "latent": latent,
+        "fired": int(found.histogram[column].sum()),
+        "largest": best[0][0] if best else None,
+        "histogram": found.histogram[column, low:high].tolist(),
+        "edges": [2 ** ((edge - BINS // 2) / BINS_PER_OCTAVE) for edge in (low, high)],
+        "contexts": [_window(store, hook, sae, latent, row, value) for value, row in best],
+    }
+
+
+def _window(store: Store, hook: str, sae: SAE, latent: int, row: int, value: float) -> dict[str, Any]:
+    """The tokens around a row: text and activation, None for special tokens, which have no row."""
+    near = slice(max(0, row - BEFORE), min(len(store), row + AFTER + 1))
+    tokens = store.tokens(near.start, near.stop)
+    z = sae.encode(store.rows(hook, near.start, near.stop).to(sae.W_enc))[:, latent]
+    here = row - near.start
+    context, position, document = (int(tokens[key][here]) for key in ("context", "position", "document"))
+    same = tokens["context"] == context
+    fires = dict(zip(tokens["position"][same].tolist(), z.cpu()[same].tolist(), strict=True))
+    fires[position] = value  # a product of fewer rows may round differently
+    ids = store.blocks(context, context + 1)[0].tolist()
+    places = range(max(0, position - BEFORE), min(len(ids), position + AFTER + 1))
+    return {
+        "tokens": [(visible(store.vocabulary[ids[place]]), fires.get(place), place == position) for place in places],
+        "value": value,
+        "where": f"document {document}, context {context}, position {position}",
+        "cut": (places.start > 0, places.stop < len(ids)),
+    }
+
+
+def show_command(settings: ShowSettings) -> str:
+    """The command that makes the page again."""
+    words = ["sae-lm", "show", settings.sae]
+    for key, value in settings:
+        if key != "sae" and value != ShowSettings.model_fields[key].default:
+            words += [f"--{key}", ",".join(map(str, value)) if isinstance(value, tuple) else str(value)]
+    return shlex.join(words)

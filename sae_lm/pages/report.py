@@ -1,0 +1,181 @@
+"""report -> a table to read in a terminal, and a page with plots; formats, never measures.
+
+Only means and spreads over seeds are taken here; differences, intervals and verdicts are the report's. The page is one
+file that loads nothing: jinja2 escapes its text, its script is the package's own and named by its hash in the page's
+policy, and data for the script lie in a block that no text can end.
+"""
+
+import base64
+import hashlib
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sae_lm.pages import charts
+from sae_lm.pages.charts import Chart, Look, headline, is_baseline, mean, ordered
+from sae_lm.pages.explorer_data import embedded
+from sae_lm.pages.figures import write_figures
+from sae_lm.pages.genealogy import KINDS, bars, trees, widths
+from sae_lm.pages.summary import ROLES, differences_by_arm, facts, further_metrics, skipped_reasons
+from sae_lm.pages.svg import TONES, svg, swatch
+from sae_lm.pages.templates import asset, encoded, fill, render
+from sae_lm.pages.terminal import text_table
+from sae_lm.pages.text import number, signed, spread, visible
+from sae_lm.runtime.files import write_whole
+from sae_lm.settings import CompareSettings
+
+__all__ = ["number", "render", "signed", "spread", "text_table", "visible", "write_figures", "write_html"]
+
+REST = {"quality": "Quality", "check": "Whether the penalty did what it says", "context": "Context"}
+PAGE_BYTES = 4_800_000
+"""Of the page, at most; what does not fit are events of the explorer."""
+TABLE_ROWS = 1500
+"""Rows of a table on the page, at most."""
+
+
+def write_html(report: Mapping[str, Any], path: Path) -> None:
+    """The report as one HTML file of at most 5 MB; where events of the explorer had to go, the page says so."""
+    arms, styles, metrics = ordered(report), charts.looks(report), report["metrics"]
+    keys, primary = headline(report), [key for key in metrics if metrics[key]["role"] == "primary"]
+    ks = sorted({arm["k"] for arm in report["arms"].values()}, key=lambda k: (k is None, k))
+    several = charts.several_l0(report)
+    script = asset("report.js")
+    drawn = {
+        "curves": _drawn(report, keys, charts.against_l0 if several else charts.by_seed, styles),
+        "coefficients": _drawn(report, keys, charts.along_coefficient, styles),
+        "forests": _drawn(report, keys, charts.forest, styles),
+        "nearest": {
+            k: [(of.title, "", svg(of, styles, _alt(of))) for of in found]
+            for k, found in charts.nearest_panels(report).items()
+        },
+    }
+    absent = {key for key, of in drawn.items() if not of and key != "curves"}
+    page = fill(
+        "report.html.jinja",
+        report=report,
+        arms=arms,
+        baselines=[name for name in arms if is_baseline(report, name)],
+        ks=ks,
+        several_l0=several,
+        swatches={name: swatch(look) for name, look in styles.items()},
+        legend=_legend(report, styles),
+        facts=facts(report),
+        sections=[(name, title) for name, title in _sections(several) if _OF.get(name, name) not in absent],
+        groups={
+            "headline": keys,
+            "rest": {title: of for role, title in REST.items() if (of := further_metrics(report, role))},
+        },
+        differences=differences_by_arm(report),
+        statistics=_statistics(report, keys + primary),
+        per_concept=_per_concept(report),
+        sweep=_sweep(report),
+        skipped=skipped_reasons(report),
+        kinds=(*KINDS, "lost"),
+        bars=bars,
+        trees=trees(report),
+        widths=widths(report),
+        command=_command(report["settings"]),
+        tones=TONES,
+        style=asset("report.css"),
+        script=script,
+        script_hash="sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        **drawn,
+    )
+    # texts are escaped, so that the mark is not among them
+    before, mark, after = page.partition('<script type="application/json" id="data">')
+    room = PAGE_BYTES - len(encoded(page))
+    write_whole(path, lambda part: part.write_bytes(encoded(before + mark + embedded(report, room) + after)) and None)
+
+
+_OF = {"differences": "forests", "geometry": "nearest"}
+
+
+def _sections(several_l0: bool) -> list[tuple[str, str]]:
+    first = [("outcomes", "Outcomes"), ("curves", "Against L0" if several_l0 else "Seeds")]
+    middle = [("coefficients", "Coefficients"), ("differences", "Differences"), ("geometry", "Geometry")]
+    middle += [("splitting", "Splitting"), ("absorption", "Absorption"), ("statistics", "Statistics")]
+    return [*first, *middle, ("concepts", "Concepts"), ("method", "Method")]
+
+
+# --- of both
+
+
+# --- of the terminal
+
+
+# --- of the page
+
+
+def _drawn(report: Mapping[str, Any], keys: Sequence[str], chart_of: Any, styles: Mapping[str, Look]) -> list[Any]:
+    """Of each metric that there is something to draw of: label, which way is better, plot."""
+    found = [(key, chart_of(report, key)) for key in keys]
+    return [
+        (chart.title, f"{better} is better" if better else "", svg(chart, styles, _alt(chart)))
+        for key, chart in found
+        if chart is not None
+        for better in [report["metrics"][key]["better"]]
+    ]
+
+
+def _alt(chart: Chart) -> str:
+    axes = f", {chart.y_label or 'value'} against {chart.x_label}" if chart.x_label else ""
+    return f"Plot of {visible(chart.title)}{axes}. Its numbers stand in the tables."
+
+
+def _legend(report: Mapping[str, Any], styles: Mapping[str, Look]) -> list[tuple[str, Look, str]]:
+    """One entry per family: name, look, mark."""
+    families = {report["arms"][name]["family"]: styles[name] for name in ordered(report)}
+    return [(family, look, swatch(look)) for family, look in families.items()]
+
+
+def _statistics(report: Mapping[str, Any], first: Sequence[str]) -> dict[str, Any]:
+    """Rows of the table of differences, those of the metrics ``first`` before the others."""
+    metrics = [key for key in report["metrics"] if key in first] + [k for k in report["metrics"] if k not in first]
+    found = [d for d in report["differences"] if d["metric"] in metrics]
+    found.sort(key=lambda d: metrics.index(d["metric"]))
+    return {
+        "rows": found[:TABLE_ROWS],
+        "left_out": len(found[TABLE_ROWS:]),
+        "roles": sorted({report["metrics"][d["metric"]]["role"] for d in found}, key=ROLES.index),
+        "verdicts": sorted({d["verdict"].partition(" (")[0] for d in found}),
+    }
+
+
+def _per_concept(report: Mapping[str, Any]) -> dict[str, Any]:
+    """One row per concept and arm, with a list of values under each key, one per seed."""
+    keys = ("splits", "main_f1", "hole_rate", "fraction", "full", "recovered", "candidates")
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    for entry in sorted(report["per_concept"], key=lambda e: e["seed"]):
+        name = entry["concept"], entry["arm"]
+        row = rows.setdefault(name, {"concept": name[0], "arm": name[1], "which": [], **{key: [] for key in keys}})
+        row["which"].append(" ".join(map(str, entry.get("latents", ()))))
+        for key in keys:
+            row[key].append(entry.get(key))
+    concepts = list(dict.fromkeys(concept for concept, _ in rows))
+    arms = ordered(report)
+    found = sorted(rows.values(), key=lambda r: (concepts.index(r["concept"]), (*arms, r["arm"]).index(r["arm"])))
+    for row in found:
+        row["latents"] = visible("; ".join(row["which"]), 90)
+    return {"rows": found[:TABLE_ROWS], "left_out": len(found[TABLE_ROWS:]), "concepts": concepts}
+
+
+def _sweep(report: Mapping[str, Any]) -> dict[str, Any]:
+    """Per arm the fraction under other gates, mean over concepts and seeds."""
+    found: dict[str, dict[tuple[float, float], list[float | None]]] = {}
+    for entry in report["per_concept"]:
+        for gate in entry.get("sweep") or ():
+            of = found.setdefault(entry["arm"], {})
+            of.setdefault((gate["cos"], gate["share"]), []).append(gate["fraction"])
+    gates = sorted({gate for of in found.values() for gate in of})
+    return {"gates": gates, "rows": {arm: [mean(of.get(gate, [])) for gate in gates] for arm, of in found.items()}}
+
+
+def _command(settings: Mapping[str, Any]) -> str:
+    """The command that makes the report again: what differs from the defaults."""
+    words = ["sae-lm", "compare", visible(settings["runs"])]
+    for key, field in CompareSettings.model_fields.items():
+        if key != "runs" and settings.get(key) is not None and settings[key] != field.default:
+            flag, value = key.replace("_", "-"), settings[key]
+            words += [f"--{'' if value else 'no-'}{flag}"] if isinstance(value, bool) else [f"--{flag}", visible(value)]
+    return shlex.join(words)

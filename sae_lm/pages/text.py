@@ -1,0 +1,40 @@
+"""Numbers and text as pages and tables show them."""
+
+import statistics
+from collections.abc import Iterable
+
+
+def visible(text: object, most: int = 0) -> str:
+    """Text on one line in which every character shows: line breaks, controls and marks that reorder text too.
+    ``most``: characters, the last one an ellipsis where there were more; 0 for all."""
+    signs = {"\n": "↵", "\t": "⇥", "\u00a0": " ", "\u3000": " "}
+    line = "".join(signs.get(c) or (c if c.isprintable() else f"⟨{ord(c):04X}⟩") for c in str(text))
+    return line if not most or len(line) <= most else line[: most - 1] + "…"
+
+
+MARKS = {"lower": "▼", "higher": "▲", "not distinguishable": "≈", "L0 not matched": "≠"}
+
+
+def number(value: float | int | None, digits: int | None = None) -> str:
+    """Four digits or so, '-' for a missing number."""
+    if value is None:
+        return "-"
+    if digits is None:
+        digits = 4 if abs(value) < 1 else 3 if abs(value) < 10 else 2 if abs(value) < 100 else 1
+    return f"{value:,.{digits}f}"
+
+
+def signed(value: float | int | None) -> str:
+    return "-" if value is None else ("+" if value >= 0 else "") + number(value)
+
+
+def spread(values: Iterable[float | int | None]) -> str:
+    """Mean over seeds, ± standard deviation where there are two or more; missing numbers are left out."""
+    there = [value for value in values if value is not None]
+    middle = number(statistics.fmean(there)) if there else "-"
+    return f"{middle} ± {number(statistics.stdev(there), len(middle.partition('.')[2]))}" if len(there) > 1 else middle
+
+
+def chance(p: float | int | None) -> str:
+    """A p value: three digits, never 0."""
+    return "-" if p is None else "< .001" if p < 0.001 else f"{p:.3f}"

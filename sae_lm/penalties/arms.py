@@ -1,0 +1,212 @@
+"""``max_cos:0.25@margin=0.1`` -> an arm: a penalty, its coefficient and options.
+
+Every penalty takes ``rows [d_sae, d_in]`` (the decoder, or ``W_enc.T`` as the control) of any norm, depends on
+their directions alone, and holds no [d_sae, d_sae] matrix. Coefficients are in units where predicting the mean
+activation costs 1, so they carry over between models.
+
+    penalty[:coefficient][@option[=value]]...
+
+    max_cos                      the default coefficient
+    max_cos:0.1/0.25/1           a ladder: three arms. Every value may be one; several give every combination
+    abs_cos:3@margin=0.1         cosines up to the margin cost nothing (abs_cos, max_cos)
+    coactive:0.5@anchored        of two rows the one that fires more often stands still (max_cos, coactive)
+    max_cos@chunk=8192           neighbours are sought inside random chunks, as OrtSAE published
+    max_cos@exact@every=1        the whole gradient in float32 each time (sae_lm.penalties.term), and at every step
+    max_cos@on=encoder           the control. Like every, start and warm_up, instead of what the run's settings say
+    coactive@fvu=0.005           the coefficient is steered until it costs .005 FVU more than no penalty;
+                                 or @coherence=0.2, until the mean cosine to the nearest row is .2
+    none@k=16/32@arch=batchtopk  another SAE than the run's settings say: here the baseline at two L0
+
+A ladder is read as its arms; an arm's name has one value each, options in the order of `OPTIONS` and none at
+its default, so that equal arms have equal names, in tables and (with ``_`` for ``:``) in folders.
+"""
+
+from collections.abc import Callable, Iterable
+from itertools import product
+from typing import Any, NamedTuple, get_args
+
+from torch import Tensor
+
+from sae_lm.errors import SettingsError
+from sae_lm.penalties.coactive import coactive
+from sae_lm.penalties.max_cos import max_cos
+from sae_lm.penalties.pairwise import abs_cos, freq_cos, sq_cos
+from sae_lm.sae.directions import unit_rows as unit_rows
+from sae_lm.sae.nearest import nearest_row as nearest_row
+from sae_lm.settings import TrainSettings, choice
+
+
+class Arm(NamedTuple):
+    """One experimental condition: a penalty, its coefficient and options. None: as the run's settings say."""
+
+    penalty: str
+    coefficient: float
+    margin: float = 0.0
+    anchored: bool = False
+    chunk: int | None = None
+    exact: bool = False
+    on: str | None = None
+    every: int | None = None
+    start: float | None = None
+    warm_up: float | None = None
+    fvu: float | None = None
+    coherence: float | None = None
+    arch: str | None = None
+    k: int | None = None
+
+    @property
+    def name(self) -> str:
+        """The arm as it is written: ``none``, ``abs_cos:1``, ``max_cos:0.25@margin=0.1``."""
+        head = self.penalty if self.penalty == "none" else f"{self.penalty}:{_spell(self.coefficient)}"
+        given = [option for option in OPTIONS if getattr(self, option) != self._field_defaults[option]]
+        return head + "".join(f"@{o}" + ("" if o in FLAGS else f"={_spell(getattr(self, o))}") for o in given)
+
+    @property
+    def baseline(self) -> "Arm":
+        """The arm it is compared with: the same SAE without a penalty."""
+        return Arm("none", 0.0, arch=self.arch, k=self.k)
+
+    @property
+    def steered(self) -> bool:
+        """Whether the coefficient is a controller's (sae_lm.penalties.controllers), which begins at `coefficient`."""
+        return self.fvu is not None or self.coherence is not None
+
+
+def _spell(value: float | int | str) -> str:
+    """The shortest text that reads back as the value."""
+    short = f"{value:g}" if isinstance(value, float) else str(value)
+    return short if not isinstance(value, float) or float(short) == value else repr(value)
+
+
+class Option(NamedTuple):
+    """How one option of an arm is read."""
+
+    read: Callable[[str], Any]
+    """raises ValueError where the text is not what is expected"""
+    expected: str
+    penalties: frozenset[str]
+    """penalties that have it"""
+
+
+def _within(low: float | int, high: float | int, kind: Callable[[str], Any] = float, *, above: bool = False):
+    """Read a number in [low, high), or with ``above`` in (low, high)."""
+
+    def read(text: str) -> Any:
+        value = kind(text)
+        if not low <= value < high or (above and value == low):
+            raise ValueError
+        return value
+
+    return read
+
+
+def _one_of(*words: str) -> Callable[[str], str]:
+    def read(text: str) -> str:
+        if text not in words:
+            raise ValueError
+        return text
+
+    return read
+
+
+Penalty = Callable[..., Tensor]
+"""(rows [d_sae, d_in], draws, codes; options of its own) -> the penalty []."""
+PENALTIES: dict[str, Penalty] = {
+    "abs_cos": abs_cos,
+    "sq_cos": sq_cos,
+    "max_cos": max_cos,
+    "coactive": coactive,
+    "freq_cos": freq_cos,
+}
+DEFAULT_COEFFICIENTS = {"abs_cos": 1.0, "sq_cos": 10.0, "max_cos": 0.25, "coactive": 0.2, "freq_cos": 0.5}
+"""max_cos: OrtSAE's published value, which cost .005 FVU on a residual stream (2048 latents, k 16, 1M rows). The
+others: what cost about as much there, .004 to .008."""
+ARCHITECTURES: tuple[str, ...] = get_args(TrainSettings.model_fields["arch"].annotation)
+INFINITY = float("inf")
+EVERY_PENALTY = frozenset(PENALTIES)
+FLAGS = ("anchored", "exact")
+"""Options without a value."""
+OPTIONS: dict[str, Option] = {
+    "margin": Option(_within(0, 1), "a cosine from 0 to 1", frozenset({"abs_cos", "max_cos"})),
+    "anchored": Option(_one_of(""), "no value: @anchored", frozenset({"max_cos", "coactive"})),
+    "chunk": Option(_within(2, INFINITY, int), "rows per random chunk, as 8192", frozenset({"max_cos"})),
+    "exact": Option(_one_of(""), "no value: @exact", EVERY_PENALTY),
+    "on": Option(_one_of("decoder", "encoder"), "decoder or encoder", EVERY_PENALTY),
+    "every": Option(_within(1, INFINITY, int), "steps, 1 or more", EVERY_PENALTY),
+    "start": Option(_within(0, 1), "a share of the steps, from 0 to 1", EVERY_PENALTY),
+    "warm_up": Option(_within(0, 1), "a share of the steps, from 0 to 1", EVERY_PENALTY),
+    "fvu": Option(_within(0, 1, above=True), "a cost in FVU between 0 and 1, as 0.005", EVERY_PENALTY),
+    "coherence": Option(_within(0, 1, above=True), "a cosine between 0 and 1, as 0.2", EVERY_PENALTY),
+    "arch": Option(_one_of(*ARCHITECTURES), "one of " + ", ".join(ARCHITECTURES), EVERY_PENALTY | {"none"}),
+    "k": Option(_within(1, INFINITY, int), "active latents, 1 or more", EVERY_PENALTY | {"none"}),
+}
+"""Options in the order of an arm's name."""
+
+
+def parse_arm(text: str) -> Arm:
+    """Read one arm. Raises SettingsError, for a ladder too."""
+    arms = parse_arms([text])
+    if len(arms) > 1:
+        raise SettingsError(f"arms: {text!r} is {len(arms)} arms; name one of them, as {arms[0].name!r}")
+    return arms[0]
+
+
+def parse_arms(texts: Iterable[str]) -> list[Arm]:
+    """Read arms and ladders of arms. Raises SettingsError for the first that is not understood or named twice."""
+    arms: list[Arm] = []
+    for text in texts:
+        for arm in _read(text):
+            if arm in arms:
+                raise SettingsError(f"arms: {text!r} names {arm.name} a second time; name each arm once")
+            arms.append(arm)
+    return arms
+
+
+def _read(text: str) -> list[Arm]:
+    head, *parts = text.strip().split("@")
+    penalty, colon, coefficients = head.partition(":")
+    if penalty != "none" and penalty not in PENALTIES:
+        raise SettingsError(
+            f"arms: unknown penalty {penalty!r} in {text!r}; expected penalty[:coefficient][@option=value] with "
+            + choice(penalty, {"none": None, **PENALTIES})
+        )
+    if penalty == "none":
+        if colon:
+            raise SettingsError(f"arms: {text!r} gives none a coefficient; write none")
+        ladder: list[Any] = [0.0]
+    else:
+        default = DEFAULT_COEFFICIENTS[penalty]
+        expected = f"a number >= 0, as {penalty}:{default:g}"
+        ladder = _ladder(text, "coefficient", coefficients, _within(0, INFINITY), expected) if colon else [default]
+    given: dict[str, list[Any]] = {}
+    for part in parts:
+        name, _, values = part.partition("=")
+        known = [option for option in OPTIONS if penalty in OPTIONS[option].penalties]
+        if name not in known:
+            raise SettingsError(
+                f"arms: {penalty} has no option {name!r} in {text!r}; expected {choice(name, dict.fromkeys(known))}"
+            )
+        if name in given:
+            raise SettingsError(f"arms: {text!r} gives {name} twice; give it once, a ladder as {name}=1/2")
+        given[name] = _ladder(text, name, values, OPTIONS[name].read, OPTIONS[name].expected)
+    given |= {flag: [True] for flag in FLAGS if flag in given}
+    if "fvu" in given and "coherence" in given:
+        raise SettingsError(f"arms: {text!r} has two targets for one coefficient; give fvu or coherence")
+    if "chunk" in given and "anchored" in given:
+        raise SettingsError(f"arms: {text!r} is both as published (chunk) and not (anchored); give one of them")
+    if ("fvu" in given or "coherence" in given) and 0 in ladder:
+        raise SettingsError(f"arms: {text!r} begins at coefficient 0, which no factor moves; begin above 0")
+    return [
+        Arm(penalty, values[0], **dict(zip(given, values[1:], strict=True)))
+        for values in product(ladder, *given.values())
+    ]
+
+
+def _ladder(text: str, name: str, values: str, read: Callable[[str], Any], expected: str) -> list[Any]:
+    found = []
+    for value in values.split("/"):
+        try:
+            found.append(read(value))
+        except ValueError:
+            raise SettingsError(f"arms: {name} {value!r} in {text!r}; expected {expected}") from None
+    return found

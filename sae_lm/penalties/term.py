@@ -1,0 +1,186 @@
+"""arm, step -> what its penalty adds to the loss: schedule, coefficient, and what is kept between steps."""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sae_lm.penalties.arms import Arm
+from sae_lm.penalties.coactive import coactive
+from sae_lm.penalties.controllers import Controller
+from sae_lm.penalties.max_cos import max_cos
+from sae_lm.penalties.pairwise import abs_cos, freq_cos, sq_cos
+from sae_lm.sae.nearest import NearestRows, coherence
+from sae_lm.sae.sparse import Codes
+
+SETTLE = 0.05
+"""Share of the steps after the penalty's start in which a controller only watches: cost and coherence of a
+dictionary that has just begun to learn say nothing about the end."""
+SAMPLED_ROWS = 384
+"""Rows at least, and a 256th of them, that abs_cos compares all with at one time."""
+FRAME_ROWS = 2048
+"""Rows at least, and a quarter of them, that sq_cos and freq_cos compare all with at one time."""
+SEARCHED_ROWS = 384
+"""Rows at least, and a 64th of them, among which max_cos searches for the nearest at one time."""
+SAMPLED_PAIRS = 400_000
+"""Pairs of active latents that coactive compares at one time: 390 tokens of 32."""
+COHERENCE_ROWS = 256
+"""Rows whose nearest neighbours a controller of the coherence looks at, each time."""
+
+
+class Schedule(NamedTuple):
+    """When penalties act and on what, for arms that do not say otherwise."""
+
+    steps: int
+    """length of the run"""
+    every: int = 10
+    """steps for which a gradient is used before it is taken anew"""
+    start: float = 0.0
+    """share of the steps before the first"""
+    warm_up: float = 0.0
+    """share of the steps, from the start, over which the coefficient rises linearly from 0"""
+    on: str = "decoder"
+    """whose rows: `decoder`, or `encoder` as the control"""
+
+
+class PenaltyTerm:
+    """One arm's penalty through a run.
+
+    Its gradient moves slowly beside a step, so it is taken anew every few steps and added at each of them.
+    (OrtSAE's "modified" schedule adds it n-fold at every n-th: Adam then sees bursts, and the same cosines cost
+    more FVU. differs, on purpose.) measured: 2048 latents on a residual stream, 800 steps, every step / every
+    tenth: max_cos FVU .1954 / .1957 at a nearest cosine of .168 / .171, none .1915 at .293.
+
+    As arms are by default, taking it costs about the same at any width, beside the step: abs_cos, sq_cos and
+    freq_cos compare all rows with a sample, coactive takes a sample of tokens (all without bias), max_cos searches
+    a part of the dictionary for nearer neighbours. An arm with ``exact`` takes the whole gradient, in float32.
+
+    From a step that `is_due` on, `refresh` and `add_to` at every step; after every step `observe` what the step cost, if the
+    arm `needs_baseline`. Without a coefficient it is never due and draws nothing.
+    """
+
+    def __init__(
+        self, arm: Arm, schedule: Schedule, d_sae: int, device: str, matmul: torch.dtype = torch.bfloat16
+    ) -> None:
+        """matmul: dtype of products that select or are sums of many terms; cosines that count are float32."""
+        self.arm = arm
+        self.on = arm.on or schedule.on
+        self.every = arm.every or schedule.every
+        self.first = round((schedule.start if arm.start is None else arm.start) * schedule.steps)
+        self.ramp = (schedule.warm_up if arm.warm_up is None else arm.warm_up) * schedule.steps
+        self.settled = self.first + round(SETTLE * schedule.steps)
+        self.matmul = torch.float32 if arm.exact else matmul
+        self.value: Tensor | None = None
+        """the penalty when its gradient was last taken"""
+        self.held: Tensor | None = None
+        """that gradient"""
+        self.neighbours: NearestRows | None = None
+        if arm.penalty == "max_cos":
+            parts = 1 if arm.exact else -(-d_sae // max(SEARCHED_ROWS, d_sae // 64))
+            self.neighbours = NearestRows(parts, arm.anchored, self.matmul)
+        self.controller: Controller | None = None
+        if arm.fvu is not None:
+            self.controller = Controller(arm.coefficient, arm.fvu, True, schedule.steps, device)
+        elif arm.coherence is not None:
+            self.controller = Controller(arm.coefficient, arm.coherence, False, schedule.steps, device)
+
+    @property
+    def needs_codes(self) -> bool:
+        return self.arm.anchored or self.arm.penalty in ("coactive", "freq_cos")
+
+    @property
+    def needs_baseline(self) -> bool:
+        """Whether `observe` is to be given what each step cost beyond the baseline's."""
+        return self.arm.fvu is not None
+
+    def is_due(self, step: int) -> bool:
+        return self.arm.coefficient > 0 and step >= self.first
+
+    def _takes_anew(self, step: int) -> bool:
+        return self.held is None or (step - self.first) % self.every == 0
+
+    def reads_codes(self, step: int) -> bool:
+        """Whether `refresh` looks at the batch's codes at this step."""
+        return self.needs_codes and self._takes_anew(step)
+
+    @torch.no_grad()
+    def refresh(
+        self, step: int, rows: Float[Tensor, "d_sae d_in"], draws: torch.Generator, codes: Codes | None = None
+    ) -> bool:
+        """At a step that `is_due`, take the gradient for the rows anew if it is time to; returns whether it was.
+
+        draws: the arm's own generator, from which nothing else draws. codes: this batch's, if it `reads_codes`.
+        """
+        if self.held is not None and not self._takes_anew(step):
+            return False
+        with torch.enable_grad():
+            rows = rows.detach().requires_grad_()
+            value = self._penalty(rows, draws, codes)
+            (self.held,) = torch.autograd.grad(value, rows)
+        self.value = value.detach()
+        if self.controller is not None and self.arm.coherence is not None and step >= self.settled:
+            self.controller.observe(coherence(rows.detach(), draws, COHERENCE_ROWS, self.matmul), self.every)
+        return True
+
+    @torch.no_grad()
+    def add_to(self, gradient: Float[Tensor, "n d_in"], step: int, first: int = 0) -> None:
+        """Add coefficient * the held gradient of rows ``first`` to ``first + n`` to theirs."""
+        assert self.held is not None
+        rise = min(1.0, (step - self.first + 1) / self.ramp) if self.ramp else 1.0
+        held = self.held[first : first + len(gradient)]
+        if self.controller is None:
+            gradient.add_(held, alpha=self.arm.coefficient * rise)
+        else:  # a number on the device, which is not waited for
+            gradient.addcmul_(held, (self.controller.coefficient * rise).to(gradient.dtype))
+
+    def _penalty(self, rows: Tensor, draws: torch.Generator, codes: Codes | None) -> Tensor:
+        arm, m = self.arm, len(rows)
+        if arm.penalty == "max_cos":
+            return max_cos(
+                rows,
+                draws,
+                codes,
+                margin=arm.margin,
+                anchored=arm.anchored,
+                chunk=arm.chunk,
+                neighbours=self.neighbours,
+                matmul=self.matmul,
+            )
+        if arm.penalty == "coactive":
+            return coactive(rows, draws, codes, anchored=arm.anchored, sample=None if arm.exact else SAMPLED_PAIRS)
+        if arm.penalty == "abs_cos":
+            sample = None if arm.exact else max(SAMPLED_ROWS, m // 256)
+            return abs_cos(rows, draws, margin=arm.margin, sample=sample, matmul=self.matmul)
+        sample = None if arm.exact else max(FRAME_ROWS, m // 4)
+        return {"sq_cos": sq_cos, "freq_cos": freq_cos}[arm.penalty](
+            rows, draws, codes, sample=sample, matmul=self.matmul
+        )
+
+    @property
+    def coefficient(self) -> float | Tensor:
+        """As it is now; a tensor where it is steered."""
+        return self.arm.coefficient if self.controller is None else self.controller.coefficient.float()
+
+    def observe(self, step: int, excess: Float[Tensor, ""]) -> None:
+        """excess: FVU of this step's batch less the baseline's on the same batch, over all ranks' rows."""
+        if self.controller is not None and self.arm.fvu is not None and step >= self.settled:
+            self.controller.observe(excess)
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything kept between steps besides the generator, by name; for `restore`."""
+        kept = {} if self.held is None or self.value is None else {"held": self.held, "value": self.value}
+        for name, part in self._parts.items():
+            kept |= {f"{name}.{key}": value for key, value in part.state().items()}
+        return kept
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Continue from a state bit for bit; its tensors are on the device of the rows."""
+        self.held, self.value = state.get("held"), state.get("value")
+        for name, part in self._parts.items():
+            part.restore({k.removeprefix(f"{name}."): v for k, v in state.items() if k.startswith(f"{name}.")})
+
+    @property
+    def _parts(self) -> dict[str, NearestRows | Controller]:
+        parts = {"neighbours": self.neighbours, "controller": self.controller}
+        return {name: part for name, part in parts.items() if part is not None}

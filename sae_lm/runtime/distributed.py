@@ -1,0 +1,158 @@
+"""torchrun's environment -> this process's place among the others; a plain run is the only one.
+
+Ranks exchange little: barriers and small objects over gloo, whatever the device; what they produce meets in files.
+Only a `Team`, ranks that train one SAE together, exchanges tensors, over nccl where they are on GPUs.
+"""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+
+from sae_lm.errors import SaeLmError, SettingsError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Ranks(NamedTuple):
+    """This process's place among those that torchrun started."""
+
+    rank: int
+    size: int
+    local_rank: int
+    """place among the processes of this machine: the GPU it takes"""
+
+    def barrier(self) -> None:
+        """Return once every rank is here. Raises SaeLmError where one of them has died."""
+        self.gather(None)
+
+    def gather(self, value: Any) -> list[Any]:
+        """The values of all ranks, by rank."""
+        if self.size == 1:
+            return [value]
+        import torch.distributed as dist
+
+        values: list[Any] = [None] * self.size
+        with _report_lost_peer(self.rank):
+            dist.all_gather_object(values, value)
+        return values
+
+    def team_of(self, size: int) -> "Team":
+        """This rank's team, when ranks 0 to size - 1 make the first, and so on. Raises SettingsError if that leaves some over."""
+        if self.size % size:
+            raise SettingsError(
+                f"ranks_per_sae is {size}, which does not divide {self.size} processes; start a multiple of {size}"
+            )
+        if size == 1:
+            return SINGLE
+        import torch.distributed as dist
+
+        # every rank has to make every group
+        groups = [dist.new_group(range(first, first + size)) for first in range(0, self.size, size)]
+        return Team(self.rank % size, size, groups[self.rank // size])
+
+
+class Team(NamedTuple):
+    """Ranks that train one SAE together: each has a slice of every batch. Every member makes the same calls in the same order."""
+
+    rank: int
+    size: int
+    group: Any
+
+    def average(self, *tensors: "Tensor") -> None:
+        """Put the mean over the team into each tensor. All members end with the same bits."""
+        self.total(*tensors)
+        for tensor in tensors if self.size > 1 else ():
+            tensor /= self.size
+
+    def total(self, *tensors: "Tensor") -> None:
+        """Put the sum over the team into each tensor. All members end with the same bits."""
+        if self.size == 1:
+            return
+        import torch.distributed as dist
+
+        with _report_lost_peer(self.rank):
+            waiting = [dist.all_reduce(tensor, group=self.group, async_op=True) for tensor in tensors]
+            for work in waiting:
+                assert work is not None
+                work.wait()
+
+    def gather(self, part: "Tensor") -> list["Tensor"]:
+        """Every member's part, by rank: of one shape but for the number of rows."""
+        if self.size == 1:
+            return [part]
+        import torch
+        import torch.distributed as dist
+
+        with _report_lost_peer(self.rank):
+            sizes = [torch.zeros(1, dtype=torch.long, device=part.device) for _ in range(self.size)]
+            dist.all_gather(sizes, torch.full_like(sizes[0], len(part)), group=self.group)
+            rows = [int(size) for size in sizes]
+            sent = part.new_zeros(max(rows), *part.shape[1:])
+            sent[: len(part)] = part
+            parts = [torch.empty_like(sent) for _ in rows]
+            dist.all_gather(parts, sent, group=self.group)
+        return [one[:number] for one, number in zip(parts, rows, strict=True)]
+
+    def agree(self, stop_request: bool) -> bool:
+        """Whether any member wishes it."""
+        if self.size == 1:
+            return stop_request
+        import torch
+
+        return any(int(one) for one in self.gather(torch.tensor([int(stop_request)])))
+
+
+SINGLE = Team(0, 1, None)
+"""One process that has whole batches."""
+
+
+@contextmanager
+def _report_lost_peer(rank: int) -> Iterator[None]:
+    """What happens inside needs all ranks. Raises SaeLmError where one has died."""
+    try:
+        yield
+    except RuntimeError as problem:  # gloo: a peer's connection is closed
+        raise SaeLmError(
+            f"rank {rank} lost another rank ({' '.join(str(problem).split())[:120]}); see that rank's message, "
+            "then run the same command again, with as many processes as you like"
+        ) from None
+
+
+COLLECTIVE_TIMEOUT = timedelta(days=365)
+"""Ranks wait for one another as long as it takes: a rank that dies closes its connections, and that is noticed at once."""
+
+
+def is_one_of_many() -> bool:
+    """Whether torchrun, or what sets its variables as it does, started this process beside others."""
+    return {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= os.environ.keys() and int(os.environ["WORLD_SIZE"]) > 1
+
+
+def exit_now(code: int) -> NoReturn:
+    """End this process at once, with what it printed.
+
+    Where several ranks come to their end, torch's threads have aborted the interpreter's own end (SIGABRT, "terminate
+    called without an active exception", once in a few hundred runs): the work was done, and torchrun called it failed.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+@contextmanager
+def join_ranks() -> Iterator[Ranks]:
+    """This process's place; joins the process group of torchrun if there is one, and leaves it at the end."""
+    if not is_one_of_many():
+        yield Ranks(0, 1, 0)
+        return
+    import torch
+    import torch.distributed as dist
+
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=COLLECTIVE_TIMEOUT)
+    try:
+        yield Ranks(dist.get_rank(), dist.get_world_size(), int(os.environ.get("LOCAL_RANK", "0")))
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,1 @@
+"""Directory formats of SAEs, one module each."""

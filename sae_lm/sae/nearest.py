@@ -1,0 +1,172 @@
+"""rows -> each row's nearest other row, and the penalty on how near it is.
+
+The search costs O(m^2 d) and what it finds moves slowly, cosines to what was found cost O(m d). So `NearestRows`
+searches one part of the dictionary at a time, and takes the cosines that matter anew every time.
+"""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sae_lm.sae.directions import TILE, product_dtype, row_products, unit_rows
+
+FRESH = 4
+"""Candidates per row whose cosines are taken anew at an update: the highest as they were last seen."""
+LOGGED_ROWS = 512
+"""Rows, at most, whose nearest neighbour a line of the log looks up."""
+NONE = -2.0
+"""Stands for the cosine of a row that has no neighbour: below every cosine."""
+
+
+def nearest_row(unit: Float[Tensor, "n d_in"], matmul: torch.dtype = torch.float32) -> Int[Tensor, " n"]:
+    """Index of the row with the largest signed cosine to each row, itself excluded; exact over all rows."""
+    every = unit.to(product_dtype(unit, matmul))
+    return _search(every, every, 0)[1]
+
+
+def _search(rows: Tensor, part: Tensor, first: int, before: bool = False) -> tuple[Tensor, Tensor]:
+    """For each row the highest cosine to another row of the part, and where that is in the part.
+
+    The part is rows[first : first + len(part)]. before: only its rows before the row count.
+    """
+    highest, where = [], []
+    for start in range(0, len(rows), TILE):
+        cosines = rows[start : start + TILE] @ part.T
+        own = torch.arange(start, start + len(cosines), device=rows.device)[:, None] - first
+        column = torch.arange(len(part), device=rows.device)
+        if before and start < first + len(part):
+            cosines.masked_fill_(column >= own, NONE)
+        elif not before and first < start + len(cosines) and start < first + len(part):
+            cosines.masked_fill_(column == own, NONE)
+        found = cosines.max(1)  # measured: argmax takes four times as long in bfloat16
+        highest.append(found.values)
+        where.append(found.indices)
+    return torch.cat(highest), torch.cat(where)
+
+
+class NearestRows:
+    """The nearest neighbours of m rows, searched part by part: each `update` finds every row's nearest in one part
+    of the dictionary, the first update in all.
+
+    Of its nearest in the parts, a row's `FRESH` highest are then looked at as they are now, and the highest of
+    these is its neighbour: while a penalty parts a row from its neighbour, another becomes the nearest.
+
+    parts: how many; 1 searches everything at each update.
+    ranked: seek among rows that fire more often.
+    matmul: dtype of the search's cosines. In bfloat16, neighbours that differ by less than its rounding may be
+        taken for each other; the cosines returned are exact.
+    """
+
+    def __init__(self, parts: int = 1, ranked: bool = False, matmul: torch.dtype = torch.float32) -> None:
+        self.parts, self.ranked, self.matmul = parts, ranked, matmul
+        self.candidates: Tensor | None = None
+        """[m, parts], each row's nearest in each part"""
+        self.cosines: Tensor | None = None
+        """[m, parts], to these, as last seen"""
+        self.order: Tensor | None = None
+        """rows from the most to the least frequent; None: as they are"""
+        self.turn = 0
+
+    def update(
+        self, unit: Float[Tensor, "m d"], rate: Float[Tensor, " m"] | None = None
+    ) -> tuple[Int[Tensor, " m"], Float[Tensor, " m"]]:
+        """Each row's nearest and the cosine to it, after one more part is searched; -2 where a row has none.
+
+        rate: how often rows fire, for ranks.
+        """
+        every = unit.to(product_dtype(unit, self.matmul))
+        if self.candidates is None or self.cosines is None:
+            self.candidates = torch.zeros(len(unit), self.parts, dtype=torch.long, device=unit.device)
+            self.cosines = unit.new_full(self.candidates.shape, NONE)
+            turns = self.parts
+        else:
+            turns = 1
+        for _ in range(turns):
+            if self.ranked and self.turn == 0:
+                assert rate is not None
+                self.order = rate.argsort(descending=True, stable=True)
+            self._search_part(every, self.candidates, self.cosines)
+        return self._nearest_now(unit, rate, self.candidates, self.cosines)
+
+    def _search_part(self, every: Tensor, candidates: Tensor, cosines: Tensor) -> None:
+        """Find every row's nearest in the part whose turn it is."""
+        m, turn = len(every), self.turn
+        first, last = turn * m // self.parts, (turn + 1) * m // self.parts
+        if self.order is None:
+            found, where = _search(every, every[first:last], first)
+            cosines[:, turn], candidates[:, turn] = found.to(cosines.dtype), where + first
+        else:  # rows that fire more often than the part's have none in it
+            below = self.order[first:]
+            rows = every.index_select(0, below)
+            found, where = _search(rows, rows[: last - first], 0, before=True)
+            cosines[:, turn] = NONE
+            cosines[below, turn], candidates[below, turn] = found.to(cosines.dtype), below[where]
+        self.turn = (turn + 1) % self.parts
+
+    def _nearest_now(
+        self, unit: Tensor, rate: Tensor | None, candidates: Tensor, cosines: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Look again at the highest candidates, remember what was seen, return the highest."""
+        seen = cosines
+        if self.ranked and rate is not None:
+            seen = torch.where(rate[candidates] > rate[:, None], cosines, NONE)
+        seen, column = seen.topk(min(FRESH, self.parts), dim=1)
+        rows = candidates.gather(1, column)
+        now = torch.where(seen > NONE, row_products(unit, unit, rows), NONE)
+        cosines.scatter_(1, column, torch.where(seen > NONE, now, cosines.gather(1, column)))
+        highest = now.max(1)
+        return rows.gather(1, highest.indices[:, None])[:, 0], highest.values
+
+    def state(self) -> dict[str, Tensor]:
+        """What `restore` needs to continue bit for bit; empty before the first update."""
+        if self.candidates is None or self.cosines is None:
+            return {}
+        kept = {"candidates": self.candidates.clone(), "cosines": self.cosines.clone(), "turn": torch.tensor(self.turn)}
+        return kept if self.order is None else {**kept, "order": self.order}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Tensors are taken as they are: on the device of the rows."""
+        if state:
+            self.candidates, self.cosines = state["candidates"].clone(), state["cosines"].clone()
+            self.order, self.turn = state.get("order"), int(state["turn"])
+
+
+def nearest_in_chunks(
+    unit: Float[Tensor, "m d"], chunk: int, draws: torch.Generator | None, matmul: torch.dtype = torch.float32
+) -> tuple[Int[Tensor, " m"], Float[Tensor, " m"]]:
+    """Each row's nearest inside its chunk and the cosine to it, for a random partition into ceil(m / chunk) chunks."""
+    nearest = torch.empty(len(unit), dtype=torch.long, device=unit.device)
+    for members in torch.randperm(len(unit), generator=draws).to(unit.device).tensor_split(-(-len(unit) // chunk)):
+        nearest[members] = members[nearest_row(unit[members], matmul)]
+    return nearest, row_products(unit, unit, nearest[:, None])[:, 0]
+
+
+@torch.no_grad()
+def coherence(
+    rows: Float[Tensor, "m d"], draws: torch.Generator | None, sample: int, matmul: torch.dtype = torch.float32
+) -> Float[Tensor, ""]:
+    """Mean cosine of a row to its nearest other row among all, estimated on a sample of rows."""
+    unit = unit_rows(rows.float())
+    every = unit.to(product_dtype(unit, matmul))
+    chosen = torch.randperm(len(rows), generator=draws)[:sample].to(rows.device)
+    cosines = every[chosen] @ every.T
+    cosines[torch.arange(len(chosen), device=rows.device), chosen] = -2.0
+    return cosines.amax(1).float().mean()
+
+
+@torch.no_grad()
+def nearest_quantiles(rows: Float[Tensor, "n d_in"]) -> dict[str, float]:
+    """Cosine of unit rows to the nearest other: mean and quantiles over an even sample, for a log. Empty below two rows."""
+    if len(rows) < 2:
+        return {}
+    sample = torch.arange(0, len(rows), -(-len(rows) // LOGGED_ROWS), device=rows.device)
+    cosines = rows[sample] @ rows.T
+    cosines[torch.arange(len(sample), device=rows.device), sample] = -1.0
+    nearest = cosines.amax(1)
+    low, middle, high = nearest.quantile(nearest.new_tensor([0.1, 0.5, 0.9])).tolist()
+    return {
+        "nearest_cos": float(nearest.mean()),
+        "nearest_cos_10": low,
+        "nearest_cos_50": middle,
+        "nearest_cos_90": high,
+    }

@@ -1,0 +1,315 @@
+"""world x trials x seeds -> trained SAEs: all of them in one tensor program.
+
+The step is that of ``sae-lm train`` (sae_lm.training.trainer): scaled inputs, the same start, schedule, clipping, unit decoder
+rows; the tests train one SAE by both and compare weights. differs: penalties are taken anew at every step, and nothing
+revives dead latents, since a toy shall show what a loss leads to. An SAE of 96 latents leaves a processor
+idle between operations; in tensors [trials, seeds, ...] sixty cost what a few do one by one.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from sae_lm.penalties.arms import Arm
+from sae_lm.runtime.seeds import derive
+from sae_lm.synthetic.batched_penalties import penalties
+from sae_lm.synthetic.worlds import Inputs, World, all_inputs, directions, inputs, some_inputs
+from sae_lm.training.recipe import default_widths
+from sae_lm.training.trainer import CLIP_NORM, FIRING_MEMORY, THRESHOLD_MEMORY
+
+MOMENTS = 20_000
+"""Inputs from which mean and scale are taken where a world is not listed."""
+AT_ONCE = 1_200_000
+"""Activations of all SAEs trained together at most: more do not fit a processor's cache, and take longer each."""
+
+
+class Trial(NamedTuple):
+    """An arm as ``sae-lm train`` reads it, and what only a toy can ask for."""
+
+    arm: Arm
+    stop: float = 1.0
+    """share of the steps after which the penalty is off: does what it made stay?"""
+    truth: Literal["unknown", "start", "fixed"] = "unknown"
+    """first decoder rows (and encoder's) that are the true features: as the start, or held there in the decoder. What
+    the loss alone makes of the truth, and what the truth costs: references for what any penalty can reach"""
+
+    widths: tuple[int, ...] | None = None
+    """matryoshka: the nested prefixes; None: the trainer's"""
+
+    @property
+    def name(self) -> str:
+        if self.truth != "unknown":
+            return f"truth {'at the start' if self.truth == 'start' else 'held'}"
+        nested = f", widths {'/'.join(map(str, self.widths))}" if self.widths else ""
+        return self.arm.name + nested + (f", off at {self.stop:g}" if self.stop < 1 else "")
+
+
+class Recipe(NamedTuple):
+    """How the SAEs of one world are trained. Arms say what else they want: ``@arch=``, ``@k=``."""
+
+    d_sae: int
+    arch: str
+    steps: int
+    lr: float
+    k: int = 1
+    l1: float = 0.0
+    """relu: weight of the sum of activations, which are scaled as the inputs are"""
+    batch: int = 256
+    warm_up: float = 0.05
+    decay: float = 0.2
+    start: Literal["random", "inputs"] = "random"
+    """first directions: random, or inputs with as much noise, which none is dead at"""
+    bias: bool = True
+    """b_dec, which starts at the mean; False: none, and the origin is known"""
+
+
+class Saes(NamedTuple):
+    """One SAE per trial and seed, for inputs as the world makes them."""
+
+    encoder: Float[Tensor, "trials seeds d_sae d_in"]
+    b_enc: Float[Tensor, "trials seeds d_sae"]
+    W_dec: Float[Tensor, "trials seeds d_sae d_in"]
+    """rows of norm 1"""
+    b_dec: Float[Tensor, "trials seeds d_in"]
+    threshold: Float[Tensor, "trials seeds"]
+    """batchtopk, matryoshka: what a pre-activation must be above; else 0"""
+
+
+def train(world: World, trials: Sequence[Trial], recipe: Recipe, seeds: int) -> Saes:
+    """Train every trial with every seed.
+
+    Trials of a seed share directions, start and inputs. All must be of one `kind`.
+    """
+    rows = len(all_inputs(world, 1).weight) if world.listed else recipe.batch
+    at_once = max(1, AT_ONCE // (seeds * rows * recipe.d_sae))
+    order = sorted(range(len(trials)), key=lambda i: _form(trials[i].arm))  # equal penalties are one product
+    parts = [
+        _train([trials[i] for i in order[a : a + at_once]], world, recipe, seeds) for a in range(0, len(order), at_once)
+    ]
+    back = torch.tensor(order).argsort()
+    return Saes(*(torch.cat(tensors)[back] for tensors in zip(*parts, strict=True)))
+
+
+def kind(trial: Trial, recipe: Recipe) -> tuple[str, int, tuple[int, ...] | None]:
+    """Architecture, k and, for matryoshka, nested prefixes: what SAEs of one tensor program have in common."""
+    arch = trial.arm.arch or recipe.arch
+    widths = (trial.widths or default_widths(recipe.d_sae)) if arch == "matryoshka" else None
+    return arch, trial.arm.k or recipe.k, widths
+
+
+def _train(trials: Sequence[Trial], world: World, recipe: Recipe, seeds: int) -> Saes:
+    ((arch, k, widths),) = {kind(trial, recipe) for trial in trials}
+    features = torch.stack([directions(world, seed) for seed in range(seeds)])
+    mean, scale = moments(world, features)
+    truth = features / scale[:, None, None]  # what the first rows would be in scaled units, but for the norm
+    weights = _start(trials, world, recipe, features, mean / scale[:, None])
+    optimizer = torch.optim.Adam(list(weights), lr=recipe.lr, betas=(0.9, 0.999), eps=1e-8, fused=True)
+    rate = torch.zeros(len(trials), seeds, recipe.d_sae)
+    threshold = torch.zeros(len(trials), seeds)
+    groups = list(_groups(trials))
+    held = torch.tensor([trial.truth == "fixed" for trial in trials])
+    batches = _batches(world, seeds, recipe.batch)
+    for step in range(recipe.steps):
+        batch = next(batches)
+        x = batch.sizes @ truth
+        centred = x - weights.b_dec.unsqueeze(-2)
+        pre = centred @ weights.encoder.mT + weights.b_enc.unsqueeze(-2)
+        fires, smallest = _fires(pre.detach(), arch, k)
+        z = torch.where(fires, pre, 0.0)
+        loss = (_errors(centred, z, weights.W_dec, widths) * batch.weight).sum()
+        if recipe.l1 and arch == "relu":
+            rise = min(1.0, (step + 1) / max(1.0, recipe.warm_up * recipe.steps))
+            loss = loss + recipe.l1 * rise * (z.sum(-1) * batch.weight).sum()
+        for first, last, group in groups:
+            coefficient = torch.tensor([_coefficient(trial, step, recipe.steps) for trial in group])
+            if coefficient.any():
+                here = slice(first, last)
+                value = _penalties(group, weights, fires[here], batch.weight, rate[here], here)
+                loss = loss + (coefficient[:, None] * value).sum()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        _update(weights, optimizer, recipe, step, held, world.size)
+        rate.lerp_((fires * batch.weight[:, None]).sum(-2), max(FIRING_MEMORY, 1 / (step + 1)))
+        if smallest is not None:
+            memory = max(1.0, min(THRESHOLD_MEMORY, recipe.steps / 20)) if step else 1.0
+            threshold.lerp_(smallest.clamp_min(0), 1 / memory)
+    with torch.no_grad():
+        return Saes(
+            encoder=weights.encoder.detach(),
+            b_enc=weights.b_enc.detach() * scale[:, None],
+            W_dec=weights.W_dec.detach(),
+            b_dec=weights.b_dec.detach() * scale[:, None],
+            threshold=threshold * scale,
+        )
+
+
+class _Weights(NamedTuple):
+    encoder: Float[Tensor, "trials seeds d_sae d_in"]
+    b_enc: Float[Tensor, "trials seeds d_sae"]
+    W_dec: Float[Tensor, "trials seeds d_sae d_in"]
+    b_dec: Float[Tensor, "trials seeds d_in"]
+
+
+def moments(
+    world: World, features: Float[Tensor, "seeds features d_in"]
+) -> tuple[Float[Tensor, "seeds d_in"], Float[Tensor, " seeds"]]:
+    """Mean input, and the root of the squared error of predicting it."""
+    sample = inputs(world, len(features), MOMENTS, "moments")
+    x = sample.sizes @ features
+    mean = (x * sample.weight[:, None]).sum(1)
+    return mean, ((x - mean[:, None]).square().sum(-1) * sample.weight).sum(-1).sqrt()
+
+
+def _start(
+    trials: Sequence[Trial], world: World, recipe: Recipe, features: Tensor, mean: Float[Tensor, "seeds d_in"]
+) -> _Weights:
+    """First weights, equal for all trials of a seed but those that know the truth."""
+    first = []
+    for seed in range(len(features)):
+        draws = torch.Generator().manual_seed(derive("weights", seed))
+        rows = torch.randn(recipe.d_sae, world.d_in, generator=draws)
+        if recipe.start == "inputs":
+            some = all_inputs(world, 1) if world.listed else some_inputs(world, MOMENTS, [draws])
+            weight = some.weight * (some.sizes[0].sum(1) > 0)
+            drawn = torch.multinomial(weight, recipe.d_sae, replacement=True, generator=draws)
+            rows = some.sizes[0, drawn] @ features[seed] + rows / world.d_in**0.5
+        first.append(rows / rows.norm(dim=1, keepdim=True))
+    rows = torch.stack(first).repeat(len(trials), 1, 1, 1)
+    for i, trial in enumerate(trials):
+        if trial.truth != "unknown":
+            rows[i, :, : world.size] = features
+    b_dec = mean.repeat(len(trials), 1, 1) if recipe.bias else torch.zeros(len(trials), *mean.shape)
+    b_enc = torch.zeros(rows.shape[:-1])
+    return _Weights(*(w.clone().requires_grad_() for w in (rows, b_enc, rows, b_dec)))
+
+
+def _batches(world: World, seeds: int, batch: int) -> Iterator[Inputs]:
+    draws = [torch.Generator().manual_seed(derive("batches", seed)) for seed in range(seeds)]
+    listed = all_inputs(world, seeds) if world.listed else None
+    while True:
+        yield listed or some_inputs(world, batch, draws)
+
+
+def _groups(trials: Sequence[Trial]) -> Iterator[tuple[int, int, list[Trial]]]:
+    """Neighbouring trials whose penalties differ by coefficient and margin alone: (first, last, trials)."""
+    first = 0
+    for last in range(1, len(trials) + 1):
+        if last == len(trials) or _form(trials[first].arm) != _form(trials[last].arm):
+            if trials[first].arm.penalty != "none":
+                yield first, last, list(trials[first:last])
+            first = last
+
+
+def _form(arm: Arm) -> tuple[str, bool, str]:
+    """What the penalties of one product have in common."""
+    return arm.penalty, arm.anchored, arm.on or "decoder"
+
+
+def _penalties(
+    group: Sequence[Trial],
+    weights: _Weights,
+    fires: Bool[Tensor, "group seeds n d_sae"],
+    weight: Float[Tensor, " n"],
+    rate: Float[Tensor, "group seeds d_sae"],
+    here: slice,
+) -> Float[Tensor, "group seeds"]:
+    """The penalty of each SAE of a group, which is ``here`` among all trials."""
+    penalty, anchored, on = _form(group[0].arm)
+    together = None
+    if penalty == "coactive":
+        fired = fires.float()
+        together = (fired * weight[:, None]).mT @ fired
+    margin = torch.tensor([trial.arm.margin for trial in group])[:, None, None]
+    rows = weights.encoder if on == "encoder" else weights.W_dec
+    return penalties(penalty, rows[here], rate, together, margin, anchored)
+
+
+def _coefficient(trial: Trial, step: int, steps: int) -> float:
+    """As sae_lm.penalties.term schedules it, and 0 once it is off."""
+    arm = trial.arm
+    first = round((arm.start or 0.0) * steps)
+    if step < first or step >= trial.stop * steps:
+        return 0.0
+    ramp = (arm.warm_up or 0.0) * steps
+    return arm.coefficient * (min(1.0, (step - first + 1) / ramp) if ramp else 1.0)
+
+
+@torch.no_grad()
+def _fires(
+    pre: Float[Tensor, "trials seeds n d_sae"], arch: str, k: int
+) -> tuple[Bool[Tensor, "trials seeds n d_sae"], Float[Tensor, "trials seeds"] | None]:
+    """Which latents fire, and for those chosen over a batch the smallest that was."""
+    if arch == "topk":
+        cut = pre.amax(-1, keepdim=True)
+        for _ in range(k - 1):  # measured: at k 3 of 96 a quarter of the time of torch.topk
+            cut = pre.masked_fill(pre >= cut, -torch.inf).amax(-1, keepdim=True)
+        return (pre >= cut) & (pre > 0), None
+    if arch == "relu":
+        return pre > 0, None
+    assert arch in ("batchtopk", "matryoshka")
+    flat, count = pre.flatten(-2), k * pre.shape[-2]
+    last = flat.shape[-1] - count
+    # measured: numpy's partition takes a tenth of the time of torch.topk
+    smallest = torch.from_numpy(np.partition(flat.numpy(), last)[..., last, None])
+    above, ties = flat > smallest, flat == smallest  # equal inputs tie, those without a feature first of all
+    left = count - above.sum(-1, keepdim=True)
+    chosen = above | (ties & (ties.cumsum(-1, dtype=torch.int32) <= left))
+    return chosen.view_as(pre) & (pre > 0), smallest[..., 0]
+
+
+def _errors(
+    centred: Float[Tensor, "trials seeds n d_in"],
+    z: Float[Tensor, "trials seeds n d_sae"],
+    W_dec: Float[Tensor, "trials seeds d_sae d_in"],
+    widths: tuple[int, ...] | None,
+) -> Float[Tensor, "trials seeds n"]:
+    """Squared error, the mean over nested prefixes of the dictionary where there are."""
+    if widths is None:
+        return (centred - z @ W_dec).square().sum(-1)
+    missed, total, first = centred, [], 0
+    for width in widths:
+        missed = missed - z[..., first:width] @ W_dec[..., first:width, :]
+        total.append(missed.square().sum(-1))
+        first = width
+    return torch.stack(total).mean(0)
+
+
+@torch.no_grad()
+def _update(
+    weights: _Weights, optimizer: torch.optim.Adam, recipe: Recipe, step: int, held: Bool[Tensor, " trials"], size: int
+) -> None:
+    """Clip each SAE's gradient, step, and bring decoder rows back to unit norm."""
+    pull, rows = weights.W_dec.grad, weights.W_dec
+    assert pull is not None and weights.b_dec.grad is not None
+    pull.addcmul_((pull * rows).sum(-1, keepdim=True), rows, value=-1)
+    if held.any():
+        pull[held, :, :size] = 0
+    if not recipe.bias:
+        weights.b_dec.grad.zero_()
+    gradients = [weight.grad for weight in weights if weight.grad is not None]
+    norm = torch.stack([gradient.flatten(2).norm(dim=-1) for gradient in gradients]).norm(dim=0)
+    shrink = 1 / (norm / CLIP_NORM).clamp_min(1.0)
+    for gradient in gradients:
+        gradient *= shrink.view(*shrink.shape, *[1] * (gradient.dim() - 2))
+    rise = (step + 1) / max(1.0, recipe.warm_up * recipe.steps)
+    fall = (recipe.steps - step) / max(1.0, recipe.decay * recipe.steps)
+    optimizer.param_groups[0]["lr"] = recipe.lr * min(1.0, rise, fall)
+    optimizer.step()
+    rows /= rows.norm(dim=-1, keepdim=True)
+
+
+@torch.no_grad()
+def encode(
+    saes: Saes, x: Float[Tensor, "seeds n d_in"], trial: int, arch: str, k: int
+) -> Float[Tensor, "seeds n d_sae"]:
+    """One trial's codes, as the SAE would be used: with its threshold where it has one."""
+    pre = (x - saes.b_dec[trial, :, None]) @ saes.encoder[trial].mT + saes.b_enc[trial, :, None]
+    if arch in ("topk", "relu"):
+        fires = _fires(pre[None], arch, k)[0][0]
+    else:
+        fires = (pre > saes.threshold[trial, :, None, None]) & (pre > 0)
+    return torch.where(fires, pre, 0.0)

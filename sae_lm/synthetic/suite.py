@@ -1,0 +1,220 @@
+"""verb: worlds whose truth is known x arms x seeds -> a table, suite.json, curves."""
+
+import math
+import time
+from collections.abc import Container, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sae_lm.metrics.statistics import paired_difference
+from sae_lm.runtime.files import write_json
+from sae_lm.runtime.progress import Progress
+from sae_lm.synthetic.ab_toy import exact_construction, judge
+from sae_lm.synthetic.batched_training import Saes, Trial, encode, kind, train
+from sae_lm.synthetic.curves import write_curves
+from sae_lm.synthetic.experiments import EXPERIMENTS, Experiment
+from sae_lm.synthetic.scores import score
+from sae_lm.synthetic.worlds import HELD_OUT, directions, inputs
+
+SEEDS = 6
+"""The fewest at which an exact sign-flip p can fall below .05."""
+RESULT = "suite.json"
+DEAR = 0.02
+"""FVU above the baseline's that is held to be too much for fewer holes."""
+
+
+def run(full: bool = False, seeds: int = SEEDS, experiments: Sequence[Experiment] | None = None) -> dict[str, Any]:
+    """Train and judge every experiment's short list of trials, or with ``full`` its long one."""
+    began = time.monotonic()
+    experiments = EXPERIMENTS if experiments is None else experiments
+    lists = [experiment.long if full else experiment.short for experiment in experiments]
+    measured = []
+    with Progress("toys", sum(map(len, lists)) * seeds, "SAEs") as bar:
+        for experiment, trials in zip(experiments, lists, strict=True):
+            if trials:
+                measured.append(_measured(experiment, trials, seeds))
+                bar.update(len(trials) * seeds)
+    return {
+        "format": "sae_lm truth suite",
+        "version": 1,
+        "seeds": seeds,
+        "full": full,
+        "versions": {name: version(name) for name in ("torch", "sae_lm")},
+        "seconds": round(time.monotonic() - began, 1),
+        "exact_construction": exact_construction()._asdict(),
+        "experiments": measured,
+    }
+
+
+def _measured(experiment: Experiment, trials: Sequence[Trial], seeds: int) -> dict[str, Any]:
+    values: dict[str, dict[str, list[float]]] = {}
+    for same in _of_a_kind(experiment, trials):
+        values |= judged(experiment, same, train(experiment.world, same, experiment.recipe, seeds))
+    arms = {
+        trial.name: {
+            "penalty": trial.arm.penalty,
+            "coefficient": trial.arm.coefficient,
+            "family": family(trial),
+            "baseline": baseline(trial, values),
+            "values": {metric: [_finite(v) for v in per_seed] for metric, per_seed in values[trial.name].items()},
+        }
+        for trial in trials
+    }
+    return {
+        "key": experiment.key,
+        "title": experiment.title,
+        "shown": list(experiment.shown),
+        "world": experiment.world._asdict(),
+        "recipe": experiment.recipe._asdict(),
+        "arms": arms,
+        "differences": [
+            {"arm": name, "baseline": arm["baseline"], "metric": metric, **_difference(arms, name, metric)}
+            for name, arm in arms.items()
+            if arm["baseline"] in arms and arm["baseline"] != name
+            for metric in arm["values"]
+        ],
+    }
+
+
+def _of_a_kind(experiment: Experiment, trials: Sequence[Trial]) -> list[list[Trial]]:
+    found: dict[Any, list[Trial]] = {}
+    for trial in trials:
+        found.setdefault(kind(trial, experiment.recipe), []).append(trial)
+    return list(found.values())
+
+
+def judged(experiment: Experiment, trials: Sequence[Trial], saes: Saes) -> dict[str, dict[str, list[float]]]:
+    """Every trial's scores on inputs that no training saw: metric -> one value per seed."""
+    world, recipe, seeds = experiment.world, experiment.recipe, saes.b_dec.shape[1]
+    features = torch.stack([directions(world, seed) for seed in range(seeds)])
+    held_out = inputs(world, seeds, HELD_OUT, "held out")
+    x = held_out.sizes @ features
+    found = {}
+    for i, trial in enumerate(trials):
+        arch, k, _ = kind(trial, recipe)
+        codes = encode(saes, x, i, arch, k)
+        missed = x - codes @ saes.W_dec[i] - saes.b_dec[i, :, None]
+        rows = [
+            score(
+                codes[s], missed[s], x[s], held_out.sizes[s], held_out.weight, features[s],
+                saes.W_dec[i, s], saes.encoder[i, s], world.pairs,
+            )._asdict()
+            for s in range(seeds)
+        ]  # fmt: skip
+        if experiment.key == "composition":
+            for s, row in enumerate(rows):
+                row |= judge(codes[s], held_out.sizes[s], features[s], saes.W_dec[i, s])._asdict()
+        found[trial.name] = {metric: [row[metric] for row in rows] for metric in rows[0]}
+    return found
+
+
+def family(trial: Trial) -> str:
+    """What trials that differ by coefficient alone have in common: max_cos:0.25@anchored -> max_cos@anchored."""
+    return trial.name.replace(f":{trial.arm.coefficient:g}", "", 1) if trial.truth == "unknown" else trial.name
+
+
+def baseline(trial: Trial, names: Container[str]) -> str:
+    """What a trial is compared with: no penalty on its architecture, if that is there; an architecture, with "none"."""
+    own = trial.arm.baseline.name
+    return own if own in names and trial.arm.penalty != "none" else "none"
+
+
+def _difference(arms: dict[str, Any], name: str, metric: str) -> dict[str, Any]:
+    there, base = arms[name]["values"][metric], arms[arms[name]["baseline"]]["values"][metric]
+    return _interval(_numbers(there), _numbers(base))
+
+
+def _interval(arm: list[float], base: list[float]) -> dict[str, Any]:
+    found = paired_difference(arm, base)
+    return {"mean": found.mean, "low": found.low, "high": found.high, "p": found.p, "p_sign_flip": found.p_sign_flip}
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _numbers(values: Sequence[float | None]) -> list[float]:
+    return [math.nan if value is None else value for value in values]
+
+
+# --- what is printed
+
+
+def table(result: dict[str, Any]) -> str:
+    """The suite as plain text: per experiment a line for each arm, means over seeds."""
+    exact = result["exact_construction"]
+    lines = [
+        'Made by hand, latents "A and not B", "A and B", "B and not A" '
+        f"({'no' if exact['is_one_hot'] else 'some'} reconstruction error):",
+        "           mean |cos|   OrtSAE term (signed nearest cosine, clamped, squared)",
+        *(f"  {on}  {exact[f'{on}_abs_cos']:10.3f}   {exact[f'{on}_max_cos']:11.3f}" for on in ("encoder", "decoder")),
+    ]
+    for experiment in result["experiments"]:
+        width = max(map(len, experiment["arms"])) + 2
+        shown = experiment["shown"]
+        lines += ["", experiment["title"], " " * (width + 2) + "".join(f"{_HEADS.get(m, m):>12}" for m in shown)]
+        for name, arm in experiment["arms"].items():
+            cells = (_cell(metric, arm["values"][metric]) for metric in shown)
+            lines.append(f"  {name:{width}}" + "".join(f"{cell:>12}" for cell in cells))
+        if experiment["key"].startswith("superposition"):
+            lines += ["", *halving(experiment)]
+    kind = "long lists" if result["full"] else "short lists"
+    return "\n".join([*lines, "", f"{result['seeds']} seeds, {kind} of arms, {result['seconds']:.0f} s"])
+
+
+_HEADS = {"nearest_cos": "nearest cos", "parent_f1": "parent F1", "mcc": "MCC", "fvu": "FVU", "f1": "F1"}
+
+
+def _cell(metric: str, per_seed: list[float | None]) -> str:
+    there = [value for value in per_seed if value is not None]
+    if metric in ("composite", "recovered"):
+        return f"{sum(there):.3g}/{len(there)}"
+    return f"{sum(there) / len(there):.3f}" if there else ""
+
+
+def halving(experiment: dict[str, Any]) -> list[str]:
+    """Does an arm halve the baseline's holes, and for how much FVU? Paired by seed, 95% intervals.
+
+    An arm halves them where its holes less half of the baseline's are below 0 with their whole interval; it is
+    cheap where the interval of its FVU less the baseline's is below `DEAR`.
+    """
+    width = max(map(len, experiment["arms"]))
+    lines = [
+        f"  {f'against no penalty (cheap: FVU less than {DEAR:g} above it)':{width}}  holes, times   difference of holes        of FVU"
+    ]
+    for name, arm in experiment["arms"].items():
+        if name == arm["baseline"]:
+            continue
+        base = experiment["arms"][arm["baseline"]]["values"]
+        holes, before = _numbers(arm["values"]["hole"]), _numbers(base["hole"])
+        fewer, half = _interval(holes, before), _interval(holes, [value / 2 for value in before])
+        fvu = _interval(_numbers(arm["values"]["fvu"]), _numbers(base["fvu"]))
+        halves, cheap = (one["high"] is not None and one["high"] < most for one, most in ((half, 0.0), (fvu, DEAR)))
+        verdict = "halved" * halves + " and cheap" * (halves and cheap)
+        against = "" if arm["baseline"] == "none" else f"  (against {arm['baseline']})"
+        lines.append(
+            f"  {name:{width}}  x{sum(holes) / sum(before):.2f}   {_spoken(fewer)}   {_spoken(fvu)}   {verdict}{against}"
+        )
+    return lines
+
+
+def _spoken(found: dict[str, Any]) -> str:
+    ends = "" if found["low"] is None else f"[{found['low']:+.3f}, {found['high']:+.3f}]"
+    return f"{found['mean']:+.3f} {ends:16}"
+
+
+def write(result: dict[str, Any], folder: Path) -> Path:
+    path = folder / RESULT
+    write_json(path, result)
+    return path
+
+
+def demo(folder: Path, full: bool = False, seeds: int = SEEDS) -> str:
+    """Run the suite, keep its numbers and draw its ladders, and return what is printed."""
+    result = run(full, seeds)
+    path, curves = write(result, folder), write_curves(result, folder)
+    drawn = f"\ncurves: {folder}/{{{','.join(curve.stem for curve in curves)}}}.svg" if curves else ""
+    return f"{table(result)}\nall numbers, per seed: {path}{drawn}"

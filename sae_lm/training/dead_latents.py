@@ -1,0 +1,106 @@
+"""latents that have not fired for long -> another chance: AuxK, or new directions where the SAE errs most."""
+
+from collections.abc import Iterable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sae_lm.runtime.distributed import SINGLE, Team
+from sae_lm.training.objective import Weights
+from sae_lm.training.selection import largest
+
+STRENGTH = 0.2
+"""Norm of a resampled ReLU latent's encoder, in means of the others' (Bricken et al. 2023)."""
+
+
+@torch.no_grad()
+def auxk(
+    missed: Float[Tensor, "batch d_in"],
+    centred: Float[Tensor, "batch d_in"],
+    weights: Weights,
+    dead: Int[Tensor, " n_dead"],
+    k: int,
+    shift: Float[Tensor, ""] | float,
+    matmul: torch.dtype,
+    team: Team = SINGLE,
+) -> tuple[Float[Tensor, ""], Weights]:
+    """AuxK (Gao et al. 2024, 2406.04093, section A.2): let the dead latents explain what the others missed.
+
+    Mean over the batch of |missed - z W_dec|^2 over that of |missed - mean missed|^2, where z are the k largest
+    pre-activations among the dead, plus ``shift``, and 0 where negative. ``missed`` is a constant. shift: how far
+    below 0 an SAE of this kind keeps silent latents (that of ReLU), so that there is something to learn from.
+
+    Returns the loss and its gradient for the dead latents alone (none for b_dec); of a team's member those of its slice,
+    whose mean over the team is the whole batch's. These are the products of a
+    small dense SAE and run in the dtype ``matmul``; errors and losses are in the weights'.
+    """
+    x = centred.to(matmul)
+    encoder, W_dec = weights.encoder[dead].to(matmul), weights.W_dec[dead].to(matmul)
+    pre = torch.addmm((weights.b_enc[dead] + shift).to(matmul), x, encoder.T)
+    z = pre.relu()
+    if k < len(dead):
+        chosen = torch.zeros_like(z)
+        chosen.view(-1)[largest(pre, k).flatten()] = 1
+        z *= chosen
+    left = missed - (z @ W_dec).to(missed.dtype)
+    mean = missed.mean(0)
+    team.average(mean)
+    scale = (missed - mean).square().sum()
+    team.average(scale)
+    scale.clamp_min_(1e-12)
+    upstream = (left * (-2 / scale)).to(matmul)
+    grad_pre = (upstream @ W_dec.T).mul_(z > 0)
+    gradient = Weights(
+        encoder=(grad_pre.T @ x).to(missed.dtype),
+        b_enc=grad_pre.sum(0, dtype=missed.dtype),
+        W_dec=(z.T @ upstream).to(missed.dtype),
+        b_dec=torch.zeros_like(weights.b_dec),
+    )
+    return left.square().sum() / scale, gradient
+
+
+@torch.no_grad()
+def lower_thresholds(log_threshold: Float[Tensor, " d_sae"], dead: Int[Tensor, " n_dead"]) -> None:
+    """Bring a dead latent's threshold down to the others' mean, if it is above: nothing else moves it from there."""
+    mean = _mean_of_others(log_threshold, dead)
+    log_threshold[dead] = torch.where(mean.isfinite(), torch.minimum(log_threshold[dead], mean), log_threshold[dead])
+
+
+def _mean_of_others(values: Tensor, dead: Tensor) -> Tensor:
+    """NaN if there are none."""
+    if len(dead) == len(values):
+        return values.new_tensor(torch.nan)
+    return (values.sum() - values[dead].sum()) / (len(values) - len(dead))
+
+
+@torch.no_grad()
+def resample(
+    missed: Float[Tensor, "batch d_in"],
+    centred: Float[Tensor, "batch d_in"],
+    weights: Weights,
+    moments: Iterable[Tensor],
+    dead: Int[Tensor, " n_dead"],
+    draws: torch.Generator,
+    strength: float,
+) -> None:
+    """Give each dead latent the direction of a row of the batch, drawn with probability as its squared loss.
+
+    Bricken et al. 2023, "Towards Monosemanticity", appendix on neuron resampling. differs: rows are drawn from this
+    batch alone; a bias (and a threshold) becomes the mean of the others', since only beside theirs it means anything.
+    moments: the optimizer's, of the weights with a row per latent; the dead latents' are forgotten.
+    strength: norm of the new encoder rows, in means of the others'.
+    """
+    loss = missed.square().sum(1).square().cpu()
+    loss += loss.sum() == 0  # nothing is missed: any row will do
+    rows = torch.multinomial(loss, len(dead), replacement=len(dead) > int((loss > 0).sum()), generator=draws)
+    directions = centred[rows.to(dead.device)]
+    directions = directions / directions.norm(dim=1, keepdim=True).clamp_min(1e-12)
+    norm = _mean_of_others(weights.encoder.norm(dim=1), dead).nan_to_num(1.0)
+    weights.W_dec[dead] = directions
+    weights.encoder[dead] = directions * (norm * strength)
+    for one in (weights.b_enc, weights.log_threshold):
+        if one is not None:
+            one[dead] = _mean_of_others(one, dead).nan_to_num(0.0)
+    for moment in moments:
+        moment[dead] = 0

@@ -1,0 +1,102 @@
+"""code -> reconstruction, loss and gradients of one batch, written out by hand.
+
+With z the code, x_hat = z W_dec + b_dec, B rows and n nested prefixes of the dictionary (n = 1 but for Matryoshka),
+
+    loss = mean over prefixes of |x - x_hat|^2 / B                                all architectures
+           + sparsity * sum z / B                                                 relu: L1, decoder rows have norm 1
+           + sparsity * (number of z > 0) / B                                     jumprelu: L0
+
+The encoder product only chose the entries (sae_lm.training.selection); their pre-activations are computed again here in
+the weights' precision. Nothing has the shape [batch, d_sae]: torch's own autograd would go through dense products
+of that size. The gradient of b_dec through the encoder's input is (sum of d pre over the batch) @ W_enc.T, no
+product over the batch. Dense autograd is the plain twin (tests/support/reference.py).
+"""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from sae_lm.sae.sparse import SparseCode
+
+
+class Weights(NamedTuple):
+    """One SAE, or the gradient for one. The encoder is kept latent by latent: its rows are the columns of W_enc."""
+
+    encoder: Float[Tensor, "d_sae d_in"]
+    b_enc: Float[Tensor, " d_sae"]
+    W_dec: Float[Tensor, "d_sae d_in"]
+    b_dec: Float[Tensor, " d_in"]
+    log_threshold: Float[Tensor, " d_sae"] | None = None
+    """jumprelu only"""
+
+
+class BatchResult(NamedTuple):
+    """What one batch gave."""
+
+    values: Float[Tensor, " entries"]
+    """the code's activations, >= 0"""
+    fires: Bool[Tensor, " entries"]
+    missed: Float[Tensor, "batch d_in"]
+    """x - x_hat, of the whole dictionary"""
+    fvu: Float[Tensor, ""]
+    """squared error per row, of the whole dictionary"""
+    loss: Float[Tensor, ""]
+    gradient: Weights
+
+
+@torch.no_grad()
+def batch_result(
+    centred: Float[Tensor, "batch d_in"],
+    code: SparseCode,
+    weights: Weights,
+    sparsity: Float[Tensor, ""] | None = None,
+    bandwidth: float = 0.0,
+) -> BatchResult:
+    """Loss and gradient for rows less b_dec and the entries of their code.
+
+    sparsity: coefficient of L1 or, where the weights have a threshold, of L0.
+    bandwidth: width of the window around the threshold in which the straight-through estimators of JumpReLU
+        (Rajamanoharan et al. 2024, 2407.14435, equations 11 and 12) are not 0; the code must hold what is in it.
+    """
+    batch, slices = len(centred), code.slices
+    pre = code.products(weights.encoder, centred).add_(weights.b_enc[code.latent])
+    threshold = None if weights.log_threshold is None else weights.log_threshold.exp()
+    fires = pre > (0 if threshold is None else threshold[code.latent])
+    values = torch.where(fires, pre, 0)
+    missed = code.decode(values, weights.W_dec)
+    for i in range(1, slices):  # a prefix has all slices up to its end
+        missed[:, i] += missed[:, i - 1]
+    torch.sub(centred[:, None], missed, out=missed)
+    loss = _square_sum(missed) / (batch * slices)
+    whole = missed[:, -1].clone()
+    upstream = missed.mul_(-2 / (batch * slices))
+    for i in range(slices - 1, 0, -1):  # and a slice stands in all prefixes from its own on
+        upstream[:, i - 1] += upstream[:, i]
+    bags = upstream.flatten(0, 1)
+    grad_values = code.products(weights.W_dec, bags)
+    grad_pre = torch.where(fires, grad_values, 0)
+    grad_log_threshold = None
+    if threshold is not None and sparsity is not None:
+        near = (pre - threshold[code.latent]).abs_() < bandwidth / 2
+        jump = (threshold[code.latent] * grad_values + sparsity / batch) / -bandwidth
+        grad_log_threshold = code.sums(torch.where(near, jump, 0)) * threshold
+        loss = loss + sparsity * fires.sum() / batch
+    elif sparsity is not None:
+        grad_pre = torch.where(fires, grad_pre + sparsity / batch, 0)
+        loss = loss + sparsity * values.sum() / batch
+    grad_b_enc = code.sums(grad_pre)
+    gradient = Weights(
+        encoder=code.transposed_product(grad_pre, centred),
+        b_enc=grad_b_enc,
+        W_dec=code.transposed_product(values, bags),
+        b_dec=upstream[:, 0].sum(0) - weights.encoder.T @ grad_b_enc,
+        log_threshold=grad_log_threshold,
+    )
+    return BatchResult(values, fires, whole, _square_sum(whole) / batch, loss, gradient)
+
+
+def _square_sum(rows: Tensor) -> Tensor:
+    flat = rows.flatten()
+    return flat.dot(flat)  # without a second tensor of this size

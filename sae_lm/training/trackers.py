@@ -1,0 +1,94 @@
+"""lines of the log -> a JSON Lines file always, and where else the user looks: wandb, TensorBoard."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from sae_lm.errors import SettingsError
+from sae_lm.runtime.files import write_whole
+
+Write = Callable[[dict[str, Any]], None]
+
+
+def check_trackers(trackers: tuple[str, ...]) -> None:
+    """Raises SettingsError for a tracker whose library is not installed: before the work, not hours into it."""
+    from importlib.util import find_spec
+
+    for name in trackers:
+        if find_spec(name) is None:
+            raise SettingsError(
+                f"trackers names {name}, whose library is not installed; pip install {name}, or leave it out "
+                "(the log is written in any case)"
+            )
+
+
+class Track:
+    """Where the log of one SAE goes."""
+
+    def __init__(self, path: Path, trackers: tuple[str, ...], facts: dict[str, Any]) -> None:
+        """path: the file ``ARM-seedN.metrics.jsonl``. facts: what trackers show as the run's configuration."""
+        self.path, self.trackers, self.facts = path, trackers, facts
+
+    @contextmanager
+    def begin(self, first: int) -> Iterator[Write]:
+        """A function that takes one line. What a killed run wrote from step ``first`` on, beyond its checkpoint, goes."""
+        name = self.path.name.partition(".metrics.")[0]
+        with ExitStack() as opened:
+            writes = [opened.enter_context(_json_lines(self.path, first))]
+            if "tensorboard" in self.trackers:
+                writes.append(opened.enter_context(_tensorboard(self.path.parent / "tensorboard" / name, first)))
+            if "wandb" in self.trackers:
+                writes.append(opened.enter_context(_wandb(self.path.parent, name, self.facts)))
+
+            def write(line: dict[str, Any]) -> None:
+                for one in writes:
+                    one(line)
+
+            yield write
+
+
+@contextmanager
+def _json_lines(path: Path, first: int) -> Iterator[Write]:
+    kept = []
+    if first and path.exists():
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] < first]
+    write_whole(path, lambda part: part.write_text("".join(kept), encoding="utf-8"))
+    with path.open("a", encoding="utf-8") as file:
+
+        def write(line: dict[str, Any]) -> None:
+            file.write(json.dumps(line, sort_keys=True) + "\n")
+            file.flush()
+
+        yield write
+
+
+@contextmanager
+def _tensorboard(folder: Path, first: int) -> Iterator[Write]:
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(str(folder), purge_step=first) as writer:
+
+        def write(line: dict[str, Any]) -> None:
+            for name, value in _numbers(line).items():
+                writer.add_scalar(name, value, line["step"])
+            writer.flush()
+
+        yield write
+
+
+@contextmanager
+def _wandb(out: Path, name: str, facts: dict[str, Any]) -> Iterator[Write]:
+    import wandb
+
+    # project, entity and mode are what WANDB_PROJECT and so on say
+    with wandb.init(dir=out, name=name, config=facts, reinit="create_new") as run:
+        yield lambda line: run.log(_numbers(line), step=line["step"])
+
+
+def _numbers(line: dict[str, Any]) -> dict[str, float]:
+    return {
+        name: value for name, value in line.items() if isinstance(value, int | float) and name not in ("step", "seed")
+    }

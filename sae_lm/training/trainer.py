@@ -1,0 +1,383 @@
+"""batches -> one arm's weights: initialisation, loss, penalty, optimizer step, dead-latent counts.
+
+Activations come scaled so that predicting their mean costs 1 in expectation; the loss is then a fraction of variance
+unexplained, and a penalty's coefficient means the same on every model. The scale is folded back into biases and
+thresholds when the SAE is made. The five architectures differ in which latents fire, which is `_code`, and in the
+shape of what is saved, which is `finish`; the rest is one path.
+"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sae_lm.errors import SaeError
+from sae_lm.penalties.arms import Arm
+from sae_lm.penalties.controllers import SparsityControl
+from sae_lm.penalties.term import PenaltyTerm, Schedule
+from sae_lm.runtime.distributed import SINGLE, Team
+from sae_lm.runtime.seeds import derive
+from sae_lm.runtime.timing import StepTimer
+from sae_lm.sae.model import SAE, SaeConfig
+from sae_lm.sae.nearest import nearest_quantiles
+from sae_lm.sae.sparse import Codes, SparseCode
+from sae_lm.training.dead_latents import STRENGTH, auxk, lower_thresholds, resample
+from sae_lm.training.objective import BatchResult, Weights, batch_result
+from sae_lm.training.recipe import Hyperparameters, default_widths, learning_rate
+from sae_lm.training.selection import above_zero, largest_of_batch, largest_of_rows
+
+CLIP_NORM = 1.0
+"""Largest gradient norm of a step, over all weights together."""
+THRESHOLD_MEMORY = 100
+"""Batches over which BatchTopK's threshold is averaged, or a twentieth of the run if that is less; SAELens 6 has the
+same number (topk_threshold_lr = .01)."""
+FIRING_MEMORY = 0.01
+"""Weight of the newest batch in each latent's firing rate, and before the hundredth step the plain mean."""
+DEAD_EVERY = 16
+"""Steps between looks at which latents are dead: how many there are is known to the host, which waits for it."""
+THRESHOLD_LR = 30.0
+"""Learning rate of JumpReLU's log threshold, in those of the weights. Adam moves a log threshold by one learning rate
+a step at most, and thresholds must halve within the first hundreds of steps. measured on 1000 steps, k 32: with 1, L0
+does not come near k; with 10 it swings between 17 and 51 before it does; with 100 a tenth of the latents die."""
+THRESHOLD_STEP = 0.05
+"""... and at most this: a threshold that leaps out of its latent's reach has no gradient to come back by."""
+DENSE = 0.1
+"""Share of rows above which a latent counts as dense."""
+CACHED_ROWS = 512
+"""Decoder rows whose radial gradient is taken out at a time. measured at 8192 x 512 on one core: 3.5 ms, all at once
+5 ms, or 13 ms while others use the memory."""
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""What Adam keeps for each weight."""
+
+
+class ArmTraining:
+    """One SAE in training. Weights of one seed start equal in every arm, whatever its architecture.
+
+    relu and jumprelu start sparse: at the first batch, a bias below zero (relu) or a threshold (jumprelu) that k
+    latents per row are above. measured on relu, 1000 steps of 1024 rows at 2048 latents, k 16: FVU .26, where biases
+    that start at zero give .35.
+
+    In a team every member takes its slice of each batch, and all keep the same weights: what depends on rows (loss,
+    gradients, the batch's largest, counts) is taken over the slices of all, what depends on weights alone by each.
+    """
+
+    def __init__(
+        self,
+        arm: Arm,
+        seed: int,
+        d_sae: int,
+        start: Float[Tensor, " d_in"],
+        h: Hyperparameters,
+        device: str,
+        team: Team = SINGLE,
+    ) -> None:
+        """start: the initial b_dec, the mean activation in scaled units."""
+        self.team, self.timer, self.rows_taken = team, StepTimer(device), 0
+        self.arm, self.seed, self.h = arm, seed, h
+        self.arch, self.k = arm.arch or h.arch, arm.k or h.k
+        self.widths: Tensor | None = None
+        if self.arch == "matryoshka":
+            self.widths = torch.tensor(h.widths or default_widths(d_sae), device=device)
+        rows = torch.randn(d_sae, len(start), generator=torch.Generator().manual_seed(derive("weights", seed)))
+        rows = (rows / rows.norm(dim=1, keepdim=True)).to(device)
+        self.weights = Weights(
+            encoder=rows.clone(),
+            b_enc=torch.zeros(d_sae, device=device),
+            W_dec=rows.clone(),
+            b_dec=start.float().to(device).clone(),
+            log_threshold=torch.zeros(d_sae, device=device) if self.arch == "jumprelu" else None,
+        )
+        self.named = {
+            name: weight.requires_grad_() for name, weight in self.weights._asdict().items() if weight is not None
+        }
+        self.optimizer = torch.optim.Adam(
+            [{"params": [weight], "is_threshold": name == "log_threshold"} for name, weight in self.named.items()],
+            betas=(0.9, 0.999),
+            eps=1e-8,
+            fused=True,
+        )
+        self.rows_since_fired = torch.zeros(d_sae, dtype=torch.long, device=device)
+        self.rate = torch.zeros(d_sae, device=device)
+        self.dead = torch.zeros(0, dtype=torch.long, device=device)
+        self.threshold = torch.zeros((), device=device)
+        """batchtopk, matryoshka: moving average of the smallest selected; relu: how far below 0 the biases started"""
+        self.control = SparsityControl(None if h.sparsity_coefficient else self.k, h.steps, device)
+        self.penalty_term = PenaltyTerm(
+            arm,
+            Schedule(h.steps, h.penalty_every, h.penalty_start, h.penalty_warm_up, h.penalty_on),
+            d_sae,
+            device,
+            h.matmul,
+        )
+        # generators of their own, so that no other draw depends on the arm
+        self.draws = {name: torch.Generator().manual_seed(derive(name, seed)) for name in ("penalty", "resample")}
+        self.parts: dict[str, Tensor] = {}
+
+    @property
+    def W_enc(self) -> Float[Tensor, "d_in d_sae"]:
+        return self.weights.encoder.T
+
+    @property
+    def W_dec(self) -> Float[Tensor, "d_sae d_in"]:
+        return self.weights.W_dec
+
+    @torch.no_grad()
+    def step(self, x: Float[Tensor, "batch d_in"], step: int) -> None:
+        """One optimizer step on one batch (a team's member: on its slice) of scaled activations."""
+        mark = self.timer.mark
+        self.timer.begin(step)
+        centred = x - self.weights.b_dec
+        if step == 0:
+            self._start_sparse(centred)
+        code = self._code(centred, step)
+        mark("selection")
+        sparsity = self._sparsity(step)
+        result = batch_result(centred, code, self.weights, sparsity, self.h.bandwidth)
+        mark("sparse forward and backward")
+        self._revive(result, centred, step)
+        mark("dead latents")
+        for name, weight in self.named.items():
+            weight.grad = getattr(result.gradient, name)
+        if self.penalty_term.is_due(step):
+            self._apply_penalty(code, result, step)
+            mark("penalty")
+        self.team.average(*(weight.grad for weight in self.named.values() if weight.grad is not None))
+        self._count(result, code, len(x), step)
+        mark("exchange" if self.team.size > 1 else "sparse forward and backward")
+        self._update(step)
+        if sparsity is not None:
+            self.control.observe(self.parts["l0"])
+            self.parts["sparsity"] = sparsity
+        mark("optimizer")
+
+    def _apply_penalty(self, code: SparseCode, result: BatchResult, step: int) -> None:
+        """Take the penalty's gradient, if it is time to; `_update` adds it."""
+        rows = self.weights.W_dec if self.penalty_term.on == "decoder" else self.weights.encoder
+        codes = self._codes(code, result) if self.penalty_term.reads_codes(step) else None
+        if self.penalty_term.refresh(step, rows, self.draws["penalty"], codes):
+            assert self.penalty_term.held is not None and self.penalty_term.value is not None
+            self.team.average(self.penalty_term.held)  # each member computed it: rounding must not drive them apart
+            self.parts["penalty"] = self.penalty_term.value
+
+    def _codes(self, code: SparseCode, result: BatchResult) -> Codes:
+        """The whole batch's active latents."""
+        latent, values, per_row = (
+            torch.cat(self.team.gather(part)) for part in (code.latent, result.values, code.starts.diff())
+        )
+        return Codes(torch.nn.functional.pad(per_row.cumsum(0), (1, 0)), latent, values, self.rate)
+
+    def _start_sparse(self, centred: Tensor) -> None:
+        """The first thresholds and coefficient of relu and jumprelu, from the first batch."""
+        if self.arch not in ("relu", "jumprelu"):
+            return
+        w = self.weights
+        count = self.k * len(centred) * self.team.size
+        _, cut = largest_of_batch(centred, w.encoder, w.b_enc, count, self.h.matmul, self.team)
+        cut = cut.clamp_min(1e-6)
+        if self.arch == "relu":
+            w.b_enc.sub_(cut)
+            self.threshold = cut
+            first = 2 * cut  # the L1 that shrinks activations by this much
+        else:
+            assert w.log_threshold is not None
+            w.log_threshold.add_(cut.log())
+            # a latent at its threshold, were it alone, would take cut^2 off the squared error
+            first = cut.square() / 4  # measured: runs end at a third to a seventh of that
+        self.control.begin(self.h.sparsity_coefficient or first)
+
+    def _code(self, centred: Tensor, step: int) -> SparseCode:
+        """Where the code of this batch is not 0 (or could be, within the bandwidth of a threshold)."""
+        w, batch, matmul, mark = self.weights, len(centred), self.h.matmul, self.timer.mark
+        if self.arch == "topk":
+            positions = largest_of_rows(centred, w.encoder, w.b_enc, self.k, matmul, mark)
+        elif self.arch == "relu":
+            positions = above_zero(centred, w.encoder, w.b_enc, matmul, mark)
+        elif w.log_threshold is not None:
+            bias = w.b_enc - w.log_threshold.exp() + self.h.bandwidth / 2
+            positions = above_zero(centred, w.encoder, bias, matmul, mark)
+        else:
+            count = self.k * batch * self.team.size
+            positions, smallest = largest_of_batch(centred, w.encoder, w.b_enc, count, matmul, self.team, mark)
+            memory = max(1.0, min(THRESHOLD_MEMORY, self.h.steps / 20)) if step else 1.0
+            self.threshold = torch.lerp(self.threshold, smallest.clamp_min(0), 1 / memory)
+        return SparseCode(positions, batch, len(w.b_enc), self.widths)
+
+    def _sparsity(self, step: int) -> Tensor | None:
+        """Coefficient of L1 or L0 in the loss; it rises with the learning rate."""
+        if self.arch not in ("relu", "jumprelu"):
+            return None
+        return self.control.coefficient * min(1.0, (step + 1) / max(1.0, self.h.warm_up * self.h.steps))
+
+    def _revive(self, result: BatchResult, centred: Tensor, step: int) -> None:
+        """AuxK's gradient, and at its steps resampling, for the latents that are dead."""
+        h = self.h
+        due = h.resample_every and step and step % h.resample_every == 0 and step < (1 - h.decay) * h.steps
+        if due or step % DEAD_EVERY == 0:
+            self.dead = (self.rows_since_fired >= h.dead_after).nonzero().flatten()
+            if self.weights.log_threshold is not None:
+                lower_thresholds(self.weights.log_threshold, self.dead)
+        if not len(self.dead):
+            return
+        if due:
+            by_latent = [weight for name, weight in self.named.items() if name != "b_dec"]
+            moments = [self.optimizer.state[weight][name] for weight in by_latent for name in MOMENTS]
+            resample(
+                torch.cat(self.team.gather(result.missed)),
+                torch.cat(self.team.gather(centred)),
+                self.weights,
+                moments,
+                self.dead,
+                self.draws["resample"],
+                STRENGTH if self.arch == "relu" else 1.0,
+            )
+            self.rows_since_fired[self.dead] = 0
+            self.dead = self.dead[:0]
+        elif h.aux_coefficient:
+            shift = self.threshold if self.arch == "relu" else 0.0
+            loss, pull = auxk(result.missed, centred, self.weights, self.dead, h.aux_k, shift, h.matmul, self.team)
+            self.parts["aux"] = loss
+            for name in ("encoder", "b_enc", "W_dec"):
+                getattr(result.gradient, name).index_add_(0, self.dead, getattr(pull, name), alpha=h.aux_coefficient)
+
+    @torch.no_grad()
+    def _update(self, step: int) -> None:
+        """The penalty added, an Adam step that leaves decoder rows at unit norm; the radial gradient is taken out first."""
+        W_dec, lr, pressed = self.weights.W_dec, learning_rate(step, self.h), self.penalty_term.is_due(step)
+        if pressed and self.penalty_term.on == "encoder" and self.weights.encoder.grad is not None:
+            self.penalty_term.add_to(self.weights.encoder.grad, step)
+        gradient = W_dec.grad
+        assert gradient is not None
+        norms = [
+            weight.grad.norm() for weight in self.named.values() if weight is not W_dec and weight.grad is not None
+        ]
+        piece = CACHED_ROWS if gradient.is_cpu else len(gradient)
+        for number, (pull, row) in enumerate(zip(gradient.split(piece), W_dec.split(piece), strict=True)):
+            if pressed and self.penalty_term.on == "decoder":
+                self.penalty_term.add_to(pull, step, number * piece)  # while it is in the cache
+            pull.addcmul_((pull * row).sum(1, keepdim=True), row, value=-1)
+            norms.append(pull.norm())
+        norm = torch.stack(norms).norm()
+        # Adam divides gradients by this as it reads them: clipping without a pass over them, or a wait for the norm
+        self.optimizer.grad_scale = (norm / CLIP_NORM).clamp_min(1.0)  # pyright: ignore[reportAttributeAccessIssue]
+        for group in self.optimizer.param_groups:
+            group["lr"] = min(THRESHOLD_LR * lr, THRESHOLD_STEP) if group["is_threshold"] else lr
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        W_dec /= W_dec.norm(dim=1, keepdim=True)
+
+    @torch.no_grad()
+    def _count(self, result: BatchResult, code: SparseCode, batch: int, step: int) -> None:
+        """What fired; a latent selected at 0 did not. Losses and counts are the whole batch's."""
+        fired = code.sums(result.fires.to(self.rate.dtype))
+        losses = {"loss": result.loss, "fvu": result.fvu}
+        if "aux" in self.parts:
+            losses["aux"] = self.parts["aux"]
+        means = torch.stack(list(losses.values()))
+        self.team.average(means)
+        self.team.total(fired)
+        rows = batch * self.team.size
+        self.rows_taken += rows
+        self.rows_since_fired = torch.where(fired > 0, 0, self.rows_since_fired + rows)
+        self.rate.lerp_(fired / rows, max(FIRING_MEMORY, 1 / (step + 1)))
+        self.parts |= dict(zip(losses, means, strict=True)) | {"l0": fired.sum() / rows}
+
+    @torch.no_grad()
+    def log(self, step: int) -> dict[str, Any]:
+        """Figures of the last step; penalty and AuxK as of the last step that had them. Changes nothing.
+
+        Raises SaeError when the loss is no longer finite.
+        """
+        facts = {name: float(value) for name, value in self.parts.items()}
+        if not all(map(torch.isfinite, self.parts.values())):
+            raise SaeError(
+                f"arm {self.arm.name}, seed {self.seed}: the loss became NaN or infinite by step {step}; "
+                "lower --lr or the arm's coefficient (finished SAEs are kept)"
+            )
+        dead = self.rows_since_fired >= self.h.dead_after
+        if self.arch in ("batchtopk", "matryoshka"):
+            facts["threshold"] = float(self.threshold)
+        return {
+            "arm": self.arm.name,
+            "seed": self.seed,
+            "step": step,
+            **facts,
+            "dead": int(dead.sum()),
+            "dense": int((self.rate > DENSE).sum()),
+            **nearest_quantiles(self.W_dec[~dead]),
+            "lr": learning_rate(step, self.h),
+        }
+
+    def pace(self) -> dict[str, float]:
+        """Of all steps so far in this process: rows per second of this arm's own time, the penalty's share of that."""
+        seconds = sum(self.timer.seconds.values())
+        if not seconds:
+            return {}
+        return {
+            "rows_per_second": self.rows_taken / seconds,
+            "penalty_share": self.timer.seconds.get("penalty", 0.0) / seconds,
+        }
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that the next steps depend on, by name; for `restore`.
+
+        The tensors are the arm's own, not copies: write or clone them before the next step. Generators are their
+        states as uint8. Nothing else is kept: the schedules depend on the step alone.
+        """
+        tensors = {f"weights.{name}": weight.detach() for name, weight in self.named.items()}
+        for name, weight in self.named.items():
+            tensors |= {f"adam.{name}.{key}": value for key, value in self.optimizer.state[weight].items()}
+        tensors |= {name: getattr(self, name) for name in COUNTS}
+        tensors |= {f"draws.{name}": generator.get_state() for name, generator in self.draws.items()}
+        tensors |= {f"control.{name}": value for name, value in self.control.state().items()}
+        tensors |= {f"pressure.{name}": value for name, value in self.penalty_term.state().items()}
+        return tensors | {f"parts.{name}": value.detach() for name, value in self.parts.items()}
+
+    @torch.no_grad()
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Continue from the state of an arm made with the same arguments; further steps repeat bit for bit."""
+        parts: dict[str, dict[str, Tensor]] = {}
+        for name, value in state.items():
+            first, _, rest = name.partition(".")
+            parts.setdefault(first, {})[rest] = value
+        device = self.rate.device
+        for name, weight in self.named.items():
+            weight.copy_(parts["weights"][name])
+            self.optimizer.state[weight] = {
+                key.partition(".")[2]: value.to(device, copy=True)
+                for key, value in parts.get("adam", {}).items()
+                if key.partition(".")[0] == name
+            }
+        for name in COUNTS:
+            setattr(self, name, state[name].to(device, copy=True))
+        for name, generator in self.draws.items():
+            generator.set_state(parts["draws"][name].cpu())
+        self.control.restore(parts["control"])
+        self.penalty_term.restore(parts.get("pressure", {}))
+        self.parts = {name: value.to(device, copy=True) for name, value in parts.get("parts", {}).items()}
+
+    @torch.no_grad()
+    def finish(self, scale: float, metadata: dict[str, Any]) -> SAE:
+        """The trained SAE for raw activations: with x' = x / scale, biases and thresholds take the factor scale.
+
+        relu is saved as `standard`, topk as `topk`, the others as `jumprelu`, as SAELens 6 does.
+        """
+        w = self.weights
+        weights = {"W_enc": self.W_enc, "b_enc": w.b_enc * scale, "W_dec": w.W_dec, "b_dec": w.b_dec * scale}
+        architecture = {"relu": "standard", "topk": "topk"}.get(self.arch, "jumprelu")
+        if w.log_threshold is not None:
+            weights["threshold"] = w.log_threshold.exp() * scale
+        elif architecture == "jumprelu":
+            weights["threshold"] = self.threshold.expand_as(w.b_enc) * scale
+        config = SaeConfig(
+            architecture=architecture,
+            d_in=len(w.b_dec),
+            d_sae=len(w.b_enc),
+            k=self.k if architecture == "topk" else None,
+            metadata=metadata,
+        )
+        return SAE(config, {name: value.detach().cpu() for name, value in weights.items()})
+
+
+COUNTS = ("rows_since_fired", "rate", "dead", "threshold")
+"""Attributes of an arm that are tensors and change from step to step."""

@@ -1,0 +1,248 @@
+"""Training goes on where it was killed, bit for bit, whatever the architecture; ranks share it out; bad ends are said."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import sae_lm
+from sae_lm.commands.train import train
+from sae_lm.errors import SaeError, SettingsError, Stopped
+from sae_lm.settings import TrainSettings
+
+SUPPORT = Path(__file__).parents[1] / "support"
+HOOK = "blocks.1.hook_out"
+ARMS = "none,max_cos:0.25@fvu=0.01,none@arch=batchtopk,none@arch=matryoshka,coactive@arch=relu,none@arch=jumprelu"
+"""Every architecture, a controller, a penalty with memory, one with codes."""
+
+TIMED = ("rows_per_second", "penalty_share")
+
+
+@pytest.fixture
+def train_settings(tiny_store, tmp_path):
+    def make(out="runs", **changes):
+        values = {"store": tiny_store, "hook": HOOK, "d_sae": 64, "k": 4, "arms": "none,max_cos:0.5", "seeds": 1, "tokens": "6k",
+                  "batch_size": 100, "lr": 2e-3, "dead_after": 500, "log_every": 7, "out": tmp_path / out}  # fmt: skip
+        return TrainSettings(**{**values, **changes})
+
+    return make
+
+
+def contents(folder):
+    """Every file but for what the clock says."""
+    files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    del files["run.json"]
+    return {name: untimed(text) if name.endswith(".jsonl") else text for name, text in files.items()}
+
+
+def untimed(log):
+    lines = [json.loads(line) for line in log.splitlines()]
+    return [{name: value for name, value in line.items() if name not in TIMED} for line in lines]
+
+
+def stop_at(step, monkeypatch):
+    """Send this process SIGTERM before a step, as a cluster would."""
+    from sae_lm.training.trainer import ArmTraining
+
+    real, sent = ArmTraining.step, []
+
+    def counted(self, x, number):
+        if number == step and not sent:  # a second one would end the process
+            sent.append(os.kill(os.getpid(), signal.SIGTERM))
+        real(self, x, number)
+
+    monkeypatch.setattr(ArmTraining, "step", counted)
+
+
+def test_training_stopped_at_any_step_ends_with_the_same_bits(train_settings, monkeypatch):
+    whole = contents(train(train_settings("whole", arms=ARMS)))
+    assert len([name for name in whole if name.endswith(".safetensors")]) == 6
+    settings = train_settings(arms=ARMS)
+    for step in (1, 17, 42, 58):
+        with monkeypatch.context() as patch, pytest.raises(Stopped, match=f"step {step + 1} of 60, seed 0, is kept"):
+            stop_at(step, patch)
+            train(settings)
+        assert not list(settings.out.glob("*-seed0"))
+    assert contents(train(settings)) == whole
+
+
+def test_training_killed_again_and_again_ends_with_the_same_bits(train_settings, tmp_path):
+    settings = train_settings(arms="none,max_cos:0.5@arch=batchtopk", tokens="20k", checkpoint_seconds=0.05, seeds=2)
+    values = settings.model_dump(mode="json") | {"out": str(tmp_path)}
+    (tmp_path / "settings.json").write_text(json.dumps(values))
+    command = [sys.executable, str(SUPPORT / "kills.py"), "train", str(tmp_path / "settings.json"), "6", "0"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert int(done.stdout) == 6
+
+
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(train_settings, monkeypatch, capsys):
+    whole = contents(train(train_settings("whole")))
+    settings = train_settings(checkpoint_seconds=0)
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        stop_at(30, patch)
+        train(settings)
+    checkpoints = sorted(settings.out.glob("state/*/[0-9]*"))
+    assert [int(path.name) for path in checkpoints] == [30, 31]
+    victim = checkpoints[-1] / "001.safetensors"
+    victim.write_bytes(victim.read_bytes()[:-1] + b"?")
+    assert contents(train(settings)) == whole
+    said = capsys.readouterr().out
+    assert "a damaged checkpoint is passed over" in said and "continuing at step 30" in said
+
+
+def test_an_unfinished_run_is_not_continued_with_other_settings(train_settings, monkeypatch):
+    settings = train_settings()
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        stop_at(30, patch)
+        train(settings)
+    with pytest.raises(SaeError, match=r"was begun otherwise: lr was 0.002, now 0.001; give the same settings"):
+        train(train_settings(lr=1e-3))
+
+
+def test_an_arm_added_to_an_unfinished_run_changes_none_of_the_others(train_settings, monkeypatch):
+    whole = contents(train(train_settings("whole", arms="none,max_cos:0.5,abs_cos:1")))
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        stop_at(30, patch)
+        train(train_settings())
+    assert contents(train(train_settings(arms="none,max_cos:0.5,abs_cos:1"))) == whole
+
+
+def test_arms_one_at_a_time_are_the_arms_together(train_settings):
+    together = contents(train(train_settings("together", arms=ARMS)))
+    apart = contents(
+        train(train_settings("apart", arms=ARMS, arms_at_once=1))
+    )  # the steered arm has its baseline beside it
+    assert apart == together
+
+
+def test_ladders_are_arms_of_one_line(train_settings):
+    runs = train(train_settings(arms="none@k=2/4,max_cos:0.1/1", tokens="1k"))
+    assert sorted(path.name for path in runs.glob("*-seed0")) == [
+        "max_cos_0.1-seed0", "max_cos_1-seed0", "none@k=2-seed0", "none@k=4-seed0",
+    ]  # fmt: skip
+    assert [sae_lm.load(runs / f"none@k={k}-seed0").config.k for k in (2, 4)] == [2, 4]
+    with pytest.raises(SettingsError, match="k is 65, more than the 64 latents"):
+        train(train_settings(arms="none@k=65"))
+
+
+def started(settings, ranks, threads=1):
+    """`sae-lm train` under torchrun."""
+    flags = [f"--{name.replace('_', '-')}={','.join(value) if isinstance(value, tuple) else value}"
+             for name, value in settings.model_dump().items() if value not in (None, ())]  # fmt: skip
+    run = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={ranks}", "--standalone"]
+    return subprocess.Popen(
+        [*run, "-m", "sae_lm", "train", *flags],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": str(threads)},
+    )
+
+
+def test_ranks_share_out_arms_and_seeds(train_settings):
+    alone = contents(train(train_settings("alone", seeds=2)))
+    settings = train_settings(seeds=2)
+    run = started(settings, 3, threads=torch.get_num_threads())
+    said, _ = run.communicate(timeout=240)
+    assert run.returncode == 0, said[-3000:]
+    assert contents(settings.out) == alone
+
+
+TOGETHER = f"{ARMS},coactive:0.3@anchored@exact,freq_cos:0.1@exact,max_cos@coherence=0.3"
+
+
+def test_two_ranks_train_one_sae_to_what_a_single_process_gives(train_settings):
+    """To rounding: in float32, over AuxK, resampling, every architecture and penalties that read the whole batch's codes."""
+    both = {"arms": TOGETHER, "tokens": "3k", "matmul": "float32", "dead_after": 300, "resample_every": 9}
+    alone = train(train_settings("alone", **both))
+    settings = train_settings("two", ranks_per_sae=2, **both)
+    run = started(settings, 2)
+    said, _ = run.communicate(timeout=240)
+    assert run.returncode == 0, said[-3000:]
+    names = sorted(path.name for path in alone.glob("*-seed0"))
+    assert len(names) == 9
+    for name in names:
+        mine, its = (load_file(runs / name / "sae_weights.safetensors") for runs in (settings.out, alone))
+        for key in its:
+            torch.testing.assert_close(
+                mine[key], its[key], rtol=2e-3, atol=2e-4, msg=lambda text, n=name: f"{n}: {text}"
+            )
+        logs = [untimed((runs / f"{name}.metrics.jsonl").read_bytes())[-1] for runs in (settings.out, alone)]
+        for key in ("loss", "fvu", "l0", "dead"):
+            assert logs[0][key] == pytest.approx(logs[1][key], rel=2e-3), (name, key)
+
+
+def test_a_team_that_is_told_to_stop_keeps_a_checkpoint_and_goes_on(train_settings):
+    whole = train_settings("whole", ranks_per_sae=2, arms="none@arch=batchtopk", tokens="30k")
+    run = started(whole, 2)
+    assert run.wait(timeout=240) == 0
+    settings = train_settings("stopped", ranks_per_sae=2, arms="none@arch=batchtopk", tokens="30k")
+    run = started(settings, 2)
+    log = settings.out / "none@arch=batchtopk-seed0.metrics.jsonl"
+    while run.poll() is None and not (log.exists() and log.read_text()):
+        time.sleep(0.01)
+    run.send_signal(signal.SIGTERM)
+    run.wait(timeout=240)
+    if not (settings.out / "none@arch=batchtopk-seed0").exists():
+        assert list((settings.out / "state").glob("seed0-*/[0-9]*/state.json"))
+        run = started(settings, 2)
+        said, _ = run.communicate(timeout=240)
+        assert run.returncode == 0 and "continuing at step" in said, said[-2000:]
+    assert contents(settings.out) == contents(whole.out)
+
+
+def test_ranks_that_do_not_divide_are_refused(train_settings):
+    run = started(train_settings(ranks_per_sae=2), 3)
+    said, _ = run.communicate(timeout=240)
+    assert run.returncode != 0 and "ranks_per_sae is 2, which does not divide 3 processes" in said, said[-2000:]
+
+
+def test_a_tracker_whose_library_is_missing_is_refused_before_the_work(train_settings, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(SettingsError, match="trackers names wandb, whose library is not installed; pip install wandb"):
+        train(train_settings(trackers="wandb"))
+    with pytest.raises(SettingsError, match="trackers.*mlflow"):
+        train_settings(trackers="mlflow")
+
+
+def test_a_signal_from_outside_ends_training_with_a_checkpoint(train_settings):
+    settings = train_settings(tokens="2M", arms="none")
+    flags = [f"--{name.replace('_', '-')}={','.join(value) if isinstance(value, tuple) else value}"
+             for name, value in settings.model_dump().items() if value not in (None, ())]  # fmt: skip
+    process = subprocess.Popen([sys.executable, "-m", "sae_lm", "train", *flags], stderr=subprocess.PIPE, text=True)
+    log = settings.out / "none-seed0.metrics.jsonl"
+    while process.poll() is None and not (log.exists() and log.read_text()):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 130, said
+    assert "of 20000, seed 0, is kept" in said and len(list(settings.out.glob("state/*/[0-9]*"))) == 1
+
+
+def test_a_nan_in_a_batch_is_named_and_the_last_checkpoint_kept(train_settings, tiny_store, tmp_path):
+    import shutil
+
+    broken = shutil.copytree(tiny_store, tmp_path / "broken")
+    file = broken / HOOK / "00004.safetensors"
+    tensors = load_file(file)
+    tensors["rows"][3, 2] = float("nan")
+    save_file(tensors, file)
+    settings = train_settings(store=broken, checkpoint_seconds=0, log_every=5)
+    with pytest.raises(
+        SaeError, match=r"arm none, seed 0: batch \d+ holds a NaN .* --repair; the checkpoint of step \d+ is kept"
+    ):
+        train(settings)
+    assert list(settings.out.glob("state/*/[0-9]*"))
+
+
+def test_a_loss_that_runs_away_names_step_and_arm(train_settings):
+    with pytest.raises(SaeError, match=r"arm none, seed 0: the loss became NaN or infinite by step \d+; lower --lr"):
+        train(train_settings(lr=1e30, arms="none"))

@@ -1,0 +1,182 @@
+"""Which arms are compared with what, and what may be claimed."""
+
+import pytest
+
+from sae_lm.comparison.findings import answer, findings
+from sae_lm.comparison.matching import counterpart, frontier, ladder_of
+from sae_lm.comparison.outcomes import METRICS, PRIMARY
+from sae_lm.comparison.verdicts import compare_arms
+
+NAN = float("nan")
+
+
+def arms_of(**metrics):
+    """{arm: {metric: values}} from {metric: {arm: values}}; the rest is NaN."""
+    names = dict.fromkeys(arm for of in metrics.values() for arm in of)
+    seeds = len(next(iter(next(iter(metrics.values())).values())))
+    return {arm: {key: metrics.get(key, {}).get(arm, [NAN] * seeds) for key in METRICS} for arm in names}
+
+
+def entry(differences, arm, metric):
+    (found,) = (d for d in differences if (d["arm"], d["metric"]) == (arm, metric))
+    return found
+
+
+def shifted(by, noise=(0.001, -0.002, 0.0015, -0.0005, 0.0, 0.001), start=0.5):
+    """Six seeds: a baseline that varies from seed to seed, and what is lower or higher than it by about as much."""
+    return [start + 0.05 * seed + by + error for seed, error in enumerate(noise)]
+
+
+BASE = shifted(0.0, noise=[0.0] * 6)
+
+
+EQUAL_L0 = {"none": [16.0] * 6, "abs_cos:1": [16.1] * 6, "max_cos:1": [15.9] * 6}
+
+
+def test_a_clear_difference_is_lower_or_higher_and_an_unclear_one_says_how_many_seeds_it_needs():
+    unclear = [0.06, -0.05, 0.04, -0.01, 0.03, -0.02]
+    values = arms_of(
+        l0=EQUAL_L0,
+        hole_rate={"none": BASE, "abs_cos:1": shifted(-0.1), "max_cos:1": shifted(0.1)},
+        fvu={"none": BASE, "abs_cos:1": shifted(0.0, unclear), "max_cos:1": BASE},
+    )
+    found = compare_arms(values, "none")
+    assert entry(found, "abs_cos:1", "hole_rate")["verdict"] == "lower"
+    assert entry(found, "max_cos:1", "hole_rate")["verdict"] == "higher"
+    fvu = entry(found, "abs_cos:1", "fvu")
+    assert (
+        fvu["verdict"] == f"not distinguishable (needs about {fvu['seeds_needed']} seeds)" and fvu["seeds_needed"] > 6
+    )
+    assert entry(found, "max_cos:1", "fvu")["verdict"] == "not distinguishable (equal)"
+    assert entry(found, "max_cos:1", "splits")["verdict"] == "no claim (no values)"
+
+
+def test_primary_outcomes_are_corrected_over_outcomes_and_arms_together_and_others_are_not():
+    weak = shifted(-0.02, noise=[0.016, -0.014, 0.013, -0.018, 0.016, 0.0])  # p about .03 alone
+    alike = dict.fromkeys(("none", "max_cos:1"), BASE)
+    values = arms_of(
+        l0=EQUAL_L0,
+        fvu=alike | {"abs_cos:1": weak},
+        hole_rate=alike | {"abs_cos:1": weak, "max_cos:1": shifted(0.0)},
+        splits=alike | {"abs_cos:1": shifted(0.0), "max_cos:1": shifted(0.0)},
+    )
+    found = compare_arms(values, "none")
+    primary, other = entry(found, "abs_cos:1", "hole_rate"), entry(found, "abs_cos:1", "fvu")
+    assert other["p"] == primary["p"] < 0.05 and other["p_holm"] is None and other["verdict"] == "lower"
+    assert primary["p_holm"] == pytest.approx(4 * primary["p"])  # two arms, two outcomes with values
+    assert primary["verdict"].startswith("not distinguishable")
+    assert primary["detectable"] > other["detectable"], "what is corrected needs more to be found"
+
+
+@pytest.mark.parametrize(("fraction", "says"), [(shifted(-0.1), "less absorption"), (BASE, "no claim on absorption")])
+def test_less_absorption_needs_hole_rate_and_fraction_to_fall(fraction, says):
+    values = arms_of(
+        l0={"none": [16.0] * 6, "abs_cos:1": [16.0] * 6},
+        fvu={"none": BASE, "abs_cos:1": shifted(0.004)},
+        hole_rate={"none": BASE, "abs_cos:1": shifted(-0.1)},
+        absorption_fraction={"none": BASE, "abs_cos:1": fraction},
+    )
+    differences = compare_arms(values, "none")
+    assert says in findings(differences, values, 6)[0]
+    told = answer(differences, "none", 6, concepts=4)
+    assert ("less absorption with abs_cos:1 (FVU +0.0042)" in told) == (says == "less absorption")
+    assert ("no evidence that there is none" in told) == (says != "less absorption")
+
+
+def test_of_many_arms_with_a_finding_the_answer_counts_all_and_names_the_cheapest():
+    costs = {f"abs_cos:{coefficient}": cost for coefficient, cost in zip(range(1, 7), (6, 1, 5, 2, 4, 3), strict=True)}
+    values = arms_of(
+        l0=dict.fromkeys(["none", *costs], [16.0] * 6),
+        fvu={"none": BASE} | {arm: shifted(cost / 1000) for arm, cost in costs.items()},
+        hole_rate={"none": BASE} | {arm: shifted(-0.1) for arm in costs},
+        absorption_fraction={"none": BASE} | {arm: shifted(-0.1) for arm in costs},
+    )
+    told = answer(compare_arms(values, "none"), "none", 6, concepts=4)
+    named = [told.index(arm) for arm in ("abs_cos:2", "abs_cos:4", "abs_cos:6", "abs_cos:5")]
+    assert "less absorption with 6 arms, cheapest abs_cos:2 (FVU +0.0012)" in told and named == sorted(named)
+    assert "abs_cos:1 " not in told and "abs_cos:3 " not in told
+
+
+def test_few_seeds_no_concepts_or_no_other_arms_give_an_answer_without_a_claim():
+    two = {"none": [0.5, 0.6], "abs_cos:1": [0.1, 0.2]}
+    values = arms_of(l0={arm: [16.0, 16.0] for arm in two}, hole_rate=two, absorption_fraction=two, fvu=two)
+    found = compare_arms(values, "none")
+    assert all(d["verdict"].startswith("no claim") for d in found)
+    assert answer(found, "none", 2, 4) == (
+        "No claim: 2 seeds per arm, where at least 3 are needed to tell a difference from chance."
+    )
+    assert "no concept passed" in answer(found, "none", 2, 0)
+    assert "no arm besides none" in answer([], "none", 6, 4)
+    assert "no claim with 2 seeds" in findings(found, values, 2)[0]
+
+
+def test_claims_that_the_sign_flip_test_could_never_make_say_what_they_rest_on():
+    values = arms_of(l0=EQUAL_L0, hole_rate={"none": BASE, "abs_cos:1": shifted(-0.1), "max_cos:1": BASE})
+    assert any("cannot go below p = 0.0312" in said for said in findings(compare_arms(values, "none"), values, 6))
+
+
+def test_each_arm_of_a_ladder_is_compared_with_the_baseline_of_its_k():
+    names = ["none@k=8", "none@k=16", "abs_cos:1@k=8", "abs_cos:1@k=16"]
+    l0 = {name: [8.0 if "8" in name else 16.0] * 6 for name in names}
+    values = arms_of(l0=l0, fvu={name: [1 / l0[name][0] + i for i in range(6)] for name in names})
+    found = compare_arms(values, "none")
+    assert {d["arm"]: d["baseline"] for d in found} == {"abs_cos:1@k=8": "none@k=8", "abs_cos:1@k=16": "none@k=16"}
+    assert all(d["mean"] == 0 for d in found if d["metric"] == "fvu")
+
+
+def test_of_two_rungs_of_about_its_l0_an_arm_is_compared_with_the_one_of_its_k():
+    values = arms_of(l0={"none@k=15": [15.6] * 3, "none@k=16": [16.3] * 3, "abs_cos:1@k=16": [15.7] * 3})
+    assert counterpart("abs_cos:1@k=16", values, "none").name == "none@k=16"
+
+
+def test_an_arm_between_the_rungs_is_compared_with_the_line_between_them_and_says_so():
+    l0 = {"none@k=8": [8.0] * 3, "none@k=32": [32.0] * 3, "abs_cos:1@k=16": [16.0] * 3}
+    values = arms_of(l0=l0, fvu={"none@k=8": [0.4] * 3, "none@k=32": [0.2] * 3, "abs_cos:1@k=16": [0.31, 0.32, 0.33]})
+    fvu = entry(compare_arms(values, "none"), "abs_cos:1@k=16", "fvu")
+    assert (fvu["l0"], fvu["baseline"]) == ("interpolated", "none@k=8/none@k=32")
+    assert fvu["per_seed"] == pytest.approx([0.01, 0.02, 0.03])
+    assert "interpolated" in findings(compare_arms(values, "none"), values, 3)[0]
+
+
+def test_an_arm_beyond_the_ladder_gets_no_verdict_but_on_its_l0():
+    values = arms_of(
+        l0={"none": [16.0] * 3, "max_cos:1": [24.0, 24.1, 24.2]},
+        fvu={"none": [0.3] * 3, "max_cos:1": [0.1, 0.11, 0.12]},
+    )
+    found = compare_arms(values, "none")
+    assert entry(found, "max_cos:1", "fvu")["verdict"] == "L0 not matched"
+    assert entry(found, "max_cos:1", "l0")["verdict"] == "higher"
+    assert "no arm has the L0 of none" in answer(found, "none", 3, 4)
+
+
+def test_a_penalty_on_another_architecture_is_compared_with_that_architecture_where_it_is_there():
+    arms = ["none", "none@arch=matryoshka", "abs_cos:1@arch=matryoshka", "abs_cos:1@arch=relu", "abs_cos:1"]
+    assert ladder_of("abs_cos:1@arch=matryoshka", arms, "none") == ["none@arch=matryoshka"]
+    for arm in ("none@arch=matryoshka", "abs_cos:1@arch=relu", "abs_cos:1"):
+        assert ladder_of(arm, arms, "none") == ["none"]
+    assert ladder_of("abs_cos:1@arch=matryoshka", arms, "abs_cos:1") == ["abs_cos:1"]
+    assert ladder_of("none@k=16", ["none@k=8", "none@k=16"], "none@k=8") == ["none@k=8"]
+
+
+def test_the_front_is_of_mean_l0_and_mean_fvu():
+    values = arms_of(l0=EQUAL_L0, fvu={"none": [0.3] * 6, "abs_cos:1": [0.31] * 6, "max_cos:1": [0.29] * 6})
+    assert frontier(values) == {"max_cos:1"} and counterpart("abs_cos:1", values, "none").how == "matched"
+
+
+def test_equal_differences_on_too_few_seeds_do_not_say_that_these_would_do():
+    values = arms_of(l0={"none": [16.0] * 3, "abs_cos:1": [16.0] * 3},
+                     splits={"none": [2.5, 3.0, 2.75], "abs_cos:1": [2.0, 2.5, 2.25]})  # fmt: skip
+    found = entry(compare_arms(values, "none"), "abs_cos:1", "splits")
+    assert found["detectable"] is None and found["seeds_needed"] > 3
+    assert found["verdict"] == f"not distinguishable (needs about {found['seeds_needed']} seeds)"
+
+
+def test_values_of_pairs_of_seeds_that_overlap_are_told_and_not_tested():
+    values = arms_of(l0=EQUAL_L0, seed_stability={"none": BASE, "abs_cos:1": shifted(-0.1), "max_cos:1": BASE})
+    found = entry(compare_arms(values, "none"), "abs_cos:1", "seed_stability")
+    assert found["mean"] == pytest.approx(-0.1, abs=0.01) and found["low"] is found["p"] is found["detectable"] is None
+    assert found["verdict"] == "no claim (pairs of seeds overlap)"
+
+
+def test_primary_outcomes_are_the_ones_that_the_question_names():
+    assert PRIMARY == ("splits", "hole_rate", "absorption_fraction")

@@ -1,0 +1,193 @@
+"""sae_lm.metrics.statistics and frontier: by hand, against scipy, against brute force."""
+
+import math
+from itertools import product
+
+import pytest
+import torch
+from scipy import stats
+
+from sae_lm.comparison.matching import interpolate, match, pareto
+from sae_lm.metrics.statistics import (
+    bootstrap,
+    detectable,
+    holm,
+    paired_difference,
+    pooled,
+    power,
+    resamples,
+    seeds_needed,
+    sign_flip,
+    spread_of,
+    sums_of_units,
+)
+
+NAN = float("nan")
+
+
+# --- one difference
+
+
+def test_an_interval_of_three_paired_seeds_by_hand():
+    # differences -.1, -.2, -.3: mean -.2, sd .1, t(2) = 4.303, half width 4.303 * .1 / sqrt 3 = .2484
+    result = paired_difference([0.4, 0.3, 0.2], [0.5, 0.5, 0.5])
+    assert result.mean == pytest.approx(-0.2) and result.spread == pytest.approx(0.1)
+    assert result.low == pytest.approx(-0.4484, abs=1e-4) and result.high == pytest.approx(0.0484, abs=1e-4)
+
+
+def test_interval_and_p_are_scipys_paired_t_test():
+    arm, baseline = [0.31, 0.42, 0.39, 0.44, 0.28], [0.35, 0.44, 0.47, 0.45, 0.33]
+    result, twin = paired_difference(arm, baseline), stats.ttest_rel(arm, baseline)
+    interval = twin.confidence_interval(0.95)
+    assert result.p == pytest.approx(twin.pvalue)
+    assert (result.low, result.high) == (pytest.approx(interval.low), pytest.approx(interval.high))
+
+
+def test_pairing_removes_what_seeds_share():
+    baseline = [0.1, 0.5, 0.9]
+    result = paired_difference([b + 0.01 + e for b, e in zip(baseline, (0, 0.001, -0.001), strict=True)], baseline)
+    assert result.low is not None and result.low > 0
+    assert stats.ttest_ind([b + 0.01 for b in baseline], baseline).pvalue > 0.9
+
+
+def test_seeds_without_a_number_keep_their_place_and_count_for_nothing():
+    result = paired_difference([0.4, NAN, 0.3, 0.2], [0.5, 0.5, 0.5, NAN])
+    assert math.isnan(result.per_seed[1]) and result.seeds == 2 and result.mean == pytest.approx(-0.15)
+    nothing = paired_difference([NAN] * 3, [0.5] * 3)
+    assert nothing.seeds == 0 and nothing.mean is nothing.low is nothing.p is None
+    assert paired_difference([0.4], [0.5]).low is None
+
+
+def test_equal_differences_get_no_interval_and_only_the_sign_flips_p():
+    # .1 + .2 - .2 differs from .1 by rounding alone, which is no spread
+    result = paired_difference([0.1 + 0.2, 0.1 + 0.3, 0.1 + 0.7], [0.2, 0.3, 0.7])
+    assert result.low is None and result.spread == 0 and result.p == result.p_sign_flip == 0.25
+    assert paired_difference([0.5, 0.5], [0.5, 0.5]).p == 1
+
+
+def test_the_sign_flip_p_is_the_share_of_patterns_as_extreme():
+    deltas = [0.3, -0.1, 0.25, 0.4, 0.02]
+    extreme = [abs(sum(s * d for s, d in zip(signs, deltas, strict=True))) for signs in product((1, -1), repeat=5)]
+    expected = sum(total >= abs(sum(deltas)) - 1e-12 for total in extreme) / 32
+    assert sign_flip(deltas) == expected
+    twin = stats.permutation_test((deltas,), lambda x: x.mean(), permutation_type="samples", n_resamples=10**6)
+    assert sign_flip(deltas) == pytest.approx(twin.pvalue)
+
+
+@pytest.mark.parametrize("n", [1, 3, 5, 6, 10])
+def test_the_sign_flip_p_has_its_floor_at_two_in_two_to_the_n(n):
+    assert sign_flip([1.0 + 0.1 * i for i in range(n)]) == 2 / 2**n
+
+
+def test_many_seeds_are_flipped_at_random_and_come_to_about_the_normal_p():
+    deltas = [0.2 + math.sin(7 * i) for i in range(40)]
+    assert sign_flip(deltas) == pytest.approx(stats.ttest_1samp(deltas, 0).pvalue, abs=0.02)
+
+
+def test_the_bootstrap_interval_has_no_ends_at_three_seeds_and_is_scipys_at_ten():
+    assert bootstrap([0.1, 0.2, 0.4]) is None
+    deltas = [0.1, 0.25, 0.4, 0.32, 0.18, 0.29, -0.05, 0.5, 0.22, 0.35]
+    ends = bootstrap(deltas)
+    assert ends == bootstrap(deltas) and ends is not None
+    t = stats.t.interval(0.95, 9, stats.tmean(deltas), stats.sem(deltas))
+    assert ends[0] == pytest.approx(t[0], abs=0.03) and ends[1] == pytest.approx(t[1], abs=0.03)
+
+
+# --- many differences, power
+
+
+def test_holms_correction_by_hand():
+    # sorted .01 .02 .03 .04 times 4, 3, 2, 1 = .04 .06 .06 .04, made monotone
+    assert holm([0.03, 0.01, 0.04, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
+    assert holm([0.5, 0.9]) == [1.0, 1.0] and holm([]) == []
+
+
+def test_holm_keeps_the_chance_of_any_false_claim_at_the_level():
+    draw = torch.Generator().manual_seed(0)
+    p = torch.rand(2000, 10, generator=draw).tolist()
+    false = sum(min(holm(row)) <= 0.05 for row in p) / len(p)
+    assert false == pytest.approx(0.05, abs=0.015)
+
+
+@pytest.mark.parametrize(("n", "size"), [(3, 3.26), (4, 2.13), (5, 1.68), (8, 1.16), (10, 1.00), (20, 0.66)])
+def test_the_detectable_difference_is_that_of_the_noncentral_t(n, size):
+    assert detectable(n) == pytest.approx(size, abs=0.005)
+    reach, shift = stats.t.isf(0.025, n - 1), detectable(n) * n**0.5
+    assert stats.nct.sf(reach, n - 1, shift) + stats.nct.cdf(-reach, n - 1, shift) == pytest.approx(0.8, abs=1e-3)
+
+
+def test_as_many_seeds_are_needed_as_give_eighty_percent_power():
+    needed = seeds_needed(0.5, 1.0)
+    assert needed is not None and power(needed, 0.5) >= 0.8 > power(needed - 1, 0.5)
+    assert needed == 34  # G*Power: a paired t test of dz .5
+    stricter = seeds_needed(0.5, 1.0, level=0.005)
+    assert stricter is not None and stricter > needed
+    assert seeds_needed(0.0, 1.0) is seeds_needed(0.001, 1.0) is None
+
+
+@pytest.mark.parametrize("level", [0.05, 0.01, 0.3])
+def test_equal_differences_need_as_many_seeds_as_the_sign_flip_does(level):
+    needed = seeds_needed(1.0, 0.0, level)
+    assert needed is not None and sign_flip([0.1] * needed) <= level
+    assert needed == 3 or sign_flip([0.1] * (needed - 1)) > level
+
+
+# --- noise
+
+
+def test_resamples_draw_as_many_units_as_there_are():
+    counts = resamples(50, draws=400, seed=0)
+    assert (counts.sum(1) == 50).all() and counts.mean(0).mean() == pytest.approx(1)
+    assert counts.var(0).mean() == pytest.approx(1 - 1 / 50, rel=0.1)
+
+
+def test_the_bootstraps_spread_of_a_mean_is_its_standard_error():
+    draw = torch.Generator().manual_seed(0)
+    values, unit = torch.randn(2000, generator=draw), torch.arange(2000) // 4  # 500 documents of 4 rows
+    values += torch.randn(500, generator=draw)[unit]  # rows of a document are alike
+    totals = sums_of_units(values, unit, 500)
+    spread = spread_of((resamples(500, 300, 0).double() @ totals / 2000).tolist())
+    assert spread == pytest.approx(float((totals / 4).std() / 500**0.5), rel=0.15)
+    assert spread > 1.3 * float(values.std() / 2000**0.5), "rows of one document are not independent"
+
+
+def test_spreads_are_pooled_by_their_squares_and_none_is_left_out():
+    assert pooled([3.0, None, 4.0]) == pytest.approx(12.5**0.5) and pooled([None]) is None
+    assert spread_of([1.0, NAN, 3.0]) == pytest.approx(2**0.5) and spread_of([1.0]) is None
+
+
+# --- equal L0
+
+
+def test_an_arm_of_equal_l0_is_matched_to_the_rung_of_its_k():
+    ladder = {"none@k=8": [8.0, 8.0], "none@k=16": [16.0, 16.2]}
+    found = match([16.5, 16.5], ladder, prefer="none@k=16")
+    assert (found.how, found.name) == ("matched", "none@k=16")
+    assert found.baseline({"none@k=8": [1.0, 1.0], "none@k=16": [0.5, 0.6]}) == [0.5, 0.6]
+    assert match([8.1, 8.1], ladder, prefer="none@k=16").name == "none@k=8", "another rung fits better than its k's"
+
+
+def test_between_rungs_the_baseline_is_interpolated_seed_by_seed_in_log_l0():
+    ladder = {"a": [8.0, 8.0], "b": [32.0, 32.0], "c": [16.0, 16.0]}
+    found = match([11.3137085, 22.627417], ladder)  # the geometric means of 8, 16 and of 16, 32
+    assert found.how == "interpolated"
+    assert found.baseline({"a": [0.4, 0.5], "b": [0.1, 0.1], "c": [0.3, 0.2]}) == pytest.approx([0.35, 0.15])
+    assert found.baseline({"a": [0.4, 0.5], "b": [0.1, 0.1], "c": [NAN, 0.2]})[1] == pytest.approx(0.15)
+
+
+def test_outside_the_ladder_of_any_seed_l0_is_not_matched():
+    ladder = {"a": [8.0, 8.0], "b": [16.0, 16.0]}
+    assert match([12.0, 17.0], ladder).how == match([40.0, 40.0], ladder).how == "not matched"
+    assert match([20.0], {"a": [16.0]}).how == "not matched"
+
+
+def test_interpolation_meets_its_rungs_and_guesses_nothing_beyond():
+    rungs = [(16.0, 0.2), (8.0, 0.4)]
+    assert interpolate(8.0, rungs) == 0.4 and interpolate(16.0, rungs) == 0.2
+    assert math.isnan(interpolate(7.9, rungs)) and math.isnan(interpolate(16.1, rungs))
+
+
+def test_the_pareto_front_holds_what_nothing_beats_at_its_l0():
+    points = {"a": (8.0, 0.4), "b": (16.0, 0.3), "worse": (16.0, 0.31), "c": (32.0, 0.2), "dense": (40.0, 0.25)}
+    assert pareto(points) == {"a", "b", "c"}
+    assert pareto({"a": (16.0, 0.3), "b": (15.9, 0.31)}) == {"a"}, "L0 within 5% counts as equal"

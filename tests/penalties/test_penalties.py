@@ -1,0 +1,378 @@
+"""sae_lm.sae's penalties against plain twins in float64, and the arms that name them."""
+
+import pytest
+import torch
+from reference import (
+    anchored_cofiring,
+    anchored_ortsae,
+    cofiring_sq_cos,
+    independent_sq_cos,
+    mean_abs_cos,
+    mean_abs_cos_over,
+    mean_sq_cos,
+    ortsae,
+    ortsae_over,
+)
+
+from sae_lm.errors import SettingsError
+from sae_lm.penalties import pairwise as cosines
+from sae_lm.penalties.arms import PENALTIES, Arm, parse_arm, parse_arms
+from sae_lm.penalties.coactive import coactive
+from sae_lm.penalties.max_cos import max_cos
+from sae_lm.penalties.pairwise import abs_cos, freq_cos, sq_cos
+from sae_lm.sae import nearest as neighbours
+from sae_lm.sae.nearest import NearestRows, coherence, nearest_in_chunks, nearest_row
+from sae_lm.sae.sparse import Codes
+
+M, D = 23, 5
+
+
+def some_rows(m=M, d=D, seed=0, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.rand(m, 1, dtype=dtype, generator=generator) * 3 + 0.01
+    return (torch.randn(m, d, dtype=dtype, generator=generator) * lengths).requires_grad_()
+
+
+def some_codes(m=M, batch=9, most=7, seed=0):
+    """Rows of different length, an empty one among them, with entries of value 0; and the dense [batch, m] it means."""
+    generator = torch.Generator().manual_seed(seed)
+    counts = torch.randint(0, most + 1, (batch,), generator=generator)
+    counts[0], counts[1] = 0, most
+    latents = [torch.randperm(m, generator=generator)[:count].sort().values for count in counts.tolist()]
+    latent = torch.cat(latents)
+    value = (torch.rand(len(latent), generator=generator) - 0.2).clamp_min(0)
+    row = torch.repeat_interleave(torch.arange(batch), counts)
+    fires = torch.zeros(batch, m)
+    fires[row, latent] = (value > 0).float()
+    starts = torch.cat([torch.zeros(1, dtype=torch.long), counts.cumsum(0)])
+    return Codes(starts, latent, value, torch.rand(m, generator=generator)), fires
+
+
+CODES, FIRES = some_codes()
+TWINS = {
+    "abs_cos": (abs_cos, mean_abs_cos),
+    "abs_cos with a margin": (
+        lambda rows: abs_cos(rows, margin=0.2),
+        lambda rows: mean_abs_cos_over(0.2, rows),
+    ),
+    "sq_cos": (sq_cos, mean_sq_cos),
+    "max_cos": (max_cos, ortsae),
+    "max_cos with a margin": (
+        lambda rows: max_cos(rows, margin=0.3),
+        lambda rows: ortsae_over(0.3, rows),
+    ),
+    "max_cos anchored": (
+        lambda rows: max_cos(rows, None, CODES, anchored=True),
+        lambda rows: anchored_ortsae(rows, CODES.rate),
+    ),
+    "coactive anchored": (
+        lambda rows: coactive(rows, None, CODES, anchored=True),
+        lambda rows: anchored_cofiring(rows, CODES.rate, FIRES),
+    ),
+    "coactive": (
+        lambda rows: coactive(rows, None, CODES),
+        lambda rows: cofiring_sq_cos(rows, FIRES),
+    ),
+    "freq_cos": (
+        lambda rows: freq_cos(rows, None, CODES),
+        lambda rows: independent_sq_cos(rows, CODES.rate.double()),
+    ),
+}
+
+
+@pytest.mark.parametrize(("fast", "plain"), TWINS.values(), ids=TWINS)
+def test_value_and_gradient_equal_dense_autograd_across_tile_edges(fast, plain, monkeypatch):
+    monkeypatch.setattr(cosines, "TILE", 7)  # 23 rows: three whole tiles and a short one
+    monkeypatch.setattr(neighbours, "TILE", 7)
+    rows = some_rows()
+    (got,) = torch.autograd.grad(fast(rows), rows)
+    (expected,) = torch.autograd.grad(plain(rows), rows)
+    assert abs(fast(rows).item() - plain(rows).item()) < 1e-12
+    assert expected.abs().max() > 1e-3
+    torch.testing.assert_close(got, expected, atol=1e-12, rtol=1e-12)
+
+
+def call(penalty, rows, draws=None):
+    return PENALTIES[penalty](rows, draws, some_codes(len(rows))[0])
+
+
+@pytest.mark.parametrize("penalty", PENALTIES)
+def test_the_norm_of_a_row_changes_nothing(penalty):
+    rows = some_rows().detach()
+    stretched = rows * torch.linspace(0.1, 30, M, dtype=torch.float64)[:, None]
+    torch.testing.assert_close(call(penalty, stretched), call(penalty, rows))
+
+
+@pytest.mark.parametrize("penalty", PENALTIES)
+def test_a_row_of_zeros_costs_nothing_and_gets_no_gradient(penalty):
+    rows = some_rows().detach()
+    rows[4] = 0
+    rows.requires_grad_()
+    (gradient,) = torch.autograd.grad(call(penalty, rows), rows)
+    assert gradient.isfinite().all() and (gradient[4] == 0).all() and gradient.any()
+
+
+@pytest.mark.parametrize("penalty", PENALTIES)
+def test_gradients_repeat_bit_for_bit_although_many_rows_meet_in_one(penalty):
+    rows = some_rows(2048, 64, dtype=torch.float32).detach()
+    rows = (rows + 3 * rows[:1]).requires_grad_()  # row 0 is nearest to very many
+    first = torch.autograd.grad(call(penalty, rows), rows)[0]
+    for _ in range(8):
+        assert torch.equal(torch.autograd.grad(call(penalty, rows), rows)[0], first)
+
+
+@pytest.mark.parametrize("penalty", PENALTIES)
+def test_penalties_are_float32_under_autocast(penalty):
+    rows = some_rows(64, 32, dtype=torch.float32)
+    expected = torch.autograd.grad(call(penalty, rows), rows)[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        value = call(penalty, rows)
+    assert value.dtype == torch.float32 and value == call(penalty, rows)
+    assert torch.equal(torch.autograd.grad(value, rows)[0], expected)
+
+
+@pytest.mark.parametrize("penalty", ["abs_cos", "sq_cos", "freq_cos"])
+def test_products_in_bfloat16_give_nearly_the_gradient_of_float32(penalty):
+    rows, (codes, _) = some_rows(512, 64, dtype=torch.float32), some_codes(512)
+    exact, rounded = (
+        torch.autograd.grad(PENALTIES[penalty](rows, None, codes, matmul=dtype), rows)[0]
+        for dtype in (torch.float32, torch.bfloat16)
+    )
+    assert not torch.equal(exact, rounded)
+    assert (rounded - exact).norm() < 0.15 * exact.norm()  # measured: .08, .004, .004
+
+
+def test_three_hand_worked_rows():
+    rows = torch.tensor([[0.0, 1.0], [1.0, 1.0], [1.0, 0.0]])
+    # cosines: 1-2 and 2-3 are 1/sqrt2, 1-3 is 0; mean |cos| = (2/3)/sqrt2 = .4714; mean cos^2 = 2/3 * .5
+    assert abs_cos(rows).item() == pytest.approx(0.4714, abs=1e-4)
+    assert abs_cos(rows, margin=0.5).item() == pytest.approx(2 / 3 * (0.5**0.5 - 0.5), abs=1e-6)
+    assert sq_cos(rows).item() == pytest.approx(1 / 3, abs=1e-6)
+    assert max_cos(rows).item() == pytest.approx(0.5, abs=1e-6)
+    # one token has 1 and 2 on, the other 1 and 3: (2 * .5 + 2 * 0) / 4 firings
+    codes = Codes(torch.tensor([0, 2, 4]), torch.tensor([0, 1, 0, 2]), torch.ones(4), torch.tensor([1.0, 0.5, 0.5]))
+    assert coactive(rows, None, codes).item() == pytest.approx(0.25, abs=1e-6)
+    # pairs 1-2 and 2-3 both ways: (2 * 1 * .5 * .5 + 2 * .5 * .5 * .5) / L0 of 2
+    assert freq_cos(rows, None, codes).item() == pytest.approx(0.375, abs=1e-6)
+
+
+def test_antiparallel_rows_cost_max_cos_nothing_and_abs_cos_everything():
+    rows = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
+    assert max_cos(rows).item() == 0
+    assert abs_cos(rows).item() == pytest.approx(1.0)
+
+
+def test_coactive_sees_only_what_fires_together():
+    rows = torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0]])
+    apart = Codes(torch.tensor([0, 1, 2]), torch.tensor([0, 1]), torch.ones(2), torch.ones(3))
+    silent = Codes(torch.tensor([0, 2]), torch.tensor([0, 1]), torch.tensor([1.0, 0.0]), torch.ones(3))
+    nothing = Codes(torch.tensor([0, 0]), torch.zeros(0, dtype=torch.long), torch.zeros(0), torch.zeros(3))
+    assert coactive(rows, None, apart) == coactive(rows, None, silent) == coactive(rows, None, nothing) == 0
+
+
+@pytest.mark.parametrize(
+    ("estimate", "exact"),
+    [
+        (lambda rows, draws: abs_cos(rows, draws, sample=5, margin=0.1), lambda rows: mean_abs_cos_over(0.1, rows)),
+        (lambda rows, draws: sq_cos(rows, draws, sample=5), mean_sq_cos),
+        (
+            lambda rows, draws: freq_cos(rows, draws, CODES, sample=5),
+            lambda rows: independent_sq_cos(rows, CODES.rate.double()),
+        ),
+        (lambda rows, draws: coactive(rows, draws, CODES, sample=80), lambda rows: cofiring_sq_cos(rows, FIRES)),
+    ],
+    ids=["abs_cos of 5 of 23 rows", "sq_cos", "freq_cos", "coactive of 5 of 9 tokens, 4 entries of up to 7"],
+)
+def test_samples_have_the_exact_value_and_gradient_as_their_mean(estimate, exact):
+    rows, draws = some_rows(), torch.Generator().manual_seed(0)
+    (expected,) = torch.autograd.grad(exact(rows), rows)
+    values, gradients = [], []
+    for _ in range(120):
+        value = estimate(rows, draws)
+        gradients.append(torch.autograd.grad(value, rows)[0])
+        values.append(value.detach())
+    for found, true in ((torch.stack(values), exact(rows).detach()), (torch.stack(gradients), expected)):
+        off = (found.mean(0) - true) / (found.std(0) / len(found) ** 0.5 + 1e-15)
+        assert found.std(0).max() > 0
+        assert off.abs().max() < 4.5  # in standard errors, of 115 coordinates
+
+
+def test_draws_come_from_the_given_generator_alone():
+    rows, before = some_rows(), torch.get_rng_state()
+    for draw in (
+        lambda draws: abs_cos(rows, draws, sample=5),
+        lambda draws: coactive(rows, draws, CODES, sample=80),
+        lambda draws: max_cos(rows, draws, chunk=8),
+        lambda draws: coherence(rows, draws, 5),
+    ):
+        first = draw(torch.Generator().manual_seed(5))
+        assert first == draw(torch.Generator().manual_seed(5))
+        assert first != draw(torch.Generator().manual_seed(6))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def units(seed, m=M):
+    rows = some_rows(m, seed=seed).detach()
+    return rows / rows.norm(dim=1, keepdim=True)
+
+
+def test_neighbours_searched_part_by_part_are_all_found_within_a_round(monkeypatch):
+    monkeypatch.setattr(neighbours, "TILE", 7)
+    before, after = units(1), units(2)
+    table = NearestRows(parts=4)  # of 5, 6, 6 and 6 rows
+    nearest, cosine = table.update(before)
+    assert torch.equal(nearest, nearest_row(before))  # the first update searches all parts
+    torch.testing.assert_close(cosine, (before @ before.T).fill_diagonal_(-2).amax(1))
+    for _ in range(4):
+        nearest, cosine = table.update(after)
+    assert torch.equal(nearest, nearest_row(after))
+    torch.testing.assert_close(cosine, (after @ after.T).fill_diagonal_(-2).amax(1))
+
+
+def test_between_searches_the_nearest_of_the_candidates_as_they_are_now_is_taken():
+    before, after, bounds = units(1), units(2), (0, 5, 11, 17)
+    table = NearestRows(parts=4)  # as many as are looked at again
+    table.update(before)
+    nearest, cosine = table.update(after)  # searches rows 0 to 4
+    then, now = ((unit @ unit.T).fill_diagonal_(-2) for unit in (before, after))
+    sources = (now, then, then, then)
+    slices = [s.tensor_split(bounds[1:], 1)[i].argmax(1) + bounds[i] for i, s in enumerate(sources)]
+    expected = now.gather(1, torch.stack(slices, 1)).amax(1)
+    assert (expected < now.amax(1)).any()  # some were overtaken by rows that are no candidates
+    torch.testing.assert_close(cosine, expected)
+    torch.testing.assert_close(now[torch.arange(M), nearest], expected)
+
+
+def test_penalty_and_gradient_are_those_of_the_neighbours_as_known():
+    table, first, moved = NearestRows(parts=4), some_rows(), some_rows(seed=3)
+    max_cos(first, neighbours=table)
+    value = max_cos(moved, neighbours=table)
+    again = NearestRows(parts=4)
+    again.update(first.detach() / first.detach().norm(dim=1, keepdim=True))
+    unit = moved / moved.norm(dim=1, keepdim=True)
+    nearest, _ = again.update(unit.detach())
+    expected = (unit * unit[nearest]).sum(1).clamp_min(0).square().mean()
+    torch.testing.assert_close(value, expected, atol=1e-12, rtol=0)
+    torch.testing.assert_close(*(torch.autograd.grad(v, moved)[0] for v in (value, expected)), atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+def test_ranked_neighbours_fire_more_often(parts, monkeypatch):
+    monkeypatch.setattr(neighbours, "TILE", 4)
+    unit, rate, table = units(0), CODES.rate, NearestRows(parts=parts, ranked=True)
+    for updates in (1, parts):  # all at once, then in turns
+        for _ in range(updates):
+            nearest, cosine = table.update(unit, rate)
+        for i in range(M):
+            above = [j for j in range(M) if rate[j] > rate[i]]
+            best = max(above, key=lambda j: float(unit[i] @ unit[j]), default=None)
+            assert cosine[i] == -2 if best is None else nearest[i] == best
+    nearest, _ = table.update(unit, 1 - rate)  # a rank that has changed holds at once
+    assert all((1 - rate)[nearest[i]] > (1 - rate)[i] for i in range(M) if table.update(unit, 1 - rate)[1][i] > -2)
+
+
+def test_neighbours_in_chunks_are_the_nearest_inside_equal_chunks_of_a_random_partition():
+    unit, chunks = units(0), torch.randperm(M, generator=torch.Generator().manual_seed(4)).tensor_split(3)
+    nearest, cosine = nearest_in_chunks(unit, 8, torch.Generator().manual_seed(4))  # of 8, 8 and 7 rows
+    for members in chunks:
+        assert torch.equal(nearest[members], members[nearest_row(unit[members])])
+    torch.testing.assert_close(cosine, (unit * unit[nearest]).sum(1))
+    value = max_cos(unit, torch.Generator().manual_seed(4), chunk=8)
+    torch.testing.assert_close(value, cosine.clamp_min(0).square().mean())
+
+
+@pytest.mark.parametrize("ranked", [False, True])
+def test_known_neighbours_continue_from_their_state_bit_for_bit(ranked):
+    table = NearestRows(parts=3, ranked=ranked)
+    for seed in range(5):
+        table.update(units(seed), CODES.rate)
+    state = table.state()
+    rest = [table.update(units(seed), CODES.rate) for seed in range(5, 9)]
+    again = NearestRows(parts=3, ranked=ranked)
+    again.restore(state)
+    for seed, found in zip(range(5, 9), rest, strict=True):
+        assert all(map(torch.equal, again.update(units(seed), CODES.rate), found))
+
+
+def test_coherence_is_the_mean_cosine_to_the_nearest():
+    rows = some_rows(dtype=torch.float32).detach()
+    unit = rows / rows.norm(dim=1, keepdim=True)
+    torch.testing.assert_close(coherence(rows, None, M), (unit * unit[nearest_row(unit)]).sum(1).mean())
+
+
+def test_arms_are_read_with_their_coefficient_options_and_defaults():
+    assert parse_arm("none") == Arm("none", 0.0)
+    assert parse_arm("max_cos") == Arm("max_cos", 0.25)
+    assert parse_arm(" abs_cos:1e-2 ").name == "abs_cos:0.01"
+    assert parse_arm("max_cos@chunk=8192@exact@every=1") == Arm("max_cos", 0.25, chunk=8192, exact=True, every=1)
+    assert parse_arm("coactive:0.1@fvu=.005").fvu == 0.005
+
+
+def test_a_ladder_is_read_as_its_arms_and_several_as_every_combination():
+    names = [arm.name for arm in parse_arms(["none@k=16/32", "max_cos:0.1/1@k=16/32", "abs_cos:3@on=decoder/encoder"])]
+    assert names == [
+        "none@k=16",
+        "none@k=32",
+        "max_cos:0.1@k=16",
+        "max_cos:0.1@k=32",
+        "max_cos:1@k=16",
+        "max_cos:1@k=32",
+        "abs_cos:3@on=decoder",
+        "abs_cos:3@on=encoder",
+    ]
+
+
+def test_an_arms_name_reads_back_as_the_arm_and_equal_arms_have_equal_names():
+    for text in (
+        "none@arch=batchtopk@k=7",
+        "abs_cos:0.123456789@margin=0.1@start=.25@warm_up=0.5@every=2@exact@on=encoder",
+        "max_cos:1e-9@chunk=4096@coherence=0.2",
+        "freq_cos@fvu=1e-3",
+    ):
+        arm = parse_arm(text)
+        assert parse_arm(arm.name) == arm
+        assert not set(arm.name) & set("/\\ ,|*?\"<>'$&;()#~")  # safe as a folder's name and unquoted in a shell
+    assert parse_arm("abs_cos@every=2@margin=0.1").name == parse_arm("abs_cos:1.0@margin=.1@every=2").name
+    assert parse_arm("abs_cos@margin=0").name == "abs_cos:1"
+
+
+def test_an_arms_baseline_is_the_same_sae_without_a_penalty():
+    assert parse_arm("max_cos@fvu=0.005@k=16@arch=batchtopk").baseline.name == "none@arch=batchtopk@k=16"
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("abscos", "unknown penalty 'abscos' .* 'abs_cos' \\(did you mean that"),
+        ("none:1", "gives none a coefficient; write none"),
+        ("none@margin=0.1", "none has no option 'margin'"),
+        ("max_cos:-1", "coefficient '-1' .* a number >= 0, as max_cos:0.25"),
+        ("max_cos:nan", "coefficient 'nan'"),
+        ("max_cos:x", "coefficient 'x'"),
+        ("abs_cos:inf", "coefficient 'inf'"),
+        ("max_cos:0.1/", "coefficient ''"),
+        ("abs_cos@margn=0.1", "no option 'margn' .* 'margin' \\(did you mean that"),
+        ("sq_cos@margin=0.1", "sq_cos has no option 'margin' .* one of exact, on"),
+        ("abs_cos@margin=1", "margin '1' .* a cosine from 0 to 1"),
+        ("abs_cos@margin=0.1@margin=0.2", "margin twice"),
+        ("max_cos@exact=yes", "exact 'yes' .* no value"),
+        ("max_cos@chunk=1", "chunk '1'"),
+        ("max_cos@chunk=8192@anchored", "chunk.*anchored"),
+        ("sq_cos@anchored", "no option 'anchored'"),
+        ("max_cos@every=0", "every '0' .* steps, 1 or more"),
+        ("max_cos@every=2.5", "every '2.5'"),
+        ("max_cos@fvu=0", "fvu '0' .* a cost in FVU"),
+        ("max_cos@fvu=0.1@coherence=0.2", "two targets"),
+        ("max_cos:0@fvu=0.1", "begins at coefficient 0"),
+        ("none@arch=topk2", "arch 'topk2' .* one of"),
+        ("max_cos:0.1/1", "is 2 arms; name one of them, as 'max_cos:0.1'"),
+    ],
+)
+def test_a_malformed_arm_is_refused_with_what_was_expected(text, sentence):
+    with pytest.raises(SettingsError, match="^arms: .*" + sentence):
+        parse_arm(text)
+
+
+def test_an_arm_named_twice_is_refused():
+    with pytest.raises(SettingsError, match="'max_cos:0.250' names max_cos:0.25 a second time"):
+        parse_arms(["max_cos", "max_cos:0.250"])

@@ -1,0 +1,398 @@
+"""sae_lm.training.trainer: a run's invariants in every architecture, and that it can be continued bit for bit."""
+
+import pytest
+import torch
+
+from sae_lm.errors import SaeError, SettingsError
+from sae_lm.penalties.arms import Arm, parse_arm
+from sae_lm.sae.nearest import coherence
+from sae_lm.training import trainer as arm
+from sae_lm.training.recipe import Hyperparameters, default_widths, learning_rate
+from sae_lm.training.trainer import ArmTraining
+
+HYPER = Hyperparameters(
+    arch="topk",
+    k=3,
+    steps=40,
+    lr=1e-2,
+    warm_up=0.1,
+    decay=0.2,
+    penalty_every=2,
+    penalty_start=0.0,
+    penalty_on="decoder",
+    aux_coefficient=1 / 32,
+    aux_k=4,
+    dead_after=64,
+    matmul=torch.float32,
+)
+NONE = Arm("none", 0.0)
+ARCHITECTURES = ["relu", "topk", "batchtopk", "jumprelu", "matryoshka"]
+
+
+def made(kind=NONE, h=HYPER, seed=0, d_sae=24, d_in=8):
+    return ArmTraining(kind, seed, d_sae, torch.zeros(d_in), h, "cpu")
+
+
+def batches(steps, rows=16, d_in=8):
+    draw = torch.Generator().manual_seed(7)
+    return [torch.randn(rows, d_in, generator=draw) / d_in**0.5 for _ in range(steps)]
+
+
+def sparse_batches(steps, rows=32, d_in=8):
+    """Rows that are sums of few of twenty features."""
+    draw = torch.Generator().manual_seed(7)
+    features = torch.randn(20, d_in, generator=draw) / 3
+    on = (torch.rand(steps, rows, 20, generator=draw) < 0.15) * torch.rand(steps, rows, 20, generator=draw)
+    return list(on @ features)
+
+
+def trained(kind=NONE, h=HYPER, seed=0, steps=40):
+    run = made(kind, h, seed)
+    for step, x in enumerate(batches(steps)):
+        run.step(x, step)
+    return run
+
+
+def equal(a, b):
+    return all(torch.equal(p, b.named[name]) for name, p in a.named.items())
+
+
+@pytest.mark.parametrize(
+    ("arch", "kind"),
+    [*((arch, NONE) for arch in ARCHITECTURES), ("topk", Arm("max_cos", 0.25)), ("relu", Arm("coactive", 0.1))],
+    ids=lambda value: getattr(value, "name", value),
+)
+def test_a_run_continued_from_its_state_repeats_the_uninterrupted_one_bit_for_bit(arch, kind):
+    h = HYPER._replace(arch=arch, steps=30, resample_every=12, dead_after=32)
+    data = batches(30)
+    whole = made(kind, h)
+    for step in range(30):
+        whole.step(data[step], step)
+    for stop in (1, 19):  # before AuxK's first look; between looks, after a resampling
+        first = made(kind, h)
+        for step in range(stop):
+            first.step(data[step], step)
+        state = {name: value.clone() for name, value in first.state().items()}
+        assert all(value.is_contiguous() for value in state.values())
+        second = made(kind, h)
+        second.restore(state)
+        assert second.log(stop - 1) == first.log(stop - 1)
+        for step in range(stop, 30):
+            second.step(data[step], step)
+        theirs = whole.state()
+        assert theirs.keys() == second.state().keys()
+        assert all(torch.equal(value, theirs[name]) for name, value in second.state().items())
+
+
+def test_a_state_before_the_first_step_can_be_restored():
+    state = {name: value.clone() for name, value in made(seed=0).state().items()}
+    run = made(seed=1)
+    run.restore(state)
+    for step, x in enumerate(batches(5)):
+        run.step(x, step)
+    assert equal(run, trained(steps=5))
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_training_lowers_the_loss_and_keeps_decoder_rows_at_unit_norm(arch):
+    run, fvu = made(h=HYPER._replace(arch=arch)), []
+    for step, x in enumerate(sparse_batches(40)):
+        run.step(x, step)
+        fvu.append(float(run.parts["fvu"]))
+    torch.testing.assert_close(run.W_dec.norm(dim=1), torch.ones(24))
+    assert sum(fvu[-5:]) < 0.8 * sum(fvu[:5])
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_the_sae_made_at_the_end_computes_what_training_measured(arch, monkeypatch):
+    monkeypatch.setattr(arm, "THRESHOLD_MEMORY", 1)  # the threshold of the last batch, not an average
+    run = trained(h=HYPER._replace(arch=arch, lr=1e-6))  # weights stand still: the SAE is that of the last step
+    x = batches(40)[-1]
+    sae = run.finish(scale=3.0, metadata={})
+    z = sae.encode(3 * x)
+    facts = run.log(39)
+    assert sae.config.architecture == {"relu": "standard", "topk": "topk"}.get(arch, "jumprelu")
+    # jumprelu is strictly above: the batch's smallest selected is then not
+    missing = 1 / len(x) if arch in ("batchtopk", "matryoshka") else 0
+    assert float((z > 0).sum(1).float().mean()) == pytest.approx(facts["l0"] - missing)
+    fvu = float((3 * x - sae.decode(z)).square().sum(1).mean()) / 9
+    assert fvu == pytest.approx(facts["fvu"], rel=1e-2 if missing else 1e-4)
+
+
+@pytest.mark.parametrize("arch", ["relu", "jumprelu"])
+def test_the_controller_brings_l0_to_k(arch):
+    run, l0 = made(h=HYPER._replace(arch=arch, steps=400, lr=2e-3)), []
+    for step, x in enumerate(sparse_batches(400)):
+        run.step(x, step)
+        l0.append(float(run.parts["l0"]))
+    assert sum(l0[-40:]) / 40 == pytest.approx(3, rel=0.05)
+
+
+@pytest.mark.parametrize("arch", ["relu", "jumprelu"])
+def test_a_fixed_sparsity_coefficient_stays_and_more_of_it_makes_codes_sparser(arch):
+    little, much = (trained(h=HYPER._replace(arch=arch, sparsity_coefficient=c)) for c in (0.01, 0.3))
+    assert float(little.parts["sparsity"]) == pytest.approx(0.01) and float(much.parts["sparsity"]) == pytest.approx(
+        0.3
+    )
+    assert much.parts["l0"] < little.parts["l0"]
+
+
+def test_relu_and_jumprelu_start_with_k_active_latents():
+    for arch in ("relu", "jumprelu"):
+        run = trained(h=HYPER._replace(arch=arch), steps=1)
+        assert float(run.parts["l0"]) == pytest.approx(3, abs=0.1)
+
+
+def test_batchtopks_threshold_follows_the_smallest_selected_activation():
+    h = HYPER._replace(arch="batchtopk", lr=0.0, steps=80)
+    run, data = made(h=h), batches(3)
+    smallest = []
+    for step, x in enumerate(data):
+        pre = x @ run.W_enc
+        smallest.append(pre.flatten().topk(48).values[-1].detach())
+        run.step(x, step)
+    expected = smallest[0].lerp(smallest[1], 0.25).lerp(smallest[2], 0.25)
+    torch.testing.assert_close(run.threshold, expected)
+
+
+def test_matryoshkas_short_prefixes_learn_to_reconstruct_alone():
+    def prefix_error(arch):
+        run = trained(h=HYPER._replace(arch=arch, widths=(6, 24)))
+        x = batches(40)[0]
+        sae = run.finish(1.0, {})
+        z = sae.encode(x)
+        return float((x - z[:, :6] @ sae.W_dec[:6] - sae.b_dec).square().sum(1).mean())
+
+    assert prefix_error("matryoshka") < 0.95 * prefix_error("batchtopk")
+
+
+def test_default_widths_are_the_papers_shares_and_distinct():
+    assert default_widths(65_536) == (2048, 6144, 14_336, 30_720, 65_536)
+    assert default_widths(48) == (1, 4, 10, 22, 48)
+    for d_sae in range(1, 70):
+        widths = default_widths(d_sae)
+        assert widths == tuple(sorted(set(widths))) and widths[0] >= 1 and widths[-1] == d_sae
+
+
+@pytest.mark.parametrize("widths", ["16,8,48", "8,8,48", "0,48", "8,16"])
+def test_widths_that_do_not_nest_up_to_d_sae_are_refused(widths, tiny_store, tmp_path):
+    from sae_lm.commands.train import train
+    from sae_lm.settings import TrainSettings
+
+    settings = TrainSettings(
+        store=tiny_store, hook="blocks.1.hook_out", d_sae=48, k=4, arch="matryoshka", widths=widths, batch_size=64,
+        out=tmp_path / "runs",
+    )  # fmt: skip
+    with pytest.raises(SettingsError, match="expected ascending widths from 1, the last d_sae \\(48\\)"):
+        train(settings)
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_selecting_in_bfloat16_trains_as_well_as_in_float32(arch):
+    fvu = {}
+    for matmul in (torch.bfloat16, torch.float32):
+        run, seen = made(h=HYPER._replace(arch=arch, matmul=matmul, steps=100, lr=2e-3)), []
+        for step, x in enumerate(sparse_batches(100)):
+            run.step(x, step)
+            seen.append(float(run.parts["fvu"]))
+        fvu[matmul] = sum(seen[-20:])
+    # jumprelu's is the path of a controller and of thresholds as well
+    assert fvu[torch.bfloat16] == pytest.approx(fvu[torch.float32], rel=0.03 if arch == "jumprelu" else 0.01)
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_coefficient_zero_is_bit_identical_to_no_penalty(arch):
+    h = HYPER._replace(arch=arch)
+    assert equal(trained(h=h), trained(Arm("max_cos", 0.0), h))
+
+
+def test_arms_of_one_seed_start_equal_and_a_penalty_lowers_what_it_penalises():
+    from sae_lm.penalties.max_cos import max_cos
+    from sae_lm.penalties.pairwise import abs_cos
+
+    plain = trained()
+    for name, measure in (("max_cos", max_cos), ("abs_cos", abs_cos)):
+        start = trained(Arm(name, 5.0), steps=0)
+        assert torch.equal(start.W_dec, trained(steps=0).W_dec)
+        assert measure(trained(Arm(name, 5.0)).W_dec) < 0.9 * measure(plain.W_dec)
+
+
+def test_an_arm_may_have_an_architecture_and_k_of_its_own():
+    run = trained(Arm("none", 0.0, arch="batchtopk", k=5))
+    assert run.arch == "batchtopk" and float(run.parts["l0"]) == pytest.approx(5, abs=0.1)
+    assert equal(run, trained(h=HYPER._replace(arch="batchtopk", k=5)))
+
+
+@pytest.mark.parametrize("arch", ["topk", "batchtopk", "matryoshka"])
+def test_a_latent_selected_at_zero_counts_as_silent(arch):
+    run = made(h=HYPER._replace(arch=arch))
+    with torch.no_grad():
+        run.weights.b_enc[:] = -50.0
+    for step, x in enumerate(batches(5)):
+        run.step(x, step)
+    assert run.log(4)["dead"] == 24 and run.log(4)["l0"] == 0 and not run.rate.any()
+
+
+def test_the_firing_rate_is_the_share_of_rows_at_first_and_an_average_later():
+    h = HYPER._replace(lr=0.0, steps=3)
+    run, data = made(h=h), batches(3)
+    for step, x in enumerate(data):
+        run.step(x, step)
+    fires = torch.stack([(run.finish(1.0, {}).encode(x) > 0).float().mean(0) for x in data])
+    torch.testing.assert_close(run.rate, fires.mean(0))
+
+
+def test_a_penalty_on_the_encoder_moves_the_encoder_and_not_the_decoder_directly(monkeypatch):
+    from sae_lm.penalties.pairwise import abs_cos
+
+    on_encoder = trained(Arm("abs_cos", 5.0), HYPER._replace(penalty_on="encoder"))
+    assert abs_cos(on_encoder.W_enc.T) < 0.8 * abs_cos(trained().W_enc.T)
+    monkeypatch.setattr(arm, "CLIP_NORM", float("inf"))  # clipping the norm of all weights would couple them
+    after_one = [trained(kind, HYPER._replace(penalty_on="encoder"), steps=1) for kind in (Arm("abs_cos", 5.0), NONE)]
+    assert torch.equal(after_one[0].W_dec, after_one[1].W_dec)  # one step: nothing has come back through the codes
+
+
+def test_the_penalty_waits_for_its_start():
+    late = HYPER._replace(penalty_start=0.5)
+    assert torch.equal(trained(Arm("max_cos", 5.0), late, steps=20).W_dec, trained(steps=20).W_dec)
+    assert not torch.equal(trained(Arm("max_cos", 5.0), late).W_dec, trained().W_dec)
+
+
+@pytest.mark.parametrize(
+    ("arch", "way"),
+    [("topk", "auxk"), ("relu", "auxk"), ("jumprelu", "auxk"), ("topk", "resampling"), ("relu", "resampling")],
+)
+def test_dead_latents_are_revived(arch, way):
+    def dead_and_fvu(aux, every):
+        h = HYPER._replace(arch=arch, k=1, aux_coefficient=aux, resample_every=every, steps=120, dead_after=128)
+        run = made(h=h, d_sae=16, d_in=16)
+        with torch.no_grad():
+            run.weights.b_enc[:12] = -0.4  # the other four outdo them
+        draw = torch.Generator().manual_seed(7)
+        for step in range(120):  # sixteen features, one at a time
+            run.step(torch.eye(16)[torch.randint(0, 16, (32,), generator=draw)], step)
+        facts = run.log(119)
+        return facts["dead"], facts["fvu"]
+
+    dead_without, fvu_without = dead_and_fvu(0.0, 0)
+    dead_with, fvu_with = dead_and_fvu(1 / 32, 0) if way == "auxk" else dead_and_fvu(0.0, 40)
+    assert dead_without > 6 and dead_with <= 0.75 * dead_without
+    assert fvu_with < 0.7 * fvu_without
+
+
+def test_a_step_is_adams_on_clipped_gradients_without_their_radial_part(monkeypatch):
+    """Clipping inside Adam and gradients set by hand change nothing that torch's own way would not give."""
+    monkeypatch.setattr(arm, "CLIP_NORM", 0.05)
+    run, data = made(), batches(6)
+    leaves = {name: weight.detach().clone().requires_grad_() for name, weight in run.named.items()}
+    plain = torch.optim.Adam(leaves.values(), fused=False)
+    from reference import dense_loss
+
+    for step, x in enumerate(data):
+        run.step(x, step)
+        encoder, b_enc, W_dec, b_dec = leaves.values()
+        dense_loss("topk", x, encoder.T, b_enc, W_dec, b_dec, k=3)[0].backward()
+        with torch.no_grad():
+            W_dec.grad -= (W_dec.grad * W_dec).sum(1, keepdim=True) * W_dec
+            assert torch.nn.utils.clip_grad_norm_(leaves.values(), 0.05) > 0.05
+            plain.param_groups[0]["lr"] = learning_rate(step, HYPER)
+            plain.step()
+            plain.zero_grad()
+            W_dec /= W_dec.norm(dim=1, keepdim=True)
+        for name, weight in run.named.items():
+            torch.testing.assert_close(weight, leaves[name], atol=2e-5, rtol=1e-4)
+
+
+def test_a_run_in_one_thread_repeats_bit_for_bit():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for arch in ARCHITECTURES:
+            assert equal(trained(h=HYPER._replace(arch=arch)), trained(h=HYPER._replace(arch=arch)))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_the_log_changes_nothing():
+    def run(logged):
+        made_now = made(Arm("max_cos", 0.25))
+        for step, x in enumerate(batches(20)):
+            made_now.step(x, step)
+            if logged:
+                made_now.log(step)
+        return made_now
+
+    assert equal(run(True), run(False))
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_no_tensor_of_a_step_is_as_large_as_batch_by_latents(arch, monkeypatch):
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    from sae_lm.training import selection
+
+    class Largest(TorchDispatchMode):
+        elements = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            for one in out if isinstance(out, tuple) else [out]:
+                if isinstance(one, torch.Tensor) and one.layout == torch.strided:
+                    self.elements = max(self.elements, one.numel())
+            return out
+
+    monkeypatch.setattr(selection, "TILE", 16)
+    run = made(h=HYPER._replace(arch=arch, matmul=torch.bfloat16), d_sae=512)
+    for step, x in enumerate(batches(2, rows=128)):
+        with Largest() as seen:
+            run.step(x, step)
+        assert 512 * 8 <= seen.elements <= 128 * 512 / 4  # the weights have 512 x 8; a whole code has 128 x 512
+
+
+def test_learning_rate_rises_holds_and_falls_to_nothing():
+    rates = [learning_rate(step, HYPER) for step in range(40)]
+    assert rates[0] == pytest.approx(HYPER.lr / 4)  # warm-up of 4 steps
+    assert rates[10] == HYPER.lr
+    assert rates[-1] == pytest.approx(HYPER.lr / 8)  # the last of 8 decay steps
+    assert rates[:4] == sorted(rates[:4]) and rates[-8:] == sorted(rates[-8:], reverse=True)
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_a_loss_that_is_no_longer_finite_stops_with_arm_and_seed(arch):
+    run = made(seed=3, h=HYPER._replace(arch=arch))
+    run.step(torch.full((16, 8), float("nan")), 0)
+    with pytest.raises(SaeError, match="arm none, seed 3"):
+        run.log(0)
+
+
+CHEAPENED = {"abs_cos": 0.3, "sq_cos": 3.0, "max_cos": 0.5, "coactive": 0.3, "freq_cos": 0.3}
+
+
+@pytest.mark.parametrize("penalty", CHEAPENED)
+def test_a_sample_every_tenth_step_ends_where_the_whole_gradient_at_every_step_does(penalty, monkeypatch):
+    """Samples, searches of a part and gradients used for ten steps are allowed because the outcome is the same."""
+    for name, size in {"SAMPLED_ROWS": 48, "FRAME_ROWS": 48, "SEARCHED_ROWS": 24, "SAMPLED_PAIRS": 200}.items():
+        monkeypatch.setattr(f"sae_lm.penalties.term.{name}", size)
+    ended = {}
+    for text in ("none", f"{penalty}:{CHEAPENED[penalty]}", f"{penalty}:{CHEAPENED[penalty]}@exact@every=1"):
+        run = ArmTraining(
+            parse_arm(text), 0, 96, torch.zeros(12), HYPER._replace(steps=500, lr=2e-3, penalty_every=10), "cpu"
+        )
+        errors = []
+        for step, x in enumerate(feature_batches(500)):
+            run.step(x, step)
+            errors.append(float(run.parts["fvu"]))
+        ended[text] = sum(errors[-40:]) / 40, float(coherence(run.W_dec.detach(), torch.Generator(), 96, torch.float32))
+    (_, untouched), (error, cosine), (exact_error, exact_cosine) = ended.values()
+    assert error == pytest.approx(exact_error, rel=0.03)
+    assert abs(cosine - exact_cosine) < 0.02 + 0.1 * abs(untouched - exact_cosine)
+
+
+def feature_batches(steps, rows=64, d_in=12):
+    """Rows that are sums of few of sixty features."""
+    draw = torch.Generator().manual_seed(7)
+    features = torch.nn.functional.normalize(torch.randn(60, d_in, generator=draw), dim=1) / 2
+    return [
+        (torch.rand(rows, 60, generator=draw) < 0.06) * torch.rand(rows, 60, generator=draw) @ features
+        for _ in range(steps)
+    ]
