@@ -1,4 +1,4 @@
-"""The shape of the project: what README and the module heads promise is so."""
+"""The shape of the project: what the module heads promise is so. Documents have tests of their own."""
 
 import ast
 import re
@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "sae_lm"
 MODULES = sorted(PACKAGE.rglob("*.py"))
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+DOCUMENTS = [ROOT / "README.md", *(path for room in ("sae_lm", "tests") for path in (ROOT / room).rglob("*.md"))]
 FLOORS = [
     {"errors", "fields", "embedded"},
     {"runtime"},
@@ -120,31 +120,7 @@ def test_importing_the_package_imports_nothing_heavy():
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout == "[]\n"
 
 
-def test_readmes_file_map_is_the_package():
-    listed = set(re.findall(r"^  (?:  )?([\w/]+\.(?:py|jinja))", README, re.MULTILINE))
-    there = {m.relative_to(PACKAGE).as_posix() for m in MODULES if m.name != "__init__.py"} - {"__main__.py"}
-    assert listed == there
-
-
-def test_ci_runs_the_commands_that_readme_shows():
-    script = (ROOT / ".ci" / "run").read_text()
-    block = re.search(r"## Set up\s*```bash\n(.*?)```", README, re.DOTALL)
-    assert block is not None
-    commands = [line.split("  #")[0].strip() for line in block[1].splitlines()]
-    assert commands and all(re.search(rf"^{re.escape(command)}", script, re.MULTILINE) for command in commands)
-
-
 def test_no_text_names_a_path_of_some_machine():
     pattern = re.compile(r"(?<![\w.])/(?:work|root|home|opt)/\w")
-    for path in [*MODULES, ROOT / "README.md", *(ROOT / "tests").rglob("*.py"), *(ROOT / "configs").glob("*")]:
+    for path in [*MODULES, *DOCUMENTS, *(ROOT / "tests").rglob("*.py"), *(ROOT / "configs").glob("*")]:
         assert not pattern.search(path.read_text(encoding="utf-8")), path
-
-
-def test_readmes_python_example_runs(tmp_path, monkeypatch):
-    """The block after the marker, on the embedded model, as a reader would paste it."""
-    block = re.search(r"<!-- tested -->\s*```python\n(.*?)```", README, re.DOTALL)
-    assert block is not None
-    monkeypatch.chdir(tmp_path)
-    space: dict = {}
-    exec(compile(block[1], "README.md", "exec"), space)
-    assert space["spliced_loss"] > space["loss"] > 0
