@@ -39,6 +39,7 @@ Hooks = Annotated[tuple[str, ...], BeforeValidator(split_hooks), Field(min_lengt
 Numbers = Annotated[tuple[int, ...], BeforeValidator(split_commas)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Dtype = Literal["float32", "bfloat16", "float16"]
+Architecture = Literal["relu", "topk", "batchtopk", "jumprelu", "matryoshka"]
 StoreAddress = Annotated[str | Path, AfterValidator(str)]
 """A folder or an hf:// address, whose two slashes a Path would make one."""
 Positional = Field(json_schema_extra={"positional": True})

@@ -13,6 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from sae_lm.errors import SettingsError
 from sae_lm.fields import (
+    Architecture,
     Count,
     Dtype,
     Hooks,
@@ -104,7 +105,7 @@ class TrainSettings(_Settings):
     """latents"""
     k: Count = 32
     """active latents per token: exactly with topk, on average with batchtopk and matryoshka, aimed at with relu and jumprelu"""
-    arch: Literal["relu", "topk", "batchtopk", "jumprelu", "matryoshka"] = "topk"
+    arch: Architecture = "topk"
     """architecture: `topk`, `batchtopk`, `matryoshka` (nested batchtopk), `relu` (L1), `jumprelu`"""
     widths: Numbers | None = None
     """matryoshka: latents of each nested prefix, comma separated, ascending, the last is d_sae

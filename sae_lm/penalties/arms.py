@@ -28,12 +28,13 @@ from typing import Any, NamedTuple, get_args
 from torch import Tensor
 
 from sae_lm.errors import SettingsError
+from sae_lm.fields import Architecture
 from sae_lm.penalties.coactive import coactive
 from sae_lm.penalties.max_cos import max_cos
 from sae_lm.penalties.pairwise import abs_cos, freq_cos, sq_cos
 from sae_lm.sae.directions import unit_rows as unit_rows
 from sae_lm.sae.nearest import nearest_row as nearest_row
-from sae_lm.settings import TrainSettings, choice
+from sae_lm.settings import choice
 
 
 class Arm(NamedTuple):
@@ -121,7 +122,7 @@ PENALTIES: dict[str, Penalty] = {
 DEFAULT_COEFFICIENTS = {"abs_cos": 1.0, "sq_cos": 10.0, "max_cos": 0.25, "coactive": 0.2, "freq_cos": 0.5}
 """max_cos: OrtSAE's published value, which cost .005 FVU on a residual stream (2048 latents, k 16, 1M rows). The
 others: what cost about as much there, .004 to .008."""
-ARCHITECTURES: tuple[str, ...] = get_args(TrainSettings.model_fields["arch"].annotation)
+ARCHITECTURES: tuple[str, ...] = get_args(Architecture)
 INFINITY = float("inf")
 EVERY_PENALTY = frozenset(PENALTIES)
 FLAGS = ("anchored", "exact")
