@@ -1,16 +1,27 @@
-"""argv -> one settings model -> one verb; a SaeLmError becomes one line and exit code 2."""
+"""The command line: words and a TOML file become one checked settings object, with which one command runs.
+
+A SaeLmError becomes one line and exit code 2. Flags are made of the fields of ``sae_lm.settings`` by argparse.
+
+pydantic-settings 2.16 was tried in its place, up to the same help and errors. Out of the box it demands positionals
+that stand in the file, calls the setting k ``-k``, reads the word null as None, splits a positional path at its commas
+and shows defaults of None. It knows no overrides (train.k=64), no --hooks -1,0, no nearest key in an error. With all
+that mended, making the flags takes 41 lines, with argparse alone 35; help takes .27 s, now .20 (medians of 15 pairs).
+"""
 
 import argparse
 import re
 import sys
+from collections.abc import Mapping
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_origin
+
+from pydantic.fields import FieldInfo
 
 from sae_lm.errors import SaeLmError, SettingsError, Stopped
 from sae_lm.runtime.distributed import exit_now, is_one_of_many
-from sae_lm.settings import VERBS, choice, is_positional, make_settings, read_config
+from sae_lm.settings import VERBS, choice, describe, flag, is_positional, make_settings
 
 OVERRIDE = re.compile(r"([a-z_]+)\.([a-z_]+)=(.*)", re.DOTALL)
 EXAMPLES = """\
@@ -39,7 +50,7 @@ def make_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"sae-lm {version('sae_lm')}")
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB", parser_class=_Parser)
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for verb, model in VERBS.items():
         summary = (model.__doc__ or "").strip()
         sub = verbs.add_parser(
@@ -51,55 +62,96 @@ def make_parser() -> argparse.ArgumentParser:
         )
         sub.add_argument("--config", metavar="FILE", help="TOML file with a section per verb")
         for key, field in model.model_fields.items():
-            text = " ".join((field.description or "").split()).replace("%", "%%")
-            if not field.is_required() and field.default is not None:
-                default = field.default
-                shown = ",".join(default) if isinstance(default, tuple) else default
-                text += f" (default: {shown:.4g})" if isinstance(shown, float) else f" (default: {shown})"
-            keywords: dict[str, Any] = {"help": text, "default": argparse.SUPPRESS}
-            if is_positional(model, key) and str(field.annotation).startswith("tuple"):
-                sub.add_argument(key, nargs="*", metavar=key.upper(), **keywords)
-            elif is_positional(model, key):
-                sub.add_argument(key, nargs="?", metavar=key.upper(), **keywords)
-            elif field.annotation is bool:
-                sub.add_argument(f"--{key.replace('_', '-')}", action=argparse.BooleanOptionalAction, **keywords)
-            else:
-                sub.add_argument(f"--{key.replace('_', '-')}", metavar=key.upper(), **keywords)
+            _add_setting(sub, key, field)
     return parser
 
 
+def _add_setting(parser: argparse.ArgumentParser, key: str, field: FieldInfo) -> None:
+    """One flag, switch or positional. None is required here, as the value may stand in the file."""
+    default, said = field.default, describe(field).replace("%", "%%")
+    if not field.is_required() and default is not None:
+        shown = ",".join(default) if isinstance(default, tuple) else default
+        said += f" (default: {shown:.4g})" if isinstance(shown, float) else f" (default: {shown})"
+    how: dict[str, Any] = {"help": said, "default": argparse.SUPPRESS}
+    if field.annotation is bool:
+        how["action"] = argparse.BooleanOptionalAction
+    else:
+        how["metavar"] = key.upper()
+    if is_positional(field):
+        how["nargs"] = "*" if get_origin(field.annotation) is tuple else "?"
+    parser.add_argument(key if is_positional(field) else flag(key), **how)
+
+
 def parse(argv: list[str]) -> tuple[str, Any]:
-    """argv -> (verb, settings). Raises SettingsError."""
-    overrides = [match for match in map(OVERRIDE.fullmatch, argv) if match]
-    plain: list[str] = []
-    for argument in argv:
-        if re.match(r"-\d", argument) and plain and re.fullmatch(r"--[a-z-]+", plain[-1]):
-            plain[-1] += f"={argument}"  # --hooks -1,0: no flag begins with a digit
-        elif not OVERRIDE.fullmatch(argument):
-            plain.append(argument)
-    arguments, unknown = make_parser().parse_known_args(plain)
+    """argv -> (verb, settings). Flags win over overrides, overrides over the file. Raises SettingsError."""
+    words, overrides = _without_overrides(argv)
+    arguments, unknown = make_parser().parse_known_args(words)
     values = vars(arguments)
-    verb = values.pop("verb")
-    config = values.pop("config", None)
-    for flag in unknown:
-        if not flag.startswith("-"):
-            raise SettingsError(
-                f"{verb}: unexpected argument {flag!r}; lists are comma separated (--hooks a,b), "
-                f"overrides read {verb}.key=value; see sae-lm {verb} --help"
-            )
-        key = flag.split("=")[0].removeprefix("--").replace("-", "_")
-        flags = {f"--{name.replace('_', '-')}": None for name in VERBS[verb].model_fields}
-        known = choice(f"--{key.replace('_', '-')}", flags)
-        raise SettingsError(f"{verb}: unknown argument {flag!r}; expected {known}; see sae-lm {verb} --help")
-    merged = dict(read_config(Path(config)).get(verb, {})) if config else {}
+    verb, config = values.pop("verb"), values.pop("config")
+    if unknown:
+        raise SettingsError(f"{verb}: {_about_unknown(verb, unknown[0])}; see sae-lm {verb} --help")
+    section = read_config(Path(config)).get(verb, {}) if config else {}
+    return verb, make_settings(verb, {**section, **_settings_of(verb, overrides), **values})
+
+
+def _without_overrides(argv: list[str]) -> tuple[list[str], list[re.Match[str]]]:
+    """The words for argparse, and the overrides. Words after ``--`` are positionals."""
+    end = argv.index("--") if "--" in argv else len(argv)
+    words: list[str] = []
+    overrides: list[re.Match[str]] = []
+    for word in argv[:end]:
+        if words and re.match(r"-\d", word) and re.fullmatch(r"--[a-z-]+", words[-1]):
+            words[-1] += f"={word}"  # --hooks -1,0: no flag begins with a digit
+        elif match := OVERRIDE.fullmatch(word):
+            overrides.append(match)
+        else:
+            words.append(word)
+    return words + argv[end:], overrides
+
+
+def _about_unknown(verb: str, word: str) -> str:
+    """What to say of a word that is no setting's."""
+    if not word.startswith("-"):
+        return f"unexpected argument {word!r}; lists are comma separated (--hooks a,b), overrides read {verb}.key=value"
+    known = choice(word.split("=")[0].replace("_", "-"), {flag(key): None for key in VERBS[verb].model_fields})
+    return f"unknown argument {word!r}; expected {known}"
+
+
+def _settings_of(verb: str, overrides: list[re.Match[str]]) -> dict[str, str]:
+    """Key -> value. Raises SettingsError for an override of another verb."""
     for match in overrides:
-        section, key, value = match.groups()
-        if section not in VERBS:
-            raise SettingsError(f"{verb}: override {match.group()!r} names no verb; expected {choice(section, VERBS)}")
-        if section != verb:
-            raise SettingsError(f"{verb}: override {match.group()!r} is for another verb; expected {verb}.key=value")
-        merged[key] = value
-    return verb, make_settings(verb, {**merged, **values})
+        if match[1] not in VERBS:
+            raise SettingsError(f"{verb}: override {match[0]!r} names no verb; expected {choice(match[1], VERBS)}")
+        if match[1] != verb:
+            raise SettingsError(f"{verb}: override {match[0]!r} is for another verb; expected {verb}.key=value")
+    return {match[2]: match[3] for match in overrides}
+
+
+def read_config(path: Path) -> dict[str, dict[str, Any]]:
+    """Read a TOML file whose sections are verbs; section names are checked, values are not yet."""
+    try:
+        import tomllib
+    except ModuleNotFoundError:  # Python 3.10
+        import tomli as tomllib  # pyright: ignore[reportMissingImports]
+    try:
+        sections = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as problem:
+        raise SettingsError(f"--config {path}: cannot be read ({problem.strerror}); give a TOML file") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
+        raise SettingsError(f"--config {path}: is not valid TOML ({problem}); mend the line named") from None
+    for name, section in sections.items():
+        if name in VERBS and not isinstance(section, Mapping):
+            raise SettingsError(
+                f"--config {path}: {name} is a value, expected a section; write [{name}] and keys below it"
+            )
+        if name not in VERBS:
+            raise SettingsError(f"--config {path}: unknown section [{name}]; expected {choice(name, VERBS)}")
+        for key in section:
+            if key not in VERBS[name].model_fields:
+                raise SettingsError(
+                    f"--config {path}: unknown key {key!r} in [{name}]; expected {choice(key, VERBS[name].model_fields)}"
+                )
+    return sections
 
 
 def run(verb: str, settings: Any) -> int:

@@ -21,9 +21,6 @@ class SaeLmError(Exception):
 class SettingsError(SaeLmError):
     """A setting is unknown, malformed or out of range."""
 
-    invalid: Exception | None = None
-    """pydantic's account of it, for saying it in other words"""
-
 
 class TextError(SaeLmError):
     """The text cannot be read as documents."""

@@ -1,15 +1,16 @@
-"""Every setting of every verb: one frozen model per verb, from a TOML section, overrides and flags.
+"""Every setting of every command: what it means, what it may be, its default; wrong ones are named in a sentence each.
 
-A field's docstring is its ``--help``. Values from a file, from ``section.key=value`` and from flags
-are merged in that order and validated together by pydantic; all problems come in one SettingsError.
+One frozen pydantic model per command. A field's docstring is its ``--help``; ``sae_lm.cli`` makes flags of the fields.
+Built from Python, a model takes what it is given alone: no environment variable, no file, no command line.
 """
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
 
 from sae_lm.errors import SettingsError
 from sae_lm.fields import (
@@ -32,18 +33,15 @@ class _Settings(BaseModel):
         frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=(), allow_inf_nan=False
     )
 
-    if not TYPE_CHECKING:  # type checkers are to see the fields
-
-        def __init__(self, **values: Any) -> None:
-            """Raises SettingsError, one sentence for each problem."""
-            try:
-                super().__init__(**values)
-            except ValidationError as invalid:
-                name = type(self).__name__
-                said = [_sentence(name, error, type(self), flags=False) for error in invalid.errors()]
-                problem = SettingsError("; ".join(said))
-                problem.invalid = invalid
-                raise problem from None
+    @model_validator(mode="wrap")
+    @classmethod
+    def _one_sentence_each(cls, values: Any, validate: Callable[[Any], Any], info: Any) -> Any:
+        """Raises SettingsError: keys read as in Python, or as flags where the context names a verb."""
+        try:
+            return validate(values)
+        except ValidationError as invalid:
+            verb = (info.context or {}).get("verb")
+            raise SettingsError("; ".join(_sentence(cls, error, verb) for error in invalid.errors())) from None
 
 
 class CacheSettings(_Settings):
@@ -321,62 +319,36 @@ VERBS: dict[str, type[_Settings]] = {
 }
 
 
-def read_config(path: Path) -> dict[str, dict[str, Any]]:
-    """Read a TOML file whose sections are verbs; section names are checked, values are not yet."""
-    try:
-        import tomllib
-    except ModuleNotFoundError:  # Python 3.10
-        import tomli as tomllib  # pyright: ignore[reportMissingImports]
-    try:
-        sections = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as problem:
-        raise SettingsError(f"--config {path}: cannot be read ({problem.strerror}); give a TOML file") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
-        raise SettingsError(f"--config {path}: is not valid TOML ({problem}); mend the line named") from None
-    for name, section in sections.items():
-        if name in VERBS and not isinstance(section, Mapping):
-            raise SettingsError(
-                f"--config {path}: {name} is a value, expected a section; write [{name}] and keys below it"
-            )
-        if name not in VERBS:
-            raise SettingsError(f"--config {path}: unknown section [{name}]; expected {choice(name, VERBS)}")
-        for key in section:
-            if key not in VERBS[name].model_fields:
-                raise SettingsError(
-                    f"--config {path}: unknown key {key!r} in [{name}]; expected {choice(key, VERBS[name].model_fields)}"
-                )
-    return sections
-
-
 def make_settings(verb: str, values: Mapping[str, Any]) -> Any:
-    """Validate values for a verb; every problem is named in one SettingsError."""
-    model = VERBS[verb]
-    try:
-        return model(**values)
-    except SettingsError as problem:
-        assert isinstance(problem.invalid, ValidationError)
-        raise SettingsError("; ".join(_sentence(verb, error, model) for error in problem.invalid.errors())) from None
+    """Validate values for a verb; every problem is named in one SettingsError, settings by their flags."""
+    return VERBS[verb].model_validate(dict(values), context={"verb": verb})
 
 
-def _sentence(verb: str, error: Any, model: type[_Settings], flags: bool = True) -> str:
-    key = str(error["loc"][0]) if error["loc"] else verb
-    positional = key in model.model_fields and is_positional(model, key)
-    flag = (key.upper() if positional else f"--{key.replace('_', '-')}") if flags else key
-    if error["type"] == "missing":
-        return f"{verb}: {flag} is required ({_help(model, key)})"
+def _sentence(model: type[BaseModel], error: Any, verb: str | None) -> str:
+    """One of pydantic's errors in words of the command line, or of Python where there is no verb."""
+    who = verb or model.__name__
+    key = str(error["loc"][0]) if error["loc"] else who
     if error["type"] == "extra_forbidden":
-        return f"{verb}: unknown setting {key!r}; expected {choice(key, model.model_fields)}"
+        return f"{who}: unknown setting {key!r}; expected {choice(key, model.model_fields)}"
+    field = model.model_fields.get(key)
+    name = key if verb is None or field is None else key.upper() if is_positional(field) else flag(key)
+    if field is not None and error["type"] == "missing":
+        return f"{who}: {name} is required ({describe(field)})"
     reason = error["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    return f"{verb}: {flag}: got {error['input']!r}; expected {reason.removeprefix('expected ')}"
+    return f"{who}: {name}: got {error['input']!r}; expected {reason.removeprefix('expected ')}"
 
 
-def is_positional(model: type[BaseModel], key: str) -> bool:
-    extra = model.model_fields[key].json_schema_extra
-    return isinstance(extra, dict) and bool(extra.get("positional"))
+def flag(key: str) -> str:
+    return f"--{key.replace('_', '-')}"
 
 
-def _help(model: type[_Settings], key: str) -> str:
-    return " ".join((model.model_fields[key].description or "").split())
+def is_positional(field: FieldInfo) -> bool:
+    return isinstance(field.json_schema_extra, dict) and bool(field.json_schema_extra.get("positional"))
+
+
+def describe(field: FieldInfo) -> str:
+    """A field's docstring on one line."""
+    return " ".join((field.description or "").split())
 
 
 def choice(got: str, known: Mapping[str, object]) -> str:

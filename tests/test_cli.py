@@ -1,14 +1,15 @@
 """argv -> settings -> verb: what is accepted, and that every user error is one line and exit code 2."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from sae_lm.cli import main, parse
+from sae_lm.cli import main, parse, read_config
 from sae_lm.errors import SettingsError
-from sae_lm.settings import VERBS, CacheSettings, parse_count, read_config
+from sae_lm.settings import VERBS, CacheSettings, TrainSettings, parse_count
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.toml"))
 
@@ -46,6 +47,9 @@ def test_a_malformed_count_is_refused(text):
         (["train", "cache.k=3"], "for another verb"),
         (["train", "tarin.k=3"], "names no verb; expected 'train' (did you mean that?)"),
         (["cache", "--hooks", "a", "b"], "unexpected argument 'b'; lists are comma separated"),
+        (["show", "s", "--latents", "1,x"], "--latents: got 'x'; expected a valid integer"),
+        (["compare", "--out", "x"], "RUNS is required (folder written by"),
+        (["train", "--k"], "argument --k: expected one argument; see sae-lm train --help"),
         (["trian"], "invalid choice: 'trian'"),
         (["cache", "--config", "nowhere.toml"], "nowhere.toml: cannot be read"),
         ([], "VERB"),
@@ -103,6 +107,55 @@ def test_every_setting_says_what_it_is():
     for verb, model in VERBS.items():
         for name, field in model.model_fields.items():
             assert field.description, f"{verb}.{name} has no docstring"
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_says_every_flag_what_it_is_and_its_default_without_torch(verb):
+    program = (
+        "import sys\nfrom sae_lm.cli import main\n"
+        f"try:\n    main(['{verb}', '--help'])\nexcept SystemExit:\n    pass\n"
+        "print([m for m in ('torch', 'transformer_lens', 'datasets', 'numpy') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "COLUMNS": "400"},
+    )
+    assert done.stdout.endswith("[]\n")
+    for key, field in VERBS[verb].model_fields.items():
+        assert f"--{key.replace('_', '-')} " in done.stdout or f"  {key.upper()} " in done.stdout
+        assert " ".join((field.description or "").split()) in done.stdout
+        if not field.is_required() and field.default not in (None, ()):
+            shown = ",".join(field.default) if isinstance(field.default, tuple) else field.default
+            shown = f"{shown:.4g}" if isinstance(shown, float) else shown
+            assert f"(default: {shown})" in done.stdout
+
+
+def test_switches_positionals_and_lists_are_read_as_help_says():
+    cached = parse(["cache", "--hooks", "a,b", "--tokens", "5", "--no-pack", "--repeat", "--out", "x"])[1]
+    assert cached.hooks == ("a", "b") and not cached.pack and cached.repeat and cached.prepend_bos
+    assert parse(["demo", "toy"])[1].what == "toy" and parse(["demo"])[1].what == "pipeline"
+    assert parse(["push", "acts", "me/acts", "--no-private"])[1].repo == "me/acts"
+    assert parse(["merge", "a", "b", "--out", "x"])[1].stores == ("a", "b")
+    assert parse(["show", "--out", "x", "--store", "s", "--latents", "1,2", "sae"])[1].latents == (1, 2)
+
+
+def test_a_positional_may_stand_in_the_file_and_words_after_two_dashes_are_positional(tmp_path):
+    file = tmp_path / "c.toml"
+    file.write_text('[compare]\nruns = "there"\n')
+    assert parse(["compare", "--config", str(file), "--out", "x"])[1].runs == Path("there")
+    assert parse(["compare", "--config", str(file), "--out", "x", "--", "-a.b=c"])[1].runs == Path("-a.b=c")
+
+
+def test_settings_made_in_python_read_no_environment_file_or_command_line(tmp_path, monkeypatch):
+    (tmp_path / ".env").write_text("K=5\nSEEDS=5\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["sae-lm", "--k", "5", "train.k=5"])
+    for name in ("K", "k", "TRAIN_K", "SAE_LM_K", "train"):
+        monkeypatch.setenv(name, "5")
+    assert TrainSettings(store="a", out="b").k == 32 and parse(["train", "--store", "a", "--out", "b"])[1].k == 32
 
 
 def test_help_needs_neither_torch_nor_transformer_lens():
