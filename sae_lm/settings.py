@@ -5,6 +5,7 @@ Built from Python, a model takes what it is given alone: no environment variable
 """
 
 import difflib
+import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -336,6 +337,31 @@ def _sentence(model: type[BaseModel], error: Any, verb: str | None) -> str:
         return f"{who}: {name} is required ({describe(field)})"
     reason = error["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
     return f"{who}: {name}: got {error['input']!r}; expected {reason.removeprefix('expected ')}"
+
+
+def command_line(settings: BaseModel) -> str:
+    """The ``sae-lm VERB ...`` command that makes these settings again: what differs from the defaults.
+
+    A list's items are taken to hold no comma: on the command line none can.
+    """
+    verb = next(verb for verb, model in VERBS.items() if model is type(settings))
+    flags: list[str] = []
+    positional: list[str] = []
+    for key, field in VERBS[verb].model_fields.items():
+        value = getattr(settings, key)
+        items = list(map(str, value)) if isinstance(value, tuple) else [str(value)]
+        if value == field.default:
+            continue
+        if is_positional(field):
+            positional += items
+        elif isinstance(value, bool):
+            flags.append(flag(key) if value else flag(f"no_{key}"))
+        else:
+            text = ",".join(items)
+            flags += [f"{flag(key)}={text}"] if text.startswith("-") or "=" in text else [flag(key), text]
+    if any(word.startswith("-") or "=" in word for word in positional):
+        return shlex.join(["sae-lm", verb, *flags, "--", *positional])
+    return shlex.join(["sae-lm", verb, *positional, *flags])
 
 
 def flag(key: str) -> str:

@@ -1,6 +1,7 @@
 """argv -> settings -> verb: what is accepted, and that every user error is one line and exit code 2."""
 
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 
 from sae_lm.cli import main, parse, read_config
 from sae_lm.errors import SettingsError
-from sae_lm.settings import VERBS, CacheSettings, TrainSettings, parse_count
+from sae_lm.settings import VERBS, CacheSettings, ShowSettings, TrainSettings, command_line, parse_count
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.toml"))
 
@@ -107,6 +108,57 @@ def test_every_setting_says_what_it_is():
     for verb, model in VERBS.items():
         for name, field in model.model_fields.items():
             assert field.description, f"{verb}.{name} has no docstring"
+
+
+EVERY_SETTING = {
+    "demo": {"what": "toy", "out": "my demo", "full": True, "seeds": 7},
+    "cache": {
+        "model": "gpt2", "revision": "main", "text": "a b.txt", "split": "train", "text_column": "it's", "hooks": "-1,0",
+        "tokens": "1.5M", "context_size": 64, "prepend_bos": False, "pack": False, "repeat": True, "keep_special": True,
+        "drop_sinks": 10.5, "forward": "bridge", "dtype": "float32", "model_dtype": "bfloat16", "batch_size": 3,
+        "shard_tokens": "8k", "device": "cuda:1", "out": "-out",
+    },
+    "train": {
+        "store": "hf://datasets/me/acts@v1", "hook": "blocks.1.hook_out", "d_sae": 64, "k": 3, "arch": "matryoshka",
+        "widths": "16,64", "sparsity_coefficient": 1e-5, "bandwidth": 0.1, "arms": "none,max_cos:0.5@arch=relu",
+        "seeds": 2, "tokens": 9, "batch_size": 8, "lr": 1 / 3, "warm_up": 0.5, "decay": 0.0, "held_out": 0.3,
+        "penalty_every": 1, "penalty_start": 0.1, "penalty_warm_up": 0.2, "penalty_on": "encoder", "aux_coefficient": 0,
+        "aux_k": 4, "dead_after": 5, "resample_every": 6, "matmul": "float32", "log_every": 7, "checkpoint_seconds": 0.5,
+        "arms_at_once": 1, "ranks_per_sae": 2, "trackers": "wandb,tensorboard", "device": "cpu", "out": "train.k=3",
+    },
+    "compare": {
+        "runs": "--runs", "out": "o", "store": "hf://datasets/me/acts", "model": "none", "baseline": "none@k=8",
+        "tokens": 2, "ce_contexts": 1, "per_type": 2, "min_types": 3, "labels": "$HOME/`x`.csv", "contextual": False,
+        "prompts": True, "probe_gate": 0.1, "split_gain": 0.2, "max_k": 4, "narrower": "n", "composition": True,
+        "seed": -5, "device": "cpu",
+    },
+    "show": {"sae": "runs/none@k=8-seed0", "store": "s", "latents": (4, -1), "contexts": 3, "tokens": 5,
+             "device": "cpu", "out": "a\nb.html"},
+    "verify": {"path": "compare.path=x", "repair": True, "model": "m", "text": "t", "device": "cpu"},
+    "inspect": {"path": "-x", "rows": 0},
+    "estimate": {"hooks": "3", "tokens": 4, "trial": 0.5, "out": "there"},
+    "merge": {"stores": ("a,b", "c d", "hf://datasets/me/acts"), "out": "o"},
+    "push": {"store": "s", "repo": "me/acts", "private": False, "revision": "dev"},
+    "pull": {"address": "me/acts@v1", "hooks": "blocks.*.hook_out,-1", "out": "o"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_command_line_made_of_settings_makes_the_same_settings(verb):
+    model = VERBS[verb]
+    every = model(**EVERY_SETTING[verb])
+    assert verb == "estimate" or set(EVERY_SETTING[verb]) == set(model.model_fields)
+    required = {key: EVERY_SETTING[verb][key] for key, field in model.model_fields.items() if field.is_required()}
+    for settings in (every, model(**required)):
+        words = shlex.split(command_line(settings))
+        assert words[0] == "sae-lm" and parse(words[1:]) == (verb, settings)
+
+
+def test_a_command_line_names_what_differs_from_the_defaults_alone():
+    settings = ShowSettings(sae="my sae", store="acts", latents=(3, 5), out="x.html")
+    assert command_line(settings) == "sae-lm show 'my sae' --store acts --latents 3,5 --out x.html"
+    settings = CacheSettings(hooks=("-1",), tokens=5, text_column="text", pack=False, repeat=True, out="x")
+    assert command_line(settings) == "sae-lm cache --text-column text --hooks=-1 --tokens 5 --no-pack --repeat --out x"
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -5,11 +5,12 @@ from pathlib import Path
 from sae_lm.data.store import open_store
 from sae_lm.errors import SaeError, SettingsError
 from sae_lm.interp.max_activating import chunk_rows, fitting_hook, search, spread_latents
-from sae_lm.pages.latents import latent_card, show_command
+from sae_lm.pages.latents import latent_card
 from sae_lm.pages.templates import render
+from sae_lm.pages.text import visible
 from sae_lm.runtime.device import pick_device
 from sae_lm.sae.load import load
-from sae_lm.settings import ShowSettings
+from sae_lm.settings import ShowSettings, command_line
 
 
 def show(settings: ShowSettings) -> Path:
@@ -45,7 +46,7 @@ def show(settings: ShowSettings) -> Path:
         rows=len(store) - start,
         cards=[latent_card(store, hook, sae, latent, column, found) for column, latent in enumerate(chosen)],
         alive_rows=None if settings.latents else min(chunk_rows(store, sae), len(store) - start),
-        command=show_command(settings),
+        command=visible(command_line(settings)),
     )
     return settings.out
 

@@ -1,13 +1,11 @@
 """The page of latents: their histograms, and the contexts they fire on most."""
 
-import shlex
 from typing import Any
 
 from sae_lm.data.store import Store
 from sae_lm.interp.max_activating import AFTER, BEFORE, BINS, BINS_PER_OCTAVE, Found
-from sae_lm.pages.report import visible
+from sae_lm.pages.text import visible
 from sae_lm.sae.model import SAE
-from sae_lm.settings import ShowSettings
 
 
 def latent_card(store: Store, hook: str, sae: SAE, latent: int, column: int, found: Found) -> dict[str, Any]:
@@ -44,12 +42,3 @@ def _window(store: Store, hook: str, sae: SAE, latent: int, row: int, value: flo
         "where": f"document {document}, context {context}, position {position}",
         "cut": (places.start > 0, places.stop < len(ids)),
     }
-
-
-def show_command(settings: ShowSettings) -> str:
-    """The command that makes the page again."""
-    words = ["sae-lm", "show", settings.sae]
-    for key, value in settings:
-        if key != "sae" and value != ShowSettings.model_fields[key].default:
-            words += [f"--{key}", ",".join(map(str, value)) if isinstance(value, tuple) else str(value)]
-    return shlex.join(words)

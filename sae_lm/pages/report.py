@@ -7,7 +7,6 @@ policy, and data for the script lie in a block that no text can end.
 
 import base64
 import hashlib
-import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from sae_lm.pages.templates import asset, encoded, fill, render
 from sae_lm.pages.terminal import text_table
 from sae_lm.pages.text import number, signed, spread, visible
 from sae_lm.runtime.files import write_whole
-from sae_lm.settings import CompareSettings
+from sae_lm.settings import CompareSettings, command_line
 
 __all__ = ["number", "render", "signed", "spread", "text_table", "visible", "write_figures", "write_html"]
 
@@ -75,7 +74,7 @@ def write_html(report: Mapping[str, Any], path: Path) -> None:
         bars=bars,
         trees=trees(report),
         widths=widths(report),
-        command=_command(report["settings"]),
+        command=visible(command_line(CompareSettings(**report["settings"]))),
         tones=TONES,
         style=asset("report.css"),
         script=script,
@@ -169,13 +168,3 @@ def _sweep(report: Mapping[str, Any]) -> dict[str, Any]:
             of.setdefault((gate["cos"], gate["share"]), []).append(gate["fraction"])
     gates = sorted({gate for of in found.values() for gate in of})
     return {"gates": gates, "rows": {arm: [mean(of.get(gate, [])) for gate in gates] for arm, of in found.items()}}
-
-
-def _command(settings: Mapping[str, Any]) -> str:
-    """The command that makes the report again: what differs from the defaults."""
-    words = ["sae-lm", "compare", visible(settings["runs"])]
-    for key, field in CompareSettings.model_fields.items():
-        if key != "runs" and settings.get(key) is not None and settings[key] != field.default:
-            flag, value = key.replace("_", "-"), settings[key]
-            words += [f"--{'' if value else 'no-'}{flag}"] if isinstance(value, bool) else [f"--{flag}", visible(value)]
-    return shlex.join(words)
