@@ -82,15 +82,21 @@ def paired_difference(arm: Sequence[float], baseline: Sequence[float]) -> Differ
     flip, size = sign_flip(deltas), max(abs(v) for v in (*arm, *baseline) if math.isfinite(v))
     if spread <= ROUNDING * size:
         return Difference(per_seed, mean, None, None, flip, flip, None, None, 0.0)
-    error = spread / math.sqrt(n)
-    reach = student_t(n - 1) * error
-    p = 2 * _t().sf(abs(mean) / error, n - 1)
+    from scipy.stats import ttest_1samp  # a second's import
+
+    test = ttest_1samp(deltas, 0.0)
+    low, high = test.confidence_interval(1 - LEVEL)
     ends = bootstrap(deltas) or (None, None)
-    return Difference(per_seed, mean, mean - reach, mean + reach, float(p), flip, *ends, spread)
+    return Difference(per_seed, mean, float(low), float(high), float(test.pvalue), flip, *ends, spread)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def sign_flip(deltas: Sequence[float]) -> float:
-    """Exact two-sided p of a mean of 0, were each difference as likely as its negative."""
+    """Exact two-sided p of a mean of 0, were each difference as likely as its negative.
+
+    Not scipy's permutation_test. Measured with scipy 1.17: 20 times slower at 3 and 6 seeds, 60 times at 10, so that
+    a comparison of 150 arms in 30 metrics would take 1, 3 and 15 seconds longer. And where the sum is 0 but for
+    rounding, it leaves out patterns that tie: p .91 for 1.
+    """
     n = len(deltas)
     if n <= MOST_FLIPS:
         signs = 1.0 - 2.0 * (np.arange(2**n)[:, None] >> np.arange(n) & 1)
@@ -126,13 +132,9 @@ def _draws(n: int) -> np.ndarray:
 
 def student_t(degrees: int, level: float = LEVEL) -> float:
     """The two-sided quantile of Student's t."""
-    return float(_t().isf(level / 2, degrees))
+    from scipy.stats import t
 
-
-def _t():
-    from scipy.stats import t  # a second's import
-
-    return t
+    return float(t.isf(level / 2, degrees))
 
 
 # --- many differences

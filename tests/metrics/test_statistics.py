@@ -3,7 +3,9 @@
 import math
 from itertools import product
 
+import numpy as np
 import pytest
+import reference
 import torch
 from scipy import stats
 
@@ -41,6 +43,26 @@ def test_interval_and_p_are_scipys_paired_t_test():
     interval = twin.confidence_interval(0.95)
     assert result.p == pytest.approx(twin.pvalue)
     assert (result.low, result.high) == (pytest.approx(interval.low), pytest.approx(interval.high))
+
+
+@pytest.mark.parametrize("n", [2, 3, 4, 6, 10])
+def test_intervals_and_p_values_are_the_formulas_of_the_books(n):
+    draw = np.random.default_rng(n)
+    for scale in (1e-6, 1.0, 1e3):
+        arm, baseline = (draw.normal(size=(2, n)) * scale).tolist()
+        result = paired_difference(arm, baseline)
+        low, high, p = reference.t_interval_and_p(result.per_seed)
+        assert (result.low, result.high) == (
+            pytest.approx(low, abs=1e-9 * scale),
+            pytest.approx(high, abs=1e-9 * scale),
+        )
+        assert result.p == pytest.approx(p, rel=1e-9)
+        assert result.p_sign_flip == reference.sign_flip([delta / scale for delta in result.per_seed])
+
+
+def test_patterns_that_tie_but_for_rounding_count_as_equal():
+    deltas = [0.1 + 0.2, 0.1 + 0.2, -0.2, -0.2, -0.1, -0.4, -0.1, 0.4]
+    assert 0 < abs(sum(deltas)) < 1e-15 and sign_flip(deltas) == reference.sign_flip(deltas) == 1
 
 
 def test_pairing_removes_what_seeds_share():

@@ -1,6 +1,10 @@
 """Slow plain twins of what the package does fast: loops, dense tensors, float64."""
 
+from itertools import product
+from math import sqrt
+
 import torch
+from scipy.stats import t
 from torch import Tensor
 
 
@@ -150,3 +154,21 @@ def anchored_cofiring(rows: Tensor, rate: Tensor, fires: Tensor) -> Tensor:
     unit, fires = rows / rows.norm(dim=1, keepdim=True), fires.to(rows.dtype)
     towards = unit @ unit.detach().T * (rate[None, :] > rate[:, None])
     return (fires.T @ fires * towards.square()).sum() / fires.sum()
+
+
+def t_interval_and_p(deltas: list[float]) -> tuple[float, float, float]:
+    """Student's 95% interval of the mean and the two-sided p of a mean of 0."""
+    n = len(deltas)
+    mean = sum(deltas) / n
+    error = sqrt(sum((delta - mean) ** 2 for delta in deltas) / (n - 1)) / sqrt(n)
+    reach = t.isf(0.025, n - 1) * error
+    return mean - reach, mean + reach, 2 * t.sf(abs(mean) / error, n - 1)
+
+
+def sign_flip(deltas: list[float]) -> float:
+    """Share of the patterns of signs whose sum is as far from 0; sums within 1e-9 are equal."""
+    sums = [
+        abs(sum(s * delta for s, delta in zip(signs, deltas, strict=True)))
+        for signs in product((1, -1), repeat=len(deltas))
+    ]
+    return sum(total >= sums[0] - 1e-9 for total in sums) / len(sums)
