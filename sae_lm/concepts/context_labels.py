@@ -16,6 +16,21 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int
 
+CONTEXTUAL = (
+    "inside quotation marks",
+    "inside brackets",
+    "first on its line",
+    "on an indented line",
+    "part of a dotted name",
+    "after an underscore in a name",
+    "inside a number",
+    "inside a word",
+    "first of a sentence",
+    "after an article",
+    "repeated token",
+    "repeated pair",
+)
+"""Names of the concepts, in the order of `contextual_labels`."""
 BLANK_LINE = re.compile(r"\n[^\S\n]*(?=\n)")
 OPENING, CLOSING, QUOTES = "([{", ")]}", '"\u201c\u201d'
 ARTICLES = ("the", "a", "an")
@@ -71,6 +86,10 @@ class _Texts(NamedTuple):
     """the name it ends in has an underscore"""
     sentence_end: np.ndarray
     article: np.ndarray
+    letter: np.ndarray
+    """holds a letter"""
+    body_letter_first: np.ndarray
+    """begins with a letter, but for space"""
 
 
 def _texts(texts: list[str]) -> _Texts:
@@ -109,6 +128,8 @@ def _account(text: str) -> tuple:
         bool(re.search(r"_\w*\Z", text)),
         bool(re.search(r"[.!?][\"')\]\u201d\u2019]*\Z", body)),
         body.lower() in ARTICLES,
+        any(c.isalpha() for c in text),
+        body[:1].isalpha(),
     )
 
 
@@ -121,73 +142,129 @@ def _depths(text: str) -> tuple[int, int]:
     return low, depth
 
 
+class _Sequence(NamedTuple):
+    """The tokens in their order, and where the document or context of each begins."""
+
+    text: _Texts
+    """what each token's text does"""
+    kind: np.ndarray
+    """type of each token, numbered from 0"""
+    place: np.ndarray
+    """0, 1, 2, ..."""
+    start: np.ndarray
+    """place at which each token's document or context begins"""
+
+    def last(self, where: np.ndarray) -> np.ndarray:
+        """Place of the last such token up to each, -1 where its document or context has none."""
+        latest = np.maximum.accumulate(np.where(where, self.place, -1))
+        return np.where(latest >= self.start, latest, -1)
+
+    def before(self, values: np.ndarray, beginning: bool | int = False) -> np.ndarray:
+        """The values at the token before, and at a beginning this."""
+        return np.where(self.place > self.start, np.roll(values, 1), beginning)
+
+    def line_is_blank(self) -> np.ndarray:
+        """Whether nothing but space follows the last line break, the token itself included."""
+        newline = self.last(self.text.newline)
+        return (newline >= 0) & (newline > self.last(~self.text.tail_blank))
+
+
 def contextual_labels(
     token_id: Int[np.ndarray, " n"], begins: Bool[np.ndarray, " n"], vocabulary: list[str]
 ) -> dict[str, Bool[np.ndarray, " n"]]:
-    """Concept -> which of the tokens have it.
+    """Concept -> which of the tokens have it; the concepts are `CONTEXTUAL`, in this order.
 
     token_id: contexts, one after the other.
     begins: where a context or a document begins; nothing before is looked at.
     """
     types, kind = np.unique(token_id, return_inverse=True)
-    t = _Texts(*(feature[kind] for feature in _texts([vocabulary[token] for token in types])))
+    text = _Texts(*(feature[kind] for feature in _texts([vocabulary[token] for token in types])))
     place = np.arange(len(token_id))
-    start = np.maximum.accumulate(np.where(begins, place, 0))
-    letter = np.array([any(c.isalpha() for c in vocabulary[token]) for token in types])[kind]
+    tokens = _Sequence(text, kind, place, np.maximum.accumulate(np.where(begins, place, 0)))
+    return {
+        **_inside_marks(tokens),
+        **_on_lines(tokens),
+        **_in_names(tokens),
+        **_in_words(tokens),
+        **_in_sentences(tokens),
+        **_repeated(tokens),
+    }
 
-    def last(where: np.ndarray) -> np.ndarray:
-        """Place of the last such token up to each, -1 where its document or context has none."""
-        found = np.maximum.accumulate(np.where(where, place, -1))
-        return np.where(found >= start, found, -1)
 
-    def before(values: np.ndarray, beginning: bool | int = False) -> np.ndarray:
-        """The values at the token before, and at a beginning this."""
-        return np.where(place > start, np.roll(values, 1), beginning)
-
-    newline, other = last(t.newline), last(~t.tail_blank)
-    line_is_blank = (newline >= 0) & (newline > other)
-    first_on_line = before(line_is_blank) & ~t.blank & ~t.newline
-
-    # a paragraph begins at the token that ends a blank line; of its text only what follows counts
-    breaks = t.newline & (t.break_inside | (before(line_is_blank) & t.breaks_after_blank))
-    paragraph = np.maximum(start, last(breaks))
+def _inside_marks(tokens: _Sequence) -> dict[str, np.ndarray]:
+    """Open quotation marks and brackets. A paragraph begins at the token that ends a blank line; of its text only what
+    follows counts."""
+    t, place = tokens.text, tokens.place
+    breaks = t.newline & (t.break_inside | (tokens.before(tokens.line_is_blank()) & t.breaks_after_blank))
+    paragraph = np.maximum(tokens.start, tokens.last(breaks))
     part = breaks.astype(int)
     quotes = np.cumsum(t.quotes[place, part])
     quoted = (quotes - (quotes - t.quotes[place, part])[paragraph]) % 2 == 1
     depth = _open_brackets(t.low[place, part], t.depth[place, part], paragraph)
+    return {
+        "inside quotation marks": tokens.before(quoted) & (t.quotes[:, 0] == 0) & ~breaks,
+        "inside brackets": (tokens.before(depth, 0) > 0) & ~t.bracket & ~breaks,
+    }
 
-    glued = t.word & before(t.word_last)
-    run = last(~glued)
+
+def _on_lines(tokens: _Sequence) -> dict[str, np.ndarray]:
+    t, place = tokens.text, tokens.place
+    newline = tokens.last(t.newline)
+    first_on_line = tokens.before(tokens.line_is_blank()) & ~t.blank & ~t.newline
+    blanks = np.cumsum(np.where(t.blank & ~t.newline, t.lead, 0))
+    at = tokens.last(first_on_line)
+    opened = np.maximum(tokens.before(newline, -1)[np.maximum(at, 0)], 0)
+    indent = t.lead[opened] + blanks[np.maximum(at - 1, 0)] - blanks[opened] + t.lead[at]
+    return {
+        "first on its line": first_on_line,
+        "on an indented line": ~t.blank & ~t.newline & (at >= 0) & (at < place) & (at > newline) & (indent >= INDENTED),
+    }
+
+
+def _in_names(tokens: _Sequence) -> dict[str, np.ndarray]:
+    """A name may be several tokens: they are traced back to the one at which the letters, digits and underscores begin."""
+    t, start = tokens.text, tokens.start
+    glued = t.word & tokens.before(t.word_last)
+    run = tokens.last(~glued)
     one_before, two_before = np.maximum(run - 1, 0), np.maximum(run - 2, 0)
     has_one, has_two = run - 1 >= start, run - 2 >= start
     dot_ends = (t.dot[one_before] & t.word_last[two_before] & has_two) | t.dot_after_word[one_before]
     dotted = (t.name_first[run] & t.word[run] & has_one & dot_ends) | t.dotted[run]
     dotted |= t.dot_name[run] & has_one & t.word_last[one_before]
-    underscore = last(t.underscored)
-
-    content = last(~t.blank)
-    sentence = before(content, -1)
-    gap = t.starts_blank | (sentence < place - 1) | t.ends_blank[np.maximum(sentence, 0)]
-    first_letter = np.array([vocabulary[token].strip()[:1].isalpha() for token in types])[kind]
-    blanks = np.cumsum(np.where(t.blank & ~t.newline, t.lead, 0))
-    at = last(first_on_line)
-    opened = np.maximum(before(newline, -1)[np.maximum(at, 0)], 0)
-    indent = t.lead[opened] + blanks[np.maximum(at - 1, 0)] - blanks[opened] + t.lead[at]
-    whole_word = t.starts_blank | ~before(t.letters_last)
-
+    underscore = tokens.last(t.underscored)
     return {
-        "inside quotation marks": before(quoted) & (t.quotes[:, 0] == 0) & ~breaks,
-        "inside brackets": (before(depth, 0) > 0) & ~t.bracket & ~breaks,
-        "first on its line": first_on_line,
-        "on an indented line": ~t.blank & ~t.newline & (at >= 0) & (at < place) & (at > newline) & (indent >= INDENTED),
         "part of a dotted name": t.word & dotted,
-        "after an underscore in a name": glued & (before(underscore, -1) >= run) & (run >= 0),
-        "inside a number": t.digits & before(t.digit_last),
-        "inside a word": t.letters_first & before(t.letters_last),
-        "first of a sentence": first_letter & (sentence >= 0) & t.sentence_end[np.maximum(sentence, 0)] & gap,
-        "after an article": first_letter & t.starts_blank & before(t.article & whole_word),
+        "after an underscore in a name": glued & (tokens.before(underscore, -1) >= run) & (run >= 0),
+    }
+
+
+def _in_words(tokens: _Sequence) -> dict[str, np.ndarray]:
+    t = tokens.text
+    return {
+        "inside a number": t.digits & tokens.before(t.digit_last),
+        "inside a word": t.letters_first & tokens.before(t.letters_last),
+    }
+
+
+def _in_sentences(tokens: _Sequence) -> dict[str, np.ndarray]:
+    t = tokens.text
+    content = tokens.last(~t.blank)
+    sentence = tokens.before(content, -1)
+    gap = t.starts_blank | (sentence < tokens.place - 1) | t.ends_blank[np.maximum(sentence, 0)]
+    whole_word = t.starts_blank | ~tokens.before(t.letters_last)
+    return {
+        "first of a sentence": t.body_letter_first & (sentence >= 0) & t.sentence_end[np.maximum(sentence, 0)] & gap,
+        "after an article": t.body_letter_first & t.starts_blank & tokens.before(t.article & whole_word),
+    }
+
+
+def _repeated(tokens: _Sequence) -> dict[str, np.ndarray]:
+    kind, start, letter = tokens.kind, tokens.start, tokens.text.letter
+    has_previous = tokens.place > start
+    pair = np.roll(kind, 1) * (int(kind.max(initial=0)) + 1) + kind
+    return {
         "repeated token": letter & _seen(start, kind),
-        "repeated pair": letter & (place > start) & _seen(start, np.roll(kind, 1) * len(types) + kind, place > start),
+        "repeated pair": letter & has_previous & _seen(start, pair, has_previous),
     }
 
 
@@ -214,7 +291,3 @@ def _seen(start: np.ndarray, what: np.ndarray, counts: np.ndarray | None = None)
     out = np.zeros(len(what), bool)
     out[order[1:]] = again
     return out
-
-
-CONTEXTUAL = tuple(contextual_labels(np.zeros(1, int), np.ones(1, bool), ["a"]))
-"""Names of the concepts."""
