@@ -5,8 +5,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
-from torch import Tensor
 
 from sae_lm.comparison.evaluate import (
     DRAWS,
@@ -15,7 +13,7 @@ from sae_lm.comparison.evaluate import (
 from sae_lm.comparison.runs import Key, Loaded, Runs
 from sae_lm.data.store import Store
 from sae_lm.errors import SaeError
-from sae_lm.metrics.language_model import CrossEntropy, Name, cross_entropies
+from sae_lm.metrics.language_model import CrossEntropy, HeldOutText, Name, cross_entropies
 from sae_lm.metrics.statistics import resamples
 from sae_lm.runtime.progress import Progress
 from sae_lm.sae.model import SAE
@@ -66,10 +64,9 @@ def all_entropies(
     mean = store.moments(hook, runs.training["held_out_from_row"]).mean.float()
     stop = min(store.manifest.contexts, first + settings.ce_contexts)
     blocks = store.blocks(first, stop)
-    alone = store.special(blocks) | store.rowless(first, stop)
+    text = HeldOutText(blocks, store.special(blocks) | store.rowless(first, stop), hook, mean)
     with Progress("in the language model", len(blocks) * len(runs.of), "context") as bar:
-        saes = Loaded(runs.of, device)
-        parts = spliced_entropies(model[1], blocks, alone, hook, saes, mean, bar.update)
+        parts = spliced_entropies(model[1], text, Loaded(runs.of, device), bar.update)
     for key, of_blocks in parts.items():
         figures[key] |= entropy_figures(pooled_entropy(of_blocks))
         draws[key] |= entropy_draws(of_blocks, settings.seed)
@@ -83,20 +80,11 @@ BLOCKS, CONTEXTS = 12, 16
 
 
 def spliced_entropies(
-    model: Any,
-    blocks: Int[Tensor, "contexts pos"],
-    special: Bool[Tensor, "contexts pos"],
-    hook: str,
-    saes: Mapping[Name, SAE],
-    mean: Float[Tensor, " d_in"],
-    tell: Callable[[int], object],
+    model: Any, text: HeldOutText, saes: Mapping[Name, SAE], tell: Callable[[int], object]
 ) -> dict[Name, list[CrossEntropy]]:
     """`cross_entropies` of each block of contexts."""
-    size = max(1, min(CONTEXTS, len(blocks) // BLOCKS))
-    parts = [
-        cross_entropies(model, part, marks, hook, saes, size, mean, tell)
-        for part, marks in zip(blocks.split(size), special.split(size), strict=True)
-    ]
+    size = max(1, min(CONTEXTS, len(text.blocks) // BLOCKS))
+    parts = [cross_entropies(model, part, saes, size, tell) for part in text.split(size)]
     return {name: [part[name] for part in parts] for name in saes}
 
 

@@ -4,6 +4,7 @@ A is the SAE compared from (narrower, the baseline, another seed), B the one com
 a piece of a latent from a copy, nor see what was absorbed; firing on the same tokens can.
 """
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,7 +20,7 @@ KEPT = 0.6
 merges or composes is within reach."""
 INSIDE = 0.5
 """Share of a latent's tokens from which it counts as firing inside another, or another as silent on them."""
-TOWARDS = 0.1
+MIN_PARENT_COSINE = 0.1
 """Least cosine of an absorbing latent with the parent; SAEBench 0.6.0 gates by the same number."""
 
 
@@ -48,7 +49,7 @@ def genealogy(
 
     merged: the nearest, at the threshold or above, of two or more latents of A that each fire inside it.
     kept: it and a latent of A are each other's nearest, at the threshold or above; it is the other's counterpart.
-    absorbed: it fires inside a latent of A, at a cosine of TOWARDS or more, whose counterpart is silent on at least
+    absorbed: it fires inside a latent of A, at a cosine of MIN_PARENT_COSINE or more, whose counterpart is silent on at least
         half of the tokens they share, and at least twice as often as on all of that latent's tokens. The parent is
         the one with the highest cosine among these.
     split: its nearest in A is at the threshold or above, and it fires inside it. Since it is not kept, that latent
@@ -65,45 +66,63 @@ def genealogy(
     counts = dict.fromkeys(("kept", "split", "merged", "absorbed", "novel", "lost"), 0)
     if not len(a) or not len(b):
         return Genealogy(threshold, counts | {"novel": len(b), "lost": len(a)}, [])
-    found = match_rows(a, b)
-    (near_b, of_a), (near_a, of_b) = ((n.cosine.numpy() >= threshold, n.row.numpy()) for n in found)
-    every_a, every_b = np.arange(len(a)), np.arange(len(b))
+    kinds, edges, lost = _origins(a, b, fires_a, fires_b, threshold)
+    names, numbers = np.unique(kinds, return_counts=True)
+    counts |= dict(zip(names.tolist(), numbers.tolist(), strict=True)) | {"lost": lost}
+    trees = [
+        {
+            "parent": int(ids_a[parent]),
+            "children": [
+                {"latent": int(ids_b[child]), "cos": cosine, "kind": str(kinds[child])} for child, cosine in children
+            ],
+        }
+        for parent, children in _largest_families(a, b, edges, most_trees, most_children)
+    ]
+    return Genealogy(threshold, counts, trees)
 
+
+class _Edges(NamedTuple):
+    """Parents and children, one pair each; a merged latent has several parents."""
+
+    parent: np.ndarray
+    """row of A"""
+    child: np.ndarray
+    """row of B"""
+
+
+def _origins(
+    a: Tensor, b: Tensor, fires_a: Sparse, fires_b: Sparse, threshold: float
+) -> tuple[np.ndarray, _Edges, int]:
+    """By the rules of `genealogy`: the kind of each row of B, its parents, and how many rows of A are lost."""
+    match = match_rows(a, b)
+    (near_b, of_a), (near_a, of_b) = ((n.cosine.numpy() >= threshold, n.row.numpy()) for n in match)
+    every_a, every_b = np.arange(len(a)), np.arange(len(b))
     feeds = near_b & _inside(fires_a, fires_b[:, of_a])
     merged = np.bincount(of_a[feeds], minlength=len(b)) >= 2
     mutual = near_b & (of_b[of_a] == every_a)
     kept = np.zeros(len(b), dtype=bool)
     kept[of_a[mutual]] = True
     heir = np.flatnonzero(mutual)
-    parent, absorbed = _absorbed(a, b, fires_a[:, heir], fires_b, heir, of_a[heir])
+    absorber_parent, absorbed = _absorbed(a, b, fires_a[:, heir], fires_b, heir, of_a[heir])
     split = near_a & _inside(fires_b, fires_a[:, of_b])
     kinds = np.select([merged, kept, absorbed, split], ["merged", "kept", "absorbed", "split"], "novel")
-    names, numbers = np.unique(kinds, return_counts=True)
-    counts |= dict(zip(names.tolist(), numbers.tolist(), strict=True)) | {"lost": int((~near_b).sum())}
-
-    parent = np.where(kinds == "absorbed", parent, of_b)
+    parent = np.where(kinds == "absorbed", absorber_parent, of_b)
     single, several = np.isin(kinds, ["kept", "absorbed", "split"]), feeds & merged[of_a]
-    parents, offspring = (
-        np.concatenate([parent[single], every_a[several]]),
-        np.concatenate([every_b[single], of_a[several]]),
-    )
-    cosines = (a[parents] * b[offspring]).sum(1).numpy()
-    order = np.lexsort((offspring, -cosines, parents))
-    families = np.bincount(parents, minlength=len(a))
-    largest = np.argsort(-families, kind="stable")[:most_trees]
-    trees = []
-    for i in largest[families[largest] > 1]:
-        own = order[parents[order] == i][:most_children]
-        trees.append(
-            {
-                "parent": int(ids_a[i]),
-                "children": [
-                    {"latent": int(ids_b[offspring[e]]), "cos": float(cosines[e]), "kind": str(kinds[offspring[e]])}
-                    for e in own
-                ],
-            }
-        )
-    return Genealogy(threshold, counts, trees)
+    edges = _Edges(np.concatenate([parent[single], every_a[several]]), np.concatenate([every_b[single], of_a[several]]))
+    return kinds, edges, int((~near_b).sum())
+
+
+def _largest_families(
+    a: Tensor, b: Tensor, edges: _Edges, most: int, most_children: int
+) -> Iterator[tuple[int, list[tuple[int, float]]]]:
+    """(parent, its nearest children with their cosines), for the parents with the most children, two at least."""
+    cosines = (a[edges.parent] * b[edges.child]).sum(1).numpy()
+    order = np.lexsort((edges.child, -cosines, edges.parent))
+    sizes = np.bincount(edges.parent, minlength=len(a))
+    largest = np.argsort(-sizes, kind="stable")[:most]
+    for parent in largest[sizes[largest] > 1]:
+        family = order[edges.parent[order] == parent][:most_children]
+        yield int(parent), [(int(edges.child[e]), float(cosines[e])) for e in family]
 
 
 def _inside(fires: Sparse, others: Sparse) -> np.ndarray:
@@ -137,4 +156,4 @@ def _absorbed(
         cosine = (a[i] * b[j]).sum(1).numpy()
         order = np.argsort(cosine, kind="stable")  # the last one written is the highest
         parent[j[order]], best[j[order]] = i[order], cosine[order]
-    return parent, best >= TOWARDS
+    return parent, best >= MIN_PARENT_COSINE

@@ -1,9 +1,9 @@
 """What it costs the language model to read an SAE's reconstruction: cross-entropy and KL divergence."""
 
 import re
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
@@ -59,15 +59,54 @@ class CrossEntropy(NamedTuple):
         return share_of(self.mean_ablated - self.spliced, self.mean_ablated - self.clean)
 
 
+class HeldOutText(NamedTuple):
+    """Contexts whose next tokens are predicted, and the hook at which reconstructions stand in."""
+
+    blocks: Int[Tensor, "contexts pos"]
+    """token ids"""
+    special: Bool[Tensor, "contexts pos"]
+    """tokens whose activation is left alone and from which no prediction counts"""
+    hook: str
+    mean: Float[Tensor, " d_in"] | None = None
+    """the hook's mean row, for the mean-ablated reference"""
+
+    def split(self, contexts: int) -> "list[HeldOutText]":
+        """The text so many contexts at a time."""
+        parts = zip(self.blocks.split(contexts), self.special.split(contexts), strict=True)
+        return [self._replace(blocks=blocks, special=special) for blocks, special in parts]
+
+
+@dataclass
+class Tally:
+    """Sums over the predictions of one kind of pass: with zeros, with the mean row, or with one SAE's reconstruction."""
+
+    loss: float = 0.0
+    """cross-entropy, nats"""
+    divergence: float = 0.0
+    """KL divergence from the model as it is, nats"""
+
+    def add(self, logits: Float[Tensor, "n d_vocab"], clean: "_Clean") -> None:
+        scale = float(logits.logsumexp(1).double().sum())
+        self.loss += scale - _sum_at(logits, clean.target)
+        self.divergence += clean.negative_entropy + scale - _inner(clean.probability, logits)
+
+
+class _Clean(NamedTuple):
+    """The model's own predictions on a batch of contexts."""
+
+    target: Int[Tensor, " n"]
+    log_probability: Float[Tensor, "n d_vocab"]
+    probability: Float[Tensor, "n d_vocab"]
+    negative_entropy: float
+    """sum of p log p"""
+
+
 @torch.no_grad()
 def cross_entropies(
     model: "TransformerBridge",
-    blocks: Int[Tensor, "contexts pos"],
-    special: Bool[Tensor, "contexts pos"],
-    hook: str,
+    text: HeldOutText,
     saes: Mapping[Name, SAE],
     batch_size: int = 16,
-    mean: Float[Tensor, " d_in"] | None = None,
     tell: Callable[[int], object] = lambda contexts: None,
 ) -> dict[Name, CrossEntropy]:
     """Cross-entropy and KL divergence with each SAE spliced in; the clean and the ablated pass are shared by all.
@@ -75,76 +114,67 @@ def cross_entropies(
     Of the model only what follows the hook runs for each SAE (see ``PrefixCache``). Each SAE is asked for once in a batch,
     and one is held at a time, so that the mapping may load them when they are asked for.
 
-    mean: the hook's mean row, for the mean-ablated reference. tell: called with the contexts done for an SAE.
+    tell: called with the contexts done for an SAE.
     Definition: SAEBench evals/core/main.py, pooled per token over all contexts, a ratio of means.
     """
+    batch_size = max(1, min(batch_size, LOGITS // max(1, text.blocks.shape[1] * model.cfg.d_vocab)))
+    device = next(model.parameters()).device
+    prefix = PrefixCache(model, text.hook)
+    count, clean_loss = 0, 0.0
+    ablated, mean_ablated, spliced = Tally(), Tally(), {name: Tally() for name in saes}
+    for number, batch in enumerate(text.split(batch_size)):
+        batch = batch._replace(blocks=batch.blocks.long().to(device), special=batch.special.to(device))
+        with prefix.recorded():
+            logits = _logits(model, batch, _unchanged)
+        if number == 0:
+            prefix.check(lambda batch=batch: _logits(model, batch, _unchanged), logits)
+        clean = _clean(logits, batch)
+        count += len(clean.target)
+        clean_loss -= _sum_at(clean.log_probability, clean.target)
+        with prefix.replayed():
+            ablated.add(_logits(model, batch, torch.zeros_like), clean)
+            if text.mean is not None:
+                mean_ablated.add(_logits(model, batch, _everywhere_but(batch.special, _constant(text.mean))), clean)
+            for name, tally in spliced.items():
+                splice = _everywhere_but(batch.special, _reconstruction(saes[name]))
+                tally.add(_logits(model, batch, splice), clean)
+                tell(len(batch.blocks))
+
+    def per_token(total: float) -> float:
+        return total / count if count else float("nan")
+
+    shared = {
+        "tokens": count,
+        "clean": per_token(clean_loss),
+        "ablated": per_token(ablated.loss),
+        "kl_ablated": per_token(ablated.divergence),
+        "mean_ablated": float("nan") if text.mean is None else per_token(mean_ablated.loss),
+    }
+    return {
+        name: CrossEntropy(spliced=per_token(tally.loss), kl_spliced=per_token(tally.divergence), **shared)
+        for name, tally in spliced.items()
+    }
+
+
+def _logits(
+    model: "TransformerBridge", batch: HeldOutText, function: Callable[[Tensor], Tensor]
+) -> Float[Tensor, "n d_vocab"]:
+    """Of the predictions that count, with the hook's activation replaced by this function of it."""
     from sae_lm.lm.bridge import LEAN, replaced
 
-    device = next(model.parameters()).device
-    batch_size = max(1, min(batch_size, LOGITS // max(1, blocks.shape[1] * model.cfg.d_vocab)))
-    loss: dict[tuple, float] = defaultdict(float)
-    divergence: dict[tuple, float] = defaultdict(float)
-    count, before = 0, PrefixCache(model, hook)
-
-    for first in range(0, len(blocks), batch_size):
-        ids = blocks[first : first + batch_size].long().to(device)
-        keep = special[first : first + batch_size].to(device)
-        counted = ~keep[:, :-1]
-        target = ids[:, 1:][counted]
-        count += len(target)
-
-        def logits(function: Callable[[Tensor], Tensor], ids: Tensor = ids, counted: Tensor = counted) -> Tensor:
-            with replaced(model, hook, function):
-                return model(ids, return_type="logits", **LEAN)[:, :-1][counted].float()
-
-        with before.recorded():
-            clean = logits(lambda x: x)
-        if first == 0:
-            before.check(lambda: logits(lambda x: x), clean)
-        clean -= clean.logsumexp(1, keepdim=True)
-        likely = clean.exp()
-        loss["clean",] -= _at(clean, target)
-        negative_entropy = _inner(likely, clean)
-
-        for key, function in _splices(saes, mean, keep):
-            with before.replayed():
-                found = logits(function)
-            scale = float(found.logsumexp(1).double().sum())
-            loss[key] += scale - _at(found, target)
-            divergence[key] += negative_entropy + scale - _inner(likely, found)
-            del found
-            if key[0] == "with":
-                tell(len(ids))
-
-    def per_token(sums: dict[tuple, float], *key: Name | str) -> float:
-        return sums[key] / count if key in sums and count else float("nan")
-
-    def result(name: Name) -> CrossEntropy:
-        return CrossEntropy(
-            tokens=count,
-            clean=per_token(loss, "clean"),
-            spliced=per_token(loss, "with", name),
-            ablated=per_token(loss, "ablated"),
-            kl_spliced=per_token(divergence, "with", name),
-            kl_ablated=per_token(divergence, "ablated"),
-            mean_ablated=per_token(loss, "mean"),
-        )
-
-    return {name: result(name) for name in saes}
+    with replaced(model, batch.hook, function):
+        return model(batch.blocks, return_type="logits", **LEAN)[:, :-1][~batch.special[:, :-1]].float()
 
 
-def _splices(
-    saes: Mapping[Name, SAE], mean: Tensor | None, keep: Tensor
-) -> Iterator[tuple[tuple, Callable[[Tensor], Tensor]]]:
-    """What stands in the hook's place in each pass."""
-    yield ("ablated",), torch.zeros_like
-    if mean is not None:
-        yield ("mean",), _everywhere_but(keep, lambda x: mean.to(x).expand_as(x))
-    for name in saes:
-        yield ("with", name), _everywhere_but(keep, _reconstruction(saes[name]))
+def _clean(logits: Tensor, batch: HeldOutText) -> _Clean:
+    """The logits are normalised in place."""
+    target = batch.blocks[:, 1:][~batch.special[:, :-1]]
+    logits -= logits.logsumexp(1, keepdim=True)
+    probability = logits.exp()
+    return _Clean(target, logits, probability, _inner(probability, logits))
 
 
-def _at(logits: Tensor, target: Tensor) -> float:
+def _sum_at(logits: Tensor, target: Tensor) -> float:
     """Sum of the logits at the targets, in float64."""
     return float(logits.gather(1, target[:, None]).double().sum())
 
@@ -152,6 +182,14 @@ def _at(logits: Tensor, target: Tensor) -> float:
 def _inner(left: Tensor, right: Tensor) -> float:
     """Sum of the rows' inner products: each in its own dtype, their sum in float64."""
     return float(torch.linalg.vecdot(left, right).double().sum())
+
+
+def _unchanged(x: Tensor) -> Tensor:
+    return x
+
+
+def _constant(row: Tensor) -> Callable[[Tensor], Tensor]:
+    return lambda x: row.to(x).expand_as(x)
 
 
 def _reconstruction(sae: SAE) -> Callable[[Tensor], Tensor]:

@@ -23,7 +23,7 @@ from sae_lm.concepts.token_labels import LABELS
 from sae_lm.metrics.absorption import absorption, absorption_scores
 from sae_lm.metrics.codes import Codes, encode_sparse
 from sae_lm.metrics.geometry import geometry, nearest_cosines
-from sae_lm.metrics.language_model import CrossEntropy, PrefixCache, cross_entropies
+from sae_lm.metrics.language_model import CrossEntropy, HeldOutText, cross_entropies
 from sae_lm.metrics.reconstruction import quality
 from sae_lm.metrics.splitting import NO_LOGIT, l1_probe, nested_regressions, split_counts
 from sae_lm.sae.model import SAE, SaeConfig
@@ -100,7 +100,9 @@ def test_cross_entropies_equal_plain_runs_with_special_tokens_left_out(tiny_mode
     blocks[:, 0] = 0
     special = blocks == 0
     mean = torch.linspace(-1, 1, 16)
-    result = cross_entropies(model, blocks, special, "blocks.1.hook_out", {"a": sae}, batch_size=2, mean=mean)["a"]
+    result = cross_entropies(model, HeldOutText(blocks, special, "blocks.1.hook_out", mean), {"a": sae}, batch_size=2)[
+        "a"
+    ]
 
     def plain(function):
         hook = ("blocks.1.hook_out", lambda tensor, hook: function(tensor))
@@ -131,17 +133,21 @@ def test_cross_entropies_equal_plain_runs_with_special_tokens_left_out(tiny_mode
 @pytest.mark.parametrize(
     "hook", ["blocks.0.hook_in", "blocks.1.hook_in", "blocks.1.attn.hook_out", "blocks.2.hook_out"]
 )
-def test_passes_that_start_at_the_hook_come_to_what_whole_passes_do(tiny_model, make_sae, hook, monkeypatch):
+def test_passes_that_start_at_the_hook_come_to_what_whole_passes_do(tiny_model, make_sae, hook):
     model = sae_lm.load_model(str(tiny_model))
     saes = {"a": make_sae(d_in=16, d_sae=32), "b": make_sae("standard", d_in=16, d_sae=32, seed=1)}
     blocks = torch.randint(1, 300, (5, 12), generator=torch.Generator().manual_seed(0))
     runs = [0]
     model.blocks[0].attn.register_forward_hook(lambda *_: runs.append(runs.pop() + 1))
-    short = cross_entropies(model, blocks, blocks == 0, hook, saes, batch_size=2)
+    short = cross_entropies(model, HeldOutText(blocks, blocks == 0, hook), saes, batch_size=2)
     if hook != "blocks.0.hook_in":
         assert runs == [3]  # once per batch, however many SAEs
-    monkeypatch.setattr(PrefixCache, "check", lambda self, run, expected: self.blocks.clear())
-    whole = cross_entropies(model, blocks, blocks == 0, hook, saes, batch_size=2)
+    left, runs[0] = [], 0
+    model.blocks[0].attn.register_forward_hook(lambda *_: left.append(True))
+    model.blocks[2].register_forward_pre_hook(lambda *_: left.pop() and None)  # nothing left: IndexError
+    whole = cross_entropies(model, HeldOutText(blocks, blocks == 0, hook), saes, batch_size=2)
+    # as it is, with zeros and with each SAE; where no block is left out, the check is a pass as well
+    assert runs == [3 * 4 + (hook == "blocks.0.hook_in")]
     for name in saes:
         assert list(short[name][:6]) == pytest.approx(list(whole[name][:6]), abs=1e-6)
     assert not any("forward" in vars(block.original_component) for block in model.blocks)
@@ -165,9 +171,9 @@ def test_saes_that_do_not_fit_in_memory_together_share_the_models_passes_too(
     runs, done = [0], []
     model.blocks[0].attn.register_forward_hook(lambda *_: runs.append(runs.pop() + 1))
     hook = "blocks.1.hook_out"
-    found = cross_entropies(model, blocks, blocks == 0, hook, loaded, batch_size=2, tell=done.append)
+    found = cross_entropies(model, HeldOutText(blocks, blocks == 0, hook), loaded, batch_size=2, tell=done.append)
     assert runs == [3] and sum(done) == 15 and loaded.kept is None
-    expected = cross_entropies(model, blocks, blocks == 0, hook, saes, batch_size=2)
+    expected = cross_entropies(model, HeldOutText(blocks, blocks == 0, hook), saes, batch_size=2)
     assert list(found) == list(expected)
     for key in saes:
         assert list(found[key][:6]) == pytest.approx(list(expected[key][:6]), abs=1e-6)
@@ -177,11 +183,11 @@ def test_a_model_whose_blocks_hand_on_more_than_their_output_runs_whole(tiny_mod
     model = sae_lm.load_model(str(tiny_model))
     saes = {"a": make_sae(d_in=16, d_sae=32)}
     blocks = torch.randint(1, 300, (4, 12), generator=torch.Generator().manual_seed(0))
-    expected = cross_entropies(model, blocks, blocks == 0, "blocks.1.hook_out", saes)["a"]
+    expected = cross_entropies(model, HeldOutText(blocks, blocks == 0, "blocks.1.hook_out"), saes)["a"]
     left = []
     model.blocks[0].attn.register_forward_hook(lambda *_: left.append(True))
     fails = model.blocks[2].register_forward_pre_hook(lambda *_: left.pop() and None)  # nothing left: IndexError
-    found = cross_entropies(model, blocks, blocks == 0, "blocks.1.hook_out", saes)["a"]
+    found = cross_entropies(model, HeldOutText(blocks, blocks == 0, "blocks.1.hook_out"), saes)["a"]
     assert list(found[:6]) == pytest.approx(list(expected[:6]), abs=1e-6)
     fails.remove()
 
@@ -192,7 +198,7 @@ def test_a_model_whose_blocks_hand_on_more_than_their_output_runs_whole(tiny_mod
     model.blocks[2].attn.register_forward_hook(
         lambda module, inputs, output: (off_unless_left(module, inputs, output[0]), *output[1:])
     )
-    found = cross_entropies(model, blocks, blocks == 0, "blocks.1.hook_out", saes)["a"]
+    found = cross_entropies(model, HeldOutText(blocks, blocks == 0, "blocks.1.hook_out"), saes)["a"]
     assert list(found[:6]) == pytest.approx(list(expected[:6]), abs=1e-6)
 
 
