@@ -19,12 +19,12 @@ from sae_lm.concepts.rows import TEST, ConceptRows
 from sae_lm.data.store import Store
 from sae_lm.metrics.absorption import (
     Centre,
+    ConceptAtSae,
     absorption,
     control,
     fraction_scores,
     gate_sweep,
     main_latents,
-    probe_cosines,
     projections,
 )
 from sae_lm.metrics.codes import Codes, encode_sparse
@@ -240,28 +240,28 @@ def concept_figures(
     Draws: hole rate and fraction, means over concepts, with the common number.
     """
     told, W_dec, b_dec = [], sae.W_dec.cpu(), sae.b_dec.cpu()
-    density = [of.density() for of in codes]
+    frequencies = [of_set.firing_frequency() for of_set in codes]
     draws: dict[str, list[Tensor]] = {"hole_rate": [], "absorption_fraction": []}
     for found, split, k in zip(evaluation_set.candidates, splits, common, strict=True):
         of_set, rows = codes[found.set], evaluation_set.sets[found.set].rows
         mine, probe, main = of_set.take(found.rows), found.probe.weight, split.ranking[:k]
-        place = (mine, found.x, found.token_id, W_dec)
+        at_sae = ConceptAtSae(mine, found.x, found.token_id, W_dec, probe, b_dec)
         figures: dict[str, Any] = {"concept": found.probe.name, "latents": split.latents, "common_k": k}
         figures |= {"splits": len(split.latents), "main_f1": split.test_f1_by_k[k - 1], "f1_by_k": split.f1_by_k}
         for suffix, latents in (("", main), ("_own_k", split.latents)):
-            scores = absorption(*place, b_dec, probe, latents)
+            scores = absorption(at_sae, latents)
             figures |= {f"{key}{suffix}": value for key, value in (scores._asdict() if scores else {}).items()}
         test = rows.part == TEST
         detector = main_latents(of_set.take(test), rows.labels[test, found.concept], main)
         figures |= {"main_recall": detector.recall, "main_precision": detector.precision, "hubs": detector.hubs}
-        chance = control(*place, b_dec, probe, main, density[found.set], evaluation_set.seed)
-        if chance:
-            figures |= {"control_hole_rate": chance.hole_rate, "control_fraction": chance.fraction}
+        random = control(at_sae, main, frequencies[found.set], evaluation_set.seed)
+        if random:
+            figures |= {"control_hole_rate": random.hole_rate, "control_fraction": random.fraction}
         if sweep:
             centre = Centre(rows.x.mean(0), of_set.mean_strength())
-            figures["sweep"] = [gate._asdict() for gate in gate_sweep(*place, probe, main, centre)]
+            figures["sweep"] = [gate._asdict() for gate in gate_sweep(at_sae, main, centre)]
         if len(found.rows):
-            parts = projections(mine, found.x, probe_cosines(W_dec, probe), probe, main)
+            parts = projections(at_sae, main)
             draws["hole_rate"].append(type_means(parts.silent, found))
             draws["absorption_fraction"].append(type_means(fraction_scores(parts), found))
         told.append(figures)

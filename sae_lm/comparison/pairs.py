@@ -99,7 +99,7 @@ def widened(
                 a, b = narrower.of[arm, near].load(device), runs.of[arm, seed].load(device)
                 (dec_a, codes_a), (dec_b, codes_b) = _coded(a, rows), _coded(b, rows)
                 added = stitch(a, b, rows.split(batch_rows(b)))
-                lives_a, lives_b = codes_a.density() > 0, codes_b.density() > 0
+                lives_a, lives_b = codes_a.firing_frequency() > 0, codes_b.firing_frequency() > 0
                 found = match_rows(dec_a[lives_a], dec_b[lives_b])
                 curve, novel = children(found), added.novel[lives_b]
                 roc = novelty_threshold(found.of_b.cosine, novel)

@@ -1,5 +1,6 @@
-"""codes x concept -> where the concept's latents are silent and another carries it: feature absorption.
+"""Feature absorption: how often a concept's own latents stay silent while another latent carries the concept.
 
+A hole is a candidate row on which all main latents are silent: a false negative of theirs where the probe says yes.
 Candidates are rows of unseen token types that have the concept and whose probe says so. The scores
 are those of SAEBench 0.6.0 (feature_absorption_calculator.py), with latent strengths z_i ||d_i|| so
 that decoders of any norm give the same. A penalty on decoder cosines can push an absorber under the
@@ -8,6 +9,8 @@ them, and "less absorption" needs both to fall. ``gate_sweep`` shows how far the
 ``control`` what latents that have nothing to do with the concept would score.
 """
 
+from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -29,8 +32,8 @@ SWEPT_COS, SWEPT_SHARE = (0.0, 0.025, 0.05, 0.1), (0.0, 0.2, 0.4)
 """Gates of the sweep."""
 HUB = 0.5
 """A latent that fires on this share of all rows or more says little about any concept."""
-ALIKE, DRAWS = 10, 8
-"""Of the control: latents nearest in density among which a main latent's stand-in is drawn; draws averaged."""
+FREQUENCY_NEIGHBOURS, REPEATS = 10, 8
+"""Of the control: latents nearest in firing frequency among which a main latent's stand-in is drawn; repeats averaged."""
 
 
 class Centre(NamedTuple):
@@ -38,6 +41,25 @@ class Centre(NamedTuple):
 
     x: Float[Tensor, " d_in"]
     strength: Float[Tensor, " d_sae"]
+
+
+@dataclass(frozen=True)
+class ConceptAtSae:
+    """A concept's candidate rows as one SAE codes them; the main latents are what callers vary."""
+
+    codes: Codes
+    x: Float[Tensor, "n d_in"]
+    token_id: Int[Tensor, " n"]
+    W_dec: Float[Tensor, "d_sae d_in"]
+    probe: Float[Tensor, " d_in"]
+    """direction of the concept, of any norm"""
+    b_dec: Float[Tensor, " d_in"] | None = None
+    """the decoder's bias, which `Absorption.recovered` leaves out; None: 0"""
+
+    @cached_property
+    def cosine(self) -> Float[Tensor, " d_sae"]:
+        """Of each decoder row with the probe."""
+        return probe_cosines(self.W_dec, self.probe)
 
 
 class Projections(NamedTuple):
@@ -56,28 +78,9 @@ class Projections(NamedTuple):
     """whether all main latents are"""
 
 
-class Scores(NamedTuple):
-    """Per candidate row."""
-
-    full: Bool[Tensor, " n"]
-    fraction: Float[Tensor, " n"]
-    silent: Bool[Tensor, " n"]
-    absorber: Int[Tensor, " n"]
-    """latent with the largest projection on the probe"""
-
-
-def projections(
-    codes: Codes,
-    x: Float[Tensor, "n d_in"],
-    cosine: Float[Tensor, " d_sae"],
-    probe: Float[Tensor, " d_in"],
-    main: list[int],
-    centre: Centre | None = None,
-) -> Projections:
-    """Projections on the probe's direction; with ``centre``, of what x and strengths are beyond their means.
-
-    cosine: of each decoder row with the probe.
-    """
+def projections(concept: ConceptAtSae, main: list[int], centre: Centre | None = None) -> Projections:
+    """Projections on the probe's direction; with ``centre``, of what x and strengths are beyond their means."""
+    codes, x, cosine, probe = concept.codes, concept.x, concept.cosine, concept.probe
     mean_x, mean = centre or Centre(x.new_zeros(x.shape[1]), x.new_zeros(codes.d_sae))
     mean = mean.to(codes.strength)
     fires = codes.strength > 0
@@ -123,19 +126,6 @@ def fraction_scores(parts: Projections, cos: float = COS_FRACTION, share: float 
     return torch.where(none, 0.0, fraction)
 
 
-def absorption_scores(
-    codes: Codes,
-    x: Float[Tensor, "n d_in"],
-    W_dec: Float[Tensor, "d_sae d_in"],
-    probe: Float[Tensor, " d_in"],
-    main: list[int],
-) -> Scores:
-    """Full and fractional absorption at SAEBench's gates."""
-    parts = projections(codes, x, probe_cosines(W_dec, probe), probe, main)
-    absorber = codes.latent.gather(1, parts.along.argmax(1, keepdim=True))[:, 0]
-    return Scores(full_scores(parts), fraction_scores(parts), parts.silent, absorber)
-
-
 class Absorption(NamedTuple):
     """One concept's scores, averaged within token types first, so that frequent tokens do not decide."""
 
@@ -149,26 +139,13 @@ class Absorption(NamedTuple):
     """on those holes, projection of x_hat - b_dec on the probe over that of x - b_dec; NaN without holes"""
 
 
-def absorption(
-    codes: Codes,
-    x: Float[Tensor, "n d_in"],
-    token_id: Int[Tensor, " n"],
-    W_dec: Float[Tensor, "d_sae d_in"],
-    b_dec: Float[Tensor, " d_in"],
-    probe: Float[Tensor, " d_in"],
-    main: list[int],
-) -> Absorption | None:
+def absorption(concept: ConceptAtSae, main: list[int]) -> Absorption | None:
     """Scores of one concept on its candidate rows; None without candidates or main latents."""
-    return _mean_scores(codes, x, token_id, probe_cosines(W_dec, probe), b_dec, probe, main)
-
-
-def _mean_scores(
-    codes: Codes, x: Tensor, token_id: Tensor, cosine: Tensor, b_dec: Tensor, probe: Tensor, main: list[int]
-) -> Absorption | None:
+    x, token_id, probe = concept.x, concept.token_id, concept.probe
     if not len(x) or not main:
         return None
-    parts = projections(codes, x, cosine, probe, main)
-    actual = (x - b_dec) @ (probe / probe.norm())
+    parts = projections(concept, main)
+    actual = (x if concept.b_dec is None else x - concept.b_dec) @ (probe / probe.norm())
     holes = parts.silent & (actual > 0)
     rebuilt = parts.along[holes].double().sum()
     return Absorption(
@@ -191,28 +168,20 @@ class Gate(NamedTuple):
     fraction: float
 
 
-def gate_sweep(
-    codes: Codes,
-    x: Float[Tensor, "n d_in"],
-    token_id: Int[Tensor, " n"],
-    W_dec: Float[Tensor, "d_sae d_in"],
-    probe: Float[Tensor, " d_in"],
-    main: list[int],
-    centre: Centre,
-) -> list[Gate]:
+def gate_sweep(concept: ConceptAtSae, main: list[int], centre: Centre) -> list[Gate]:
     """Both scores at every pair of gates, each gate for both, on raw and on centred activations.
 
     Empty without candidates or main latents.
     """
-    if not len(x) or not main:
+    if not len(concept.x) or not main:
         return []
-    gates, cosine = [], probe_cosines(W_dec, probe)
+    gates = []
     for centred in (False, True):
-        parts = projections(codes, x, cosine, probe, main, centre if centred else None)
+        parts = projections(concept, main, centre if centred else None)
         for cos in SWEPT_COS:
             for share in SWEPT_SHARE:
-                full = _type_mean(full_scores(parts, cos, share), token_id)
-                fraction = _type_mean(fraction_scores(parts, cos, share), token_id)
+                full = _type_mean(full_scores(parts, cos, share), concept.token_id)
+                fraction = _type_mean(fraction_scores(parts, cos, share), concept.token_id)
                 gates.append(Gate(centred, cos, share, full, fraction))
     return gates
 
@@ -232,58 +201,51 @@ class MainLatents(NamedTuple):
 def main_latents(codes: Codes, labels: Bool[Tensor, " n"], main: list[int]) -> MainLatents:
     """How far the main latents are the concept's, on rows with and without it."""
     fires = codes.columns(main) > 0
-    told = fires.any(1)
-    hits, actual, said = (float(rows.sum()) for rows in (told & labels, labels, told))
+    predicted = fires.any(1)
+    hits, actual, positive = (float(rows.sum()) for rows in (predicted & labels, labels, predicted))
     return MainLatents(
         recall=hits / actual if actual else float("nan"),
-        precision=hits / said if said else float("nan"),
-        f1=2 * hits / (actual + said) if actual + said else 0.0,
+        precision=hits / positive if positive else float("nan"),
+        f1=2 * hits / (actual + positive) if actual + positive else 0.0,
         hubs=[latent for latent, share in zip(main, fires.double().mean(0).tolist(), strict=True) if share >= HUB],
     )
 
 
 def control(
-    codes: Codes,
-    x: Float[Tensor, "n d_in"],
-    token_id: Int[Tensor, " n"],
-    W_dec: Float[Tensor, "d_sae d_in"],
-    b_dec: Float[Tensor, " d_in"],
-    probe: Float[Tensor, " d_in"],
-    main: list[int],
-    density: Float[Tensor, " d_sae"],
-    seed: int,
+    concept: ConceptAtSae, main: list[int], firing_frequency: Float[Tensor, " d_sae"], seed: int
 ) -> Absorption | None:
-    """``absorption`` with as many random latents that fire as often in the main latents' place, the mean of some draws.
+    """``absorption`` with as many random latents that fire as often in the main latents' place, the mean of some repeats.
 
-    density: share of all rows on which each latent fires. ``recovered`` is the mean over draws that have holes.
+    firing_frequency: share of all rows on which each latent fires. ``recovered`` is the mean over repeats that have holes.
     """
-    cosine = probe_cosines(W_dec, probe)
-    drawn = [stand_ins(density, main, derive("control", seed, draw)) for draw in range(DRAWS)]
-    draws = [_mean_scores(codes, x, token_id, cosine, b_dec, probe, latents) for latents in drawn]
-    kept = [draw for draw in draws if draw is not None]
-    if not kept:
+    repeats = [
+        absorption(concept, stand_ins(firing_frequency, main, derive("control", seed, repeat)))
+        for repeat in range(REPEATS)
+    ]
+    scored = [repeat for repeat in repeats if repeat is not None]
+    if not scored:
         return None
 
     def mean(key: str) -> float:
-        return float(torch.tensor([getattr(draw, key) for draw in kept], dtype=torch.float64).nanmean())
+        return float(torch.tensor([getattr(repeat, key) for repeat in scored], dtype=torch.float64).nanmean())
 
     scores = {key: mean(key) for key in ("full", "fraction", "hole_rate", "recovered")}
-    return Absorption(kept[0].candidates, kept[0].types, **scores)
+    return Absorption(scored[0].candidates, scored[0].types, **scores)
 
 
-def stand_ins(density: Float[Tensor, " d_sae"], main: list[int], seed: int) -> list[int]:
-    """For each main latent a random other one, all different, of those nearest to it in log density.
+def stand_ins(firing_frequency: Float[Tensor, " d_sae"], main: list[int], seed: int) -> list[int]:
+    """For each main latent a random other one, all different, of those nearest to it in log firing frequency.
 
     Fewer than there are main latents only if there are not as many others.
     """
     generator = torch.Generator().manual_seed(seed)
-    free = torch.ones(len(density), dtype=torch.bool)
+    free = torch.ones(len(firing_frequency), dtype=torch.bool)
     free[main] = False
-    level = density.double().clamp_min(1e-12).log()
+    level = firing_frequency.double().clamp_min(1e-12).log()
     chosen: list[int] = []
     for latent in main[: int(free.sum())]:
         distance = torch.where(free, (level - level[latent]).abs(), torch.inf)
-        near = distance.topk(min(ALIKE, int(free.sum())), largest=False).indices
+        near = distance.topk(min(FREQUENCY_NEIGHBOURS, int(free.sum())), largest=False).indices
         chosen.append(int(near[torch.randint(len(near), (1,), generator=generator)]))
         free[chosen[-1]] = False
     return chosen

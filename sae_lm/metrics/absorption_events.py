@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae_lm.data.store import Store
-from sae_lm.metrics.absorption import Projections, probe_cosines, projections
+from sae_lm.metrics.absorption import ConceptAtSae, Projections, probe_cosines, projections
 from sae_lm.metrics.codes import Codes
 
 BEFORE, AFTER = 24, 8
@@ -78,7 +78,7 @@ def explore(
     row: their row numbers in the store; below 0 for a row that is not from it, which is shown without context.
     candidates: which of them have the concept, and a probe that says so.
     """
-    holes = {arm: _holes(view, x, probe, candidates) for arm, view in arms.items()}
+    holes = {arm: _holes(view, x, token_id, probe, candidates) for arm, view in arms.items()}
     chosen = choose(
         torch.stack([found.parts.silent for found in holes.values()], 1),
         torch.stack([found.share for found in holes.values()], 1),
@@ -158,13 +158,13 @@ def window(store: Store, row: int, token_id: int) -> tuple[str, str, str]:
     return "".join(before), texts[position], "".join(after)
 
 
-def _holes(view: View, x: Tensor, probe: Tensor, candidates: Tensor) -> _Holes:
-    mine = view.codes.take(candidates)
-    parts = projections(mine, x[candidates], probe_cosines(view.W_dec, probe), probe, view.main)
+def _holes(view: View, x: Tensor, token_id: Tensor, probe: Tensor, candidates: Tensor) -> _Holes:
+    codes = view.codes.take(candidates)
+    parts = projections(ConceptAtSae(codes, x[candidates], token_id[candidates], view.W_dec, probe), view.main)
     top, slot = parts.along.max(1, keepdim=True)
     share = torch.where(parts.whole > 0, top[:, 0] / parts.whole, 0.0).clamp_min(0)
-    latent, strength = mine.latent.gather(1, slot)[:, 0], mine.strength.gather(1, slot)[:, 0]
-    return _Holes(parts, latent, share, strength, mine.columns(view.main))
+    latent, strength = codes.latent.gather(1, slot)[:, 0], codes.strength.gather(1, slot)[:, 0]
+    return _Holes(parts, latent, share, strength, codes.columns(view.main))
 
 
 def _absorbers(view: View, holes: _Holes, probe: Tensor, vocabulary: list[str]) -> list[dict[str, Any]]:

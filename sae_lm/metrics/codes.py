@@ -36,7 +36,7 @@ class Codes(NamedTuple):
         """The codes of some tokens: a mask or row numbers."""
         return Codes(self.strength[rows], self.latent[rows], self.d_sae)
 
-    def density(self) -> Float[Tensor, " d_sae"]:
+    def firing_frequency(self) -> Float[Tensor, " d_sae"]:
         """Share of the tokens on which each latent fires, float64."""
         fires = torch.bincount(self.latent[self.strength > 0], minlength=self.d_sae)
         return fires.double() / max(1, len(self.latent))

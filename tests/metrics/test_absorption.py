@@ -9,6 +9,7 @@ from sae_lm.metrics.absorption import (
     SWEPT_COS,
     SWEPT_SHARE,
     Centre,
+    ConceptAtSae,
     absorption,
     control,
     gate_sweep,
@@ -56,10 +57,10 @@ def test_columns_densities_and_means_equal_those_of_the_dense_code():
     a, codes, _, W_dec, _, _ = random_case()
     dense = a * W_dec.norm(dim=1)
     torch.testing.assert_close(codes.columns([5, 0, 13]), dense[:, [5, 0, 13]])
-    torch.testing.assert_close(codes.density(), (a > 0).double().mean(0))
+    torch.testing.assert_close(codes.firing_frequency(), (a > 0).double().mean(0))
     torch.testing.assert_close(codes.mean_strength(), dense.double().mean(0))
     nothing = codes.take(torch.zeros(0, dtype=torch.long))
-    assert nothing.density().tolist() == [0] * 14 and nothing.columns([1]).shape == (0, 1)
+    assert nothing.firing_frequency().tolist() == [0] * 14 and nothing.columns([1]).shape == (0, 1)
 
 
 def test_codes_of_batches_of_different_fullness_are_padded_and_agree_with_one_batch(make_sae):
@@ -106,7 +107,7 @@ def swept(a, x, W_dec, w, main, cos, share, means=None):
 def test_the_gate_sweep_raw_and_centred_equals_a_loop_over_rows_and_latents(main):
     a, codes, x, W_dec, probe, token_id = random_case(m=40, d=100, toward=0.06)
     means = (x.mean(0), (a * W_dec.norm(dim=1)).mean(0))
-    gates = gate_sweep(codes, x, token_id, W_dec, probe, main, Centre(*means))
+    gates = gate_sweep(ConceptAtSae(codes, x, token_id, W_dec, probe), main, Centre(*means))
     assert [(g.centred, g.cos, g.share) for g in gates] == [
         (c, cos, s) for c in (False, True) for cos in SWEPT_COS for s in SWEPT_SHARE
     ]
@@ -121,7 +122,8 @@ def test_the_gate_sweep_raw_and_centred_equals_a_loop_over_rows_and_latents(main
 
 def test_stricter_gates_never_find_more():
     _, codes, x, W_dec, probe, token_id = random_case(n=200, seed=3)
-    gates = gate_sweep(codes, x, token_id, W_dec, probe, [3], Centre(x.mean(0), codes.mean_strength().float()))
+    concept = ConceptAtSae(codes, x, token_id, W_dec, probe)
+    gates = gate_sweep(concept, [3], Centre(x.mean(0), codes.mean_strength().float()))
     for centred in (False, True):
         at = {(g.cos, g.share): g for g in gates if g.centred == centred}
         for cos, share in at:
@@ -136,10 +138,9 @@ def test_the_sweep_finds_an_absorber_that_hides_under_the_cosine_gate():
     absorber = torch.tensor([0.06, math.sqrt(1 - 0.06**2)])
     W_dec = torch.stack([torch.tensor([1.0, 0.0]), absorber])
     codes = Codes(torch.tensor([[10.0]]), torch.tensor([[1]]), 2)
-    gates = gate_sweep(
-        codes, torch.tensor([[1.0, 10.0]]), torch.tensor([0]), W_dec, torch.tensor([1.0, 0.0]), [0],
-        Centre(torch.zeros(2), torch.zeros(2)),
-    )  # fmt: skip
+    row, probe = torch.tensor([[1.0, 10.0]]), torch.tensor([1.0, 0.0])
+    concept = ConceptAtSae(codes, row, torch.tensor([0]), W_dec, probe)
+    gates = gate_sweep(concept, [0], Centre(torch.zeros(2), torch.zeros(2)))
     assert {g.cos for g in gates if g.fraction == 1} == {0.0, 0.025, 0.05}
     assert all(g.full == g.fraction for g in gates)
 
@@ -162,7 +163,7 @@ def test_main_latents_as_a_detector_by_hand_and_a_hub_is_named():
 def test_recall_on_candidates_is_what_the_hole_rate_leaves():
     _, codes, x, W_dec, probe, _ = random_case()
     each_its_own_type = torch.arange(len(x))
-    scores = absorption(codes, x, each_its_own_type, W_dec, torch.zeros(8), probe, [1, 4])
+    scores = absorption(ConceptAtSae(codes, x, each_its_own_type, W_dec, probe, torch.zeros(8)), [1, 4])
     assert scores is not None
     recall = main_latents(codes, torch.ones(len(x), dtype=torch.bool), [1, 4]).recall
     assert recall == pytest.approx(1 - scores.hole_rate)
@@ -188,13 +189,14 @@ def test_the_control_scores_latents_that_have_nothing_to_do_with_the_concept():
     x = dense @ torch.eye(m) + 0.01
     codes, rows = as_codes(dense), labels.nonzero().flatten()
     probe = torch.eye(m)[0]
-    args = (codes.take(rows), x[rows], torch.arange(len(rows)), torch.eye(m), torch.zeros(m), probe, [0])
-    mine, other = absorption(*args), control(*args, codes.density(), seed=0)
-    assert mine is not None and other is not None
-    assert mine.hole_rate == 0 and other.hole_rate == pytest.approx(0.7, abs=0.06)
+    concept = ConceptAtSae(codes.take(rows), x[rows], torch.arange(len(rows)), torch.eye(m), probe, torch.zeros(m))
+    frequency = codes.firing_frequency()
+    scores, other = absorption(concept, [0]), control(concept, [0], frequency, seed=0)
+    assert scores is not None and other is not None
+    assert scores.hole_rate == 0 and other.hole_rate == pytest.approx(0.7, abs=0.06)
     assert other.full == pytest.approx(other.hole_rate)  # the true latent "absorbs" what the stand-ins miss
-    assert other == control(*args, codes.density(), seed=0) and other != control(*args, codes.density(), seed=1)
-    assert control(*args[:-1], [], codes.density(), seed=0) is None
+    assert other == control(concept, [0], frequency, seed=0) and other != control(concept, [0], frequency, seed=1)
+    assert control(concept, [], frequency, seed=0) is None
 
 
 # --- splitting
@@ -278,8 +280,8 @@ def test_scores_do_not_change_when_decoder_rows_are_rescaled():
     a, codes, x, W_dec, probe, token_id = random_case()
     scale = torch.linspace(0.1, 9, 14)[:, None]
     b_dec = torch.zeros(8)
-    one = absorption(codes, x, token_id, W_dec, b_dec, probe, [3])
-    other = absorption(codes, x, token_id, W_dec * scale, b_dec, probe, [3])
+    one = absorption(ConceptAtSae(codes, x, token_id, W_dec, probe, b_dec), [3])
+    other = absorption(ConceptAtSae(codes, x, token_id, W_dec * scale, probe, b_dec), [3])
     assert one is not None and list(one) == pytest.approx(list(other or ()), abs=1e-6)
     weights = {"W_enc": W_dec.T.contiguous(), "b_enc": torch.zeros(14), "W_dec": W_dec, "b_dec": b_dec}
     config = SaeConfig(architecture="standard", d_in=8, d_sae=14)

@@ -7,7 +7,7 @@ import torch
 from safetensors import safe_open
 
 from sae_lm.concepts.rows import TRAIN, VALIDATION, ConceptRows
-from sae_lm.metrics.absorption import absorption_scores, full_scores, probe_cosines, projections
+from sae_lm.metrics.absorption import ConceptAtSae, fraction_scores, full_scores, projections
 from sae_lm.metrics.codes import Codes
 from sae_lm.metrics.meta_sae import explained_variance
 from sae_lm.metrics.reconstruction import quality
@@ -37,6 +37,11 @@ def sparse(a):
     return Codes(strength, latent, a.shape[1])
 
 
+def projected(codes, given, W_dec):
+    x = given["x"]
+    return projections(ConceptAtSae(codes, x, torch.arange(len(x)), W_dec, given["probe"]), given["main"].tolist())
+
+
 @pytest.mark.parametrize("norms", ["unit", "uneven"])
 @pytest.mark.parametrize("case", CASES)
 def test_absorption_is_saebenchs_full_exactly_and_fraction_to_a_millionth(case, norms):
@@ -44,9 +49,9 @@ def test_absorption_is_saebenchs_full_exactly_and_fraction_to_a_millionth(case, 
     # SAEBench wants unit decoders; rows of any norm, encoders made up for it, are the same SAE
     scale = torch.linspace(0.5, 4, len(given["W_dec"])) if norms == "uneven" else torch.ones(len(given["W_dec"]))
     codes, W_dec = sparse(given["a"]), given["W_dec"] * scale[:, None]
-    scores = absorption_scores(codes, given["x"], W_dec, given["probe"], given["main"].tolist())
-    assert scores.full.tolist() == given["full"].tolist()
-    torch.testing.assert_close(scores.fraction.double(), given["fraction"], atol=1e-6, rtol=0)
+    parts = projected(codes, given, W_dec)
+    assert full_scores(parts).tolist() == given["full"].tolist()
+    torch.testing.assert_close(fraction_scores(parts).double(), given["fraction"], atol=1e-6, rtol=0)
 
 
 def test_the_fixtures_hold_every_outcome():
@@ -58,8 +63,7 @@ def test_the_fixtures_hold_every_outcome():
 
 def test_the_cosine_gate_and_the_silence_of_each_main_latent_decide_in_the_fixtures():
     given = part("absorption/cosines near the gates/")
-    cosine = probe_cosines(given["W_dec"], given["probe"])
-    parts = projections(sparse(given["a"]), given["x"], cosine, given["probe"], given["main"].tolist())
+    parts = projected(sparse(given["a"]), given, given["W_dec"])
     assert not torch.equal(full_scores(parts, cos=0.0, share=0.0), full_scores(parts, cos=0.1, share=0.0))
     given = part("absorption/almost silent main latents/")
     main = given["a"][:, given["main"]]

@@ -20,7 +20,7 @@ from sae_lm.comparison.evaluate import (
 from sae_lm.concepts.probes import f1, fit_probes, logistic
 from sae_lm.concepts.rows import TEST, TRAIN, VALIDATION, ConceptRows, sample_rows
 from sae_lm.concepts.token_labels import LABELS
-from sae_lm.metrics.absorption import absorption, absorption_scores
+from sae_lm.metrics.absorption import ConceptAtSae, absorption, fraction_scores, full_scores, projections
 from sae_lm.metrics.codes import Codes, encode_sparse
 from sae_lm.metrics.geometry import geometry, nearest_cosines
 from sae_lm.metrics.language_model import CrossEntropy, HeldOutText, cross_entropies
@@ -377,11 +377,12 @@ def test_absorption_scores_equal_the_plain_definition_row_by_row(unit):
     w = W_dec[0] + 0.5 * W_dec[1]
     main = [0, 3]
     strength, latent = (a * W_dec.norm(dim=1)).topk(m, dim=1)
-    scores = absorption_scores(Codes(strength, latent, m), x, W_dec, w, main)
+    parts = projections(ConceptAtSae(Codes(strength, latent, m), x, torch.arange(n), W_dec, w), main)
+    full, fraction = full_scores(parts), fraction_scores(parts)
     expected = dense_absorption(a, x, W_dec, w, main)
-    assert scores.full.tolist() == [full for full, _ in expected]
-    torch.testing.assert_close(scores.fraction, torch.tensor([f for _, f in expected]), atol=1e-5, rtol=1e-5)
-    assert 0 < int(scores.full.sum()) < n and 0 < int((scores.fraction > 0).sum()) < n
+    assert full.tolist() == [full for full, _ in expected]
+    torch.testing.assert_close(fraction, torch.tensor([f for _, f in expected]), atol=1e-5, rtol=1e-5)
+    assert 0 < int(full.sum()) < n and 0 < int((fraction > 0).sum()) < n
 
 
 def test_a_child_latent_that_swallows_its_parent_is_found():
@@ -393,7 +394,7 @@ def test_a_child_latent_that_swallows_its_parent_is_found():
     latent = torch.tensor([[0], [1]])
     probe = torch.tensor([1.0, 0.0])
     token_id = torch.tensor([4, 4])
-    result = absorption(Codes(strength, latent, 2), x, token_id, W_dec, torch.zeros(2), probe, main=[0])
+    result = absorption(ConceptAtSae(Codes(strength, latent, 2), x, token_id, W_dec, probe, torch.zeros(2)), main=[0])
     assert result is not None
     assert (result.candidates, result.types) == (2, 1)
     assert result.full == result.fraction == result.hole_rate == 0.5
@@ -405,5 +406,6 @@ def test_token_types_weigh_the_same_however_often_they_occur():
     x = torch.tensor([[1.0, 0.0]] * 4)
     strength = torch.tensor([[1.0], [1.0], [1.0], [0.0]])  # the one row of the second type is a hole
     codes = Codes(strength, torch.zeros(4, 1, dtype=torch.long), 2)
-    result = absorption(codes, x, torch.tensor([7, 7, 7, 8]), W_dec, torch.zeros(2), torch.tensor([1.0, 0.0]), [0])
+    concept = ConceptAtSae(codes, x, torch.tensor([7, 7, 7, 8]), W_dec, torch.tensor([1.0, 0.0]), torch.zeros(2))
+    result = absorption(concept, [0])
     assert result is not None and result.hole_rate == 0.5
