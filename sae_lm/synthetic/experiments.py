@@ -10,7 +10,7 @@ from typing import NamedTuple
 from sae_lm.penalties.arms import Arm, parse_arms
 from sae_lm.synthetic import ab_toy as composition
 from sae_lm.synthetic.batched_training import Recipe, Trial
-from sae_lm.synthetic.worlds import World, forest
+from sae_lm.synthetic.worlds import Singles, Trees, World, forest
 
 NONE = Trial(Arm("none", 0.0))
 
@@ -56,8 +56,8 @@ FEW = (NONE, *_trials("abs_cos:0.3/3", "sq_cos:1/10", "max_cos:0.1/0.3/1", "coac
                       "max_cos:0.3@on=encoder"))  # fmt: skip
 RIVALS = _trials("none@arch=batchtopk", "none@arch=matryoshka")
 
-TREES = forest(64, roots=8, root_probability=0.12, children=4, child_probability=0.2)
-CROWDED = forest(32, roots=16, root_probability=0.06, children=4, child_probability=0.2, superposed=True)
+TREES = forest(64, Trees(8, 0.12, children=4, child_probability=0.2))
+CROWDED = forest(32, Trees(16, 0.06, children=4, child_probability=0.2), superposed=True)
 IN_CROWD = Recipe(d_sae=96, arch="topk", steps=2500, lr=3e-3, k=3)
 TWO_LEVELS = Trial(RIVALS[1].arm, widths=(16, 96))
 """Matryoshka told how many parents there are"""
@@ -100,7 +100,7 @@ EXPERIMENTS = (
     Experiment(
         "tree",
         "Matryoshka's tree: three parents of three children, eight features alone, 20 latents (ReLU, L1)",
-        forest(20, roots=3, root_probability=0.15, children=3, child_probability=0.2, singles=8, single_probability=0.05),
+        forest(20, Trees(3, 0.15, children=3, child_probability=0.2), Singles(8, 0.05)),
         Recipe(d_sae=20, arch="relu", steps=2500, lr=0.01, l1=0.02, start="inputs", bias=False),
         (), (*LADDERS, *RIVALS),
     ),

@@ -59,43 +59,57 @@ FOUND = 0.95
 """Cosine from which a feature counts as recovered."""
 
 
-def score(
-    codes: Float[Tensor, "n d_sae"],
-    missed: Float[Tensor, "n d_in"],
-    x: Float[Tensor, "n d_in"],
-    sizes: Float[Tensor, "n features"],
-    weight: Float[Tensor, " n"],
-    features: Float[Tensor, "features d_in"],
-    W_dec: Float[Tensor, "d_sae d_in"],
-    encoder: Float[Tensor, "d_sae d_in"],
-    pairs: list[tuple[int, int]],
-) -> Scores:
-    """Judge one SAE with unit decoder rows by its codes of inputs x, which miss ``missed`` of them.
+class KnownInputs(NamedTuple):
+    """Inputs of one seed, and the features that they are made of."""
 
-    sizes: of each feature on each input, 0 where it is off. weight: of each input, summing to 1.
-    """
-    fires, on, w = (codes > 0).double(), (sizes > 0).double(), weight.double()
+    x: Float[Tensor, "n d_in"]
+    sizes: Float[Tensor, "n features"]
+    """of each feature on each input, 0 where it is off"""
+    weight: Float[Tensor, " n"]
+    """sums to 1"""
+    features: Float[Tensor, "features d_in"]
+    """their directions"""
+    pairs: list[tuple[int, int]]
+    """(parent, child)"""
+
+
+class CodedInputs(NamedTuple):
+    """What one SAE makes of these inputs."""
+
+    codes: Float[Tensor, "n d_sae"]
+    residual: Float[Tensor, "n d_in"]
+    """input less reconstruction"""
+    W_dec: Float[Tensor, "d_sae d_in"]
+    """rows of norm 1"""
+    encoder: Float[Tensor, "d_sae d_in"]
+
+
+def score(known: KnownInputs, coded: CodedInputs) -> Scores:
+    """Judge one SAE by its codes of inputs whose features are known."""
+    codes, W_dec, features = coded.codes, coded.W_dec.double(), known.features.double()
+    fires, on, w = (codes > 0).double(), (known.sizes > 0).double(), known.weight.double()
     both = (fires * w[:, None]).T @ on  # [d_sae, features]: share of inputs with latent and feature
     fired, occurs = fires.T @ w, on.T @ w
-    cosines = _cosines(W_dec.double(), features.double())
+    cosines = _cosines(W_dec, features)
     matched = cosines.abs()
     latent_of, feature_of = matched.argmax(0), matched.argmax(1)
-    precision_recall = 2 * both / (fired[:, None] + occurs).clamp_min(1e-300)  # F1 of every latent for every feature
-    x_mean = (x.double() * w[:, None]).sum(0)
-    variance = ((x.double() - x_mean).square().sum(1) * w).sum()
+    f1 = 2 * both / (fired[:, None] + occurs).clamp_min(1e-300)  # of every latent for every feature
+    x_mean = (known.x.double() * w[:, None]).sum(0)
+    variance = ((known.x.double() - x_mean).square().sum(1) * w).sum()
     alive = fired > 0
-    parents = sorted({parent for parent, _ in pairs})
-    gram = _cosines(W_dec.double(), W_dec.double()).fill_diagonal_(-1)
+    parents = sorted({parent for parent, _ in known.pairs})
+    gram = _cosines(W_dec, W_dec).fill_diagonal_(-1)
+    encoder_cosines = _cosines(coded.encoder.double(), features)
     return Scores(
-        fvu=float((missed.double().square().sum(1) * w).sum() / variance),
+        fvu=float((coded.residual.double().square().sum(1) * w).sum() / variance),
         l0=float(fired.sum()),
         dead=float((~alive).double().mean()),
-        **_pair_scores(codes.double(), on, w, latent_of, cosines, _cosines(encoder.double(), features.double()), pairs),
-        parent_f1=float(precision_recall[latent_of[parents], parents].mean()) if parents else float("nan"),
+        **_pair_scores(codes.double(), on, w, latent_of, cosines, encoder_cosines, known.pairs),
+        parent_f1=float(f1[latent_of[parents], parents].mean()) if parents else float("nan"),
         mcc=_matched_cosine(matched),
         recovered=float((matched.amax(0) >= FOUND).double().mean()),
         uniqueness=len(feature_of.unique()) / len(W_dec),
-        f1=float(precision_recall[torch.arange(len(W_dec)), feature_of][alive].mean()),
+        f1=float(f1[torch.arange(len(W_dec)), feature_of][alive].mean()),
         nearest_cos=float(gram.amax(1).mean()),
     )
 

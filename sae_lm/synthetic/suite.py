@@ -16,7 +16,7 @@ from sae_lm.synthetic.ab_toy import exact_construction, judge
 from sae_lm.synthetic.batched_training import Saes, Trial, encode, kind, train
 from sae_lm.synthetic.curves import write_curves
 from sae_lm.synthetic.experiments import EXPERIMENTS, Experiment
-from sae_lm.synthetic.scores import score
+from sae_lm.synthetic.scores import CodedInputs, KnownInputs, score
 from sae_lm.synthetic.worlds import HELD_OUT, directions, inputs
 
 SEEDS = 6
@@ -92,18 +92,16 @@ def judged(experiment: Experiment, trials: Sequence[Trial], saes: Saes) -> dict[
     features = torch.stack([directions(world, seed) for seed in range(seeds)])
     held_out = inputs(world, seeds, HELD_OUT, "held out")
     x = held_out.sizes @ features
+    known = [KnownInputs(x[s], held_out.sizes[s], held_out.weight, features[s], world.pairs) for s in range(seeds)]
     found = {}
     for i, trial in enumerate(trials):
         arch, k, _ = kind(trial, recipe)
         codes = encode(saes, x, i, arch, k)
-        missed = x - codes @ saes.W_dec[i] - saes.b_dec[i, :, None]
+        residual = x - codes @ saes.W_dec[i] - saes.b_dec[i, :, None]
         rows = [
-            score(
-                codes[s], missed[s], x[s], held_out.sizes[s], held_out.weight, features[s],
-                saes.W_dec[i, s], saes.encoder[i, s], world.pairs,
-            )._asdict()
+            score(known[s], CodedInputs(codes[s], residual[s], saes.W_dec[i, s], saes.encoder[i, s]))._asdict()
             for s in range(seeds)
-        ]  # fmt: skip
+        ]
         if experiment.key == "composition":
             for s, row in enumerate(rows):
                 row |= judge(codes[s], held_out.sizes[s], features[s], saes.W_dec[i, s])._asdict()

@@ -56,29 +56,43 @@ class Inputs(NamedTuple):
     """sums to 1"""
 
 
+class Trees(NamedTuple):
+    """Equal trees: roots, and children of which one at most is on with its root."""
+
+    count: int
+    probability: float
+    """that a root is on"""
+    children: int
+    """of each root"""
+    child_probability: float
+    """that a child is on, given its root"""
+
+
+class Singles(NamedTuple):
+    """Features that belong to no tree."""
+
+    count: int = 0
+    probability: float = 0.0
+
+
+NO_SINGLES = Singles()
+
+
 def forest(
-    d_in: int,
-    roots: int,
-    root_probability: float,
-    children: int,
-    child_probability: float,
-    singles: int = 0,
-    single_probability: float = 0.0,
-    superposed: bool = False,
-    spread: float = 0.0,
+    d_in: int, trees: Trees, singles: Singles = NO_SINGLES, superposed: bool = False, spread: float = 0.0
 ) -> World:
-    """Equal trees, and features that belong to none; a tree's features stand together, its root first."""
+    """Trees and singles; a tree's features stand together, its root first."""
     parent: list[int | None] = []
-    for _ in range(roots):
+    for _ in range(trees.count):
         root = len(parent)
-        parent += [None, *[root] * children]
-    size = len(parent) + singles
+        parent += [None, *[root] * trees.children]
+    size = len(parent) + singles.count
     return World(
         d_in=d_in,
-        parent=(*parent, *[None] * singles),
+        parent=(*parent, *[None] * singles.count),
         probability=(
-            *[root_probability if p is None else child_probability for p in parent],
-            *[single_probability] * singles,
+            *[trees.probability if p is None else trees.child_probability for p in parent],
+            *[singles.probability] * singles.count,
         ),
         spread=(spread,) * size if spread else None,
         superposed=superposed,
@@ -87,11 +101,11 @@ def forest(
 
 def directions(world: World, seed: int) -> Float[Tensor, "features d_in"]:
     """One seed's unit directions."""
-    draws = torch.Generator().manual_seed(derive("directions", seed))
+    generator = torch.Generator().manual_seed(derive("directions", seed))
     if world.superposed:
-        rows = torch.randn(world.size, world.d_in, generator=draws)
+        rows = torch.randn(world.size, world.d_in, generator=generator)
         return rows / rows.norm(dim=1, keepdim=True)
-    return torch.linalg.qr(torch.randn(world.d_in, world.size, generator=draws)).Q.T.contiguous()
+    return torch.linalg.qr(torch.randn(world.d_in, world.size, generator=generator)).Q.T.contiguous()
 
 
 def all_inputs(world: World, seeds: int) -> Inputs:
@@ -110,8 +124,8 @@ def all_inputs(world: World, seeds: int) -> Inputs:
                 _one_at_most(on[:, children], probability[children]),
                 _one_at_most(on[:, children], stray[children]),
             )
-    there = weight > 0
-    return Inputs(on[there].float().expand(seeds, -1, -1), weight[there].float())
+    possible = weight > 0
+    return Inputs(on[possible].float().expand(seeds, -1, -1), weight[possible].float())
 
 
 def _one_at_most(on: Bool[Tensor, "n children"], probability: Float[Tensor, " children"]) -> Float[Tensor, " n"]:
@@ -120,10 +134,10 @@ def _one_at_most(on: Bool[Tensor, "n children"], probability: Float[Tensor, " ch
     return torch.where(on.sum(1) == 0, 1 - probability.sum(), torch.where(on.sum(1) == 1, one, 0.0))
 
 
-def some_inputs(world: World, n: int, draws: list[torch.Generator]) -> Inputs:
+def some_inputs(world: World, n: int, generators: list[torch.Generator]) -> Inputs:
     """n inputs for each seed, drawn from its generator."""
     bounds = _bounds(world)
-    sizes = torch.stack([_draw(world, bounds, n, generator) for generator in draws])
+    sizes = torch.stack([_draw(world, bounds, n, generator) for generator in generators])
     return Inputs(sizes, torch.full((n,), 1 / n))
 
 
@@ -148,11 +162,11 @@ def _bounds(world: World) -> _Bounds:
     return _Bounds(roots, children, parent, low, low + torch.tensor(world.probability))
 
 
-def _draw(world: World, bounds: _Bounds, n: int, draws: torch.Generator) -> Float[Tensor, "n features"]:
-    number = torch.rand(n, world.size, generator=draws)
+def _draw(world: World, bounds: _Bounds, n: int, generator: torch.Generator) -> Float[Tensor, "n features"]:
+    number = torch.rand(n, world.size, generator=generator)
     on = number < bounds.high  # roots, whose lower bound is 0
     if bounds.children:
-        shared = torch.rand(n, world.size, generator=draws)[:, bounds.parent]
+        shared = torch.rand(n, world.size, generator=generator)[:, bounds.parent]
         within = (shared >= bounds.low[bounds.children]) & (shared < bounds.high[bounds.children])
         strays = torch.zeros_like(within)
         if world.stray is not None:
@@ -160,7 +174,7 @@ def _draw(world: World, bounds: _Bounds, n: int, draws: torch.Generator) -> Floa
         on[:, bounds.children] = torch.where(on[:, bounds.parent], within, strays)
     if world.spread is None:
         return on.float()
-    sizes = 1 + torch.tensor(world.spread) * torch.randn(n, world.size, generator=draws)
+    sizes = 1 + torch.tensor(world.spread) * torch.randn(n, world.size, generator=generator)
     return on * sizes.clamp_min(0)
 
 

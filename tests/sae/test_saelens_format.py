@@ -101,7 +101,7 @@ def test_what_an_sae_found_of_known_features_is_scored_as_synthsaebench_scores_i
         mean_correlation_coefficient,
     )
 
-    from sae_lm.synthetic.scores import score
+    from sae_lm.synthetic.scores import CodedInputs, KnownInputs, score
 
     draw = torch.Generator().manual_seed(3)
     features = torch.nn.functional.normalize(torch.randn(7, 6, generator=draw), dim=1)
@@ -110,7 +110,8 @@ def test_what_an_sae_found_of_known_features_is_scored_as_synthsaebench_scores_i
     codes = (sizes @ features @ W_dec.T - 0.4).relu()
     codes[:, 2] = 0  # a dead latent: they count its F1 as 0, we leave it out
     x = sizes @ features
-    ours = score(codes, x - codes @ W_dec, x, sizes, torch.full((200,), 1 / 200), features, W_dec, W_dec, [(0, 1)])
+    known = KnownInputs(x, sizes, torch.full((200,), 1 / 200), features, [(0, 1)])
+    ours = score(known, CodedInputs(codes, x - codes @ W_dec, W_dec, W_dec))
     theirs = compute_classification_metrics(codes, sizes, W_dec, features)
     alive = (codes > 0).any(0).double().mean().item()
     assert alive < 1

@@ -14,7 +14,7 @@ from sae_lm.synthetic.ab_toy import WORLD, exact_construction, judge
 from sae_lm.synthetic.batched_training import Recipe, Trial
 from sae_lm.synthetic.curves import ladders, mean_and_reach, write_curves
 from sae_lm.synthetic.experiments import EXPERIMENTS, NONE
-from sae_lm.synthetic.worlds import all_inputs, forest
+from sae_lm.synthetic.worlds import Trees, all_inputs, forest
 
 AXES = torch.eye(2)  # features A = (1, 0), B = (0, 1)
 INPUTS = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
@@ -153,7 +153,7 @@ def test_the_same_penalty_on_the_encoder_recovers_them_in_no_seed(learned):
 @pytest.fixture(scope="module")
 def small():
     """The whole of a suite of two little experiments."""
-    world = forest(8, roots=2, root_probability=0.3, children=2, child_probability=0.3)
+    world = forest(8, Trees(2, 0.3, children=2, child_probability=0.3))
     recipe = Recipe(d_sae=8, arch="topk", steps=30, lr=0.01, k=2, batch=32)
     trees = COMPOSITION._replace(
         key="superposition",

@@ -14,14 +14,12 @@ from sae_lm.runtime.seeds import derive
 from sae_lm.sae.sparse import Codes
 from sae_lm.synthetic.batched_penalties import penalties
 from sae_lm.synthetic.batched_training import Recipe, Trial, encode, moments, train
-from sae_lm.synthetic.scores import score
-from sae_lm.synthetic.worlds import World, all_inputs, directions, forest, inputs, some_inputs
+from sae_lm.synthetic.scores import CodedInputs, KnownInputs, score
+from sae_lm.synthetic.worlds import Singles, Trees, World, all_inputs, directions, forest, inputs, some_inputs
 from sae_lm.training.recipe import Hyperparameters
 from sae_lm.training.trainer import ArmTraining
 
-TREE = forest(
-    d_in=12, roots=2, root_probability=0.4, children=2, child_probability=0.3, singles=2, single_probability=0.2
-)
+TREE = forest(12, Trees(2, 0.4, children=2, child_probability=0.3), Singles(2, 0.2))
 STRAYS = World(d_in=6, parent=(None, 0, None), probability=(0.25, 0.2, 0.05), stray=(0, 0.01, 0))
 
 
@@ -73,7 +71,7 @@ def test_sizes_spread_about_one_only_where_a_feature_is_on():
 def test_directions_are_orthonormal_unless_superposed_and_differ_by_seed():
     rows = directions(TREE, 0)
     torch.testing.assert_close(rows @ rows.T, torch.eye(8), atol=1e-5, rtol=0)
-    crowded = directions(forest(4, 3, 0.1, 2, 0.1, superposed=True), 0)
+    crowded = directions(forest(4, Trees(3, 0.1, 2, 0.1), superposed=True), 0)
     assert crowded.shape == (9, 4)
     torch.testing.assert_close(crowded.norm(dim=1), torch.ones(9))
     assert not torch.equal(rows, directions(TREE, 1)) and torch.equal(rows, directions(TREE, 0))
@@ -246,9 +244,9 @@ def judged(rows, codes, encoder=None, weight=EVEN):
     """Scores of two or more latents where the parent is (1, 0) and the child (0, 1)."""
     W_dec = torch.nn.functional.normalize(torch.tensor(rows), dim=1)
     codes = torch.tensor(codes)
-    missed = SIZES - codes @ W_dec
     encoder = W_dec if encoder is None else torch.tensor(encoder)
-    return score(codes, missed, SIZES, SIZES, weight, torch.eye(2), W_dec, encoder, [(PARENT, CHILD)])
+    known = KnownInputs(SIZES, SIZES, weight, torch.eye(2), [(PARENT, CHILD)])
+    return score(known, CodedInputs(codes, SIZES - codes @ W_dec, W_dec, encoder))
 
 
 TRUE_CODES = [[0.0, 0.0], [1.0, 0.0], [1.0, 0.0], [1.0, 1.0]]
