@@ -200,7 +200,8 @@ class CompareSettings(_Settings):
     narrower: Path | None = None
     """folder of SAEs trained with the same settings but fewer latents: which of them became several here"""
     composition: bool = False
-    """train a meta-SAE on every decoder for the composition rate; takes longer than all else together"""
+    """train a meta-SAE on every decoder, and on random directions, for the composition rate and its null; takes longer than
+    all else together"""
     seed: int = 0
     """seed of everything drawn in the evaluation"""
     device: str = "auto"

@@ -42,7 +42,7 @@ from sae_lm.errors import SettingsError, StoreError
 from sae_lm.metrics.absorption_events import Children, View, children, explore
 from sae_lm.metrics.codes import Codes
 from sae_lm.metrics.geometry import nearest_shares
-from sae_lm.metrics.meta_sae import composition_rate
+from sae_lm.metrics.meta_sae import composition
 from sae_lm.metrics.splitting import Split
 from sae_lm.runtime.progress import Progress
 from sae_lm.sae.model import SAE, random_sae
@@ -116,7 +116,7 @@ def measure(settings: CompareSettings, store: Store, runs: Runs, device: str) ->
             draws[key] |= held.draws
             alive[key] = held.fired
             if settings.composition:
-                figures[key]["composition_rate"] = composition_rate(sae.W_dec, alive[key], settings.seed)
+                figures[key] |= composition(sae.W_dec, alive[key], settings.seed)._asdict()
             if key[1] == first and key[0] != CONTROL:
                 nearest[key[0]] = nearest_shares(held.nearest)
             if evaluation_set.candidates:

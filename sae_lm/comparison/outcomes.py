@@ -80,6 +80,8 @@ METRICS = {
         "Over dead latents too, which need not move to look orthogonal."),
     "nearest_cos_spread": Metric("decoder cosine to nearest, same spread", "cosine", None, "context",
         "What random directions with the decoder's own second moments give."),
+    "composition_null": Metric("composition rate, random", "share", None, "context",
+        "The composition rate of as many random directions, which share nothing."),
     "nearest_cos_null": Metric("decoder cosine to nearest, random", "cosine", None, "context",
         "What as many random directions give."),
 }  # fmt: skip
@@ -89,7 +91,7 @@ METRICS = {
 PRIMARY = tuple(key for key, metric in METRICS.items() if metric.role == "primary")
 
 
-NOT_OUTCOMES = ("nearest_cos_null",)
+NOT_OUTCOMES = ("composition_null", "nearest_cos_null")
 """Metrics without a difference: they do not depend on training."""
 
 

@@ -60,7 +60,7 @@ def test_the_report_holds_what_its_schema_says(report):
     assert {(a["family"], a["k"], a["arch"]) for a in values["arms"].values()} == {
         (family, k, "topk") for family in ("none", "max_cos:0.5") for k in (4, 6)
     }
-    optional = {"composition_rate", "recovered_on_holes", "split_ratio", "stitched_novel"}
+    optional = {"composition_rate", "composition_null", "recovered_on_holes", "split_ratio", "stitched_novel"}
     for arm in values["arms"].values():
         assert list(arm["values"]) == list(METRICS)
         for key, per_seed in arm["values"].items():

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from sae_lm.metrics import meta_sae as composition
-from sae_lm.metrics.meta_sae import composition_null, composition_rate, explained_variance, train_meta
+from sae_lm.metrics import meta_sae
+from sae_lm.metrics.meta_sae import composition, composition_null, composition_rate, explained_variance, train_meta
 from sae_lm.runtime.seeds import derive
 from sae_lm.training.objective import Weights
 
@@ -20,7 +20,7 @@ def dense_forward(x, encoder, b_enc, W_dec, b_dec):
     """BatchTopK over a dense code whose activations are measured at unit decoder norm."""
     norms = W_dec.norm(dim=1)
     z = (((x - b_dec) @ encoder.T + b_enc) * norms).relu()
-    count = composition.K * len(x)
+    count = meta_sae.K * len(x)
     kept = torch.zeros_like(z).flatten().scatter(0, z.flatten().topk(count).indices, 1.0).view_as(z)
     return (z * kept / norms) @ W_dec + b_dec
 
@@ -49,7 +49,7 @@ def test_training_equals_a_dense_one_under_autograd():
         torch.testing.assert_close(mine, twin, atol=2e-4, rtol=1e-3)
     assert not torch.equal(slow[1], torch.zeros(15))  # it did train
     torch.testing.assert_close(
-        composition.meta_reconstruction(rows, Weights(*slow)), dense_forward(rows, *slow), atol=1e-5, rtol=1e-4
+        meta_sae.meta_reconstruction(rows, Weights(*slow)), dense_forward(rows, *slow), atol=1e-5, rtol=1e-4
     )
 
 
@@ -79,6 +79,19 @@ def test_a_seed_gives_one_rate_whatever_else_draws_and_the_dead_do_not_count():
     torch.manual_seed(7)
     assert composition_rate(torch.cat([rows, rows[:40]]), alive, 0, steps=20) == first
     assert composition_rate(rows, alive[:80], 1, steps=20) != first
+
+
+def test_a_rate_stands_beside_that_of_as_many_random_directions_to_two_digits(monkeypatch):
+    monkeypatch.setattr(meta_sae, "composition_rate", lambda rows, alive, *_: float(alive.sum()))
+    alive = torch.arange(130) < 123
+    assert composition(torch.randn(130, 6), alive, 5) == (123, 120)
+    assert composition_null(98, 6, 5) == 98 and composition_null(99_501, 6, 5) == 100_000
+
+
+def test_the_null_of_random_directions_is_their_own_rate():
+    rows, alive = directions(80, 6, seed=9), torch.ones(80, dtype=torch.bool)
+    assert composition_null(80, 6, 0, steps=60) == pytest.approx(composition_rate(rows, alive, 0, steps=60), abs=0.05)
+    assert math.isnan(composition_null(7, 6, 0))
 
 
 def test_too_few_living_latents_give_no_number():
