@@ -61,7 +61,7 @@ def between_seeds(
                 mine = rows(arm, seed)
                 apart = match_rows(mine, rows(bases[arm], other)).of_a.cosine < DISTINCT
                 figures[arm, seed] |= {
-                    "seed_stability": seed_stability(mine, rows(arm, other)).share,
+                    "seed_stability": seed_stability(mine, rows(arm, other)),
                     "distinct": float(apart.double().mean()),
                 }
                 bar.update(1)

@@ -1,24 +1,22 @@
-"""two SAEs of one hook -> which latents of one are in the other: matching, distinct features, stitching, co-firing.
+"""Two SAEs of one hook: which latents of one are in the other, by matching decoder rows and by stitching.
 
 A is the SAE compared from (narrower, the baseline, another seed), B the one compared to. Decoders are compared by
-cosine, whatever their norms, and never as a whole matrix of cosines; firing by sparse products of codes of the
-same tokens. Every figure has a floor: what two seeds of one arm give. Latents that do not fire are left out by the
+cosine, whatever their norms, and in tiles of the matrix of cosines. Every figure has a floor: what two seeds of one arm give. Latents that do not fire are left out by the
 caller, who gives rows of the living.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import scipy.optimize
-import scipy.sparse
 import torch
 from jaxtyping import Bool, Float, Int
 from sklearn.metrics import roc_auc_score, roc_curve
 from torch import Tensor
 
-from sae_lm.metrics.codes import Codes, active, decode_active
-from sae_lm.metrics.geometry import CELLS, cosine_tiles, nearest_below
+from sae_lm.metrics.codes import active, decode_active
+from sae_lm.metrics.geometry import CELLS, cosine_tiles
 from sae_lm.sae.directions import row_products, unit_rows
 from sae_lm.sae.model import SAE
 
@@ -30,11 +28,6 @@ HUNGARIAN = 4096
 """Latents up to which pairs are matched optimally."""
 DISTINCT = 0.2
 """Cosine below which a latent has nothing like it in the other dictionary (OrtSAE, 2509.22033)."""
-BLOCK = 1024
-"""Latents of B whose products with all of A's codes are held at a time."""
-
-
-Sparse = scipy.sparse.csc_array
 
 
 # --- matching by decoder cosine
@@ -108,80 +101,30 @@ def children(found: Match, thresholds: Sequence[float] = THRESHOLDS) -> list[Chi
     return curve
 
 
-class Stability(NamedTuple):
-    share: float
-    """share of the smaller dictionary matched at a cosine of STABLE or more"""
-    mean_cos: float
-    """mean cosine of the matched pairs"""
-    method: str
-    """hungarian, or mutual nearest"""
+def seed_stability(
+    a: Float[Tensor, "n d_in"], b: Float[Tensor, "m d_in"], threshold: float = STABLE, hungarian: int = HUNGARIAN
+) -> float:
+    """How much of one dictionary is in the other: matched pairs at the threshold or above, over the smaller's latents."""
+    cosines = matched_cosines(a, b, hungarian)
+    return int((cosines >= threshold).sum()) / max(1, min(len(a), len(b)))
 
 
 @torch.no_grad()
-def seed_stability(
-    a: Float[Tensor, "n d_in"], b: Float[Tensor, "m d_in"], threshold: float = STABLE, hungarian: int = HUNGARIAN
-) -> Stability:
-    """How much of one dictionary is in the other, each latent used once.
+def matched_cosines(
+    a: Float[Tensor, "n d_in"], b: Float[Tensor, "m d_in"], hungarian: int = HUNGARIAN
+) -> Float[Tensor, " pairs"]:
+    """Cosines of pairs of one latent each, every latent used once; float64.
 
     Up to ``hungarian`` latents pairs are matched for the largest sum of cosines (Hungarian method). Beyond, a pair
-    is two latents that are each other's nearest: fewer pairs, of the same kind, and the share is a little lower.
+    is two latents that are each other's nearest: fewer pairs, of the same kind, and fewer of them at any cosine.
     """
     if max(len(a), len(b)) <= hungarian:
         cosines = (as_unit(a) @ as_unit(b).T).cpu().numpy()
         row, column = scipy.optimize.linear_sum_assignment(cosines, maximize=True)
-        matched, method = torch.from_numpy(cosines[row, column]).double(), "hungarian"
-    else:
-        of_a, of_b = match_rows(a, b)
-        mutual = of_b.row[of_a.row] == torch.arange(len(a), device=of_a.row.device)
-        matched, method = of_a.cosine[mutual].double(), "mutual nearest"
-    share = int((matched >= threshold).sum()) / max(1, min(len(a), len(b)))
-    return Stability(share, float(matched.mean()), method)
-
-
-class Distinct(NamedTuple):
-    """Latents that an arm has and another has not."""
-
-    arm: str
-    other: str
-    share: float
-    """share of the arm's latents with no cosine of DISTINCT or more to any latent of the other arm at another seed"""
-    floor: float
-    """the same between seeds of the arm itself: what training noise alone makes distinct; NaN with one seed"""
-    share_same_seed: float
-    """between arms at one seed, which start from the same weights: these resemble each other for that alone"""
-    null: float
-    """chance that a random direction counts as distinct. Where it is not near 1, chance neighbours hide what is
-    distinct: the cosine is too low for so many latents in so few dimensions"""
-
-
-def distinct_features(
-    decoders: Mapping[str, Mapping[int, Float[Tensor, "_ d_in"]]], below: float = DISTINCT
-) -> list[Distinct]:
-    """For ordered pairs of arms; decoders[arm][seed] are the living rows. Means over all pairs of seeds.
-
-    OrtSAE compares single SAEs, and counts seed noise as discovery; only a share above the floor is the arm's doing.
-    """
-
-    def mean(arm: str, other: str, same: bool) -> float:
-        shares = [
-            float((match_rows(rows, others).of_a.cosine < below).double().mean())
-            for seed, rows in decoders[arm].items()
-            for other_seed, others in decoders[other].items()
-            if (seed == other_seed) == same
-        ]
-        return float(np.mean(shares)) if shares else float("nan")
-
-    def null(other: str) -> float:
-        sizes = [rows.shape for rows in decoders[other].values()]
-        return float(np.mean([nearest_below(np.array([below]), m + 1, d_in) for m, d_in in sizes]))
-
-    floors = {arm: mean(arm, arm, same=False) for arm in decoders}
-    return [
-        Distinct(arm, other, mean(arm, other, same=False), floors[arm], mean(arm, other, same=True), null(other))
-        for arm in decoders
-        for other in decoders
-        if arm != other
-    ]
+        return torch.from_numpy(cosines[row, column]).double()
+    of_a, of_b = match_rows(a, b)
+    mutual = of_b.row[of_a.row] == torch.arange(len(a), device=of_a.row.device)
+    return of_a.cosine[mutual].double()
 
 
 # --- stitching
@@ -246,76 +189,3 @@ def novelty_threshold(cosine: Float[Tensor, " n"], novel: Bool[Tensor, " n"]) ->
     # between the last that is called novel and the first that is not
     threshold = -(levels[best] + lower.max()) / 2 if len(lower) else np.inf
     return Roc(float(threshold), float(roc_auc_score(truth, score)), float(true[best]), float(false[best]))
-
-
-# --- similarity by activations
-
-
-def firing(codes: Codes) -> Sparse:
-    """Strengths [tokens, latents] as a sparse matrix in float64."""
-    on = codes.strength > 0
-    row = on.nonzero()[:, 0].numpy()
-    values = codes.strength[on].double().numpy()
-    return Sparse((values, (row, codes.latent[on].numpy())), shape=(len(on), codes.d_sae))
-
-
-class Alike(NamedTuple):
-    """For each latent of B the most similar latent of A by activations; row -1 where none fires on its tokens."""
-
-    either: Nearest
-    """cosine over the tokens where either fires"""
-    inside: Nearest
-    """the larger of the cosines over the tokens where one of the two fires (Bricken et al. 2023)"""
-    directed: Nearest
-    """cosine over the tokens where the latent of B fires, times its largest strength over that of A's (2503.17547:
-    a child whose parent fires with it and as strongly); it may exceed 1"""
-
-
-def activation_similarity(a: Codes, b: Codes) -> Alike:
-    """Cosines of strengths over tokens, from codes of the same tokens; only pairs that fire together are looked at."""
-    left, right = firing(a), firing(b)
-    norms_a, norms_b = (np.sqrt(matrix.power(2).sum(0)) for matrix in (left, right))
-    peak_a, peak_b = (np.maximum(matrix.max(axis=0).toarray().ravel(), 1e-30) for matrix in (left, right))
-    parts: list[list[Nearest]] = []
-    for first in range(0, b.d_sae, BLOCK):
-        part = right[:, first : first + BLOCK]
-        (i, j, shared), (*_, squares_a), (*_, squares_b) = (
-            products(left, part),
-            products(left.power(2), ones(part)),
-            products(ones(left), part.power(2)),
-        )
-        own_a, own_b = norms_a[i], norms_b[j + first]
-        within_b = shared / (np.sqrt(squares_a) * own_b)
-        scores = (
-            shared / (own_a * own_b),
-            np.maximum(within_b, shared / (own_a * np.sqrt(squares_b))),
-            within_b * peak_b[j + first] / peak_a[i],
-        )
-        parts.append([_best(score, i, j, part.shape[1]) for score in scores])
-    either, inside, directed = (
-        Nearest(torch.cat([found.cosine for found in of]), torch.cat([found.row for found in of]))
-        for of in zip(*parts, strict=True)
-    )
-    return Alike(either, inside, directed)
-
-
-def products(left: Sparse, right: Sparse) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Row, column and value of the entries of left.T @ right, ordered: where signs and patterns of two products are
-    the same, so are their rows and columns."""
-    product = (left.T @ right).tocsc()
-    product.sort_indices()
-    return product.indices, np.repeat(np.arange(product.shape[1]), np.diff(product.indptr)), product.data
-
-
-def ones(matrix: Sparse) -> Sparse:
-    """1 where the matrix has an entry."""
-    return Sparse((np.ones(matrix.nnz), matrix.indices, matrix.indptr), shape=matrix.shape)
-
-
-def _best(score: np.ndarray, i: np.ndarray, j: np.ndarray, columns: int) -> Nearest:
-    """Per column the highest score and its row; of equal ones the first."""
-    order = np.lexsort((i, -score, j))
-    column, first = np.unique(j[order], return_index=True)
-    value, index = np.zeros(columns), np.full(columns, -1)
-    value[column], index[column] = score[order][first], i[order][first]
-    return Nearest(torch.from_numpy(value), torch.from_numpy(index))

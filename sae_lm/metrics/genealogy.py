@@ -1,4 +1,4 @@
-"""two SAEs and their codes of the same tokens -> where each latent of B comes from: kept, split, merged, absorbed.
+"""What became of one SAE's latents in another: kept, split, merged, absorbed, novel or lost.
 
 A is the SAE compared from (narrower, the baseline, another seed), B the one compared to. A cosine alone cannot tell
 a piece of a latent from a copy, nor see what was absorbed; firing on the same tokens can.
@@ -8,12 +8,13 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
+import scipy.sparse
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from sae_lm.metrics.codes import Codes
-from sae_lm.metrics.dictionaries import BLOCK, Sparse, as_unit, firing, match_rows, ones, products
+from sae_lm.metrics.dictionaries import as_unit, match_rows
 
 KEPT = 0.6
 """Genealogy's cosine. Below 1 / sqrt(2), that of a sum of two equal orthogonal directions with either, so that what
@@ -22,6 +23,10 @@ INSIDE = 0.5
 """Share of a latent's tokens from which it counts as firing inside another, or another as silent on them."""
 MIN_PARENT_COSINE = 0.1
 """Least cosine of an absorbing latent with the parent; SAEBench 0.6.0 gates by the same number."""
+
+BLOCK = 1024
+"""Latents of B whose products with all of A's codes are held at a time."""
+Sparse = scipy.sparse.csc_array
 
 
 class Genealogy(NamedTuple):
@@ -157,3 +162,24 @@ def _absorbed(
         order = np.argsort(cosine, kind="stable")  # the last one written is the highest
         parent[j[order]], best[j[order]] = i[order], cosine[order]
     return parent, best >= MIN_PARENT_COSINE
+
+
+def firing(codes: Codes) -> Sparse:
+    """Strengths [tokens, latents] as a sparse matrix in float64."""
+    on = codes.strength > 0
+    row = on.nonzero()[:, 0].numpy()
+    values = codes.strength[on].double().numpy()
+    return Sparse((values, (row, codes.latent[on].numpy())), shape=(len(on), codes.d_sae))
+
+
+def products(left: Sparse, right: Sparse) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Row, column and value of the entries of left.T @ right, ordered: where signs and patterns of two products are
+    the same, so are their rows and columns."""
+    product = (left.T @ right).tocsc()
+    product.sort_indices()
+    return product.indices, np.repeat(np.arange(product.shape[1]), np.diff(product.indptr)), product.data
+
+
+def ones(matrix: Sparse) -> Sparse:
+    """1 where the matrix has an entry."""
+    return Sparse((np.ones(matrix.nnz), matrix.indices, matrix.indptr), shape=matrix.shape)

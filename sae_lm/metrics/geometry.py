@@ -1,8 +1,7 @@
 """decoder -> how near its rows are to each other, beside what random directions give.
 
 A manipulation check, not a result: a random decoder scores best. Definitions: OrtSAE (2509.22033) equation 6,
-the mean over latents of the signed cosine to the nearest other, and its clustering coefficient; c_dec, the mean
-|cos| over pairs, of 2508.16560. Everything is over the whole dictionary, exact, and held tile by tile. Rows may
+the mean over latents of the signed cosine to the nearest other; c_dec, the mean |cos| over pairs, of 2508.16560. Everything is over the whole dictionary, exact, and held tile by tile. Rows may
 have any norm; a zero row has no direction and counts as orthogonal to all.
 """
 
@@ -12,10 +11,9 @@ from typing import NamedTuple
 
 import numpy as np
 import scipy.integrate
-import scipy.sparse
 import scipy.special
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sae_lm.penalties.arms import unit_rows
@@ -29,10 +27,6 @@ EDGES = tuple(i / 50 for i in range(51))
 """Bins of the histogram of nearest cosines; what is below 0 counts into the first."""
 NULL_ROWS = 4096
 """Directions of the anisotropic null whose nearest is looked up: its mean then has a standard error below .001."""
-THRESHOLDS = (0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.7, 0.8)
-"""Cosines above which two latents are joined in the graph whose clustering is measured."""
-MOST_EDGES = 1 << 23
-"""A graph with more edges than this gets no clustering coefficient: 200 MiB, and minutes."""
 
 
 class Geometry(NamedTuple):
@@ -129,13 +123,6 @@ def _within(unit: Tensor, cells: int) -> tuple[Float[Tensor, " n"], float]:
 def _sum(values: Tensor) -> float:
     # measured: sums of rows in their own dtype, which torch adds pairwise, take a tenth of the time of float64
     return float(values.sum(1).double().sum())
-
-
-@torch.no_grad()
-def nearest_cosines(rows: Float[Tensor, "n d_in"]) -> Float[Tensor, " n"]:
-    """Signed cosine of each row to its nearest other row; -2 where there is no other."""
-    unit = _unit(rows)
-    return compare_pairs(unit, len(unit)).nearest
 
 
 def mean_sq_cos(rows: Float[Tensor, "n d_in"]) -> float:
@@ -242,73 +229,3 @@ def nearest_shares(nearest: Float[Tensor, " n"], edges: Sequence[float] = EDGES)
     inner = torch.tensor(edges[1:-1], dtype=torch.float64)
     counts = torch.bincount(torch.bucketize(nearest.double().cpu(), inner), minlength=len(edges) - 1)
     return (counts.double() / len(nearest)).tolist()
-
-
-# --- clustering
-
-
-class Clustering(NamedTuple):
-    """The graph that joins rows with a cosine above the threshold."""
-
-    threshold: float
-    density: float
-    """share of pairs that are joined"""
-    coefficient: float
-    """3 x triangles / connected triples: the chance that two neighbours of a row are joined. NaN without triples,
-    and where there are more than MOST_EDGES edges"""
-
-
-@torch.no_grad()
-def clustering(
-    rows: Float[Tensor, "n d_in"],
-    thresholds: Sequence[float] = THRESHOLDS,
-    most_edges: int = MOST_EDGES,
-    cells: int = CELLS,
-) -> list[Clustering]:
-    """Clustering against edge density, OrtSAE's figure: read coefficients at equal density, not at equal threshold.
-
-    thresholds: ascending, above 0.
-    """
-    assert list(thresholds) == sorted(thresholds) and thresholds[0] > 0
-    unit, n = _unit(rows), len(rows)
-    levels = torch.tensor(thresholds, dtype=torch.float64)
-    counts = torch.zeros(len(levels), dtype=torch.long)
-    edges, level, lowest = torch.zeros(2, 0, dtype=torch.long), torch.zeros(0, dtype=torch.long), 0
-    for first, cosines in cosine_tiles(unit, unit, cells):
-        at = (cosines.triu_(first + 1) > thresholds[0]).nonzero()
-        reached = torch.bucketize(cosines[at[:, 0], at[:, 1]].double().cpu(), levels) - 1  # the highest it is above
-        at, kept = at.cpu() + torch.tensor([first, 0]), reached >= lowest
-        counts += torch.bincount(reached, minlength=len(levels))
-        edges, level = torch.cat([edges, at[kept].T], 1), torch.cat([level, reached[kept]])
-        while len(level) > most_edges:  # the denser graphs are given up
-            lowest += 1
-            edges, level = edges[:, level >= lowest], level[level >= lowest]
-    joined = counts.flip(0).cumsum(0).flip(0)
-    pairs = n * (n - 1) / 2 or float("nan")
-    return [
-        Clustering(
-            threshold,
-            int(joined[i]) / pairs,
-            transitivity(edges[:, level >= i], n, cells) if i >= lowest else float("nan"),
-        )
-        for i, threshold in enumerate(thresholds)
-    ]
-
-
-def transitivity(edges: Int[Tensor, "2 e"], n: int, cells: int = CELLS) -> float:
-    """3 x triangles / connected triples of a graph of n rows, each edge given once; NaN without triples."""
-    row, column = torch.cat([edges, edges.flip(0)], 1).numpy()
-    joined = scipy.sparse.csr_array((np.ones(len(row)), (row, column)), shape=(n, n))
-    degree = joined.sum(1)
-    triples = float((degree * (degree - 1)).sum())
-    if not triples:
-        return float("nan")
-    closed, start = 0.0, 0
-    paths = np.cumsum(joined @ degree)
-    while start < n:  # as many rows as begin ``cells`` paths of two edges, which bounds the product
-        before = paths[start - 1] if start else 0.0
-        stop = max(start + 1, int(np.searchsorted(paths, before + cells, side="right")))
-        part = joined[start:stop]
-        closed += float((part @ joined).multiply(part).sum())
-        start = stop
-    return closed / triples

@@ -67,11 +67,6 @@ class Arm(NamedTuple):
         """The arm it is compared with: the same SAE without a penalty."""
         return Arm("none", 0.0, arch=self.arch, k=self.k)
 
-    @property
-    def steered(self) -> bool:
-        """Whether the coefficient is a controller's (sae_lm.penalties.controllers), which begins at `coefficient`."""
-        return self.fvu is not None or self.coherence is not None
-
 
 def _spell(value: float | int | str) -> str:
     """The shortest text that reads back as the value."""

@@ -8,20 +8,22 @@ import torch
 
 from sae_lm.metrics.geometry import (
     EDGES,
-    clustering,
     compare_pairs,
     geometry,
     mean_sq_cos,
-    nearest_cosines,
     nearest_shares,
     null_nearest_cos,
     null_nearest_shares,
-    transitivity,
 )
 
 
 def directions(n, d, seed=0):
     return torch.randn(n, d, generator=torch.Generator().manual_seed(seed))
+
+
+def nearest_cosines(rows):
+    """Of each row to its nearest other."""
+    return geometry(rows, torch.ones(len(rows), dtype=torch.bool), 0)[1]
 
 
 def every_cosine(rows):
@@ -116,41 +118,3 @@ def test_a_histogram_counts_every_latent_once():
     shares = nearest_shares(nearest)
     assert len(shares) == len(EDGES) - 1 and sum(shares) == pytest.approx(1)
     assert [round(7 * share) for share in shares if share] == [3, 1, 1, 2]
-
-
-# --- clustering
-
-
-def slow_transitivity(joined):
-    n = len(joined)
-    near = [[j for j in range(n) if joined[i][j]] for i in range(n)]
-    triples = [(a, b) for i in range(n) for a in near[i] for b in near[i] if a != b]
-    return sum(bool(joined[a][b]) for a, b in triples) / len(triples) if triples else float("nan")
-
-
-def test_clustering_equals_a_loop_over_triples():
-    rows = torch.cat([directions(25, 4), directions(25, 4) + 0.1])
-    cosines = every_cosine(rows).nan_to_num(-1)
-    found = clustering(rows, (0.2, 0.5, 0.8, 0.99999))
-    for level in found:
-        joined = (cosines > level.threshold).tolist()
-        assert level.density == pytest.approx(sum(map(sum, joined)) / (50 * 49))
-        assert level.coefficient == pytest.approx(slow_transitivity(joined), nan_ok=True)
-
-
-def test_a_triangle_is_closed_and_a_path_is_not():
-    assert transitivity(torch.tensor([[0, 1, 0], [1, 2, 2]]), 4) == 1
-    assert transitivity(torch.tensor([[0, 1], [1, 2]]), 4) == 0
-    assert math.isnan(transitivity(torch.tensor([[0], [1]]), 4))
-
-
-def test_too_dense_a_graph_keeps_its_density_and_gives_up_its_coefficient():
-    rows = directions(60, 4)
-    whole, bounded = clustering(rows, (0.1, 0.5, 0.9)), clustering(rows, (0.1, 0.5, 0.9), most_edges=200)
-    assert [level.density for level in bounded] == [level.density for level in whole]
-    assert math.isnan(bounded[0].coefficient) and bounded[2] == whole[2]
-
-
-def test_clustering_is_the_same_however_it_is_cut():
-    rows = directions(60, 4)
-    assert clustering(rows, (0.3, 0.6), cells=150) == clustering(rows, (0.3, 0.6))

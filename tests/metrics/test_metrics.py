@@ -22,7 +22,7 @@ from sae_lm.concepts.rows import TEST, TRAIN, VALIDATION, ConceptRows, sample_ro
 from sae_lm.concepts.token_labels import LABELS
 from sae_lm.metrics.absorption import ConceptAtSae, absorption, fraction_scores, full_scores, projections
 from sae_lm.metrics.codes import Codes, encode_sparse
-from sae_lm.metrics.geometry import geometry, nearest_cosines
+from sae_lm.metrics.geometry import geometry
 from sae_lm.metrics.language_model import CrossEntropy, HeldOutText, cross_entropies
 from sae_lm.metrics.reconstruction import quality
 from sae_lm.metrics.splitting import NO_LOGIT, l1_probe, nested_regressions, split_counts
@@ -219,7 +219,7 @@ def test_nearest_cosines_equal_a_loop_and_leave_out_dead_latents():
     rows = torch.randn(30, 5, generator=torch.Generator().manual_seed(0))
     unit = rows / rows.norm(dim=1, keepdim=True)
     expected = torch.tensor([max(float(unit[i] @ unit[j]) for j in range(30) if j != i) for i in range(30)])
-    torch.testing.assert_close(nearest_cosines(rows), expected)
+    torch.testing.assert_close(geometry(rows, torch.ones(30, dtype=torch.bool), 0)[1], expected)
     twins = torch.cat([rows, rows[:1]])  # a dead copy of latent 0
     alive = torch.ones(31, dtype=torch.bool)
     alive[30] = False
