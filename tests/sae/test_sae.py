@@ -108,6 +108,31 @@ def test_verify_finds_a_flipped_bit_in_the_weights(make_sae, tmp_path):
     assert verify(tmp_path / "sae") == [f"{WEIGHTS}: content does not match its checksum"]
 
 
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda d: (d / WEIGHTS).unlink(), f"{WEIGHTS}: missing"),
+        (lambda d: edit(d, d_in=7), "W_enc has shape (6, 10), the configuration says (7, 10)"),
+        (lambda d: edit(d, architecture="gated"), "architecture 'gated' is unknown"),
+        (lambda d: (d / CONFIG).write_text("[]"), "JSON list"),
+    ],
+)
+def test_verify_finds_what_loading_would_refuse(make_sae, tmp_path, damage, says):
+    save(make_sae(), tmp_path / "sae")
+    damage(tmp_path / "sae")
+    (line,) = verify(tmp_path / "sae")
+    assert says in line
+    with pytest.raises(SaeError):
+        sae_lm.load(tmp_path / "sae")
+
+
+def test_verify_says_where_no_checksum_can_show_damage(make_sae, tmp_path):
+    save(make_sae(), tmp_path / "sae")
+    edit(tmp_path / "sae", metadata={})
+    with pytest.raises(SaeError, match="records no checksum"):
+        verify(tmp_path / "sae")
+
+
 def test_a_name_that_is_nowhere_says_so(tmp_path):
     with pytest.raises(SaeError, match="not a directory"):
         sae_lm.load(tmp_path / "nothing")

@@ -58,23 +58,46 @@ def check(directory: Path) -> tuple[dict[str, Any], SaeConfig]:
 
     Raises SaeError for what is missing, damaged or of another kind.
     """
+    config, parsed, problem = _examine(directory)
+    if problem is not None:
+        raise SaeError(f"{directory}: {problem}; the SAE is damaged, train or download it again")
+    return config, parsed
+
+
+def verify_files(directory: Path) -> list[str]:
+    """`check` as one line per problem; empty where all is whole.
+
+    Raises SaeError where nothing is wrong, but no checksum is recorded that would show it.
+    """
+    try:
+        _, parsed, problem = _examine(directory)
+    except SaeError as refusal:
+        return [str(refusal)]
+    if problem is None and parsed.metadata.get("weights_sha256") is None:
+        raise SaeError(
+            f"{directory / CONFIG} records no checksum (an SAE written by another program); there is nothing to verify"
+        )
+    return [] if problem is None else [problem]
+
+
+def _examine(directory: Path) -> tuple[dict[str, Any], SaeConfig, str | None]:
+    """What is in cfg.json, what is meant by it, and what is wrong with the weights, or None."""
     config = read_json(directory / CONFIG, SaeError, "an SAE directory")
     parsed = _read_config(directory, config)
+    recorded = parsed.metadata.get("weights_sha256")
     try:
+        if recorded is not None and sha256(directory / WEIGHTS) != recorded:
+            return config, parsed, f"{WEIGHTS}: content does not match its checksum"
         with safe_open(directory / WEIGHTS, "pt") as file:
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-        found = sha256(directory / WEIGHTS)
-    except (OSError, SafetensorError) as problem:
-        raise SaeError(
-            f"{directory / WEIGHTS} cannot be read ({problem}); the SAE is damaged, train or download it again"
-        ) from None
-    if parsed.metadata.get("weights_sha256") not in (None, found):
-        raise SaeError(
-            f"{directory / WEIGHTS} does not match its checksum; the SAE is damaged, train or download it again"
-        )
-    with named(directory):
         check_shapes(parsed, shapes)
-    return config, parsed
+    except FileNotFoundError:
+        return config, parsed, f"{WEIGHTS}: missing"
+    except (OSError, SafetensorError) as problem:
+        return config, parsed, f"{WEIGHTS}: cannot be read ({problem})"
+    except SaeError as problem:
+        return config, parsed, str(problem)
+    return config, parsed, None
 
 
 @contextmanager
@@ -126,19 +149,3 @@ def fold_norms(config: dict[str, Any], weights: dict[str, torch.Tensor]) -> dict
                 "W_dec": weights["W_dec"] / norm.clamp_min(1e-30)[:, None],  # a row of zeros stays one
             }
     return weights
-
-
-def verify_files(path: Path) -> list[str]:
-    try:
-        config = read_json(path / CONFIG, SaeError, "an SAE directory")
-    except SaeError as problem:
-        return [str(problem)]
-    if not (path / WEIGHTS).is_file():
-        return [f"{WEIGHTS}: missing"]
-    metadata = config.get("metadata")
-    recorded = metadata.get("weights_sha256") if isinstance(metadata, dict) else None
-    if recorded is None:
-        raise SaeError(
-            f"{path / CONFIG} records no checksum (an SAE written by another program); there is nothing to verify"
-        )
-    return [] if sha256(path / WEIGHTS) == recorded else [f"{WEIGHTS}: content does not match its checksum"]
