@@ -16,9 +16,10 @@ from sklearn.metrics import roc_auc_score, roc_curve
 from torch import Tensor
 
 from sae_lm.metrics.codes import active, decode_active
-from sae_lm.metrics.geometry import CELLS, cosine_tiles
+from sae_lm.metrics.geometry import CELLS, tile_rows
 from sae_lm.sae.directions import row_products, unit_rows
 from sae_lm.sae.model import SAE
+from sae_lm.sae.nearest import NONE, cosine_tiles
 
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8)
 """Cosines from which a latent of B counts as a child of one of A."""
@@ -51,25 +52,21 @@ class Match(NamedTuple):
 def match_rows(a: Float[Tensor, "n d_in"], b: Float[Tensor, "m d_in"], cells: int = CELLS) -> Match:
     """Nearest by signed cosine, exact, in one pass of tiles; of equal ones the first. Of no rows none is the nearest:
     the cosine is then -1, the row -1."""
-    a, b = as_unit(a), as_unit(b)
+    a, b = unit_rows(a), unit_rows(b)
     if not len(a) or not len(b):
         rows = (torch.full((len(of),), -1, dtype=torch.long, device=a.device) for of in (a, b))
         return Match(*(Nearest(row.to(a.dtype), row) for row in rows))
     cosine, index = [], []
-    best = a.new_full((len(b),), -2.0)
+    best = a.new_full((len(b),), NONE)
     where = torch.zeros(len(b), dtype=torch.long, device=a.device)
-    for first, cosines in cosine_tiles(a, b, cells):
-        found = cosines.max(1)
-        cosine.append(found.values)
-        index.append(found.indices)
+    for first, cosines in cosine_tiles(a, b, tile_rows(len(b), cells)):
+        nearest = cosines.max(1)
+        cosine.append(nearest.values)
+        index.append(nearest.indices)
         down = cosines.max(0)
         higher = down.values > best
         best, where = torch.where(higher, down.values, best), torch.where(higher, down.indices + first, where)
     return Match(Nearest(torch.cat(cosine), torch.cat(index)), Nearest(best, where))
-
-
-def as_unit(rows: Tensor) -> Tensor:
-    return unit_rows(rows if rows.dtype == torch.float64 else rows.float())
 
 
 class Children(NamedTuple):
@@ -119,7 +116,7 @@ def matched_cosines(
     is two latents that are each other's nearest: fewer pairs, of the same kind, and fewer of them at any cosine.
     """
     if max(len(a), len(b)) <= hungarian:
-        cosines = (as_unit(a) @ as_unit(b).T).cpu().numpy()
+        cosines = (unit_rows(a) @ unit_rows(b).T).cpu().numpy()
         row, column = scipy.optimize.linear_sum_assignment(cosines, maximize=True)
         return torch.from_numpy(cosines[row, column]).double()
     of_a, of_b = match_rows(a, b)

@@ -14,7 +14,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sae_lm.metrics.codes import Codes
-from sae_lm.metrics.dictionaries import as_unit, match_rows
+from sae_lm.metrics.dictionaries import match_rows
+from sae_lm.sae.directions import unit_rows
+from sae_lm.sae.nearest import NONE
 
 KEPT = 0.6
 """Genealogy's cosine. Below 1 / sqrt(2), that of a sum of two equal orthogonal directions with either, so that what
@@ -67,7 +69,7 @@ def genealogy(
     fires_a, fires_b = ones(firing(codes_a)), ones(firing(codes_b))
     ids_a, ids_b = (np.flatnonzero(fires.sum(0)) for fires in (fires_a, fires_b))
     fires_a, fires_b = fires_a[:, ids_a], fires_b[:, ids_b]
-    a, b = as_unit(W_dec_a[torch.from_numpy(ids_a)].cpu()), as_unit(W_dec_b[torch.from_numpy(ids_b)].cpu())
+    a, b = unit_rows(W_dec_a[torch.from_numpy(ids_a)].cpu()), unit_rows(W_dec_b[torch.from_numpy(ids_b)].cpu())
     counts = dict.fromkeys(("kept", "split", "merged", "absorbed", "novel", "lost"), 0)
     if not len(a) or not len(b):
         return Genealogy(threshold, counts | {"novel": len(b), "lost": len(a)}, [])
@@ -150,7 +152,7 @@ def _absorbed(
     tokens = fires_a.sum(0)
     least_inside = _least_inside(fires_a)
     least_silent = np.maximum(INSIDE, 2 * alone.sum(0) / tokens)
-    parent, best = np.zeros(len(b), dtype=np.int64), np.full(len(b), -2.0)
+    parent, best = np.zeros(len(b), dtype=np.int64), np.full(len(b), NONE)
     for first in range(0, len(b), BLOCK):
         part = fires_b[:, first : first + BLOCK]
         own = part.sum(0)

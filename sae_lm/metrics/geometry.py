@@ -1,4 +1,4 @@
-"""decoder -> how near its rows are to each other, beside what random directions give.
+"""Decoder geometry: how near a decoder's rows are to each other, beside what random directions give.
 
 A manipulation check, not a result: a random decoder scores best. Definitions: OrtSAE (2509.22033) equation 6,
 the mean over latents of the signed cosine to the nearest other; c_dec, the mean |cos| over pairs, of 2508.16560. Everything is over the whole dictionary, exact, and held tile by tile. Rows may
@@ -6,7 +6,7 @@ have any norm; a zero row has no direction and counts as orthogonal to all.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -16,8 +16,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from sae_lm.penalties.arms import unit_rows
 from sae_lm.runtime.seeds import derive
+from sae_lm.sae.directions import unit_rows
+from sae_lm.sae.nearest import NONE, cosine_tiles, nearest_in_part
 
 CELLS = 1 << 24
 """Cosines held at a time, at most: 64 MiB in float32."""
@@ -73,13 +74,9 @@ class Pairs(NamedTuple):
     abs_cos_all: float
 
 
-def cosine_tiles(
-    rows: Float[Tensor, "n d_in"], others: Float[Tensor, "m d_in"], cells: int = CELLS
-) -> Iterator[tuple[int, Tensor]]:
-    """(first row, cosines [rows, m]) of some rows at a time to all others; both are unit rows."""
-    tile = max(1, cells // max(1, len(others)))
-    for first in range(0, len(rows), tile):
-        yield first, rows[first : first + tile] @ others.T
+def tile_rows(others: int, cells: int = CELLS) -> int:
+    """Rows whose cosines to so many others are held at a time."""
+    return max(1, cells // max(1, others))
 
 
 def compare_pairs(unit: Float[Tensor, "m d_in"], n: int, cells: int = CELLS) -> Pairs:
@@ -87,8 +84,8 @@ def compare_pairs(unit: Float[Tensor, "m d_in"], n: int, cells: int = CELLS) -> 
     first, rest, m, nan = unit[:n], unit[n:], len(unit), float("nan")
     nearest, total = _within(first, cells)
     rest_nearest, rest_total = _within(rest, cells)
-    across, across_total = first.new_full((len(first),), -2.0), 0.0
-    for start, cosines in cosine_tiles(first, rest, cells) if len(rest) else ():
+    across, across_total = first.new_full((len(first),), NONE), 0.0
+    for start, cosines in cosine_tiles(first, rest, tile_rows(len(rest), cells)) if len(rest) else ():
         across[start : start + len(cosines)] = cosines.amax(1)
         rest_nearest = torch.maximum(rest_nearest, cosines.amax(0))
         across_total += _sum(cosines.abs_())
@@ -103,15 +100,15 @@ def compare_pairs(unit: Float[Tensor, "m d_in"], n: int, cells: int = CELLS) -> 
 def _within(unit: Tensor, cells: int) -> tuple[Float[Tensor, " n"], float]:
     """Each row's cosine to its nearest other, -2 without one; the sum of |cos| over ordered pairs.
 
-    A tile is some rows beside themselves and all that follow: what it says of the latter is what later tiles lack.
+    Half the products of `nearest_in_part`, since each pair's cosine serves both rows. A tile is some rows beside themselves and all that follow: what it says of the latter is what later tiles lack.
     """
-    nearest, total, start = unit.new_full((len(unit),), -2.0), 0.0, 0
+    nearest, total, start = unit.new_full((len(unit),), NONE), 0.0, 0
     while start < len(unit):
         stop = start + max(1, cells // (len(unit) - start))
         rows = unit[start:stop]
         cosines = rows @ unit[start:].T
         own, later = cosines.diagonal(), cosines[:, len(rows) :]
-        own.fill_(-2)
+        own.fill_(NONE)
         nearest[start:stop] = torch.maximum(nearest[start:stop], cosines.amax(1))
         nearest[stop:] = torch.maximum(nearest[stop:], later.amax(0))
         own.zero_()
@@ -127,7 +124,7 @@ def _sum(values: Tensor) -> float:
 
 def mean_sq_cos(rows: Float[Tensor, "n d_in"]) -> float:
     """Mean cos^2 over ordered pairs, through V^T V in O(n d^2): sum_ij cos^2 = ||V^T V||^2. NaN below two rows."""
-    unit, n = _unit(rows), len(rows)
+    unit, n = unit_rows(rows), len(rows)
     if n < 2:
         return float("nan")
     frame = torch.zeros(unit.shape[1], unit.shape[1], dtype=torch.float64)
@@ -150,7 +147,7 @@ def geometry(
     seed: of the directions drawn for ``nearest_cos_spread``; the other nulls are exact.
     """
     n, d_in, nan = int(alive.sum()), W_dec.shape[1], float("nan")
-    unit = _unit(torch.cat([W_dec[alive], W_dec[~alive]]))
+    unit = unit_rows(torch.cat([W_dec[alive], W_dec[~alive]]))
     pairs = compare_pairs(unit, n)
     near = pairs.nearest.double()
 
@@ -176,11 +173,6 @@ def geometry(
     return shape, pairs.nearest
 
 
-def _unit(rows: Tensor) -> Tensor:
-    """Unit rows in float32, or in float64 where they come so."""
-    return unit_rows(rows if rows.dtype == torch.float64 else rows.float())
-
-
 def _spread_null(unit: Tensor, seed: int) -> float:
     """Mean nearest cosine of Gaussian directions with the second moments of these rows, on a sample of them."""
     moments = torch.zeros(unit.shape[1], unit.shape[1], dtype=torch.float64)
@@ -190,11 +182,8 @@ def _spread_null(unit: Tensor, seed: int) -> float:
     root = (axes * scale.clamp_min(0).sqrt() @ axes.T).to(unit.dtype)
     drawn = torch.randn(unit.shape, generator=torch.Generator().manual_seed(derive("spread", seed)), dtype=unit.dtype)
     drawn = unit_rows(drawn @ root).to(unit.device)
-    found = []
-    for first, cosines in cosine_tiles(drawn[:NULL_ROWS], drawn):
-        cosines.diagonal(offset=first).fill_(-2)
-        found.append(cosines.amax(1))
-    return float(torch.cat(found).double().mean())
+    nearest, _ = nearest_in_part(drawn[:NULL_ROWS], drawn, tile=tile_rows(len(drawn)))
+    return float(nearest.double().mean())
 
 
 # --- what uniform directions give: exact, because given one of them the cosines to the others are independent

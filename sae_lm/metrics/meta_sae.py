@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from sae_lm.penalties.arms import unit_rows
 from sae_lm.runtime.seeds import derive
+from sae_lm.sae.directions import unit_rows
 from sae_lm.sae.sparse import SparseCode
 from sae_lm.training.objective import Weights, batch_result
 from sae_lm.training.selection import largest_of_batch
@@ -50,7 +50,7 @@ def composition_rate(
     Rows are taken at unit norm, since decoders may share norms with encoders as they like. Fewer than 2 K alive
     latents give NaN. Fewer steps are faster and give other rates: compare at equal steps only.
     """
-    rows = unit_rows(W_dec[alive].float())
+    rows = unit_rows(W_dec[alive])
     if len(rows) < 2 * K:
         return float("nan")
     return explained_variance(rows, meta_reconstruction(rows, train_meta(rows, seed, steps)))

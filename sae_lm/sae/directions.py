@@ -55,15 +55,20 @@ class _OfDirections(torch.autograd.Function):
 
 
 def _unit(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Unit rows in float32 or float64, and the inverse norms [m, 1]; both 0 for a zero row."""
+    """Unit rows in float32 or float64, and the inverse norms [m, 1]; both 0 for a zero row.
+
+    A product with the inverse, which the gradient needs again, rounds otherwise than the quotient of `unit_rows`.
+    """
     rows = rows if rows.dtype == torch.float64 else rows.float()
     norm = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
     inverse = torch.where(norm > 1e-8, 1 / norm, 0)
     return rows * inverse, inverse
 
 
-def unit_rows(rows: Float[Tensor, "n d_in"]) -> Float[Tensor, "n d_in"]:
-    return rows / rows.norm(dim=1, keepdim=True).clamp_min(1e-8)
+def unit_rows(rows: Float[Tensor, "*batch n d_in"]) -> Float[Tensor, "*batch n d_in"]:
+    """Rows of norm 1, in float32, or in float64 where they come so; a row of zeros stays one."""
+    rows = rows if rows.dtype == torch.float64 else rows.float()
+    return rows / rows.norm(dim=-1, keepdim=True).clamp_min(1e-8)
 
 
 def row_products(

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from sae_lm.errors import SaeError
 from sae_lm.runtime.seeds import derive
+from sae_lm.sae.directions import unit_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,9 +124,8 @@ def random_sae(like: SAE, l0: float, seed: int) -> SAE:
     that are learned for another encoder any number would.
     """
     generator = torch.Generator().manual_seed(derive("random SAE", seed))
-    rows = torch.randn(like.config.d_sae, like.config.d_in, generator=generator)
-    rows /= rows.norm(dim=1, keepdim=True)
     d_sae = like.config.d_sae
+    rows = unit_rows(torch.randn(d_sae, like.config.d_in, generator=generator))
     config = replace(like.config, architecture="topk", k=min(d_sae, max(1, round(l0))))
     return SAE(
         config, {"W_dec": rows, "W_enc": rows.T, "b_enc": torch.zeros(d_sae), "b_dec": like.b_dec.detach().cpu()}

@@ -1,8 +1,10 @@
-"""rows -> each row's nearest other row, and the penalty on how near it is.
+"""The nearest other row of each row by cosine: searched in tiles, kept up to date, or looked up for a sample.
 
 The search costs O(m^2 d) and what it finds moves slowly, cosines to what was found cost O(m d). So `NearestRows`
 searches one part of the dictionary at a time, and takes the cosines that matter anew every time.
 """
+
+from collections.abc import Iterator
 
 import torch
 from jaxtyping import Float, Int
@@ -10,7 +12,7 @@ from torch import Tensor
 
 from sae_lm.sae.directions import TILE, product_dtype, row_products, unit_rows
 
-FRESH = 4
+RECHECKED_CANDIDATES = 4
 """Candidates per row whose cosines are taken anew at an update: the highest as they were last seen."""
 LOGGED_ROWS = 512
 """Rows, at most, whose nearest neighbour a line of the log looks up."""
@@ -21,26 +23,35 @@ NONE = -2.0
 def nearest_row(unit: Float[Tensor, "n d_in"], matmul: torch.dtype = torch.float32) -> Int[Tensor, " n"]:
     """Index of the row with the largest signed cosine to each row, itself excluded; exact over all rows."""
     every = unit.to(product_dtype(unit, matmul))
-    return _search(every, every, 0)[1]
+    return nearest_in_part(every, every)[1]
 
 
-def _search(rows: Tensor, part: Tensor, first: int, before: bool = False) -> tuple[Tensor, Tensor]:
-    """For each row the highest cosine to another row of the part, and where that is in the part.
+def cosine_tiles(
+    rows: Float[Tensor, "n d_in"], others: Float[Tensor, "m d_in"], tile: int = TILE
+) -> Iterator[tuple[int, Float[Tensor, "tile m"]]]:
+    """(first row, cosines) of so many rows at a time to all others; both are unit rows."""
+    for first in range(0, len(rows), tile):
+        yield first, rows[first : first + tile] @ others.T
 
-    The part is rows[first : first + len(part)]. before: only its rows before the row count.
+
+def nearest_in_part(
+    rows: Float[Tensor, "n d_in"], part: Float[Tensor, "m d_in"], first: int = 0, before: bool = False, tile: int = TILE
+) -> tuple[Float[Tensor, " n"], Int[Tensor, " n"]]:
+    """For each unit row the highest cosine to another row of the part, `NONE` without one, and where that is in the part.
+
+    Row i, if it is in the part, stands there at i - first. before: only the part's rows before the row count.
     """
     highest, where = [], []
-    for start in range(0, len(rows), TILE):
-        cosines = rows[start : start + TILE] @ part.T
+    for start, cosines in cosine_tiles(rows, part, tile):
         own = torch.arange(start, start + len(cosines), device=rows.device)[:, None] - first
         column = torch.arange(len(part), device=rows.device)
         if before and start < first + len(part):
             cosines.masked_fill_(column >= own, NONE)
         elif not before and first < start + len(cosines) and start < first + len(part):
             cosines.masked_fill_(column == own, NONE)
-        found = cosines.max(1)  # measured: argmax takes four times as long in bfloat16
-        highest.append(found.values)
-        where.append(found.indices)
+        nearest = cosines.max(1)  # measured: argmax takes four times as long in bfloat16
+        highest.append(nearest.values)
+        where.append(nearest.indices)
     return torch.cat(highest), torch.cat(where)
 
 
@@ -48,7 +59,7 @@ class NearestRows:
     """The nearest neighbours of m rows, searched part by part: each `update` finds every row's nearest in one part
     of the dictionary, the first update in all.
 
-    Of its nearest in the parts, a row's `FRESH` highest are then looked at as they are now, and the highest of
+    Of its nearest in the parts, a row's `RECHECKED_CANDIDATES` highest are then looked at as they are now, and the highest of
     these is its neighbour: while a penalty parts a row from its neighbour, another becomes the nearest.
 
     parts: how many; 1 searches everything at each update.
@@ -93,12 +104,12 @@ class NearestRows:
         m, turn = len(every), self.turn
         first, last = turn * m // self.parts, (turn + 1) * m // self.parts
         if self.order is None:
-            found, where = _search(every, every[first:last], first)
+            found, where = nearest_in_part(every, every[first:last], first)
             cosines[:, turn], candidates[:, turn] = found.to(cosines.dtype), where + first
         else:  # rows that fire more often than the part's have none in it
             below = self.order[first:]
             rows = every.index_select(0, below)
-            found, where = _search(rows, rows[: last - first], 0, before=True)
+            found, where = nearest_in_part(rows, rows[: last - first], before=True)
             cosines[:, turn] = NONE
             cosines[below, turn], candidates[below, turn] = found.to(cosines.dtype), below[where]
         self.turn = (turn + 1) % self.parts
@@ -110,7 +121,7 @@ class NearestRows:
         seen = cosines
         if self.ranked and rate is not None:
             seen = torch.where(rate[candidates] > rate[:, None], cosines, NONE)
-        seen, column = seen.topk(min(FRESH, self.parts), dim=1)
+        seen, column = seen.topk(min(RECHECKED_CANDIDATES, self.parts), dim=1)
         rows = candidates.gather(1, column)
         now = torch.where(seen > NONE, row_products(unit, unit, rows), NONE)
         cosines.scatter_(1, column, torch.where(seen > NONE, now, cosines.gather(1, column)))
@@ -147,11 +158,8 @@ def coherence(
 ) -> Float[Tensor, ""]:
     """Mean cosine of a row to its nearest other row among all, estimated on a sample of rows."""
     unit = unit_rows(rows.float())
-    every = unit.to(product_dtype(unit, matmul))
     chosen = torch.randperm(len(rows), generator=draws)[:sample].to(rows.device)
-    cosines = every[chosen] @ every.T
-    cosines[torch.arange(len(chosen), device=rows.device), chosen] = -2.0
-    return cosines.amax(1).float().mean()
+    return _nearest_of_some(unit.to(product_dtype(unit, matmul)), chosen).float().mean()
 
 
 @torch.no_grad()
@@ -160,9 +168,7 @@ def nearest_quantiles(rows: Float[Tensor, "n d_in"]) -> dict[str, float]:
     if len(rows) < 2:
         return {}
     sample = torch.arange(0, len(rows), -(-len(rows) // LOGGED_ROWS), device=rows.device)
-    cosines = rows[sample] @ rows.T
-    cosines[torch.arange(len(sample), device=rows.device), sample] = -1.0
-    nearest = cosines.amax(1)
+    nearest = _nearest_of_some(rows, sample)
     low, middle, high = nearest.quantile(nearest.new_tensor([0.1, 0.5, 0.9])).tolist()
     return {
         "nearest_cos": float(nearest.mean()),
@@ -170,3 +176,10 @@ def nearest_quantiles(rows: Float[Tensor, "n d_in"]) -> dict[str, float]:
         "nearest_cos_50": middle,
         "nearest_cos_90": high,
     }
+
+
+def _nearest_of_some(unit: Float[Tensor, "n d_in"], chosen: Int[Tensor, " some"]) -> Float[Tensor, " some"]:
+    """Cosine of each chosen row to its nearest other among all."""
+    cosines = unit[chosen] @ unit.T
+    cosines[torch.arange(len(chosen), device=unit.device), chosen] = NONE
+    return cosines.amax(1)

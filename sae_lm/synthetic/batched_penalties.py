@@ -9,6 +9,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from sae_lm.sae.directions import unit_rows
+from sae_lm.sae.nearest import NONE
+
 
 def penalties(
     penalty: str,
@@ -23,13 +26,13 @@ def penalties(
     rate: how often latents fire. together: share of inputs on which two latents fire, for ``coactive``; the diagonal
     is how often each fires on this batch. margin: per arm, the first of the leading dimensions.
     """
-    unit = rows / rows.norm(dim=-1, keepdim=True).clamp_min(1e-8)
+    unit = unit_rows(rows)
     cosines = unit @ (unit.detach() if anchored else unit).mT
     m = rows.shape[-2]
     others = ~torch.eye(m, dtype=torch.bool, device=rows.device)
     counted = others & (rate.unsqueeze(-2) > rate.unsqueeze(-1)) if anchored else others
     if penalty == "max_cos":
-        nearest = cosines.masked_fill(~counted, -2.0).amax(-1)
+        nearest = cosines.masked_fill(~counted, NONE).amax(-1)
         return (nearest - (0.0 if margin is None else margin)).clamp_min(0).square().mean(-1)
     if penalty == "abs_cos":
         cosines = cosines.abs()

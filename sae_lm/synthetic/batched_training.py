@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sae_lm.penalties.arms import Arm
 from sae_lm.runtime.seeds import derive
+from sae_lm.sae.directions import unit_rows
 from sae_lm.synthetic.batched_penalties import penalties
 from sae_lm.synthetic.worlds import Inputs, World, all_inputs, directions, inputs, some_inputs
 from sae_lm.training.recipe import default_widths
@@ -177,7 +178,7 @@ def _start(
             weight = some.weight * (some.sizes[0].sum(1) > 0)
             drawn = torch.multinomial(weight, recipe.d_sae, replacement=True, generator=draws)
             rows = some.sizes[0, drawn] @ features[seed] + rows / world.d_in**0.5
-        first.append(rows / rows.norm(dim=1, keepdim=True))
+        first.append(unit_rows(rows))
     rows = torch.stack(first).repeat(len(trials), 1, 1, 1)
     for i, trial in enumerate(trials):
         if trial.truth != "unknown":

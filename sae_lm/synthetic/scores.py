@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sae_lm.sae.directions import unit_rows
+
 MERGED = 0.1
 """Cosine of a child's row with its parent from which a hole counts as taken over by the child's latent."""
 
@@ -161,7 +163,7 @@ def _mean(values: list) -> float:
 
 
 def _cosines(rows: Float[Tensor, "m d"], others: Float[Tensor, "n d"]) -> Float[Tensor, "m n"]:
-    return torch.nn.functional.normalize(rows, dim=1) @ torch.nn.functional.normalize(others, dim=1).T
+    return unit_rows(rows) @ unit_rows(others).T
 
 
 def _matched_cosine(cosines: Float[Tensor, "d_sae features"]) -> float:

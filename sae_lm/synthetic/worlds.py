@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sae_lm.runtime.seeds import derive
+from sae_lm.sae.directions import unit_rows
 
 MOST_LISTED = 12
 """Features up to which every combination can be listed, 4096 of them."""
@@ -103,8 +104,7 @@ def directions(world: World, seed: int) -> Float[Tensor, "features d_in"]:
     """One seed's unit directions."""
     generator = torch.Generator().manual_seed(derive("directions", seed))
     if world.superposed:
-        rows = torch.randn(world.size, world.d_in, generator=generator)
-        return rows / rows.norm(dim=1, keepdim=True)
+        return unit_rows(torch.randn(world.size, world.d_in, generator=generator))
     return torch.linalg.qr(torch.randn(world.d_in, world.size, generator=generator)).Q.T.contiguous()
 
 
