@@ -96,6 +96,11 @@ def logistic(
     Minimises the mean balanced cross-entropy + `PROBE_L2` / 2 ||s w||^2, s the root mean square of x: L-BFGS for all
     concepts at once, in coordinates in which the rows are white. Measured on 17k rows of width 256 and 52 concepts:
     60 steps come within 7e-5 of the optimum, where 200 in the rows' own coordinates are 2e-3 above it.
+
+    Not scikit-learn's ``LogisticRegression(solver="newton-cholesky", class_weight="balanced")``, which fits concepts
+    one by one, each from a Hessian of its own. Measured on 5000 rows and 20 concepts with one thread (scikit-learn
+    1.9.1, torch 2.13.0): 5.7 s against 4.2 s here at width 256, 235 s against 7.3 s at 2304, for a loss 3e-5 lower. In
+    float32 its Hessian of width 2304 is too ill-conditioned: after 41 s it stops at a loss 4e-4 higher.
     """
     scale = float(x.square().mean().sqrt()) or 1.0
     mean = x.mean(0)

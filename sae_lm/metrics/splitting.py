@@ -58,7 +58,8 @@ def split_counts(
 def l1_probe(codes: Codes, labels: Bool[Tensor, "n concepts"], seed: int) -> Float[Tensor, "d_sae concepts"]:
     """Signed weights of a multi-label logistic probe on the codes, L1-penalised.
 
-    The gradient is written out, and products are those of scipy's sparse matrices: measured, about five times as fast
+    The published recipe of sae-spelling, its optimiser, schedule and number of epochs included: no solver of a
+    library stops where it does, and which latents rank first depends on that. The gradient is written out, and products are those of scipy's sparse matrices: measured, about five times as fast
     as autograd through ``embedding_bag``.
     """
     from scipy.sparse import csr_matrix
@@ -99,7 +100,9 @@ def nested_regressions(
 
     Both float64. The objective is that of scikit-learn's ``LogisticRegression(class_weight="balanced")``: the sum of cross-entropies,
     in which both classes weigh n / 2, and half the squared weights, without the bias. Newton's method with step
-    halving, all fits at once. Rows on which all columns are 0 differ by their label alone and are counted, not repeated.
+    halving, all fits at once: measured on 5000 and 40,000 rows of 10 columns, .04 and .06 s, where scikit-learn 1.9.1
+    (newton-cholesky, tol 1e-4) takes .07 and .26 s for the ten one by one and stops up to .1 of a weight before the
+    optimum, and no library fits them together. Rows on which all columns are 0 differ by their label alone and are counted, not repeated.
     """
     n, count = x.shape
     some = (x != 0).any(1)
