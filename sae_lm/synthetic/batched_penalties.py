@@ -1,4 +1,4 @@
-"""rows of many small SAEs at once -> the penalty of each.
+"""The penalties of many small SAEs at once, as dense products: what the trainer's penalties are for one.
 
 The trainer's own penalties (sae_lm.sae) take one dictionary and hold no [d_sae, d_sae] matrix. Here dictionaries are
 tiny and many, and a matrix of cosines for each is the fast way: one batched product for all. They are equal to
@@ -16,21 +16,21 @@ from sae_lm.sae.nearest import NONE
 def penalties(
     penalty: str,
     rows: Float[Tensor, "*runs m d"],
-    rate: Float[Tensor, "*runs m"],
-    together: Float[Tensor, "*runs m m"] | None = None,
+    firing_frequency: Float[Tensor, "*runs m"],
+    coactivation: Float[Tensor, "*runs m m"] | None = None,
     margin: Float[Tensor, "#arms 1 1"] | None = None,
     anchored: bool = False,
 ) -> Float[Tensor, "*runs"]:
     """abs_cos, sq_cos, max_cos, freq_cos or coactive of each dictionary; the definitions are sae_lm.sae's.
 
-    rate: how often latents fire. together: share of inputs on which two latents fire, for ``coactive``; the diagonal
+    firing_frequency: share of inputs on which each latent fires. coactivation: share of inputs on which two latents fire, for ``coactive``; the diagonal
     is how often each fires on this batch. margin: per arm, the first of the leading dimensions.
     """
     unit = unit_rows(rows)
     cosines = unit @ (unit.detach() if anchored else unit).mT
     m = rows.shape[-2]
     others = ~torch.eye(m, dtype=torch.bool, device=rows.device)
-    counted = others & (rate.unsqueeze(-2) > rate.unsqueeze(-1)) if anchored else others
+    counted = others & (firing_frequency.unsqueeze(-2) > firing_frequency.unsqueeze(-1)) if anchored else others
     if penalty == "max_cos":
         nearest = cosines.masked_fill(~counted, NONE).amax(-1)
         return (nearest - (0.0 if margin is None else margin)).clamp_min(0).square().mean(-1)
@@ -41,13 +41,13 @@ def penalties(
     if penalty == "sq_cos":
         return _sum(cosines.square(), counted) / (m * (m - 1))
     if penalty == "freq_cos":
-        weight = rate.unsqueeze(-1) * rate.unsqueeze(-2)
-        return _sum(weight * cosines.square(), counted) / rate.sum(-1).clamp_min(1e-8)
-    assert penalty == "coactive" and together is not None
+        weight = firing_frequency.unsqueeze(-1) * firing_frequency.unsqueeze(-2)
+        return _sum(weight * cosines.square(), counted) / firing_frequency.sum(-1).clamp_min(1e-8)
+    assert penalty == "coactive" and coactivation is not None
     if margin is not None:
         cosines = (cosines.abs() - margin[..., None]).clamp_min(0)
-    l0 = together.diagonal(dim1=-2, dim2=-1).sum(-1)
-    return _sum(together * cosines.square(), counted) / l0.clamp_min(1e-8)
+    l0 = coactivation.diagonal(dim1=-2, dim2=-1).sum(-1)
+    return _sum(coactivation * cosines.square(), counted) / l0.clamp_min(1e-8)
 
 
 def _sum(values: Float[Tensor, "*runs m m"], counted: Bool[Tensor, "*some m m"]) -> Float[Tensor, "*runs"]:

@@ -1,4 +1,4 @@
-"""world x trials x seeds -> trained SAEs: all of them in one tensor program.
+"""Training of many small SAEs at once, every trial with every seed in one tensor program.
 
 The step is that of ``sae-lm train`` (sae_lm.training.trainer): scaled inputs, the same start, schedule, clipping, unit decoder
 rows; the tests train one SAE by both and compare weights. differs: penalties are taken anew at every step, and nothing
@@ -28,7 +28,7 @@ AT_ONCE = 1_200_000
 """Activations of all SAEs trained together at most: more do not fit a processor's cache, and take longer each."""
 
 
-class Trial(NamedTuple):
+class ToyTrial(NamedTuple):
     """An arm as ``sae-lm train`` reads it, and what only a toy can ask for."""
 
     arm: Arm
@@ -49,7 +49,7 @@ class Trial(NamedTuple):
         return self.arm.name + nested + (f", off at {self.stop:g}" if self.stop < 1 else "")
 
 
-class Recipe(NamedTuple):
+class ToyRecipe(NamedTuple):
     """How the SAEs of one world are trained. Arms say what else they want: ``@arch=``, ``@k=``."""
 
     d_sae: int
@@ -80,7 +80,7 @@ class Saes(NamedTuple):
     """batchtopk, matryoshka: what a pre-activation must be above; else 0"""
 
 
-def train(world: World, trials: Sequence[Trial], recipe: Recipe, seeds: int) -> Saes:
+def train(world: World, trials: Sequence[ToyTrial], recipe: ToyRecipe, seeds: int) -> Saes:
     """Train every trial with every seed.
 
     Trials of a seed share directions, start and inputs. All must be of one `kind`.
@@ -95,21 +95,21 @@ def train(world: World, trials: Sequence[Trial], recipe: Recipe, seeds: int) -> 
     return Saes(*(torch.cat(tensors)[back] for tensors in zip(*parts, strict=True)))
 
 
-def kind(trial: Trial, recipe: Recipe) -> tuple[str, int, tuple[int, ...] | None]:
+def kind(trial: ToyTrial, recipe: ToyRecipe) -> tuple[str, int, tuple[int, ...] | None]:
     """Architecture, k and, for matryoshka, nested prefixes: what SAEs of one tensor program have in common."""
     arch = trial.arm.arch or recipe.arch
     widths = (trial.widths or default_widths(recipe.d_sae)) if arch == "matryoshka" else None
     return arch, trial.arm.k or recipe.k, widths
 
 
-def _train(trials: Sequence[Trial], world: World, recipe: Recipe, seeds: int) -> Saes:
+def _train(trials: Sequence[ToyTrial], world: World, recipe: ToyRecipe, seeds: int) -> Saes:
     ((arch, k, widths),) = {kind(trial, recipe) for trial in trials}
     features = torch.stack([directions(world, seed) for seed in range(seeds)])
     mean, scale = moments(world, features)
     truth = features / scale[:, None, None]  # what the first rows would be in scaled units, but for the norm
     weights = _start(trials, world, recipe, features, mean / scale[:, None])
     optimizer = torch.optim.Adam(list(weights), lr=recipe.lr, betas=(0.9, 0.999), eps=1e-8, fused=True)
-    rate = torch.zeros(len(trials), seeds, recipe.d_sae)
+    frequency = torch.zeros(len(trials), seeds, recipe.d_sae)
     threshold = torch.zeros(len(trials), seeds)
     groups = list(_groups(trials))
     held = torch.tensor([trial.truth == "fixed" for trial in trials])
@@ -129,12 +129,12 @@ def _train(trials: Sequence[Trial], world: World, recipe: Recipe, seeds: int) ->
             coefficient = torch.tensor([_coefficient(trial, step, recipe.steps) for trial in group])
             if coefficient.any():
                 here = slice(first, last)
-                value = _penalties(group, weights, fires[here], batch.weight, rate[here], here)
+                value = _penalties(group, weights, fires[here], batch.weight, frequency[here], here)
                 loss = loss + (coefficient[:, None] * value).sum()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         _update(weights, optimizer, recipe, step, held, world.size)
-        rate.lerp_((fires * batch.weight[:, None]).sum(-2), max(FIRING_MEMORY, 1 / (step + 1)))
+        frequency.lerp_((fires * batch.weight[:, None]).sum(-2), max(FIRING_MEMORY, 1 / (step + 1)))
         if smallest is not None:
             memory = max(1.0, min(THRESHOLD_MEMORY, recipe.steps / 20)) if step else 1.0
             threshold.lerp_(smallest.clamp_min(0), 1 / memory)
@@ -166,17 +166,17 @@ def moments(
 
 
 def _start(
-    trials: Sequence[Trial], world: World, recipe: Recipe, features: Tensor, mean: Float[Tensor, "seeds d_in"]
+    trials: Sequence[ToyTrial], world: World, recipe: ToyRecipe, features: Tensor, mean: Float[Tensor, "seeds d_in"]
 ) -> _Weights:
     """First weights, equal for all trials of a seed but those that know the truth."""
     first = []
     for seed in range(len(features)):
-        draws = torch.Generator().manual_seed(derive("weights", seed))
-        rows = torch.randn(recipe.d_sae, world.d_in, generator=draws)
+        generator = torch.Generator().manual_seed(derive("weights", seed))
+        rows = torch.randn(recipe.d_sae, world.d_in, generator=generator)
         if recipe.start == "inputs":
-            some = all_inputs(world, 1) if world.listed else some_inputs(world, MOMENTS, [draws])
+            some = all_inputs(world, 1) if world.listed else some_inputs(world, MOMENTS, [generator])
             weight = some.weight * (some.sizes[0].sum(1) > 0)
-            drawn = torch.multinomial(weight, recipe.d_sae, replacement=True, generator=draws)
+            drawn = torch.multinomial(weight, recipe.d_sae, replacement=True, generator=generator)
             rows = some.sizes[0, drawn] @ features[seed] + rows / world.d_in**0.5
         first.append(unit_rows(rows))
     rows = torch.stack(first).repeat(len(trials), 1, 1, 1)
@@ -189,13 +189,13 @@ def _start(
 
 
 def _batches(world: World, seeds: int, batch: int) -> Iterator[Inputs]:
-    draws = [torch.Generator().manual_seed(derive("batches", seed)) for seed in range(seeds)]
+    generators = [torch.Generator().manual_seed(derive("batches", seed)) for seed in range(seeds)]
     listed = all_inputs(world, seeds) if world.listed else None
     while True:
-        yield listed or some_inputs(world, batch, draws)
+        yield listed or some_inputs(world, batch, generators)
 
 
-def _groups(trials: Sequence[Trial]) -> Iterator[tuple[int, int, list[Trial]]]:
+def _groups(trials: Sequence[ToyTrial]) -> Iterator[tuple[int, int, list[ToyTrial]]]:
     """Neighbouring trials whose penalties differ by coefficient and margin alone: (first, last, trials)."""
     first = 0
     for last in range(1, len(trials) + 1):
@@ -211,25 +211,25 @@ def _form(arm: Arm) -> tuple[str, bool, str]:
 
 
 def _penalties(
-    group: Sequence[Trial],
+    group: Sequence[ToyTrial],
     weights: _Weights,
     fires: Bool[Tensor, "group seeds n d_sae"],
     weight: Float[Tensor, " n"],
-    rate: Float[Tensor, "group seeds d_sae"],
+    firing_frequency: Float[Tensor, "group seeds d_sae"],
     here: slice,
 ) -> Float[Tensor, "group seeds"]:
     """The penalty of each SAE of a group, which is ``here`` among all trials."""
     penalty, anchored, on = _form(group[0].arm)
-    together = None
+    coactivation = None
     if penalty == "coactive":
         fired = fires.float()
-        together = (fired * weight[:, None]).mT @ fired
+        coactivation = (fired * weight[:, None]).mT @ fired
     margin = torch.tensor([trial.arm.margin for trial in group])[:, None, None]
     rows = weights.encoder if on == "encoder" else weights.W_dec
-    return penalties(penalty, rows[here], rate, together, margin, anchored)
+    return penalties(penalty, rows[here], firing_frequency, coactivation, margin, anchored)
 
 
-def _coefficient(trial: Trial, step: int, steps: int) -> float:
+def _coefficient(trial: ToyTrial, step: int, steps: int) -> float:
     """As sae_lm.penalties.term schedules it, and 0 once it is off."""
     arm = trial.arm
     first = round((arm.start or 0.0) * steps)
@@ -271,17 +271,22 @@ def _errors(
     """Squared error, the mean over nested prefixes of the dictionary where there are."""
     if widths is None:
         return (centred - z @ W_dec).square().sum(-1)
-    missed, total, first = centred, [], 0
+    residual, total, first = centred, [], 0
     for width in widths:
-        missed = missed - z[..., first:width] @ W_dec[..., first:width, :]
-        total.append(missed.square().sum(-1))
+        residual = residual - z[..., first:width] @ W_dec[..., first:width, :]
+        total.append(residual.square().sum(-1))
         first = width
     return torch.stack(total).mean(0)
 
 
 @torch.no_grad()
 def _update(
-    weights: _Weights, optimizer: torch.optim.Adam, recipe: Recipe, step: int, held: Bool[Tensor, " trials"], size: int
+    weights: _Weights,
+    optimizer: torch.optim.Adam,
+    recipe: ToyRecipe,
+    step: int,
+    held: Bool[Tensor, " trials"],
+    size: int,
 ) -> None:
     """Clip each SAE's gradient, step, and bring decoder rows back to unit norm."""
     pull, rows = weights.W_dec.grad, weights.W_dec

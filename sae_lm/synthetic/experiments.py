@@ -8,11 +8,11 @@ not monotonely.
 from typing import NamedTuple
 
 from sae_lm.penalties.arms import Arm, parse_arms
-from sae_lm.synthetic import ab_toy as composition
-from sae_lm.synthetic.batched_training import Recipe, Trial
+from sae_lm.synthetic import ab_toy
+from sae_lm.synthetic.batched_training import ToyRecipe, ToyTrial
 from sae_lm.synthetic.worlds import Singles, Trees, World, forest
 
-NONE = Trial(Arm("none", 0.0))
+NONE = ToyTrial(Arm("none", 0.0))
 
 
 class Experiment(NamedTuple):
@@ -21,9 +21,9 @@ class Experiment(NamedTuple):
     key: str
     title: str
     world: World
-    recipe: Recipe
-    short: tuple[Trial, ...]
-    long: tuple[Trial, ...]
+    recipe: ToyRecipe
+    short: tuple[ToyTrial, ...]
+    long: tuple[ToyTrial, ...]
     shown: tuple[str, ...] = (
         "fvu",
         "hole",
@@ -39,12 +39,12 @@ class Experiment(NamedTuple):
     """metrics in the table, in its order"""
 
 
-def _trials(*arms: str, stop: float = 1.0, margin: float = 0.0) -> tuple[Trial, ...]:
+def _trials(*arms: str, stop: float = 1.0, margin: float = 0.0) -> tuple[ToyTrial, ...]:
     """Trials of these arms; ``margin`` also for coactive, whose cosines have none in training."""
-    return tuple(Trial(arm._replace(margin=margin) if margin else arm, stop) for arm in parse_arms(arms))
+    return tuple(ToyTrial(arm._replace(margin=margin) if margin else arm, stop) for arm in parse_arms(arms))
 
 
-SMALL = Recipe(d_sae=4, arch="relu", steps=3000, lr=0.01, l1=0.02, start="inputs", bias=False)
+SMALL = ToyRecipe(d_sae=4, arch="relu", steps=3000, lr=0.01, l1=0.02, start="inputs", bias=False)
 PAIR = World(d_in=50, parent=(None, 0, None, None), probability=(0.25, 0.2, 0.05, 0.05), listed=True)
 """Chanin et al. 2024, 2409.14507, section 3: four features, one of which comes on only with another."""
 ONE_EACH = (NONE, *_trials("abs_cos:0.3", "sq_cos:1", "max_cos:0.3", "coactive:0.3", "freq_cos:0.3",
@@ -58,18 +58,18 @@ RIVALS = _trials("none@arch=batchtopk", "none@arch=matryoshka")
 
 TREES = forest(64, Trees(8, 0.12, children=4, child_probability=0.2))
 CROWDED = forest(32, Trees(16, 0.06, children=4, child_probability=0.2), superposed=True)
-IN_CROWD = Recipe(d_sae=96, arch="topk", steps=2500, lr=3e-3, k=3)
-TWO_LEVELS = Trial(RIVALS[1].arm, widths=(16, 96))
+IN_CROWD = ToyRecipe(d_sae=96, arch="topk", steps=2500, lr=3e-3, k=3)
+TWO_LEVELS = ToyTrial(RIVALS[1].arm, widths=(16, 96))
 """Matryoshka told how many parents there are"""
-TRUTH = (Trial(NONE.arm, truth="start"), Trial(NONE.arm, truth="fixed"))
+TRUTH = (ToyTrial(NONE.arm, truth="start"), ToyTrial(NONE.arm, truth="fixed"))
 CROWD_SHOWN = ("fvu", "l0", "hole", "gap", "absorbed", "merge", "shared", "parent_f1", "mcc", "uniqueness", "f1")
 
 EXPERIMENTS = (
     Experiment(
         "composition",
         "A/B: two features often on together, three latents (ReLU, L1)",
-        composition.WORLD,
-        Recipe(d_sae=3, arch="relu", steps=3000, lr=0.01, l1=0.07, start="inputs", bias=False),
+        ab_toy.WORLD,
+        ToyRecipe(d_sae=3, arch="relu", steps=3000, lr=0.01, l1=0.07, start="inputs", bias=False),
         (*ONE_EACH, *_trials("abs_cos:6", "abs_cos:0.4@on=encoder")),
         (*LADDERS, *_trials("abs_cos:6", "abs_cos:0.1/0.4@on=encoder")),
         ("composite", "recovered", "fvu", "dead", "nearest_cos"),
@@ -94,28 +94,28 @@ EXPERIMENTS = (
         "absorption-batchtopk",
         "... twelve features and latents, BatchTopK 2",
         World(d_in=50, parent=(None, 0, *[None] * 10), probability=(0.4, 0.6, *[0.15] * 10)),
-        Recipe(d_sae=12, arch="batchtopk", steps=2500, lr=3e-3, k=2),
+        ToyRecipe(d_sae=12, arch="batchtopk", steps=2500, lr=3e-3, k=2),
         (), LADDERS,
     ),
     Experiment(
         "tree",
         "Matryoshka's tree: three parents of three children, eight features alone, 20 latents (ReLU, L1)",
         forest(20, Trees(3, 0.15, children=3, child_probability=0.2), Singles(8, 0.05)),
-        Recipe(d_sae=20, arch="relu", steps=2500, lr=0.01, l1=0.02, start="inputs", bias=False),
+        ToyRecipe(d_sae=20, arch="relu", steps=2500, lr=0.01, l1=0.02, start="inputs", bias=False),
         (), (*LADDERS, *RIVALS),
     ),
     Experiment(
         "trees-relu",
         "Eight parents of four children, orthogonal in 64 dimensions, 40 latents (ReLU, L1)",
         TREES,
-        Recipe(d_sae=40, arch="relu", steps=2500, lr=3e-3, l1=0.02, start="inputs", bias=False),
+        ToyRecipe(d_sae=40, arch="relu", steps=2500, lr=3e-3, l1=0.02, start="inputs", bias=False),
         (), FEW,
     ),
     Experiment(
         "trees-topk",
         "Eight parents of four children, orthogonal in 64 dimensions, 40 latents (TopK 4)",
         TREES,
-        Recipe(d_sae=40, arch="topk", steps=2500, lr=3e-3, k=4),
+        ToyRecipe(d_sae=40, arch="topk", steps=2500, lr=3e-3, k=4),
         (), (*FEW, *TRUTH, *RIVALS),
     ),
     Experiment(

@@ -1,4 +1,4 @@
-"""SAE x known features -> what it has found, and where a parent falls silent under its child.
+"""Scores of an SAE whose true features are known: what it has found, and where a parent falls silent under its child.
 
 For a feature f, l(f) is the latent whose decoder row has the largest |cosine| with it. What is counted is over inputs
 of known features, so there is no probe and no threshold of absorption: a hole is a hole. Matching and per-latent scores
@@ -18,7 +18,7 @@ MERGED = 0.1
 """Cosine of a child's row with its parent from which a hole counts as taken over by the child's latent."""
 
 
-class Scores(NamedTuple):
+class FeatureScores(NamedTuple):
     """Of one SAE. Means over (parent, child) pairs or over features; NaN where there are none."""
 
     fvu: float
@@ -57,7 +57,7 @@ class Scores(NamedTuple):
     """mean over rows of the cosine to the nearest other row"""
 
 
-FOUND = 0.95
+RECOVERED = 0.95
 """Cosine from which a feature counts as recovered."""
 
 
@@ -86,15 +86,15 @@ class CodedInputs(NamedTuple):
     encoder: Float[Tensor, "d_sae d_in"]
 
 
-def score(known: KnownInputs, coded: CodedInputs) -> Scores:
+def score(known: KnownInputs, coded: CodedInputs) -> FeatureScores:
     """Judge one SAE by its codes of inputs whose features are known."""
     codes, W_dec, features = coded.codes, coded.W_dec.double(), known.features.double()
     fires, on, w = (codes > 0).double(), (known.sizes > 0).double(), known.weight.double()
     both = (fires * w[:, None]).T @ on  # [d_sae, features]: share of inputs with latent and feature
     fired, occurs = fires.T @ w, on.T @ w
     cosines = _cosines(W_dec, features)
-    matched = cosines.abs()
-    latent_of, feature_of = matched.argmax(0), matched.argmax(1)
+    likeness = cosines.abs()
+    latent_of, feature_of = likeness.argmax(0), likeness.argmax(1)
     f1 = 2 * both / (fired[:, None] + occurs).clamp_min(1e-300)  # of every latent for every feature
     x_mean = (known.x.double() * w[:, None]).sum(0)
     variance = ((known.x.double() - x_mean).square().sum(1) * w).sum()
@@ -102,14 +102,14 @@ def score(known: KnownInputs, coded: CodedInputs) -> Scores:
     parents = sorted({parent for parent, _ in known.pairs})
     gram = _cosines(W_dec, W_dec).fill_diagonal_(-1)
     encoder_cosines = _cosines(coded.encoder.double(), features)
-    return Scores(
+    return FeatureScores(
         fvu=float((coded.residual.double().square().sum(1) * w).sum() / variance),
         l0=float(fired.sum()),
         dead=float((~alive).double().mean()),
         **_pair_scores(codes.double(), on, w, latent_of, cosines, encoder_cosines, known.pairs),
         parent_f1=float(f1[latent_of[parents], parents].mean()) if parents else float("nan"),
-        mcc=_matched_cosine(matched),
-        recovered=float((matched.amax(0) >= FOUND).double().mean()),
+        mcc=_matched_cosine(likeness),
+        recovered=float((likeness.amax(0) >= RECOVERED).double().mean()),
         uniqueness=len(feature_of.unique()) / len(W_dec),
         f1=float(f1[torch.arange(len(W_dec)), feature_of][alive].mean()),
         nearest_cos=float(gram.amax(1).mean()),
@@ -134,14 +134,14 @@ def _pair_scores(
         if with_child.sum() == 0 or alone.sum() == 0:
             continue  # too rare for these inputs
         latent, other = latent_of[parent], latent_of[child]
-        kept = (with_child @ fires[:, latent]) / with_child.sum()
+        fires_with_child = (with_child @ fires[:, latent]) / with_child.sum()
         shared.append(float(latent == other))
-        holes.append(1 - kept)
+        holes.append(1 - fires_with_child)
         merge = cosines[other, parent]
         taken = (1 - fires[:, latent]) * fires[:, other] if merge >= MERGED else torch.zeros_like(weight)
         events.append((with_child @ taken) / with_child.sum())
         if latent != other:
-            gaps.append((alone @ fires[:, latent]) / alone.sum() - kept)
+            gaps.append((alone @ fires[:, latent]) / alone.sum() - fires_with_child)
             whole = (alone @ codes[:, latent]) / alone.sum()
             if whole > 0:
                 weaker.append(1 - (with_child @ codes[:, latent]) / with_child.sum() / whole)

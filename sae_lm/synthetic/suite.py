@@ -13,7 +13,7 @@ from sae_lm.metrics.statistics import paired_difference
 from sae_lm.runtime.files import write_json
 from sae_lm.runtime.progress import Progress
 from sae_lm.synthetic.ab_toy import exact_construction, judge
-from sae_lm.synthetic.batched_training import Saes, Trial, encode, kind, train
+from sae_lm.synthetic.batched_training import Saes, ToyTrial, encode, kind, train
 from sae_lm.synthetic.curves import write_curves
 from sae_lm.synthetic.experiments import EXPERIMENTS, Experiment
 from sae_lm.synthetic.scores import CodedInputs, KnownInputs, score
@@ -22,7 +22,7 @@ from sae_lm.synthetic.worlds import HELD_OUT, directions, inputs
 SEEDS = 6
 """The fewest at which an exact sign-flip p can fall below .05."""
 RESULT = "suite.json"
-DEAR = 0.02
+FVU_BUDGET = 0.02
 """FVU above the baseline's that is held to be too much for fewer holes."""
 
 
@@ -35,7 +35,7 @@ def run(full: bool = False, seeds: int = SEEDS, experiments: Sequence[Experiment
     with Progress("toys", sum(map(len, lists)) * seeds, "SAEs") as bar:
         for experiment, trials in zip(experiments, lists, strict=True):
             if trials:
-                measured.append(_measured(experiment, trials, seeds))
+                measured.append(_measure(experiment, trials, seeds))
                 bar.update(len(trials) * seeds)
     return {
         "format": "sae_lm truth suite",
@@ -49,10 +49,10 @@ def run(full: bool = False, seeds: int = SEEDS, experiments: Sequence[Experiment
     }
 
 
-def _measured(experiment: Experiment, trials: Sequence[Trial], seeds: int) -> dict[str, Any]:
+def _measure(experiment: Experiment, trials: Sequence[ToyTrial], seeds: int) -> dict[str, Any]:
     values: dict[str, dict[str, list[float]]] = {}
     for same in _of_a_kind(experiment, trials):
-        values |= judged(experiment, same, train(experiment.world, same, experiment.recipe, seeds))
+        values |= judge_trials(experiment, same, train(experiment.world, same, experiment.recipe, seeds))
     arms = {
         trial.name: {
             "penalty": trial.arm.penalty,
@@ -79,21 +79,21 @@ def _measured(experiment: Experiment, trials: Sequence[Trial], seeds: int) -> di
     }
 
 
-def _of_a_kind(experiment: Experiment, trials: Sequence[Trial]) -> list[list[Trial]]:
-    found: dict[Any, list[Trial]] = {}
+def _of_a_kind(experiment: Experiment, trials: Sequence[ToyTrial]) -> list[list[ToyTrial]]:
+    kinds: dict[Any, list[ToyTrial]] = {}
     for trial in trials:
-        found.setdefault(kind(trial, experiment.recipe), []).append(trial)
-    return list(found.values())
+        kinds.setdefault(kind(trial, experiment.recipe), []).append(trial)
+    return list(kinds.values())
 
 
-def judged(experiment: Experiment, trials: Sequence[Trial], saes: Saes) -> dict[str, dict[str, list[float]]]:
+def judge_trials(experiment: Experiment, trials: Sequence[ToyTrial], saes: Saes) -> dict[str, dict[str, list[float]]]:
     """Every trial's scores on inputs that no training saw: metric -> one value per seed."""
     world, recipe, seeds = experiment.world, experiment.recipe, saes.b_dec.shape[1]
     features = torch.stack([directions(world, seed) for seed in range(seeds)])
     held_out = inputs(world, seeds, HELD_OUT, "held out")
     x = held_out.sizes @ features
     known = [KnownInputs(x[s], held_out.sizes[s], held_out.weight, features[s], world.pairs) for s in range(seeds)]
-    found = {}
+    scores = {}
     for i, trial in enumerate(trials):
         arch, k, _ = kind(trial, recipe)
         codes = encode(saes, x, i, arch, k)
@@ -105,29 +105,29 @@ def judged(experiment: Experiment, trials: Sequence[Trial], saes: Saes) -> dict[
         if experiment.key == "composition":
             for s, row in enumerate(rows):
                 row |= judge(codes[s], held_out.sizes[s], features[s], saes.W_dec[i, s])._asdict()
-        found[trial.name] = {metric: [row[metric] for row in rows] for metric in rows[0]}
-    return found
+        scores[trial.name] = {metric: [row[metric] for row in rows] for metric in rows[0]}
+    return scores
 
 
-def family(trial: Trial) -> str:
+def family(trial: ToyTrial) -> str:
     """What trials that differ by coefficient alone have in common: max_cos:0.25@anchored -> max_cos@anchored."""
     return trial.name.replace(f":{trial.arm.coefficient:g}", "", 1) if trial.truth == "unknown" else trial.name
 
 
-def baseline(trial: Trial, names: Container[str]) -> str:
+def baseline(trial: ToyTrial, names: Container[str]) -> str:
     """What a trial is compared with: no penalty on its architecture, if that is there; an architecture, with "none"."""
-    own = trial.arm.baseline.name
-    return own if own in names and trial.arm.penalty != "none" else "none"
+    name = trial.arm.baseline.name
+    return name if name in names and trial.arm.penalty != "none" else "none"
 
 
 def _difference(arms: dict[str, Any], name: str, metric: str) -> dict[str, Any]:
-    there, base = arms[name]["values"][metric], arms[arms[name]["baseline"]]["values"][metric]
-    return _interval(_numbers(there), _numbers(base))
+    arm, base = arms[name]["values"][metric], arms[arms[name]["baseline"]]["values"][metric]
+    return _interval(_numbers(arm), _numbers(base))
 
 
 def _interval(arm: list[float], base: list[float]) -> dict[str, Any]:
-    found = paired_difference(arm, base)
-    return {"mean": found.mean, "low": found.low, "high": found.high, "p": found.p, "p_sign_flip": found.p_sign_flip}
+    d = paired_difference(arm, base)
+    return {"mean": d.mean, "low": d.low, "high": d.high, "p": d.p, "p_sign_flip": d.p_sign_flip}
 
 
 def _finite(value: float) -> float | None:
@@ -177,11 +177,11 @@ def halving(experiment: dict[str, Any]) -> list[str]:
     """Does an arm halve the baseline's holes, and for how much FVU? Paired by seed, 95% intervals.
 
     An arm halves them where its holes less half of the baseline's are below 0 with their whole interval; it is
-    cheap where the interval of its FVU less the baseline's is below `DEAR`.
+    cheap where the interval of its FVU less the baseline's is below `FVU_BUDGET`.
     """
     width = max(map(len, experiment["arms"]))
     lines = [
-        f"  {f'against no penalty (cheap: FVU less than {DEAR:g} above it)':{width}}  holes, times   difference of holes        of FVU"
+        f"  {f'against no penalty (cheap: FVU less than {FVU_BUDGET:g} above it)':{width}}  holes, times   difference of holes        of FVU"
     ]
     for name, arm in experiment["arms"].items():
         if name == arm["baseline"]:
@@ -190,7 +190,9 @@ def halving(experiment: dict[str, Any]) -> list[str]:
         holes, before = _numbers(arm["values"]["hole"]), _numbers(base["hole"])
         fewer, half = _interval(holes, before), _interval(holes, [value / 2 for value in before])
         fvu = _interval(_numbers(arm["values"]["fvu"]), _numbers(base["fvu"]))
-        halves, cheap = (one["high"] is not None and one["high"] < most for one, most in ((half, 0.0), (fvu, DEAR)))
+        halves, cheap = (
+            one["high"] is not None and one["high"] < most for one, most in ((half, 0.0), (fvu, FVU_BUDGET))
+        )
         verdict = "halved" * halves + " and cheap" * (halves and cheap)
         against = "" if arm["baseline"] == "none" else f"  (against {arm['baseline']})"
         lines.append(
@@ -199,9 +201,9 @@ def halving(experiment: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _spoken(found: dict[str, Any]) -> str:
-    ends = "" if found["low"] is None else f"[{found['low']:+.3f}, {found['high']:+.3f}]"
-    return f"{found['mean']:+.3f} {ends:16}"
+def _spoken(difference: dict[str, Any]) -> str:
+    ends = "" if difference["low"] is None else f"[{difference['low']:+.3f}, {difference['high']:+.3f}]"
+    return f"{difference['mean']:+.3f} {ends:16}"
 
 
 def write(result: dict[str, Any], folder: Path) -> Path:

@@ -1,4 +1,4 @@
-"""Known features and how they come on together -> inputs whose truth is known.
+"""Worlds: features whose truth is known, how they come on together, and inputs made of them.
 
 A world is a set of directions and a forest of depth two: roots come on by themselves, children with their parent
 (of one parent's children one at most), or, where they stray, without it. Every input is the sum of what is on.
@@ -60,7 +60,7 @@ class Inputs(NamedTuple):
 class Trees(NamedTuple):
     """Equal trees: roots, and children of which one at most is on with its root."""
 
-    count: int
+    roots: int
     probability: float
     """that a root is on"""
     children: int
@@ -72,7 +72,7 @@ class Trees(NamedTuple):
 class Singles(NamedTuple):
     """Features that belong to no tree."""
 
-    count: int = 0
+    features: int = 0
     probability: float = 0.0
 
 
@@ -84,16 +84,16 @@ def forest(
 ) -> World:
     """Trees and singles; a tree's features stand together, its root first."""
     parent: list[int | None] = []
-    for _ in range(trees.count):
+    for _ in range(trees.roots):
         root = len(parent)
         parent += [None, *[root] * trees.children]
-    size = len(parent) + singles.count
+    size = len(parent) + singles.features
     return World(
         d_in=d_in,
-        parent=(*parent, *[None] * singles.count),
+        parent=(*parent, *[None] * singles.features),
         probability=(
             *[trees.probability if p is None else trees.child_probability for p in parent],
-            *[singles.probability] * singles.count,
+            *[singles.probability] * singles.features,
         ),
         spread=(spread,) * size if spread else None,
         superposed=superposed,

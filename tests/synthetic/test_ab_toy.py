@@ -8,10 +8,9 @@ import torch
 from sae_lm.commands import demo
 from sae_lm.penalties.arms import parse_arm, parse_arms
 from sae_lm.settings import DemoSettings
-from sae_lm.synthetic import ab_toy as composition
-from sae_lm.synthetic import suite
+from sae_lm.synthetic import ab_toy, suite
 from sae_lm.synthetic.ab_toy import WORLD, exact_construction, judge
-from sae_lm.synthetic.batched_training import Recipe, Trial
+from sae_lm.synthetic.batched_training import ToyRecipe, ToyTrial
 from sae_lm.synthetic.curves import ladders, mean_and_reach, write_curves
 from sae_lm.synthetic.experiments import EXPERIMENTS, NONE
 from sae_lm.synthetic.worlds import Trees, all_inputs, forest
@@ -33,7 +32,7 @@ def verdict(encoder_rows, bias, decoder_rows):
 
 def test_the_three_hand_made_latents_code_each_input_with_one_latent_and_lose_nothing():
     # A = (0, 1): (-0 + 1, 0 + 1 - 1, 0 - 1) = (1, 0, -1) -> (1, 0, 0); both: (0, 1, 0); B: (0, 0, 1)
-    codes = torch.relu(composition.EXACT_INPUTS @ composition.EXACT_W_ENC + composition.EXACT_B_ENC)
+    codes = torch.relu(ab_toy.EXACT_INPUTS @ ab_toy.EXACT_W_ENC + ab_toy.EXACT_B_ENC)
     assert torch.equal(codes, torch.eye(3))
     assert exact_construction().is_one_hot
 
@@ -48,7 +47,7 @@ def test_the_three_hand_made_latents_code_each_input_with_one_latent_and_lose_no
     ],
 )
 def test_another_construction_is_not_called_one_hot(monkeypatch, name, broken):
-    monkeypatch.setattr(composition, name, broken)
+    monkeypatch.setattr(ab_toy, name, broken)
     assert not exact_construction().is_one_hot
 
 
@@ -127,7 +126,7 @@ COMPOSITION = EXPERIMENTS[0]
 def learned():
     """Arm -> metric -> one value per seed, from the suite's own recipe."""
     arms = parse_arms(["none", "abs_cos:0.1", "max_cos:0.3", "abs_cos:0.1@on=encoder"])
-    experiment = COMPOSITION._replace(short=tuple(map(Trial, arms)))
+    experiment = COMPOSITION._replace(short=tuple(map(ToyTrial, arms)))
     (result,) = suite.run(experiments=[experiment])["experiments"]
     return {name: arm["values"] for name, arm in result["arms"].items()}
 
@@ -154,14 +153,14 @@ def test_the_same_penalty_on_the_encoder_recovers_them_in_no_seed(learned):
 def small():
     """The whole of a suite of two little experiments."""
     world = forest(8, Trees(2, 0.3, children=2, child_probability=0.3))
-    recipe = Recipe(d_sae=8, arch="topk", steps=30, lr=0.01, k=2, batch=32)
+    recipe = ToyRecipe(d_sae=8, arch="topk", steps=30, lr=0.01, k=2, batch=32)
     trees = COMPOSITION._replace(
         key="superposition",
         title="Little trees",
         world=world,
         recipe=recipe,
-        short=(NONE, Trial(parse_arm("max_cos:1")), Trial(parse_arm("max_cos:1"), stop=0.5)),
-        long=(NONE, Trial(NONE.arm, truth="fixed"), *map(Trial, parse_arms(["max_cos:0.1/0.3/1", "none@arch=matryoshka",
+        short=(NONE, ToyTrial(parse_arm("max_cos:1")), ToyTrial(parse_arm("max_cos:1"), stop=0.5)),
+        long=(NONE, ToyTrial(NONE.arm, truth="fixed"), *map(ToyTrial, parse_arms(["max_cos:0.1/0.3/1", "none@arch=matryoshka",
                                                                             "none@arch=batchtopk",
                                                                             "max_cos:1@arch=batchtopk"]))),
         shown=("fvu", "hole", "mcc"),
@@ -274,8 +273,8 @@ def test_ladders_are_families_of_several_coefficients_in_ascending_order():
     ],
 )
 def test_a_family_is_an_arms_name_without_its_coefficient(text, expected):
-    assert suite.family(Trial(parse_arm(text))) == expected
-    assert suite.family(Trial(parse_arm(text), stop=0.5)) == f"{expected}, off at 0.5"
+    assert suite.family(ToyTrial(parse_arm(text))) == expected
+    assert suite.family(ToyTrial(parse_arm(text), stop=0.5)) == f"{expected}, off at 0.5"
 
 
 def test_an_interval_reaches_as_far_as_students_t_says_and_a_missing_seed_is_left_out():

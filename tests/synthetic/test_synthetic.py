@@ -13,7 +13,7 @@ from sae_lm.penalties.pairwise import abs_cos, freq_cos, sq_cos
 from sae_lm.runtime.seeds import derive
 from sae_lm.sae.sparse import Codes
 from sae_lm.synthetic.batched_penalties import penalties
-from sae_lm.synthetic.batched_training import Recipe, Trial, encode, moments, train
+from sae_lm.synthetic.batched_training import ToyRecipe, ToyTrial, encode, moments, train
 from sae_lm.synthetic.scores import CodedInputs, KnownInputs, score
 from sae_lm.synthetic.worlds import Singles, Trees, World, all_inputs, directions, forest, inputs, some_inputs
 from sae_lm.training.recipe import Hyperparameters
@@ -168,10 +168,10 @@ def test_an_sae_of_many_is_the_one_that_the_trainer_makes(text, in_double_precis
     steps, batch, d_sae, seeds = 40, 32, 10, 2
     arm = parse_arm(text)
     arch = arm.arch or "topk"
-    recipe = Recipe(d_sae, arch, steps, lr=0.01, k=2, l1=0.05, batch=batch)
+    recipe = ToyRecipe(d_sae, arch, steps, lr=0.01, k=2, l1=0.05, batch=batch)
     world = TREE._replace(spread=(0.1,) * TREE.size)  # equal inputs tie, and whose tie is broken which way is luck
     widths = (3, d_sae) if arch == "matryoshka" else None
-    trials = [Trial(arm, widths=widths), Trial(arm._replace(penalty="none", coefficient=0.0), widths=widths)]
+    trials = [ToyTrial(arm, widths=widths), ToyTrial(arm._replace(penalty="none", coefficient=0.0), widths=widths)]
     saes = train(world, trials, recipe, seeds)
     features = torch.stack([directions(world, seed) for seed in range(seeds)])
     mean, scale = moments(world, features)
@@ -195,9 +195,9 @@ def test_an_sae_of_many_is_the_one_that_the_trainer_makes(text, in_double_precis
 
 
 def test_the_penalty_moves_an_sae_only_while_its_schedule_says_so():
-    recipe = Recipe(10, "topk", 30, lr=0.01, k=2, batch=32)
+    recipe = ToyRecipe(10, "topk", 30, lr=0.01, k=2, batch=32)
     arms = ["none", "max_cos:1", "max_cos:1@start=0.5"]
-    trials = [Trial(parse_arm(arm)) for arm in arms] + [Trial(parse_arm("max_cos:1"), stop=0.0)]
+    trials = [ToyTrial(parse_arm(arm)) for arm in arms] + [ToyTrial(parse_arm("max_cos:1"), stop=0.0)]
     W_dec = train(TREE, trials, recipe, 1).W_dec[:, 0]
     torch.testing.assert_close(W_dec[0], W_dec[3])
     apart = (W_dec - W_dec[0]).norm(dim=(1, 2))
@@ -205,8 +205,10 @@ def test_the_penalty_moves_an_sae_only_while_its_schedule_says_so():
 
 
 def test_trials_do_not_notice_each_other(monkeypatch):
-    recipe = Recipe(10, "topk", 20, lr=0.01, k=2, batch=32)
-    trials = [Trial(parse_arm(arm)) for arm in ("sq_cos:3", "none", "coactive:1", "sq_cos:0.1", "abs_cos:1@margin=0.1")]
+    recipe = ToyRecipe(10, "topk", 20, lr=0.01, k=2, batch=32)
+    trials = [
+        ToyTrial(parse_arm(arm)) for arm in ("sq_cos:3", "none", "coactive:1", "sq_cos:0.1", "abs_cos:1@margin=0.1")
+    ]
     together = train(TREE, trials, recipe, 2)
     monkeypatch.setattr("sae_lm.synthetic.batched_training.AT_ONCE", 1)  # one trial at a time
     apart = train(TREE, trials, recipe, 2)
@@ -216,9 +218,9 @@ def test_trials_do_not_notice_each_other(monkeypatch):
 
 
 def test_the_truth_is_held_where_asked_and_elsewhere_only_begun_with():
-    recipe = Recipe(10, "topk", 30, lr=0.01, k=2, batch=32)
+    recipe = ToyRecipe(10, "topk", 30, lr=0.01, k=2, batch=32)
     none = parse_arm("none")
-    trials = [Trial(none), Trial(none, truth="start"), Trial(none, truth="fixed")]
+    trials = [ToyTrial(none), ToyTrial(none, truth="start"), ToyTrial(none, truth="fixed")]
     saes, features = train(TREE, trials, recipe, 1), directions(TREE, 0)
     cosines = torch.einsum("tmd,md->tm", saes.W_dec[:, 0, :8], features)
     torch.testing.assert_close(cosines[2], torch.ones(8))
@@ -227,10 +229,10 @@ def test_the_truth_is_held_where_asked_and_elsewhere_only_begun_with():
 
 
 def test_a_trial_is_called_by_what_it_does():
-    assert Trial(parse_arm("coactive:0.7@anchored")).name == "coactive:0.7@anchored"
-    assert Trial(parse_arm("max_cos:1"), stop=0.5).name == "max_cos:1, off at 0.5"
-    assert Trial(parse_arm("none"), truth="fixed").name == "truth held"
-    assert Trial(parse_arm("none@arch=matryoshka"), widths=(3, 8)).name == "none@arch=matryoshka, widths 3/8"
+    assert ToyTrial(parse_arm("coactive:0.7@anchored")).name == "coactive:0.7@anchored"
+    assert ToyTrial(parse_arm("max_cos:1"), stop=0.5).name == "max_cos:1, off at 0.5"
+    assert ToyTrial(parse_arm("none"), truth="fixed").name == "truth held"
+    assert ToyTrial(parse_arm("none@arch=matryoshka"), widths=(3, 8)).name == "none@arch=matryoshka, widths 3/8"
 
 
 # ---- scores -------------------------------------------------------------------------------------------
