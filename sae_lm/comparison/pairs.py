@@ -16,10 +16,10 @@ from sae_lm.metrics.codes import Codes, encode_sparse
 from sae_lm.metrics.dictionaries import (
     DISTINCT,
     STABLE,
-    children,
     match_rows,
     novelty_threshold,
     seed_stability,
+    split_curve,
     stitch,
 )
 from sae_lm.metrics.genealogy import genealogy
@@ -101,7 +101,7 @@ def widened(
                 added = stitch(a, b, rows.split(batch_rows(b)))
                 lives_a, lives_b = codes_a.firing_frequency() > 0, codes_b.firing_frequency() > 0
                 found = match_rows(dec_a[lives_a], dec_b[lives_b])
-                curve, novel = children(found), added.novel[lives_b]
+                curve, novel = split_curve(found), added.novel[lives_b]
                 roc = novelty_threshold(found.of_b.cosine, novel)
                 pair = {"seed": near, "to_seed": seed, "from_latents": len(dec_a), "to_latents": len(dec_b)}
                 share = float(novel.double().mean())

@@ -1,4 +1,4 @@
-"""tokens around -> contextual labels: what a token's place is, whatever the token.
+"""Contextual labels: what a token's place is (inside brackets, first of a sentence, ...), whatever the token.
 
 The residual stream at a token has seen the tokens before it in its context and itself, nothing else. So a label is a
 function of these alone, and of these of the token's own document alone: a document and a context that begin, begin

@@ -11,9 +11,8 @@ from sae_lm.runtime.seeds import derive
 
 PROBE_L2 = 1e-3
 """Weight of 0.5 ||w||^2 beside the mean balanced loss, rows scaled to mean squared norm d_in."""
-
-
 PROBE_ITERATIONS = 60
+"""Steps of L-BFGS at most."""
 
 
 class Probe(NamedTuple):
@@ -53,18 +52,18 @@ def fit_probes(rows: ConceptRows, min_types: int, gate: float, seed: int = 0) ->
     column = {c: place for place, c in enumerate(fitted)}
     probes = []
     for c, name in enumerate(rows.names):
-        score = chance = float("nan")
+        score = permuted_f1 = float("nan")
         direction, offset, reason = torch.zeros(rows.x.shape[1]), 0.0, reasons[c]
         if c in column:
-            score, chance = scores[column[c]], scores[len(fitted) + column[c]]
+            score, permuted_f1 = scores[column[c]], scores[len(fitted) + column[c]]
             direction, offset = weight[:, column[c]].clone(), float(bias[column[c]])
             if score < gate:
                 reason = f"probe F1 {score:.2f} on unseen types, below {gate:g}"
-            elif chance >= gate:
-                reason = f"probe F1 {chance:.2f} on permuted labels too, not below {gate:g}"
+            elif permuted_f1 >= gate:
+                reason = f"probe F1 {permuted_f1:.2f} on permuted labels too, not below {gate:g}"
         kind = rows.kinds[c] if rows.kinds else "token"
         positive = int(rows.labels[:, c].sum())
-        probes.append(Probe(name, kind, types[c], positive, score, chance, direction, offset, reason))
+        probes.append(Probe(name, kind, types[c], positive, score, permuted_f1, direction, offset, reason))
     return probes
 
 

@@ -1,4 +1,4 @@
-"""tokens of a store, or of a vocabulary -> rows labelled by concept, and a linear probe for each concept.
+"""Rows of activations labelled by concept, sampled from a store or made from a vocabulary's tokens.
 
 A concept is a property of the token a row belongs to (capitalised, a digit, in a user's list, ...), or of its place
 (inside brackets, first on its line, ...). Rows are split by token TYPE, so that a probe cannot pass by remembering
@@ -55,7 +55,7 @@ class ConceptRows(NamedTuple):
     row: Int[Tensor, " n"] | None = None
     """row numbers in the store, -1 for what is not from it"""
     child: dict[int, str] | None = None
-    """token id -> what a user wants it to count as when it is told which child a latent fires on"""
+    """token id -> what a user wants it to count as when the report names the child a latent fires on"""
 
 
 def type_part(token_id: int, seed: int) -> int:
@@ -152,13 +152,13 @@ def contextual_rows(
     part = _type_parts(token_id, len(store.vocabulary), seed)
     eligible = part == document_parts(tokens["document"], seed)
     chosen = [
-        matched(token_id, label, eligible, per_type, derive("contextual rows", name, seed))
+        sample_matched(token_id, label, eligible, per_type, derive("contextual rows", name, seed))
         for name, label in labels.items()
     ]
     x = store.gather(hook, start + torch.cat(chosen)).float().split([len(rows) for rows in chosen])
     return [
         ConceptRows(
-            x=mine,
+            x=rows_x,
             token_id=token_id[rows],
             labels=label[rows, None],
             part=part[rows],
@@ -167,7 +167,7 @@ def contextual_rows(
             row=start + rows,
             child=given and given.child,
         )
-        for mine, rows, (name, label) in zip(x, chosen, labels.items(), strict=True)
+        for rows_x, rows, (name, label) in zip(x, chosen, labels.items(), strict=True)
     ]
 
 
@@ -186,11 +186,11 @@ def _labels_in_context(store: Store, tokens: dict[str, Tensor]) -> dict[str, Boo
     begins[:, 1:] |= special[:, :-1]
     document = tokens["document"].numpy()
     begins.reshape(-1)[place[1:][document[1:] != document[:-1]]] = True
-    found = contextual_labels(blocks.flatten().long().numpy(), begins.reshape(-1), store.vocabulary)
-    return {name: torch.from_numpy(label[place]) for name, label in found.items()}
+    labels = contextual_labels(blocks.flatten().long().numpy(), begins.reshape(-1), store.vocabulary)
+    return {name: torch.from_numpy(label[place]) for name, label in labels.items()}
 
 
-def matched(
+def sample_matched(
     token_id: Int[Tensor, " n"], label: Bool[Tensor, " n"], eligible: Bool[Tensor, " n"], per_type: int, seed: int
 ) -> Int[Tensor, " chosen"]:
     """Row numbers: of every type as many rows with the label as have `NEGATIVES` times as many without it, and these;

@@ -1,4 +1,4 @@
-"""token text -> token labels: what a token is, whatever stands around it; and a user's own labels from a CSV file.
+"""Token labels: what a token is, whatever stands around it; and a user's own labels from a CSV file.
 
 Labels read the token's text without its leading space, so that one list serves every vocabulary. A concept whose
 tokens are too few in a vocabulary (month names in one of 4096 tokens) is skipped by the probe, which says so.
@@ -137,21 +137,21 @@ def read_labels(path: Path, vocabulary: list[str], taken: Collection[str] = LABE
     """
     lines = _lines(path, taken)
     column = "token" if lines and "token" in lines[0] else "string"
-    spelt = (lambda text: text) if column == "token" else (lambda text: _word(text).casefold())
+    spelling = (lambda text: text) if column == "token" else (lambda text: _word(text).casefold())
     known: dict[str, list[int]] = {}
     for token, text in enumerate(vocabulary):
-        known.setdefault(spelt(text), []).append(token)
+        known.setdefault(spelling(text), []).append(token)
     tokens: dict[str, set[int]] = {}
     child: dict[int, str] = {}
     unknown: dict[str, None] = {}
     for line in lines:
         text, label = line[column], line["label"]
-        found = known.get(spelt(text), []) if spelt(text) else []
-        if not found:
+        matching = known.get(spelling(text), []) if spelling(text) else []
+        if not matching:
             unknown[text] = None
             continue
-        tokens.setdefault(label, set()).update(found)
-        for token in found if line.get("child") else []:
+        tokens.setdefault(label, set()).update(matching)
+        for token in matching if line.get("child") else []:
             child.setdefault(token, line["child"])
     named = ", ".join(map(repr, list(unknown)[:NAMED])) + (", ..." if len(unknown) > NAMED else "")
     if not tokens:
@@ -201,11 +201,11 @@ def label_table(
     vocabulary: list[str], tokens: Iterable[int], given: GivenLabels | None = None
 ) -> tuple[Bool[Tensor, "vocabulary concepts"], list[str], tuple[str, ...]]:
     """(labels by token id, concepts, their kinds: token or csv); rows of tokens not asked for are False."""
-    own: Mapping[str, frozenset[int]] = given.tokens if given else {}
-    names = [*LABELS, *own]
+    users: Mapping[str, frozenset[int]] = given.tokens if given else {}
+    names = [*LABELS, *users]
     table = torch.zeros(len(vocabulary), len(names), dtype=torch.bool)
     for token in tokens:
         text = vocabulary[token]
-        told = [has(text) for has in LABELS.values()]
-        table[token] = torch.tensor([*told, *(token in ids for ids in own.values())])
-    return table, names, ("token",) * len(LABELS) + ("csv",) * len(own)
+        built_in = [has(text) for has in LABELS.values()]
+        table[token] = torch.tensor([*built_in, *(token in ids for ids in users.values())])
+    return table, names, ("token",) * len(LABELS) + ("csv",) * len(users)

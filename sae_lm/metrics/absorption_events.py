@@ -1,7 +1,7 @@
-"""codes of several arms x one concept -> the tokens where a concept goes missing, and which latent has it instead.
+"""Absorption token by token: where a concept's main latents are silent, and which latent fires in their place.
 
 An event is a candidate row (the concept is there, the probe sees it) on which all main latents of at least one arm are
-silent. Each is told for every arm, so that one token can be followed from the baseline to a regularised arm. What
+silent. Each is reported for every arm, so that one token can be followed from the baseline to a regularised arm. What
 took over is the firing latent with the largest projection on the probe, whatever its share: the reader sees how
 large that is, no gate decides.
 """
@@ -80,19 +80,19 @@ def explore(
     """
     holes = {arm: _holes(view, x, token_id, probe, candidates) for arm, view in arms.items()}
     chosen = choose(
-        torch.stack([found.parts.silent for found in holes.values()], 1),
-        torch.stack([found.share for found in holes.values()], 1),
+        torch.stack([of_arm.parts.silent for of_arm in holes.values()], 1),
+        torch.stack([of_arm.share for of_arm in holes.values()], 1),
         token_id[candidates],
         events,
     )
-    told = []
+    shown = []
     for place in chosen:
         sample = int(candidates[place])
         before, token, after = window(store, int(row[sample]), int(token_id[sample]))
         sides = {arm: _side(view, holes[arm], place, probe, store.vocabulary) for arm, view in arms.items()}
-        told.append({"token": token, "before": before, "after": after, "arms": sides})
+        shown.append({"token": token, "before": before, "after": after, "arms": sides})
     absorbers = {arm: _absorbers(view, holes[arm], probe, store.vocabulary) for arm, view in arms.items()}
-    return {"absorbers": absorbers, "events": told}
+    return {"absorbers": absorbers, "events": shown}
 
 
 def choose(silent: Tensor, share: Tensor, token_id: Int[Tensor, " n"], count: int) -> list[int]:
@@ -172,7 +172,7 @@ def _absorbers(view: View, holes: _Holes, probe: Tensor, vocabulary: list[str]) 
     latents, counts = holes.latent[holes.parts.silent & (holes.share > 0)].unique(return_counts=True)
     most = counts.argsort(descending=True, stable=True)[:ABSORBERS]
     return [
-        {"events": int(counts[place]), **_account(view, int(latents[place]), probe, vocabulary)}
+        {"events": int(counts[place]), **_describe(view, int(latents[place]), probe, vocabulary)}
         for place in most.tolist()
     ]
 
@@ -182,7 +182,7 @@ def _side(view: View, holes: _Holes, place: int, probe: Tensor, vocabulary: list
     silent, share = bool(holes.parts.silent[place]), float(holes.share[place])
     absorber = None
     if silent and share > 0:
-        account = _account(view, int(holes.latent[place]), probe, vocabulary)
+        account = _describe(view, int(holes.latent[place]), probe, vocabulary)
         del account["child_precision"]  # stands beside the arm's absorbers
         absorber = {**account, "strength": float(holes.strength[place]), "share": share}
     main = zip(view.main, holes.main[place].tolist(), strict=True)
@@ -193,7 +193,7 @@ def _side(view: View, holes: _Holes, place: int, probe: Tensor, vocabulary: list
     }
 
 
-def _account(view: View, latent: int, probe: Tensor, vocabulary: list[str]) -> dict[str, Any]:
+def _describe(view: View, latent: int, probe: Tensor, vocabulary: list[str]) -> dict[str, Any]:
     """What is said of an absorbing latent wherever it occurs."""
     row, token = view.W_dec[latent : latent + 1], int(view.children.token[latent])
     return {

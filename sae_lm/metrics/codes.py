@@ -1,4 +1,4 @@
-"""SAE x activations -> sparse codes: for each token the latents that fire and how strongly."""
+"""Sparse codes of an SAE: for each token the latents that fire, how strongly, and what they decode to."""
 
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -10,7 +10,7 @@ from torch import Tensor
 from sae_lm.sae.model import SAE
 from sae_lm.training.selection import largest
 
-CROWDED = 8
+DENSE_DECODE_RATIO = 8
 """A code fuller than one latent in so many is decoded by a dense product, which is faster then."""
 
 
@@ -75,7 +75,7 @@ def decode_active(
     sae: SAE, values: Float[Tensor, "n width"], latent: Int[Tensor, "n width"]
 ) -> Float[Tensor, "n d_in"]:
     """What ``sae.decode`` makes of the dense code; reads the rows of the latents that fire and no others."""
-    if latent.shape[1] * CROWDED > sae.config.d_sae:
+    if latent.shape[1] * DENSE_DECODE_RATIO > sae.config.d_sae:
         return sae.decode(values.new_zeros(len(values), sae.config.d_sae).scatter_add_(1, latent, values))
     return torch.nn.functional.embedding_bag(latent, sae.W_dec, per_sample_weights=values, mode="sum") + sae.b_dec
 

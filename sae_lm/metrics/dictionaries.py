@@ -40,7 +40,7 @@ class Nearest(NamedTuple):
     """of the nearest among the others"""
 
 
-class Match(NamedTuple):
+class NearestBothWays(NamedTuple):
     """Both directions of one search."""
 
     of_a: Nearest
@@ -49,13 +49,13 @@ class Match(NamedTuple):
 
 
 @torch.no_grad()
-def match_rows(a: Float[Tensor, "n d_in"], b: Float[Tensor, "m d_in"], cells: int = CELLS) -> Match:
+def match_rows(a: Float[Tensor, "n d_in"], b: Float[Tensor, "m d_in"], cells: int = CELLS) -> NearestBothWays:
     """Nearest by signed cosine, exact, in one pass of tiles; of equal ones the first. Of no rows none is the nearest:
     the cosine is then -1, the row -1."""
     a, b = unit_rows(a), unit_rows(b)
     if not len(a) or not len(b):
-        rows = (torch.full((len(of),), -1, dtype=torch.long, device=a.device) for of in (a, b))
-        return Match(*(Nearest(row.to(a.dtype), row) for row in rows))
+        rows = (torch.full((len(some),), -1, dtype=torch.long, device=a.device) for some in (a, b))
+        return NearestBothWays(*(Nearest(row.to(a.dtype), row) for row in rows))
     cosine, index = [], []
     best = a.new_full((len(b),), NONE)
     where = torch.zeros(len(b), dtype=torch.long, device=a.device)
@@ -66,10 +66,10 @@ def match_rows(a: Float[Tensor, "n d_in"], b: Float[Tensor, "m d_in"], cells: in
         down = cosines.max(0)
         higher = down.values > best
         best, where = torch.where(higher, down.values, best), torch.where(higher, down.indices + first, where)
-    return Match(Nearest(torch.cat(cosine), torch.cat(index)), Nearest(best, where))
+    return NearestBothWays(Nearest(torch.cat(cosine), torch.cat(index)), Nearest(best, where))
 
 
-class Children(NamedTuple):
+class SplitAtThreshold(NamedTuple):
     """At one threshold, how the latents of A are found again in B (metrics of two widths, or arms, or seeds)."""
 
     threshold: float
@@ -81,18 +81,18 @@ class Children(NamedTuple):
     """share of A without a latent of B at the threshold"""
 
 
-def children(found: Match, thresholds: Sequence[float] = THRESHOLDS) -> list[Children]:
+def split_curve(nearest: NearestBothWays, thresholds: Sequence[float] = THRESHOLDS) -> list[SplitAtThreshold]:
     """The curve over thresholds; NaN where no latent of A has a child."""
     curve = []
     for threshold in thresholds:
-        child = found.of_b.cosine >= threshold
-        parents = len(found.of_b.row[child].unique())
+        child = nearest.of_b.cosine >= threshold
+        parents = len(nearest.of_b.row[child].unique())
         curve.append(
-            Children(
+            SplitAtThreshold(
                 threshold,
                 split_ratio=int(child.sum()) / parents if parents else float("nan"),
                 novel=float((~child).double().mean()),
-                lost=float((found.of_a.cosine < threshold).double().mean()),
+                lost=float((nearest.of_a.cosine < threshold).double().mean()),
             )
         )
     return curve

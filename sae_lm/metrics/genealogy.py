@@ -149,16 +149,16 @@ def _absorbed(
     """For each latent of B a parent among ``heir``, the latents of A that have a counterpart; whether there is one."""
     alone = (fires_a - fires_a.multiply(fires_b[:, counterpart])).tocsc()  # the parent fires, its counterpart does not
     alone.eliminate_zeros()
-    tokens = fires_a.sum(0)
+    tokens_a = fires_a.sum(0)
     least_inside = _least_inside(fires_a)
-    least_silent = np.maximum(INSIDE, 2 * alone.sum(0) / tokens)
+    least_silent = np.maximum(INSIDE, 2 * alone.sum(0) / tokens_a)
     parent, best = np.zeros(len(b), dtype=np.int64), np.full(len(b), NONE)
     for first in range(0, len(b), BLOCK):
         part = fires_b[:, first : first + BLOCK]
-        own = part.sum(0)
+        tokens_b = part.sum(0)
         i, j, silent = products(alone, part)
         shared = np.asarray((fires_a.T @ part).tocsr()[i, j])
-        chosen = (shared >= least_inside[i] * own[j]) & (silent >= least_silent[i] * shared)
+        chosen = (shared >= least_inside[i] * tokens_b[j]) & (silent >= least_silent[i] * shared)
         i, j = heir[i[chosen]], j[chosen] + first
         cosine = (a[i] * b[j]).sum(1).numpy()
         order = np.argsort(cosine, kind="stable")  # the last one written is the highest

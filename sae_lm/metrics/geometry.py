@@ -107,11 +107,11 @@ def _within(unit: Tensor, cells: int) -> tuple[Float[Tensor, " n"], float]:
         stop = start + max(1, cells // (len(unit) - start))
         rows = unit[start:stop]
         cosines = rows @ unit[start:].T
-        own, later = cosines.diagonal(), cosines[:, len(rows) :]
-        own.fill_(NONE)
+        self_cosines, later = cosines.diagonal(), cosines[:, len(rows) :]
+        self_cosines.fill_(NONE)
         nearest[start:stop] = torch.maximum(nearest[start:stop], cosines.amax(1))
         nearest[stop:] = torch.maximum(nearest[stop:], later.amax(0))
-        own.zero_()
+        self_cosines.zero_()
         total += _sum(cosines.abs_()) + _sum(later)
         start = stop
     return nearest, total
@@ -128,12 +128,12 @@ def mean_sq_cos(rows: Float[Tensor, "n d_in"]) -> float:
     if n < 2:
         return float("nan")
     frame = torch.zeros(unit.shape[1], unit.shape[1], dtype=torch.float64)
-    own = 0.0
+    squares = 0.0
     for part in unit.split(4096):
         part = part.double().cpu()
         frame += part.T @ part
-        own += float(part.square().sum(1).square().sum())
-    return (float(frame.square().sum()) - own) / (n * (n - 1))
+        squares += float(part.square().sum(1).square().sum())
+    return (float(frame.square().sum()) - squares) / (n * (n - 1))
 
 
 @torch.no_grad()

@@ -236,13 +236,13 @@ class PrefixCache:
 
     @contextmanager
     def replayed(self) -> Iterator[None]:
-        own = [vars(block).get("forward") for block in self.blocks]
+        forwards = [vars(block).get("forward") for block in self.blocks]
         try:
             for block in self.blocks:
                 block.forward = lambda *inputs, **keywords: _copied(self.output)
             yield
         finally:
-            for block, forward in zip(self.blocks, own, strict=True):
+            for block, forward in zip(self.blocks, forwards, strict=True):
                 if forward is None:
                     vars(block).pop("forward", None)
                 else:

@@ -1,7 +1,7 @@
-"""SAE x activations -> how sparse and how faithful; SAE x model -> what the splice costs."""
+"""Sparsity and faithfulness of an SAE on held-out rows: L0, FVU, dead and dense latents, shrinkage."""
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -9,9 +9,6 @@ from torch import Tensor
 
 from sae_lm.metrics.codes import active, decode_active
 from sae_lm.sae.model import SAE
-
-if TYPE_CHECKING:
-    pass
 
 DENSE, FAIRLY_DENSE = 0.1, 0.01
 """A latent that fires on more than this share of tokens counts as dense; SAEBench core reports both."""
@@ -49,7 +46,7 @@ class Quality(NamedTuple):
 class PerRow(NamedTuple):
     """What the noise of L0 and FVU is taken from; float64, on the CPU."""
 
-    missed: Float[Tensor, " rows"]
+    squared_error: Float[Tensor, " rows"]
     """||x - x_hat||^2"""
     firings: Float[Tensor, " rows"]
     """latents above 0"""
@@ -87,21 +84,21 @@ def quality(sae: SAE, batches: Iterable[Float[Tensor, "_ d_in"]]) -> tuple[Quali
     per_row = PerRow(torch.cat(errors), torch.cat(counts))
     if n == 0:
         return Quality(0, *[float("nan")] * (len(Quality._fields) - 1)), fired > 0, per_row
-    missed = float(per_row.missed.sum())
-    firings, density = float(fired.sum()), fired / n
+    squared_error = float(per_row.squared_error.sum())
+    firings, frequency = float(fired.sum()), fired / n
     measured = Quality(
         rows=n,
         l0=firings / n,
-        fvu=_ratio(missed / n, _variance(squares / n, total / n)),
-        nmse=_ratio(missed, squares),
+        fvu=_ratio(squared_error / n, _variance(squares / n, total / n)),
+        nmse=_ratio(squared_error, squares),
         dead=float((fired == 0).double().mean()),
-        dense=float((density > DENSE).double().mean()),
+        dense=float((frequency > DENSE).double().mean()),
         l2_ratio=ratios / n,
-        mse=missed / n,
+        mse=squared_error / n,
         bias=_ratio(rebuilt, along),
-        dense_firings=_ratio(float(fired[density > DENSE].sum()), firings),
-        dense_1=float((density > FAIRLY_DENSE).double().mean()),
-        dense_1_firings=_ratio(float(fired[density > FAIRLY_DENSE].sum()), firings),
+        dense_firings=_ratio(float(fired[frequency > DENSE].sum()), firings),
+        dense_1=float((frequency > FAIRLY_DENSE).double().mean()),
+        dense_1_firings=_ratio(float(fired[frequency > FAIRLY_DENSE].sum()), firings),
     )
     return measured, fired > 0, per_row
 

@@ -1,4 +1,4 @@
-"""codes x concept -> how many latents it takes to carry the concept: feature splitting.
+"""Feature splitting: how many latents it takes to carry one concept, and which they are.
 
 The rule of sae-spelling (Chanin et al. 2024, 2409.14507; k_sparse_probing.py there): rank latents
 by an L1 probe, fit logistic regressions on the top 1, 2, ... of them, and count a further latent as
@@ -111,15 +111,15 @@ def nested_regressions(
     target = torch.cat([labels[some].double(), torch.tensor([0.0, 1.0], dtype=torch.float64)])[:, None]
     positive = int(labels.sum())
     by_class = torch.tensor([n / (2 * max(1, n - positive)), n / (2 * max(1, positive))], dtype=torch.float64)
-    alike = torch.stack([(~some & ~labels).sum(), (~some & labels).sum()])
+    counts = torch.stack([(~some & ~labels).sum(), (~some & labels).sum()])
     importance = by_class[target[:, 0].long()]
-    importance[-2:] *= alike
+    importance[-2:] *= counts
     importance = importance[:, None]
 
     ridge = torch.ones(count + 1, dtype=torch.float64)
     ridge[-1] = 0
-    mine = torch.cat([torch.ones(count, count).triu(), torch.ones(1, count)]).double()  # [columns + 1, fits]
-    outside = torch.diag_embed(1 - mine.T)
+    in_fit = torch.cat([torch.ones(count, count).triu(), torch.ones(1, count)]).double()  # [columns + 1, fits]
+    outside = torch.diag_embed(1 - in_fit.T)
 
     def loss(beta: Tensor) -> Tensor:
         logits = every @ beta
@@ -129,11 +129,11 @@ def nested_regressions(
     beta = torch.zeros(count + 1, count, dtype=torch.float64)
     now = loss(beta)
     for _ in range(NEWTON_STEPS):
-        chance = (every @ beta).sigmoid()
-        slope = (every.T @ (importance * (chance - target)) + ridge[:, None] * beta) * mine
-        curve = importance * chance * (1 - chance)
+        probability = (every @ beta).sigmoid()
+        slope = (every.T @ (importance * (probability - target)) + ridge[:, None] * beta) * in_fit
+        curve = importance * probability * (1 - probability)
         hessian = torch.einsum("nf,ni,nj->fij", curve, every, every) + ridge.diag()
-        hessian = hessian * (mine.T[:, :, None] * mine.T[:, None, :]) + outside
+        hessian = hessian * (in_fit.T[:, :, None] * in_fit.T[:, None, :]) + outside
         step = torch.linalg.solve(hessian, slope.T).T
         before = now
         beta, now = _downhill(loss, beta, step, now)
@@ -146,10 +146,10 @@ def _downhill(loss: Callable[[Tensor], Tensor], beta: Tensor, step: Tensor, now:
     """Each fit's weights after as much of its step, halved again and again, as does not raise its loss; and the losses."""
     length = torch.ones_like(now)
     for _ in range(HALVINGS):
-        there = loss(beta - length * step)
-        worse = ~(there <= now * (1 + ROUNDING))
+        after = loss(beta - length * step)
+        worse = ~(after <= now * (1 + ROUNDING))
         if not worse.any():
-            return beta - length * step, there
+            return beta - length * step, after
         length = torch.where(worse, length / 2, length)
     return beta, now
 
@@ -162,8 +162,8 @@ def _main_latents(codes: Codes, rows: ConceptRows, concept: int, order: list[int
 
     def scores(part: Tensor) -> list[float]:
         # where no column fires the logit is the bias: of columns that never did 0, but for rounding
-        found = columns[part].double() @ weight + bias > NO_LOGIT
-        return [f1(found[:, k], labels[part]) for k in range(len(order))]
+        predicted = columns[part].double() @ weight + bias > NO_LOGIT
+        return [f1(predicted[:, k], labels[part]) for k in range(len(order))]
 
     on_validation = scores(validation)
     main, tried = rule(on_validation, gain)

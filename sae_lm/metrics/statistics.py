@@ -1,4 +1,4 @@
-"""paired runs -> a difference, how sure it is, and what it would take to be surer.
+"""Differences between paired runs: how large, how sure, and how many seeds it would take to be surer.
 
 Runs of one seed share initial weights and batches, so arms are compared seed by seed. The interval and the p value
 that decide are Student's t over the differences. How often 95% intervals hold the true mean, measured in
@@ -103,8 +103,8 @@ def sign_flip(deltas: Sequence[float]) -> float:
     else:
         signs = np.random.default_rng(derive("sign flip")).choice([-1.0, 1.0], (2**MOST_FLIPS, n))
         signs[0] = 1.0  # what was seen is one of the patterns
-    sums, seen = np.abs(signs @ np.array(deltas)), abs(math.fsum(deltas))
-    return float((sums >= seen - ROUNDING * np.abs(deltas).sum()).mean())
+    sums, observed = np.abs(signs @ np.array(deltas)), abs(math.fsum(deltas))
+    return float((sums >= observed - ROUNDING * np.abs(deltas).sum()).mean())
 
 
 def bootstrap(deltas: Sequence[float]) -> tuple[float, float] | None:
@@ -114,7 +114,7 @@ def bootstrap(deltas: Sequence[float]) -> tuple[float, float] | None:
     than the tail.
     """
     x, n = np.array(deltas), len(deltas)
-    samples = x[_draws(n)]
+    samples = x[_bootstrap_indices(n)]
     apart, error = samples.mean(1) - x.mean(), samples.std(1, ddof=1) / math.sqrt(n)
     lone = error <= ROUNDING * np.abs(x).max()
     ratio = np.where(lone, np.copysign(np.inf, apart), apart / np.where(lone, 1.0, error))
@@ -126,7 +126,7 @@ def bootstrap(deltas: Sequence[float]) -> tuple[float, float] | None:
 
 
 @lru_cache(maxsize=8)
-def _draws(n: int) -> np.ndarray:
+def _bootstrap_indices(n: int) -> np.ndarray:
     return np.random.default_rng(derive("bootstrap", n)).integers(n, size=(RESAMPLES, n))
 
 
@@ -174,8 +174,8 @@ def power(n: int, size: float, level: float = LEVEL) -> float:
 
     degrees, shift, reach = n - 1, size * math.sqrt(n), student_t(n - 1, level)
     share = (np.arange(2000) + 0.5) / 2000
-    seen = np.sqrt(chi2.ppf(share, degrees) / degrees)
-    return float((norm.sf(reach * seen - shift) + norm.cdf(-reach * seen - shift)).mean())
+    spread = np.sqrt(chi2.ppf(share, degrees) / degrees)
+    return float((norm.sf(reach * spread - shift) + norm.cdf(-reach * spread - shift)).mean())
 
 
 def seeds_needed(mean: float, spread: float, level: float = LEVEL) -> int | None:
@@ -200,11 +200,11 @@ def seeds_needed(mean: float, spread: float, level: float = LEVEL) -> int | None
 # --- noise
 
 
-def resamples(units: int, draws: int, seed: int) -> Float[Tensor, "draws units"]:
+def resamples(units: int, samples: int, seed: int) -> Float[Tensor, "samples units"]:
     """How often each of some units (documents) is in each bootstrap sample of them."""
     generator = torch.Generator().manual_seed(derive("documents", seed))
-    counts = torch.zeros(draws, units)
-    chosen = torch.randint(units, (draws, units), generator=generator)
+    counts = torch.zeros(samples, units)
+    chosen = torch.randint(units, (samples, units), generator=generator)
     return counts.scatter_add_(1, chosen, torch.ones_like(chosen, dtype=torch.float32))
 
 
@@ -221,5 +221,5 @@ def spread_of(values: Sequence[float]) -> float | None:
 
 def pooled(spreads: Sequence[float | None]) -> float | None:
     """Root mean square of those there are."""
-    there = [spread for spread in spreads if spread is not None]
-    return math.sqrt(math.fsum(spread**2 for spread in there) / len(there)) if there else None
+    known = [spread for spread in spreads if spread is not None]
+    return math.sqrt(math.fsum(spread**2 for spread in known) / len(known)) if known else None

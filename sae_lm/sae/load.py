@@ -25,11 +25,11 @@ def load(path: str | os.PathLike[str], device: str = "cpu") -> SAE:
     """
     directory = Path(path).expanduser()
     if not directory.is_dir():
-        beside = [found.name for found in sae_directories(directory.parent)]
+        beside = [sae.name for sae in sae_directories(directory.parent)]
         if beside:
             raise SaeError(f"there is no SAE {path}; {directory.parent} holds {', '.join(beside)}")
         directory = _download(str(path))
-    inside = [found.name for found in sae_directories(directory)]
+    inside = [sae.name for sae in sae_directories(directory)]
     if inside and not (directory / CONFIG).exists():
         raise SaeError(f"{path} is not one SAE but holds several; name one of {', '.join(inside)}")
     config, parsed = check(directory)

@@ -1,4 +1,4 @@
-"""activation -> latents -> activation: a sparse autoencoder as it is used after training.
+"""A sparse autoencoder as it is used after training: activation to latents, and latents to activation.
 
 With x an activation, every architecture computes
 

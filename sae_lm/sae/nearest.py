@@ -79,11 +79,11 @@ class NearestRows:
         self.turn = 0
 
     def update(
-        self, unit: Float[Tensor, "m d"], rate: Float[Tensor, " m"] | None = None
+        self, unit: Float[Tensor, "m d"], firing_frequency: Float[Tensor, " m"] | None = None
     ) -> tuple[Int[Tensor, " m"], Float[Tensor, " m"]]:
         """Each row's nearest and the cosine to it, after one more part is searched; -2 where a row has none.
 
-        rate: how often rows fire, for ranks.
+        firing_frequency: of the rows, for ranks.
         """
         every = unit.to(product_dtype(unit, self.matmul))
         if self.candidates is None or self.cosines is None:
@@ -94,37 +94,37 @@ class NearestRows:
             turns = 1
         for _ in range(turns):
             if self.ranked and self.turn == 0:
-                assert rate is not None
-                self.order = rate.argsort(descending=True, stable=True)
+                assert firing_frequency is not None
+                self.order = firing_frequency.argsort(descending=True, stable=True)
             self._search_part(every, self.candidates, self.cosines)
-        return self._nearest_now(unit, rate, self.candidates, self.cosines)
+        return self._nearest_now(unit, firing_frequency, self.candidates, self.cosines)
 
     def _search_part(self, every: Tensor, candidates: Tensor, cosines: Tensor) -> None:
         """Find every row's nearest in the part whose turn it is."""
         m, turn = len(every), self.turn
         first, last = turn * m // self.parts, (turn + 1) * m // self.parts
         if self.order is None:
-            found, where = nearest_in_part(every, every[first:last], first)
-            cosines[:, turn], candidates[:, turn] = found.to(cosines.dtype), where + first
+            cosine, where = nearest_in_part(every, every[first:last], first)
+            cosines[:, turn], candidates[:, turn] = cosine.to(cosines.dtype), where + first
         else:  # rows that fire more often than the part's have none in it
             below = self.order[first:]
             rows = every.index_select(0, below)
-            found, where = nearest_in_part(rows, rows[: last - first], before=True)
+            cosine, where = nearest_in_part(rows, rows[: last - first], before=True)
             cosines[:, turn] = NONE
-            cosines[below, turn], candidates[below, turn] = found.to(cosines.dtype), below[where]
+            cosines[below, turn], candidates[below, turn] = cosine.to(cosines.dtype), below[where]
         self.turn = (turn + 1) % self.parts
 
     def _nearest_now(
-        self, unit: Tensor, rate: Tensor | None, candidates: Tensor, cosines: Tensor
+        self, unit: Tensor, firing_frequency: Tensor | None, candidates: Tensor, cosines: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Look again at the highest candidates, remember what was seen, return the highest."""
-        seen = cosines
-        if self.ranked and rate is not None:
-            seen = torch.where(rate[candidates] > rate[:, None], cosines, NONE)
-        seen, column = seen.topk(min(RECHECKED_CANDIDATES, self.parts), dim=1)
+        known = cosines
+        if self.ranked and firing_frequency is not None:
+            known = torch.where(firing_frequency[candidates] > firing_frequency[:, None], cosines, NONE)
+        known, column = known.topk(min(RECHECKED_CANDIDATES, self.parts), dim=1)
         rows = candidates.gather(1, column)
-        now = torch.where(seen > NONE, row_products(unit, unit, rows), NONE)
-        cosines.scatter_(1, column, torch.where(seen > NONE, now, cosines.gather(1, column)))
+        now = torch.where(known > NONE, row_products(unit, unit, rows), NONE)
+        cosines.scatter_(1, column, torch.where(known > NONE, now, cosines.gather(1, column)))
         highest = now.max(1)
         return rows.gather(1, highest.indices[:, None])[:, 0], highest.values
 
@@ -132,8 +132,12 @@ class NearestRows:
         """What `restore` needs to continue bit for bit; empty before the first update."""
         if self.candidates is None or self.cosines is None:
             return {}
-        kept = {"candidates": self.candidates.clone(), "cosines": self.cosines.clone(), "turn": torch.tensor(self.turn)}
-        return kept if self.order is None else {**kept, "order": self.order}
+        state = {
+            "candidates": self.candidates.clone(),
+            "cosines": self.cosines.clone(),
+            "turn": torch.tensor(self.turn),
+        }
+        return state if self.order is None else {**state, "order": self.order}
 
     def restore(self, state: dict[str, Tensor]) -> None:
         """Tensors are taken as they are: on the device of the rows."""
@@ -143,22 +147,22 @@ class NearestRows:
 
 
 def nearest_in_chunks(
-    unit: Float[Tensor, "m d"], chunk: int, draws: torch.Generator | None, matmul: torch.dtype = torch.float32
+    unit: Float[Tensor, "m d"], chunk: int, generator: torch.Generator | None, matmul: torch.dtype = torch.float32
 ) -> tuple[Int[Tensor, " m"], Float[Tensor, " m"]]:
     """Each row's nearest inside its chunk and the cosine to it, for a random partition into ceil(m / chunk) chunks."""
     nearest = torch.empty(len(unit), dtype=torch.long, device=unit.device)
-    for members in torch.randperm(len(unit), generator=draws).to(unit.device).tensor_split(-(-len(unit) // chunk)):
+    for members in torch.randperm(len(unit), generator=generator).to(unit.device).tensor_split(-(-len(unit) // chunk)):
         nearest[members] = members[nearest_row(unit[members], matmul)]
     return nearest, row_products(unit, unit, nearest[:, None])[:, 0]
 
 
 @torch.no_grad()
 def coherence(
-    rows: Float[Tensor, "m d"], draws: torch.Generator | None, sample: int, matmul: torch.dtype = torch.float32
+    rows: Float[Tensor, "m d"], generator: torch.Generator | None, sample: int, matmul: torch.dtype = torch.float32
 ) -> Float[Tensor, ""]:
     """Mean cosine of a row to its nearest other row among all, estimated on a sample of rows."""
     unit = unit_rows(rows.float())
-    chosen = torch.randperm(len(rows), generator=draws)[:sample].to(rows.device)
+    chosen = torch.randperm(len(rows), generator=generator)[:sample].to(rows.device)
     return _nearest_of_some(unit.to(product_dtype(unit, matmul)), chosen).float().mean()
 
 

@@ -1,4 +1,4 @@
-"""which latents fire on which rows of a batch: sparse codes, and the products that touch nothing else.
+"""Which latents fire on which rows of a batch: sparse codes, and products that touch only what fires.
 
 A code of B rows and m latents is known by the positions of its entries in the flattened [B, m] matrix. With E
 entries and rows of width d every product here costs E d, and gathers E rows. `Matryoshka` codes are cut into

@@ -17,7 +17,7 @@ from sae_lm.concepts.rows import (
     ConceptRows,
     contextual_rows,
     document_parts,
-    matched,
+    sample_matched,
     sample_rows,
     vocabulary_rows,
 )
@@ -236,7 +236,7 @@ def test_a_matched_sample_leaves_the_type_nothing_to_say():
     token_id = torch.randint(0, 40, (6000,), generator=draw)
     label = torch.rand(6000, generator=draw) < token_id / 40
     eligible = torch.rand(6000, generator=draw) < 0.7
-    rows = matched(token_id, label, eligible, per_type=8, seed=0)
+    rows = sample_matched(token_id, label, eligible, per_type=8, seed=0)
     assert eligible[rows].all() and len(rows.unique()) == len(rows)
     for token in range(40):
         mine = token_id == token
@@ -244,14 +244,14 @@ def test_a_matched_sample_leaves_the_type_nothing_to_say():
         taken = label[rows[token_id[rows] == token]]
         assert int(taken.sum()) == min(have, 8, lack // NEGATIVES)
         assert int((~taken).sum()) == NEGATIVES * int(taken.sum())
-    assert not torch.equal(rows, matched(token_id, label, eligible, per_type=8, seed=1))
+    assert not torch.equal(rows, sample_matched(token_id, label, eligible, per_type=8, seed=1))
 
 
 @pytest.mark.parametrize("most", [400, 60])
 def test_a_matched_sample_keeps_to_its_limit_by_fewer_rows_of_a_type_before_fewer_types(monkeypatch, most):
     monkeypatch.setattr(concepts, "CONTEXTUAL_ROWS", most)
     token_id, label = torch.arange(6000) % 40, torch.arange(6000) % 7 == 0
-    rows = matched(token_id, label, torch.ones(6000, dtype=torch.bool), per_type=8, seed=0)
+    rows = sample_matched(token_id, label, torch.ones(6000, dtype=torch.bool), per_type=8, seed=0)
     assert most / 2 < len(rows) <= most
     assert len(token_id[rows].unique()) == min(40, most // (1 + NEGATIVES))
 

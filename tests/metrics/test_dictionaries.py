@@ -8,11 +8,11 @@ import torch
 
 from sae_lm.metrics.codes import Codes, encode_sparse
 from sae_lm.metrics.dictionaries import (
-    children,
     match_rows,
     matched_cosines,
     novelty_threshold,
     seed_stability,
+    split_curve,
     stitch,
 )
 from sae_lm.metrics.genealogy import firing, genealogy
@@ -51,18 +51,18 @@ def test_where_there_are_no_rows_nothing_is_near():
         found = match_rows(a, b)
         assert (len(found.of_a.cosine), len(found.of_b.row)) == (len(a), len(b))
         assert all((near.cosine == -1).all() and (near.row == -1).all() for near in found)
-        assert all(math.isnan(of.split_ratio) for of in children(found))
-    assert all(of.novel == 1 and math.isnan(of.lost) for of in children(match_rows(none, some)))
+        assert all(math.isnan(of.split_ratio) for of in split_curve(found))
+    assert all(of.novel == 1 and math.isnan(of.lost) for of in split_curve(match_rows(none, some)))
 
 
 def test_children_are_counted_by_hand():
     a = torch.eye(3)
     b = torch.tensor([[1.0, 0, 0], [3.0, 1, 0], [0, 1.0, 1.2], [-1.0, -1, -1]])
     # cosines to the nearest of A: 1, .949, .768 (to the third), -.577
-    low, high = children(match_rows(a, b), (0.7, 0.9))
+    low, high = split_curve(match_rows(a, b), (0.7, 0.9))
     assert low.split_ratio == 3 / 2 and low.novel == 1 / 4 and low.lost == pytest.approx(1 / 3)
     assert high.split_ratio == 2 and high.novel == 2 / 4 and high.lost == pytest.approx(2 / 3)
-    assert math.isnan(children(match_rows(a, -b[:1]), (0.7,))[0].split_ratio)
+    assert math.isnan(split_curve(match_rows(a, -b[:1]), (0.7,))[0].split_ratio)
 
 
 def test_the_best_matching_equals_a_search_through_all_of_them():

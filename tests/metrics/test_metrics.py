@@ -50,7 +50,7 @@ def test_quality_of_a_hand_worked_case():
     assert fired.tolist() == [True, True] and measured.dead == 0
     assert measured.dense == 1
     assert measured.mse == pytest.approx(1 / 4)
-    assert per_row.missed.tolist() == [0, 1, 0, 0] and per_row.firings.tolist() == [2, 1, 0, 2]
+    assert per_row.squared_error.tolist() == [0, 1, 0, 0] and per_row.firings.tolist() == [2, 1, 0, 2]
     assert measured.bias == pytest.approx(39 / 39)  # x_hat = x but for the lost -1: both sums are 5 + 9 + 0 + 25
     assert quality(sae, [x * 0])[0].l0 == 0
 

@@ -158,7 +158,7 @@ def test_equal_differences_need_as_many_seeds_as_the_sign_flip_does(level):
 
 
 def test_resamples_draw_as_many_units_as_there_are():
-    counts = resamples(50, draws=400, seed=0)
+    counts = resamples(50, samples=400, seed=0)
     assert (counts.sum(1) == 50).all() and counts.mean(0).mean() == pytest.approx(1)
     assert counts.var(0).mean() == pytest.approx(1 - 1 / 50, rel=0.1)
 
