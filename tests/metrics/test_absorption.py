@@ -1,9 +1,11 @@
-"""sae_lm.metrics.absorption, .splitting and .codes: companions of the scores, and the fast paths' slow twins."""
+"""sae_lm.metrics.absorption: scores against loops over rows and latents, and their companions."""
 
 import math
 
 import pytest
 import torch
+from reference import dense_absorption
+from toys import as_codes, random_case
 
 from sae_lm.metrics.absorption import (
     SWEPT_COS,
@@ -12,66 +14,15 @@ from sae_lm.metrics.absorption import (
     ConceptAtSae,
     absorption,
     control,
+    fraction_scores,
+    full_scores,
     gate_sweep,
     main_latents,
+    projections,
     stand_ins,
 )
-from sae_lm.metrics.codes import Codes, active, decode_active, encode_sparse
-from sae_lm.metrics.splitting import BATCH, EPOCHS, L1, LR_END, LR_START, WEIGHT_DECAY, l1_probe, nested_regressions
-from sae_lm.metrics.splitting import rule as split_rule
-from sae_lm.runtime.seeds import derive
+from sae_lm.metrics.codes import Codes, encode_sparse
 from sae_lm.sae.model import SAE, SaeConfig
-
-
-def random_case(n=60, m=14, d=8, share=0.3, seed=0, toward=0.4):
-    """Dense activations, their codes, rows, uneven decoder rows that lean to the probe, the probe, token ids."""
-    draw = torch.Generator().manual_seed(seed)
-    probe = torch.randn(d, generator=draw)
-    W_dec = torch.randn(m, d, generator=draw) + toward * probe
-    a = torch.rand(n, m, generator=draw) * (torch.rand(n, m, generator=draw) < share)
-    x = a @ W_dec + 0.2 * torch.randn(n, d, generator=draw)
-    strength, latent = (a * W_dec.norm(dim=1)).topk(int((a > 0).sum(1).max()), dim=1)
-    return a, Codes(strength, latent, m), x, W_dec, probe, torch.arange(n) % 7
-
-
-def as_codes(dense):
-    strength, latent = dense.topk(max(1, int((dense > 0).sum(1).max())), dim=1)
-    return Codes(strength, latent, dense.shape[1])
-
-
-# --- codes
-
-
-@pytest.mark.parametrize("d_sae", [10, 200])
-@pytest.mark.parametrize("architecture", ["topk", "jumprelu", "standard"])
-def test_active_entries_and_their_reconstruction_are_those_of_the_dense_code(make_sae, architecture, d_sae):
-    sae = make_sae(architecture, d_sae=d_sae, unit=False)
-    x = torch.randn(50, 6, generator=torch.Generator().manual_seed(1))
-    values, latent = active(sae, x)
-    z = torch.zeros(50, d_sae).scatter_add_(1, latent, values)
-    torch.testing.assert_close(z, sae.encode(x))
-    torch.testing.assert_close(decode_active(sae, values, latent), sae(x), atol=1e-4, rtol=1e-4)
-
-
-def test_columns_densities_and_means_equal_those_of_the_dense_code():
-    a, codes, _, W_dec, _, _ = random_case()
-    dense = a * W_dec.norm(dim=1)
-    torch.testing.assert_close(codes.columns([5, 0, 13]), dense[:, [5, 0, 13]])
-    torch.testing.assert_close(codes.firing_frequency(), (a > 0).double().mean(0))
-    torch.testing.assert_close(codes.mean_strength(), dense.double().mean(0))
-    nothing = codes.take(torch.zeros(0, dtype=torch.long))
-    assert nothing.firing_frequency().tolist() == [0] * 14 and nothing.columns([1]).shape == (0, 1)
-
-
-def test_codes_of_batches_of_different_fullness_are_padded_and_agree_with_one_batch(make_sae):
-    sae = make_sae("standard", d_sae=40)
-    x = torch.randn(30, 6, generator=torch.Generator().manual_seed(2)) * torch.linspace(0.01, 3, 30)[:, None]
-    together, apart = encode_sparse(sae, [x]), encode_sparse(sae, x.split(7))
-    every = list(range(40))
-    torch.testing.assert_close(together.columns(every), apart.columns(every))
-
-
-# --- gates
 
 
 def swept(a, x, W_dec, w, main, cos, share, means=None):
@@ -145,9 +96,6 @@ def test_the_sweep_finds_an_absorber_that_hides_under_the_cosine_gate():
     assert all(g.full == g.fraction for g in gates)
 
 
-# --- main latents and control
-
-
 def test_main_latents_as_a_detector_by_hand_and_a_hub_is_named():
     dense = torch.tensor([[1.0, 0, 1], [0, 0, 1], [0, 2, 1], [0, 0, 0]])
     labels = torch.tensor([True, True, False, False])
@@ -199,83 +147,6 @@ def test_the_control_scores_latents_that_have_nothing_to_do_with_the_concept():
     assert control(concept, [], frequency, seed=0) is None
 
 
-# --- splitting
-
-
-def slow_l1_probe(codes, labels, seed):
-    """The probe's loss as it is written down, through autograd."""
-    generator = torch.Generator().manual_seed(derive("split probe", seed))
-    dense = codes.columns(list(range(codes.d_sae)))
-    dense = dense / codes.strength[codes.strength > 0].mean()
-    weight = torch.zeros(codes.d_sae, labels.shape[1], requires_grad=True)
-    bias = torch.zeros(labels.shape[1], requires_grad=True)
-    optimizer = torch.optim.Adam([weight, bias], lr=LR_START, weight_decay=WEIGHT_DECAY)
-    for epoch in range(EPOCHS):
-        for group in optimizer.param_groups:
-            group["lr"] = LR_START * (LR_END / LR_START) ** (epoch / EPOCHS)
-        for chunk in torch.randperm(len(labels), generator=generator).split(BATCH):
-            loss = torch.nn.functional.binary_cross_entropy_with_logits(
-                dense[chunk] @ weight + bias, labels[chunk].float(), pos_weight=(~labels).sum(0) / labels.sum(0)
-            )
-            optimizer.zero_grad()
-            (loss + L1 * weight.abs().sum(0).mean()).backward()
-            optimizer.step()
-    return weight.detach()
-
-
-@pytest.mark.parametrize("n", [BATCH + 500, 3000])
-def test_the_l1_probe_equals_its_loss_through_autograd_and_ranks_alike(n):
-    draw = torch.Generator().manual_seed(0)
-    dense = torch.rand(n, 12, generator=draw) * 5 * (torch.rand(n, 12, generator=draw) < 0.3)
-    labels = torch.stack([dense[:, 2] > 0, (dense[:, 5] > 0) | (dense[:, 7] > 3), dense[:, 1] > 4], 1)
-    codes = as_codes(dense)
-    fast, slow = l1_probe(codes, labels, 0), slow_l1_probe(codes, labels, 0)
-    # about 0 a weight swings with the sign of the L1 term, whose rounding decides
-    torch.testing.assert_close(fast, slow, atol=4e-3, rtol=1e-3)
-    assert torch.equal(fast.topk(3, 0).indices[0], slow.topk(3, 0).indices[0])
-    assert fast.argmax(0).tolist() == [2, 5, 1]
-
-
-@pytest.mark.parametrize("kind", ["overlapping", "separable", "rare", "a column of zeros", "large"])
-def test_nested_regressions_equal_scikit_learns_one_by_one(kind):
-    from sklearn.linear_model import LogisticRegression
-
-    draw = torch.Generator().manual_seed(0)
-    x = torch.rand(500, 4, generator=draw) * (torch.rand(500, 4, generator=draw) < 0.3)
-    labels = x.sum(1) + 0.4 * torch.randn(500, generator=draw) > 0.6
-    if kind == "separable":
-        labels = x[:, 0] > 0.2
-    if kind == "rare":
-        labels = torch.arange(500) < 5
-    if kind == "a column of zeros":
-        x[:, 1] = 0
-    if kind == "large":
-        x = x * 300
-    weight, bias = nested_regressions(x, labels)
-    for k in range(1, 5):
-        twin = LogisticRegression(class_weight="balanced", tol=1e-10, max_iter=20_000, solver="newton-cholesky")
-        twin.fit(x[:, :k].double().numpy(), labels.numpy())
-        assert weight[:k, k - 1].tolist() == pytest.approx(twin.coef_[0].tolist(), rel=1e-3, abs=1e-4)
-        assert float(bias[k - 1]) == pytest.approx(twin.intercept_[0], rel=1e-3, abs=1e-4)
-        assert weight[k:, k - 1].tolist() == [0] * (4 - k)
-
-
-def test_regressions_on_latents_that_never_fire_give_numbers():
-    weight, bias = nested_regressions(torch.zeros(20, 3), torch.arange(20) < 4)
-    assert torch.equal(weight, torch.zeros(3, 3).double()) and torch.allclose(bias, torch.zeros(3).double(), atol=1e-6)
-    assert all(torch.isfinite(t).all() for t in nested_regressions(torch.rand(20, 2), torch.zeros(20).bool()))
-
-
-def test_the_rule_wants_more_than_the_gain_and_ends_at_the_first_that_fails():
-    assert split_rule([0.5], 0.03) == (1, 1)
-    assert split_rule([0.5, 0.53, 0.9], 0.03) == (1, 2)  # exactly the gain is not more; what comes later is not seen
-    assert split_rule([0.5, 0.54, 0.6, 0.61, 0.9], 0.03) == (3, 4)
-    assert split_rule([0.0, 0.5, 1.0], 0.03) == (3, 3)
-
-
-# --- a decoder's norms
-
-
 def test_scores_do_not_change_when_decoder_rows_are_rescaled():
     a, codes, x, W_dec, probe, token_id = random_case()
     scale = torch.linspace(0.1, 9, 14)[:, None]
@@ -289,3 +160,48 @@ def test_scores_do_not_change_when_decoder_rows_are_rescaled():
     strengths = [encode_sparse(SAE(config, w), [x]).columns(list(range(14))) for w in (weights, folded)]
     torch.testing.assert_close(*strengths, atol=1e-4, rtol=1e-4)
     assert 0 < one.fraction < 1 and a.shape == (60, 14)
+
+
+@pytest.mark.parametrize("unit", [True, False])
+def test_absorption_scores_equal_the_plain_definition_row_by_row(unit):
+    draw = torch.Generator().manual_seed(0)
+    n, m, d = 300, 12, 8
+    W_dec = torch.randn(m, d, generator=draw)
+    W_dec = W_dec / W_dec.norm(dim=1, keepdim=True) if unit else W_dec
+    a = torch.randn(n, m, generator=draw).relu() * (torch.rand(n, m, generator=draw) < 0.4)
+    x = a @ W_dec + 0.3 * torch.randn(n, d, generator=draw)
+    w = W_dec[0] + 0.5 * W_dec[1]
+    main = [0, 3]
+    strength, latent = (a * W_dec.norm(dim=1)).topk(m, dim=1)
+    parts = projections(ConceptAtSae(Codes(strength, latent, m), x, torch.arange(n), W_dec, w), main)
+    full, fraction = full_scores(parts), fraction_scores(parts)
+    expected = dense_absorption(a, x, W_dec, w, main)
+    assert full.tolist() == [full for full, _ in expected]
+    torch.testing.assert_close(fraction, torch.tensor([f for _, f in expected]), atol=1e-5, rtol=1e-5)
+    assert 0 < int(full.sum()) < n and 0 < int((fraction > 0).sum()) < n
+
+
+def test_a_child_latent_that_swallows_its_parent_is_found():
+    # latent 0: the parent's own direction; latent 1: child + parent, absorbing
+    W_dec = torch.tensor([[1.0, 0.0], [1.0, 1.0]])
+    W_dec = W_dec / W_dec.norm(dim=1, keepdim=True)
+    x = torch.tensor([[1.0, 0.0], [1.0, 1.0]])  # parent alone, parent with child
+    strength = torch.tensor([[1.0], [2**0.5]])
+    latent = torch.tensor([[0], [1]])
+    probe = torch.tensor([1.0, 0.0])
+    token_id = torch.tensor([4, 4])
+    result = absorption(ConceptAtSae(Codes(strength, latent, 2), x, token_id, W_dec, probe, torch.zeros(2)), main=[0])
+    assert result is not None
+    assert (result.candidates, result.types) == (2, 1)
+    assert result.full == result.fraction == result.hole_rate == 0.5
+    assert result.recovered == pytest.approx(1.0)  # the absorber carries the whole projection on the hole
+
+
+def test_token_types_weigh_the_same_however_often_they_occur():
+    W_dec = torch.eye(2)
+    x = torch.tensor([[1.0, 0.0]] * 4)
+    strength = torch.tensor([[1.0], [1.0], [1.0], [0.0]])  # the one row of the second type is a hole
+    codes = Codes(strength, torch.zeros(4, 1, dtype=torch.long), 2)
+    concept = ConceptAtSae(codes, x, torch.tensor([7, 7, 7, 8]), W_dec, torch.tensor([1.0, 0.0]), torch.zeros(2))
+    result = absorption(concept, [0])
+    assert result is not None and result.hole_rate == 0.5

@@ -5,15 +5,11 @@ import math
 
 import pytest
 import torch
+from toys import as_codes
 
 import sae_lm
 from sae_lm.metrics.absorption_events import AFTER, BEFORE, View, children, choose, explore, window
 from sae_lm.metrics.codes import Codes
-
-
-def as_codes(dense):
-    strength, latent = dense.topk(max(1, int((dense > 0).sum(1).max())), dim=1)
-    return Codes(strength, latent, dense.shape[1])
 
 
 @pytest.fixture(scope="module")

@@ -118,3 +118,26 @@ def test_a_histogram_counts_every_latent_once():
     shares = nearest_shares(nearest)
     assert len(shares) == len(EDGES) - 1 and sum(shares) == pytest.approx(1)
     assert [round(7 * share) for share in shares if share] == [3, 1, 1, 2]
+
+
+def test_nearest_cosines_equal_a_loop_and_leave_out_dead_latents():
+    rows = torch.randn(30, 5, generator=torch.Generator().manual_seed(0))
+    unit = rows / rows.norm(dim=1, keepdim=True)
+    expected = torch.tensor([max(float(unit[i] @ unit[j]) for j in range(30) if j != i) for i in range(30)])
+    torch.testing.assert_close(geometry(rows, torch.ones(30, dtype=torch.bool), 0)[1], expected)
+    twins = torch.cat([rows, rows[:1]])  # a dead copy of latent 0
+    alive = torch.ones(31, dtype=torch.bool)
+    alive[30] = False
+    shape = geometry(twins, alive, 0)[0]
+    assert shape.nearest_cos == pytest.approx(float(expected.mean()), abs=1e-5)
+    assert shape.nearest_cos_all > shape.nearest_cos and shape.near_duplicates == pytest.approx(0.2)
+
+
+def test_the_null_of_random_directions_is_the_published_one():
+    # measured: m = 1024 random directions in d = 64 have mean nearest cosine .394
+    shape = geometry(torch.eye(64).repeat(16, 1) + 1e-3, torch.ones(1024, dtype=torch.bool), 0)[0]
+    assert shape.nearest_cos_null == pytest.approx(0.394, abs=0.005)
+
+
+def test_a_decoder_without_alive_latents_gives_no_number_instead_of_a_crash():
+    assert math.isnan(geometry(torch.eye(4), torch.zeros(4, dtype=torch.bool), 0)[0].nearest_cos)

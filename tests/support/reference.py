@@ -1,11 +1,14 @@
 """Slow plain twins of what the package does fast: loops, dense tensors, float64."""
 
+import re
 from itertools import product
 from math import sqrt
 
 import torch
 from scipy.stats import t
 from torch import Tensor
+
+from sae_lm.concepts.context_labels import ARTICLES, CLOSING, INDENTED, OPENING, QUOTES
 
 
 class _Jump(torch.autograd.Function):
@@ -172,3 +175,63 @@ def sign_flip(deltas: list[float]) -> float:
         for signs in product((1, -1), repeat=len(deltas))
     ]
     return sum(total >= sums[0] - 1e-9 for total in sums) / len(sums)
+
+
+def contextual_labels(tokens: list[str]) -> list[dict[str, bool]]:
+    """The definitions, read off the text before each token by regular expressions and loops."""
+    out = []
+    for t, token in enumerate(tokens):
+        past, seen = "".join(tokens[:t]), "".join(tokens[: t + 1])
+        previous = tokens[t - 1] if t else ""
+        paragraph = re.split(r"\n[^\S\n]*(?=\n)", past)[-1]
+        paragraph_ends = len(re.split(r"\n[^\S\n]*(?=\n)", seen)) > len(re.split(r"\n[^\S\n]*(?=\n)", past))
+        depth = 0
+        for c in paragraph:
+            depth = max(0, depth + (c in OPENING) - (c in CLOSING))
+        line = past.rpartition("\n")[2] if "\n" in past else None
+        first = line is not None and not line.strip() and bool(token.strip()) and "\n" not in token
+        line_first = next((u for u in range(t, -1, -1) if first_on_line(tokens, u)), None)
+        indented = False
+        if (
+            line_first is not None
+            and line_first < t
+            and "\n" not in "".join(tokens[line_first : t + 1])
+            and token.strip()
+        ):
+            whole = "".join(tokens[: line_first + 1]).rpartition("\n")[2]
+            indented = len(whole) - len(whole.lstrip()) >= INDENTED
+        word = bool(re.fullmatch(r"\w+", token))
+        name = re.search(r"\w*\Z", past)
+        content = [u for u in range(t) if tokens[u].strip()]
+        gap = token[:1].isspace() or (bool(content) and (content[-1] < t - 1 or tokens[content[-1]][-1:].isspace()))
+        ended = bool(content) and bool(re.search(r"[.!?][\"')\]\u201d\u2019]*\Z", tokens[content[-1]].strip()))
+        article = previous.strip().lower() in ARTICLES and (
+            previous[:1].isspace() or not "".join(tokens[: t - 1])[-1:].isalpha()
+        )
+        letter = any(c.isalpha() for c in token)
+        pairs = [(tokens[u - 1], tokens[u]) for u in range(1, t)]
+        out.append(
+            {
+                "inside quotation marks": sum(c in QUOTES for c in paragraph) % 2 == 1
+                and not any(c in QUOTES for c in token)
+                and not paragraph_ends,
+                "inside brackets": depth > 0 and not any(c in OPENING + CLOSING for c in token) and not paragraph_ends,
+                "first on its line": first,
+                "on an indented line": indented,
+                "part of a dotted name": word and bool(re.search(r"\w\.[^\W\d]\w*\Z", seen)),
+                "after an underscore in a name": word and name is not None and "_" in name.group(),
+                "inside a number": token.isdigit() and past[-1:].isdigit(),
+                "inside a word": token[:1].isalpha() and past[-1:].isalpha(),
+                "first of a sentence": token.strip()[:1].isalpha() and ended and gap,
+                "after an article": token[:1].isspace() and token.strip()[:1].isalpha() and article,
+                "repeated token": letter and token in tokens[:t],
+                "repeated pair": letter and t > 0 and (previous, token) in pairs,
+            }
+        )
+    return out
+
+
+def first_on_line(tokens: list[str], u: int) -> bool:
+    """Whether token u is the first on its line."""
+    past = "".join(tokens[:u])
+    return "\n" in past and not past.rpartition("\n")[2].strip() and bool(tokens[u].strip()) and "\n" not in tokens[u]

@@ -1,0 +1,59 @@
+"""sae_lm.concepts.context_labels: against their definition on text made to be awkward, and by eye."""
+
+import numpy as np
+import reference
+
+from sae_lm.concepts.context_labels import CONTEXTUAL, contextual_labels
+
+PIECES = ["a", " a", "the", " the", "The", ".", ". ", "x.", ".com", "os", " os", "_", "_b", "a_", "1", "12", " 3", '"', ' "', '."',
+          "(", " (", ")", ")(", "]", "())", "\n", "\n\n", "\n  ", "\n \n\n", "  ", " ", "    ", "   if", ":\n", '"\n\n(', "\nx", "!",
+          "\u201c", "\u201d", "\r\n", ",", "os.pa", "a.b c", "s"]  # fmt: skip
+
+
+def test_contextual_labels_equal_their_definition_on_text_made_to_be_awkward():
+    draw = np.random.default_rng(0)
+    lengths = draw.integers(1, 40, 150)
+    ids = draw.integers(0, len(PIECES), lengths.sum())
+    begins = np.zeros(len(ids), bool)
+    begins[np.cumsum(lengths) - lengths] = True
+    found = contextual_labels(ids, begins, PIECES)
+    expected = [
+        row
+        for part in np.split(ids, np.cumsum(lengths)[:-1])
+        for row in reference.contextual_labels([PIECES[token] for token in part])
+    ]
+    for name, label in found.items():
+        wrong = [place for place in range(len(ids)) if label[place] != expected[place][name]]
+        assert not wrong, (name, [PIECES[token] for token in ids[max(0, wrong[0] - 8) : wrong[0] + 1]])
+        assert 0 < label.sum() < len(label), name
+
+
+def test_the_names_of_the_contextual_concepts_are_those_that_the_labeller_gives_in_its_order():
+    assert tuple(contextual_labels(np.zeros(1, int), np.ones(1, bool), ["a"])) == CONTEXTUAL
+
+
+def test_a_label_depends_on_nothing_after_its_token_or_before_its_document():
+    draw = np.random.default_rng(1)
+    ids = draw.integers(0, len(PIECES), 300)
+    begins = np.zeros(300, bool)
+    begins[[0, 100]] = True
+    whole = contextual_labels(ids, begins, PIECES)
+    cut = contextual_labels(ids[100:200], begins[100:200], PIECES)
+    for name, label in whole.items():
+        assert np.array_equal(label[100:200], cut[name]), name
+
+
+def test_contextual_labels_of_a_text_one_can_read():
+    tokens = ["He", " said", ' "', "no", '".', "\n", "  ", "The", " os", ".", "path", " (", "a", ")", "."]
+    ids = np.array([sorted(set(tokens)).index(token) for token in tokens])
+    begins = np.arange(len(ids)) == 0
+    told = {
+        name: [token for token, label in zip(tokens, labels, strict=True) if label]
+        for name, labels in contextual_labels(ids, begins, sorted(set(tokens))).items()
+    }
+    assert told["inside quotation marks"] == ["no"]
+    assert told["inside brackets"] == ["a"]
+    assert told["first on its line"] == told["first of a sentence"] == ["The"]
+    assert told["on an indented line"] == [" os", ".", "path", " (", "a", ")", "."]
+    assert told["part of a dotted name"] == ["path"]
+    assert told["after an article"] == [" os"]

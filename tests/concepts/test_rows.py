@@ -1,0 +1,133 @@
+"""sae_lm.concepts.rows: which rows are taken for a concept, and on which side of the split."""
+
+import pytest
+import reference
+import torch
+
+import sae_lm
+from sae_lm.concepts import rows as concepts
+from sae_lm.concepts.rows import (
+    NEGATIVES,
+    contextual_rows,
+    document_parts,
+    sample_matched,
+    sample_rows,
+    vocabulary_rows,
+)
+from sae_lm.concepts.token_labels import read_labels
+
+
+def test_the_sample_holds_at_most_so_many_rows_per_type_each_labelled_by_its_token(tiny_store):
+    store = sae_lm.open_store(tiny_store)
+    rows = sample_rows(store, "blocks.0.hook_out", 600, per_type=3, seed=0)
+    types, counts = rows.token_id.unique(return_counts=True)
+    _, all_counts = store.tokens(600)["token_id"].unique(return_counts=True)
+    assert torch.equal(counts, all_counts.clamp_max(3)) and len(types) == len(all_counts)
+    whole, tokens = store.rows("blocks.0.hook_out", 600), store.tokens(600)["token_id"]
+    for index in (0, len(rows.x) // 2, len(rows.x) - 1):
+        where = (whole == rows.x[index]).all(1).nonzero()[0]
+        assert tokens[where] == rows.token_id[index]
+    text = [store.vocabulary[token] for token in rows.token_id]
+    column = rows.names.index("digit")
+    assert rows.labels[:, column].tolist() == [any(c.isdigit() for c in t) for t in text]
+    for token in types:  # a type is on one side of the split only
+        assert len(rows.part[rows.token_id == token].unique()) == 1
+
+
+HOOK = "blocks.0.hook_out"
+
+
+def write(path, text):
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_a_users_labels_become_concepts_of_their_own_kind(tiny_store, tmp_path):
+    store = sae_lm.open_store(tiny_store)
+    given = read_labels(
+        write(tmp_path / "a.csv", "string,label,child\nfox,animal,canine\ndogs,animal,\n"), store.vocabulary
+    )
+    rows = sample_rows(store, HOOK, 0, 3, 0, given)
+    assert rows.names[-1] == "animal" and rows.kinds[-1] == "csv" and set(rows.kinds[:-1]) == {"token"}
+    told = {store.vocabulary[token].strip() for token in rows.token_id[rows.labels[:, -1]].tolist()}
+    assert told == {"fox", "dogs"}
+    (fox,) = {token for token in rows.token_id.tolist() if store.vocabulary[token].strip() == "fox"}
+    assert rows.child is not None and rows.child[fox] == "canine"
+    assert rows.row is not None and torch.equal(store.tokens()["token_id"][rows.row].long(), rows.token_id)
+
+
+def test_a_matched_sample_leaves_the_type_nothing_to_say():
+    draw = torch.Generator().manual_seed(0)
+    token_id = torch.randint(0, 40, (6000,), generator=draw)
+    label = torch.rand(6000, generator=draw) < token_id / 40
+    eligible = torch.rand(6000, generator=draw) < 0.7
+    rows = sample_matched(token_id, label, eligible, per_type=8, seed=0)
+    assert eligible[rows].all() and len(rows.unique()) == len(rows)
+    for token in range(40):
+        mine = token_id == token
+        have, lack = int((mine & label & eligible).sum()), int((mine & ~label & eligible).sum())
+        taken = label[rows[token_id[rows] == token]]
+        assert int(taken.sum()) == min(have, 8, lack // NEGATIVES)
+        assert int((~taken).sum()) == NEGATIVES * int(taken.sum())
+    assert not torch.equal(rows, sample_matched(token_id, label, eligible, per_type=8, seed=1))
+
+
+@pytest.mark.parametrize("most", [400, 60])
+def test_a_matched_sample_keeps_to_its_limit_by_fewer_rows_of_a_type_before_fewer_types(monkeypatch, most):
+    monkeypatch.setattr(concepts, "CONTEXTUAL_ROWS", most)
+    token_id, label = torch.arange(6000) % 40, torch.arange(6000) % 7 == 0
+    rows = sample_matched(token_id, label, torch.ones(6000, dtype=torch.bool), per_type=8, seed=0)
+    assert most / 2 < len(rows) <= most
+    assert len(token_id[rows].unique()) == min(40, most // (1 + NEGATIVES))
+
+
+def test_documents_are_whole_and_in_about_the_shares_they_should_be():
+    document = torch.arange(200).repeat_interleave(torch.arange(200) % 9 + 1)
+    part = document_parts(document, 0)
+    for number in range(200):
+        assert len(part[document == number].unique()) == 1
+    shares = torch.bincount(part, minlength=3) / len(part)
+    torch.testing.assert_close(shares, torch.tensor([0.4, 0.3, 0.3]), atol=0.03, rtol=0)
+    assert document_parts(torch.zeros(5, dtype=torch.int32), 0).tolist() == [1] * 5
+
+
+def test_contextual_rows_share_no_type_and_no_document_between_the_parts(tiny_store):
+    store = sae_lm.open_store(tiny_store)
+    sets = contextual_rows(store, HOOK, 100, 4, 0)
+    tokens = store.tokens()
+    assert {kind for rows in sets for kind in rows.kinds} == {"contextual"}
+    filled = [rows for rows in sets if len(rows.x)]
+    assert filled
+    for rows in filled:
+        assert rows.row is not None and rows.row.min() >= 100
+        assert torch.equal(store.gather(HOOK, rows.row), rows.x)
+        assert torch.equal(tokens["token_id"][rows.row].long(), rows.token_id)
+        for column in (rows.token_id, tokens["document"][rows.row]):
+            sides = [set(column[rows.part == part].tolist()) for part in range(3)]
+            assert not (sides[0] & sides[1] or sides[0] & sides[2] or sides[1] & sides[2])
+        assert int((~rows.labels).sum()) == NEGATIVES * int(rows.labels.sum())
+
+
+def test_contextual_rows_are_labelled_by_the_text_of_their_own_document_and_context(tiny_store):
+    store = sae_lm.open_store(tiny_store)
+    tokens = store.tokens()
+    filled = [rows for rows in contextual_rows(store, HOOK, 0, 4, 0) if len(rows.x)]
+    assert filled and {label for rows in filled for label in rows.labels[:40, 0].tolist()} == {True, False}
+    for rows in filled:
+        assert rows.row is not None
+        for row, label in list(zip(rows.row.tolist(), rows.labels[:, 0].tolist(), strict=True))[:40]:
+            same = (tokens["context"] == tokens["context"][row]) & (tokens["document"] == tokens["document"][row])
+            ids = tokens["token_id"][: row + 1][same[: row + 1]].tolist()
+            assert reference.contextual_labels([store.vocabulary[token] for token in ids])[-1][rows.names[0]] == label
+
+
+def test_prompts_of_one_token_give_what_the_model_gives_for_bos_and_that_token(tiny_model, tiny_store):
+    store, model = sae_lm.open_store(tiny_store), sae_lm.load_model(str(tiny_model))
+    rows = vocabulary_rows(model, HOOK, store, seed=0)
+    assert 0 not in rows.token_id and len(rows.token_id.unique()) == len(rows.x) == 299
+    assert rows.row is not None and (rows.row == -1).all()
+    _, cached = model.run_with_cache(torch.tensor([[0, int(rows.token_id[7])]]))
+    torch.testing.assert_close(rows.x[7], cached[HOOK][0, 1], atol=1e-5, rtol=1e-5)
+    digit = rows.names.index("digit")
+    assert rows.labels[:, digit].tolist() == [any(c.isdigit() for c in store.vocabulary[t]) for t in rows.token_id]
+    assert len(vocabulary_rows(model, HOOK, store, seed=0, limit=20).x) == 20
