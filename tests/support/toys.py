@@ -5,6 +5,10 @@ import torch
 from sae_lm.concepts.rows import ConceptRows
 from sae_lm.metrics.codes import Codes
 from sae_lm.sae.model import SAE, SaeConfig
+from sae_lm.synthetic.worlds import Singles, Trees, forest
+
+TREE = forest(12, Trees(2, 0.4, children=2, child_probability=0.3), Singles(2, 0.2))
+"""Two parents of two children each, and two features that stand alone, in 12 dimensions."""
 
 
 def identity_sae(d, bias=None, **changes):

@@ -1,22 +1,21 @@
-"""The A/B toy and the suite: figures by hand, the judge on hand-made SAEs, one small training, what is printed."""
-
-import json
+"""sae_lm.synthetic.ab_toy: figures by hand, the judge on hand-made SAEs, and one small training."""
 
 import pytest
 import torch
 
-from sae_lm.commands import demo
-from sae_lm.penalties.arms import parse_arm, parse_arms
-from sae_lm.settings import DemoSettings
+from sae_lm.penalties.arms import parse_arms
 from sae_lm.synthetic import ab_toy, suite
 from sae_lm.synthetic.ab_toy import WORLD, exact_construction, judge
-from sae_lm.synthetic.batched_training import ToyRecipe, ToyTrial
-from sae_lm.synthetic.curves import ladders, mean_and_reach, write_curves
-from sae_lm.synthetic.experiments import EXPERIMENTS, NONE
-from sae_lm.synthetic.worlds import Trees, all_inputs, forest
+from sae_lm.synthetic.batched_training import ToyTrial
+from sae_lm.synthetic.experiments import EXPERIMENTS
+from sae_lm.synthetic.worlds import all_inputs
 
 AXES = torch.eye(2)  # features A = (1, 0), B = (0, 1)
+
+
 INPUTS = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
+
+
 NEVER = -10.0  # a bias no input overcomes
 
 
@@ -25,9 +24,6 @@ def verdict(encoder_rows, bias, decoder_rows):
     decoder = torch.nn.functional.normalize(torch.tensor(decoder_rows), dim=1)
     codes = torch.relu(INPUTS @ torch.tensor(encoder_rows).T + torch.tensor(bias))
     return judge(codes, INPUTS, AXES, decoder)
-
-
-# ---- the exact construction ---------------------------------------------------------------------------
 
 
 def test_the_three_hand_made_latents_code_each_input_with_one_latent_and_lose_nothing():
@@ -73,9 +69,6 @@ def test_the_two_true_latents_pay_nothing():
     assert exact_construction().truth_abs_cos == 0
 
 
-# ---- the judge ----------------------------------------------------------------------------------------
-
-
 def test_the_exact_construction_is_judged_as_the_composite_learned():
     # rows in the order A&~B, A&B, ~A&B with A = (1, 0)
     found = verdict([[1.0, -1.0], [1.0, 1.0], [-1.0, 1.0]], [0.0, -1.0, 0.0], [[1.0, 0.0], [1.0, 1.0], [0.0, 1.0]])
@@ -117,8 +110,6 @@ def test_the_worlds_inputs_are_nothing_a_b_and_both_as_often_as_its_docstring_sa
     assert share == pytest.approx({(0, 0): 0.4, (1, 0): 0.15, (0, 1): 0.15, (1, 1): 0.3})
 
 
-# ---- training -----------------------------------------------------------------------------------------
-
 COMPOSITION = EXPERIMENTS[0]
 
 
@@ -144,147 +135,3 @@ def test_a_penalty_on_the_decoder_recovers_a_and_b_in_every_seed(learned, arm):
 
 def test_the_same_penalty_on_the_encoder_recovers_them_in_no_seed(learned):
     assert sum(learned["abs_cos:0.1@on=encoder"]["recovered"]) == 0
-
-
-# ---- the suite ----------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def small():
-    """The whole of a suite of two little experiments."""
-    world = forest(8, Trees(2, 0.3, children=2, child_probability=0.3))
-    recipe = ToyRecipe(d_sae=8, arch="topk", steps=30, lr=0.01, k=2, batch=32)
-    trees = COMPOSITION._replace(
-        key="superposition",
-        title="Little trees",
-        world=world,
-        recipe=recipe,
-        short=(NONE, ToyTrial(parse_arm("max_cos:1")), ToyTrial(parse_arm("max_cos:1"), stop=0.5)),
-        long=(NONE, ToyTrial(NONE.arm, truth="fixed"), *map(ToyTrial, parse_arms(["max_cos:0.1/0.3/1", "none@arch=matryoshka",
-                                                                            "none@arch=batchtopk",
-                                                                            "max_cos:1@arch=batchtopk"]))),
-        shown=("fvu", "hole", "mcc"),
-    )  # fmt: skip
-    shorter = COMPOSITION._replace(recipe=COMPOSITION.recipe._replace(steps=5), long=COMPOSITION.short[:2])
-    return [shorter, trees]
-
-
-def test_every_experiment_has_a_baseline_first_arms_of_different_names_and_pairs_to_judge():
-    assert len({experiment.key for experiment in EXPERIMENTS}) == len(EXPERIMENTS)
-    for experiment in EXPERIMENTS:
-        for trials in (experiment.short, experiment.long):
-            names = [trial.name for trial in trials or experiment.long]
-            assert names[0] == "none" and len(set(names)) == len(names)
-        # what stands in the short table is found in the long one
-        assert {trial.name for trial in experiment.short} <= {trial.name for trial in experiment.long}
-        assert experiment.world.pairs
-
-
-def test_a_suite_is_whole_repeats_itself_and_leaves_the_global_seed_alone(small, tmp_path):
-    torch.manual_seed(1)
-    first = suite.run(full=True, seeds=3, experiments=small)
-    torch.manual_seed(2)
-    again = suite.run(full=True, seeds=3, experiments=small)
-    assert first["experiments"] == again["experiments"]
-    trees = first["experiments"][1]
-    assert list(trees["arms"]) == [trial.name for trial in small[1].long]
-    assert all(len(v) == 3 for arm in trees["arms"].values() for v in arm["values"].values())
-    path = suite.write(first, tmp_path)
-    assert json.loads(path.read_text())["experiments"][1]["arms"] == trees["arms"]
-
-
-def test_a_difference_is_the_arm_less_its_own_baseline_seed_by_seed(small):
-    _, trees = suite.run(full=True, seeds=3, experiments=small)["experiments"]
-    arms = trees["arms"]
-    assert arms["none@arch=matryoshka"]["baseline"] == arms["none@arch=batchtopk"]["baseline"] == "none"
-    assert arms["max_cos:1@arch=batchtopk"]["baseline"] == "none@arch=batchtopk"
-    assert arms["truth held"]["baseline"] == arms["max_cos:1"]["baseline"] == "none"
-    found = {(d["arm"], d["metric"]): d for d in trees["differences"]}
-    assert {arm for arm, _ in found} == set(arms) - {"none"}
-    a, b = (arms[name]["values"]["fvu"] for name in ("max_cos:1", "none"))
-    one = found["max_cos:1", "fvu"]
-    assert one["mean"] == pytest.approx(sum(x - y for x, y in zip(a, b, strict=True)) / 3)
-    assert one["low"] < one["mean"] < one["high"]
-
-
-def test_holes_count_as_halved_and_cheap_only_with_their_whole_interval():
-    def arm(holes, fvu, baseline="none"):
-        return {"baseline": baseline, "values": {"hole": holes, "fvu": fvu}}
-
-    base = [0.1, 0.11, 0.12]
-    lines = suite.halving(
-        {
-            "arms": {
-                "none": arm([0.6, 0.59, 0.61], base),
-                "good": arm([0.2, 0.21, 0.22], [f + 0.011 + 0.001 * i for i, f in enumerate(base)]),
-                "dear": arm([0.2, 0.21, 0.22], [f + 0.05 + 0.001 * i for i, f in enumerate(base)]),
-                "unsure": arm([0.05, 0.4, 0.3], [f + 0.001 * i for i, f in enumerate(base)]),
-            }
-        }
-    )
-    ends = {line.split()[0]: line.split("]")[-1].strip() for line in lines[1:]}
-    assert ends == {"good": "halved and cheap", "dear": "halved", "unsure": ""}
-    assert "x0.35" in lines[1] and "+0.012 [+0.010, +0.014]" in lines[1]  # .63 / 1.8
-
-
-def test_the_table_holds_a_line_for_every_arm_with_its_counts(small):
-    result = suite.run(seeds=3, experiments=small)
-    values = result["experiments"][0]["arms"]["none"]["values"]
-    values["composite"], values["recovered"] = [1.0, 1.0, 0.0], [0.0, 0.0, 0.0]
-    text = suite.table(result)
-    lines = {line.split()[0]: line for line in text.splitlines() if line.startswith("  ")}
-    assert "0.333" in lines["encoder"] and "0.471" in lines["decoder"] and "no reconstruction error" in text
-    (counted,) = (line for line in text.splitlines() if "2/3" in line)
-    assert counted.split()[:3] == ["none", "2/3", "0/3"]
-    assert "max_cos:1, off at 0.5" in text and "x" in text
-    assert max(map(len, text.splitlines())) <= 200
-
-
-def test_demo_toy_prints_the_table_and_says_where_the_rest_is(small, tmp_path, monkeypatch):
-    monkeypatch.setattr(suite, "EXPERIMENTS", small)
-    text = demo.demo(DemoSettings(what="toy", out=tmp_path, full=True, seeds=2))
-    assert "Little trees" in text and str(tmp_path / "toy" / "suite.json") in text
-    told = json.loads((tmp_path / "toy" / "suite.json").read_text())
-    assert told["full"] is True and told["seeds"] == 2
-
-
-def test_ladders_are_families_of_several_coefficients_in_ascending_order():
-    def arm(name, coefficient):
-        return {"family": name, "coefficient": coefficient, "values": {"fvu": [coefficient]}}
-
-    arms = {
-        "none": arm("none", 0.0),
-        "b": arm("sq_cos", 3.0),
-        "a": arm("sq_cos", 1.0),
-        "d": arm("sq_cos", 10.0),
-        "c": arm("max_cos", 1.0),
-    }
-    assert {family: [c for c, _ in ladder] for family, ladder in ladders({"arms": arms}).items()} == {
-        "sq_cos": [1, 3, 10]
-    }
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("coactive:0.7@anchored", "coactive@anchored"),
-        ("max_cos:1@margin=0.1", "max_cos@margin=0.1"),
-        ("none@arch=batchtopk", "none@arch=batchtopk"),
-    ],
-)
-def test_a_family_is_an_arms_name_without_its_coefficient(text, expected):
-    assert suite.family(ToyTrial(parse_arm(text))) == expected
-    assert suite.family(ToyTrial(parse_arm(text), stop=0.5)) == f"{expected}, off at 0.5"
-
-
-def test_an_interval_reaches_as_far_as_students_t_says_and_a_missing_seed_is_left_out():
-    mean, reach = mean_and_reach([1.0, 2.0, None, 3.0])
-    assert mean == 2 and reach == pytest.approx(4.303 / 3**0.5, rel=1e-3)
-    assert mean_and_reach([1.5, None]) == (1.5, 0.0)
-
-
-def test_curves_are_drawn_for_experiments_with_ladders(small, tmp_path):
-    result = suite.run(full=True, seeds=2, experiments=small)
-    (path,) = write_curves(result, tmp_path)
-    drawn = path.read_text()
-    assert path.name == "superposition.svg" and drawn.startswith("<?xml") and "max_cos" in drawn
