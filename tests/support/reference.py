@@ -5,7 +5,7 @@ from itertools import product
 from math import sqrt
 
 import torch
-from scipy.stats import t
+from scipy import stats
 from torch import Tensor
 
 from sae_lm.concepts.context_labels import ARTICLES, CLOSING, INDENTED, OPENING, QUOTES
@@ -164,8 +164,8 @@ def t_interval_and_p(deltas: list[float]) -> tuple[float, float, float]:
     n = len(deltas)
     mean = sum(deltas) / n
     error = sqrt(sum((delta - mean) ** 2 for delta in deltas) / (n - 1)) / sqrt(n)
-    reach = t.isf(0.025, n - 1) * error
-    return mean - reach, mean + reach, 2 * t.sf(abs(mean) / error, n - 1)
+    reach = stats.t.isf(0.025, n - 1) * error
+    return mean - reach, mean + reach, 2 * stats.t.sf(abs(mean) / error, n - 1)
 
 
 def sign_flip(deltas: list[float]) -> float:
