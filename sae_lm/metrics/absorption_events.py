@@ -99,7 +99,7 @@ def choose(silent: Tensor, share: Tensor, token_id: Int[Tensor, " n"], count: in
     """Which candidates to show, by their silence [n, arms] and their absorbers' share [n, arms]: no more than ``count``.
 
     Rows on which the arms differ come first, and of these every pattern (who is silent and who is not) in turn, so
-    that holes that an arm closes and holes that it opens are shown alike; within a pattern those with the largest
+    that holes that an arm closes and holes that it opens are both shown; within a pattern those with the largest
     absorbed share. A token type comes a second time only when all others have been shown.
     """
     rows = silent.any(1).nonzero().flatten().tolist()
@@ -194,7 +194,7 @@ def _side(view: View, holes: _Holes, place: int, probe: Tensor, vocabulary: list
 
 
 def _describe(view: View, latent: int, probe: Tensor, vocabulary: list[str]) -> dict[str, Any]:
-    """What is said of an absorbing latent wherever it occurs."""
+    """What the report has on an absorbing latent, wherever it occurs."""
     row, token = view.W_dec[latent : latent + 1], int(view.children.token[latent])
     return {
         "latent": latent,

@@ -173,7 +173,7 @@ class Roc(NamedTuple):
 
 
 def novelty_threshold(cosine: Float[Tensor, " n"], novel: Bool[Tensor, " n"]) -> Roc | None:
-    """The cosine that tells novel latents best (largest true less false positive rate); None if all are of one kind.
+    """The cosine that separates novel latents best (largest true less false positive rate); None if all are of one kind.
 
     cosine: to the nearest in A, of latents that fire. novel: by stitching.
     """

@@ -204,11 +204,11 @@ def _everywhere_but(keep: Tensor, function: Callable[[Tensor], Tensor]) -> Calla
 
 
 class PrefixCache:
-    """The blocks before a hook. They do the same in every pass over a batch, so that one pass will do.
+    """The output of the blocks before a hook, which is the same in every pass over a batch.
 
-    In ``recorded()`` the model runs as it is and what comes out of the last of these blocks is kept; in
-    ``replayed()`` they run no more and that is what comes out of each. Blocks that hand on more than their output
-    (keys shared between layers, say) cannot be left out: ``check`` finds that, and then they run in every pass.
+    Inside ``recorded()`` the model runs as it is, and the output of the last of these blocks is kept. Inside
+    ``replayed()`` none of them runs: each returns that output. Blocks that hand on more than their output (keys shared
+    between layers, say) cannot be left out: ``check`` finds that, and then they run in every pass.
     """
 
     def __init__(self, model: "TransformerBridge", hook: str) -> None:
@@ -260,5 +260,5 @@ class PrefixCache:
 
 
 def _copied(output: Any) -> Any:
-    """A block's output, its residual stream copied, so that whoever writes into it in place spoils no later pass."""
+    """A block's output, its residual stream copied, so that writing into it in place changes no later pass."""
     return output.clone() if isinstance(output, Tensor) else (output[0].clone(), *output[1:])

@@ -1,1 +1,1 @@
-"""One sparse autoencoder: what it is, what it minimises, how it steps, how it is kept."""
+"""A sparse autoencoder in use: what it computes, its sparse codes, its rows, how it is saved and loaded."""

@@ -60,7 +60,7 @@ TREES = forest(64, Trees(8, 0.12, children=4, child_probability=0.2))
 CROWDED = forest(32, Trees(16, 0.06, children=4, child_probability=0.2), superposed=True)
 IN_CROWD = ToyRecipe(d_sae=96, arch="topk", steps=2500, lr=3e-3, k=3)
 TWO_LEVELS = ToyTrial(RIVALS[1].arm, widths=(16, 96))
-"""Matryoshka told how many parents there are"""
+"""Matryoshka whose first prefix has as many latents as there are parents."""
 TRUTH = (ToyTrial(NONE.arm, truth="start"), ToyTrial(NONE.arm, truth="fixed"))
 CROWD_SHOWN = ("fvu", "l0", "hole", "gap", "absorbed", "merge", "shared", "parent_f1", "mcc", "uniqueness", "f1")
 

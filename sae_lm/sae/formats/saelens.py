@@ -102,7 +102,7 @@ def _examine(directory: Path) -> tuple[dict[str, Any], SaeConfig, str | None]:
 
 @contextmanager
 def named(directory: Path) -> Iterator[None]:
-    """What is said of an SAE's numbers is said with its directory."""
+    """Errors about an SAE's numbers name its directory."""
     try:
         yield
     except SaeError as problem:
