@@ -27,7 +27,7 @@ from sae_lm.metrics.absorption import (
     main_latents,
     projections,
 )
-from sae_lm.metrics.codes import Codes, encode_sparse
+from sae_lm.metrics.codes import TokenCodes, encode_sparse
 from sae_lm.metrics.geometry import geometry
 from sae_lm.metrics.reconstruction import quality
 from sae_lm.metrics.splitting import Split, split_counts
@@ -196,7 +196,7 @@ def held_out_figures(sae: SAE, evaluation_set: EvaluationSet) -> HeldOut:
 # --- on concepts
 
 
-def sae_codes(sae: SAE, evaluation_set: EvaluationSet) -> list[Codes]:
+def sae_codes(sae: SAE, evaluation_set: EvaluationSet) -> list[TokenCodes]:
     """Codes of every concept set."""
     return [
         encode_sparse(sae, of.rows.x.split(batch_rows(sae))) if of.used else _no_codes(sae)
@@ -204,11 +204,11 @@ def sae_codes(sae: SAE, evaluation_set: EvaluationSet) -> list[Codes]:
     ]
 
 
-def _no_codes(sae: SAE) -> Codes:
-    return Codes(torch.zeros(0, 1), torch.zeros(0, 1, dtype=torch.long), sae.config.d_sae)
+def _no_codes(sae: SAE) -> TokenCodes:
+    return TokenCodes(torch.zeros(0, 1), torch.zeros(0, 1, dtype=torch.long), sae.config.d_sae)
 
 
-def sae_splits(codes: Sequence[Codes], evaluation_set: EvaluationSet, max_k: int, gain: float) -> list[Split]:
+def sae_splits(codes: Sequence[TokenCodes], evaluation_set: EvaluationSet, max_k: int, gain: float) -> list[Split]:
     """The main latents of every concept in use."""
     found = [
         split_counts(mine, of.rows, of.used, max_k, gain, evaluation_set.seed) if of.used else {}
@@ -228,7 +228,7 @@ def common_counts(splits: Sequence[Sequence[Split]]) -> list[int]:
 
 def concept_figures(
     sae: SAE,
-    codes: Sequence[Codes],
+    codes: Sequence[TokenCodes],
     splits: Sequence[Split],
     evaluation_set: EvaluationSet,
     common: Sequence[int],

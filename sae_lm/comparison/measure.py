@@ -40,7 +40,7 @@ from sae_lm.concepts.token_labels import LABELS, read_labels
 from sae_lm.data.store import Store
 from sae_lm.errors import SettingsError, StoreError
 from sae_lm.metrics.absorption_events import Children, View, children, explore
-from sae_lm.metrics.codes import Codes
+from sae_lm.metrics.codes import TokenCodes
 from sae_lm.metrics.geometry import nearest_shares
 from sae_lm.metrics.meta_sae import composition
 from sae_lm.metrics.splitting import Split
@@ -77,7 +77,7 @@ class Seen(NamedTuple):
     """What the explorer needs of one SAE."""
 
     W_dec: Tensor
-    codes: list[Codes]
+    codes: list[TokenCodes]
     splits: list[Split]
     children: list[Children]
 
@@ -100,7 +100,7 @@ def measure(settings: CompareSettings, store: Store, runs: Runs, device: str) ->
     views: dict[str, Seen] = {}
     per_concept: list[dict[str, Any]] = []
 
-    def split(codes: list[Codes]) -> list[Split]:
+    def split(codes: list[TokenCodes]) -> list[Split]:
         return sae_splits(codes, evaluation_set, settings.max_k, settings.split_gain)
 
     of_baseline = {key: run for key, run in runs.of.items() if key[0] in ladder and evaluation_set.candidates}

@@ -12,7 +12,7 @@ from torch import Tensor
 from sae_lm.comparison.evaluate import batch_rows
 from sae_lm.comparison.matching import match_rung
 from sae_lm.comparison.runs import Key, Runs
-from sae_lm.metrics.codes import Codes, encode_sparse
+from sae_lm.metrics.codes import TokenCodes, encode_sparse
 from sae_lm.metrics.dictionaries import (
     DISTINCT,
     STABLE,
@@ -131,7 +131,7 @@ def _traced(read: Reader) -> Tensor:
     return torch.cat([part for part in _first(read(TRACED_ROWS), TRACED_ROWS)]).float()
 
 
-def _coded(sae: SAE, rows: Tensor) -> tuple[Tensor, Codes]:
+def _coded(sae: SAE, rows: Tensor) -> tuple[Tensor, TokenCodes]:
     return sae.W_dec.cpu(), encode_sparse(sae, rows.split(batch_rows(sae)))
 
 

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from sae_lm.metrics.codes import Codes
+from sae_lm.metrics.codes import TokenCodes
 from sae_lm.runtime.seeds import derive
 
 SILENT = 1e-8
@@ -47,7 +47,7 @@ class Centre(NamedTuple):
 class ConceptAtSae:
     """A concept's candidate rows as one SAE codes them; the main latents are what callers vary."""
 
-    codes: Codes
+    codes: TokenCodes
     x: Float[Tensor, "n d_in"]
     token_id: Int[Tensor, " n"]
     W_dec: Float[Tensor, "d_sae d_in"]
@@ -198,7 +198,7 @@ class MainLatents(NamedTuple):
     """those that fire on half of all rows or more: they fill holes without meaning the concept"""
 
 
-def main_latents(codes: Codes, labels: Bool[Tensor, " n"], main: list[int]) -> MainLatents:
+def main_latents(codes: TokenCodes, labels: Bool[Tensor, " n"], main: list[int]) -> MainLatents:
     """How far the main latents are the concept's, on rows with and without it."""
     fires = codes.columns(main) > 0
     predicted = fires.any(1)

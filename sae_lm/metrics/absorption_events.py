@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sae_lm.data.store import Store
 from sae_lm.metrics.absorption import ConceptAtSae, Projections, probe_cosines, projections
-from sae_lm.metrics.codes import Codes
+from sae_lm.metrics.codes import TokenCodes
 
 BEFORE, AFTER = 24, 8
 """Tokens shown before and after the one an event is about."""
@@ -41,7 +41,7 @@ class Children(NamedTuple):
 class View(NamedTuple):
     """One arm's SAE, as far as a concept is concerned."""
 
-    codes: Codes
+    codes: TokenCodes
     """of all sampled rows"""
     W_dec: Float[Tensor, "d_sae d_in"]
     main: list[int]
@@ -118,7 +118,7 @@ def choose(silent: Tensor, share: Tensor, token_id: Int[Tensor, " n"], count: in
     return [row for *_, row in sorted(order)[:count]]
 
 
-def children(codes: Codes, token_id: Int[Tensor, " n"], names: Mapping[int, str] | None = None) -> Children:
+def children(codes: TokenCodes, token_id: Int[Tensor, " n"], names: Mapping[int, str] | None = None) -> Children:
     """Every latent's child, for all latents at once. names: of tokens, a user's own."""
     fires, names = codes.strength > 0, names or {}
     types, kind = _alike(token_id, names).unique(return_inverse=True)

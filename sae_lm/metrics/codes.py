@@ -14,7 +14,7 @@ DENSE_DECODE_RATIO = 8
 """A code fuller than one latent in so many is decoded by a dense product, which is faster then."""
 
 
-class Codes(NamedTuple):
+class TokenCodes(NamedTuple):
     """Firing latents of n tokens, padded with value 0 to the width of the fullest token.
 
     Strengths are z_i ||d_i||, so that they do not depend on how norms are shared between encoder
@@ -32,9 +32,9 @@ class Codes(NamedTuple):
         out = torch.zeros(len(self.latent), len(latents) + 1)
         return out.scatter_add_(1, place[self.latent], self.strength)[:, :-1]  # the last gathers all others
 
-    def take(self, rows: Tensor) -> "Codes":
+    def take(self, rows: Tensor) -> "TokenCodes":
         """The codes of some tokens: a mask or row numbers."""
-        return Codes(self.strength[rows], self.latent[rows], self.d_sae)
+        return TokenCodes(self.strength[rows], self.latent[rows], self.d_sae)
 
     def firing_frequency(self) -> Float[Tensor, " d_sae"]:
         """Share of the tokens on which each latent fires, float64."""
@@ -81,7 +81,7 @@ def decode_active(
 
 
 @torch.no_grad()
-def encode_sparse(sae: SAE, batches: Iterable[Float[Tensor, "_ d_in"]]) -> Codes:
+def encode_sparse(sae: SAE, batches: Iterable[Float[Tensor, "_ d_in"]]) -> TokenCodes:
     """Encode batch by batch, keeping what fires; no [n, d_sae] tensor is held."""
     norms = sae.W_dec.norm(dim=1)
     parts = []
@@ -92,4 +92,6 @@ def encode_sparse(sae: SAE, batches: Iterable[Float[Tensor, "_ d_in"]]) -> Codes
     pad = [(torch.nn.functional.pad(s, (0, width - s.shape[1])), i) for s, i in parts]
     strengths = [s for s, _ in pad] or [torch.zeros(0, 1)]
     indices = [torch.nn.functional.pad(i, (0, width - i.shape[1])) for _, i in pad]
-    return Codes(torch.cat(strengths), torch.cat(indices or [torch.zeros(0, 1, dtype=torch.long)]), sae.config.d_sae)
+    return TokenCodes(
+        torch.cat(strengths), torch.cat(indices or [torch.zeros(0, 1, dtype=torch.long)]), sae.config.d_sae
+    )

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sae_lm.metrics.codes import Codes
+from sae_lm.metrics.codes import TokenCodes
 from sae_lm.metrics.dictionaries import match_rows
 from sae_lm.sae.directions import unit_rows
 from sae_lm.sae.nearest import NONE
@@ -42,8 +42,8 @@ class Genealogy(NamedTuple):
 def genealogy(
     W_dec_a: Float[Tensor, "m d_in"],
     W_dec_b: Float[Tensor, "n d_in"],
-    codes_a: Codes,
-    codes_b: Codes,
+    codes_a: TokenCodes,
+    codes_b: TokenCodes,
     threshold: float = KEPT,
     most_trees: int = 20,
     most_children: int = 12,
@@ -166,7 +166,7 @@ def _absorbed(
     return parent, best >= MIN_PARENT_COSINE
 
 
-def firing(codes: Codes) -> Sparse:
+def firing(codes: TokenCodes) -> Sparse:
     """Strengths [tokens, latents] as a sparse matrix in float64."""
     on = codes.strength > 0
     row = on.nonzero()[:, 0].numpy()

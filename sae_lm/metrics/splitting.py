@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sae_lm.concepts.probes import f1
 from sae_lm.concepts.rows import TEST, TRAIN, VALIDATION, ConceptRows
-from sae_lm.metrics.codes import Codes
+from sae_lm.metrics.codes import TokenCodes
 from sae_lm.runtime.seeds import derive
 
 EPOCHS, BATCH = 50, 4096
@@ -43,7 +43,7 @@ class Split(NamedTuple):
 
 
 def split_counts(
-    codes: Codes, rows: ConceptRows, concepts: list[int], max_k: int, gain: float, seed: int
+    codes: TokenCodes, rows: ConceptRows, concepts: list[int], max_k: int, gain: float, seed: int
 ) -> dict[int, Split]:
     """The main latents of each concept (a column of ``rows.labels``)."""
     train = rows.part == TRAIN
@@ -55,7 +55,7 @@ def split_counts(
     }
 
 
-def l1_probe(codes: Codes, labels: Bool[Tensor, "n concepts"], seed: int) -> Float[Tensor, "d_sae concepts"]:
+def l1_probe(codes: TokenCodes, labels: Bool[Tensor, "n concepts"], seed: int) -> Float[Tensor, "d_sae concepts"]:
     """Signed weights of a multi-label logistic probe on the codes, L1-penalised.
 
     The published recipe of sae-spelling, its optimiser, schedule and number of epochs included: no solver of a
@@ -154,7 +154,7 @@ def _downhill(loss: Callable[[Tensor], Tensor], beta: Tensor, step: Tensor, now:
     return beta, now
 
 
-def _main_latents(codes: Codes, rows: ConceptRows, concept: int, order: list[int], gain: float) -> Split:
+def _main_latents(codes: TokenCodes, rows: ConceptRows, concept: int, order: list[int], gain: float) -> Split:
     columns = codes.columns(order)
     labels = rows.labels[:, concept]
     train, validation, test = (rows.part == part for part in (TRAIN, VALIDATION, TEST))
