@@ -7,12 +7,13 @@ from typing import Any, NamedTuple
 from sae_lm.comparison.matching import family, read_arm
 from sae_lm.data.store import Store, open_store
 from sae_lm.errors import SaeError
+from sae_lm.runtime.differences import differences
 from sae_lm.runtime.files import read_json
 from sae_lm.sae.formats.saelens import CONFIG, WEIGHTS, check
 from sae_lm.sae.load import load, sae_directories
 from sae_lm.sae.model import SAE
 from sae_lm.settings import CompareSettings
-from sae_lm.training.recipe import FREE
+from sae_lm.training.recipe import PER_ARM
 from sae_lm.training.run_folder import read_run, run_folder
 
 EQUAL = {
@@ -139,13 +140,12 @@ def read_narrower(folder: Path, runs: Runs, baseline: str) -> Runs:
             f"narrower runs {folder} have {few} latents, expected fewer than the {many} of those compared; "
             "give --narrower the folder of SAEs with fewer"
         )
-    for key, what in {**EQUAL, "k": "k"}.items():
-        theirs, ours = narrower.training.get(key), runs.training.get(key)
-        if key != "d_sae" and theirs != ours:
-            raise SaeError(
-                f"narrower runs {folder} differ from those compared in their {what} ({theirs}, expected {ours}); "
-                "train them with the same settings but --d-sae"
-            )
+    alike = {key: runs.training.get(key) for key in (*EQUAL, PER_ARM) if key != "d_sae"}
+    for key, theirs, ours in differences(narrower.training, alike):
+        raise SaeError(
+            f"narrower runs {folder} differ from those compared in their {EQUAL.get(key, key)} ({theirs}, "
+            f"expected {ours}); train them with the same settings but --d-sae"
+        )
     if not set(narrower.arms) & set(runs.arms):
         raise SaeError(
             f"narrower runs {folder} have the arms {', '.join(narrower.arms)}, and none of {', '.join(runs.arms)}; "
@@ -184,20 +184,21 @@ def _scan(folder: Path) -> tuple[dict[Key, Run], list[str]]:
 
 
 def _check_equal(folder: Path, runs: list[Run]) -> None:
-    settings = {key: key for run in runs for key in run.training if key not in EQUAL and key != FREE}
-    for key, what in {**EQUAL, **settings}.items():
-        values: dict[str, list[str]] = {}
+    settings = [key for run in runs for key in run.training if key != PER_ARM]
+    for key in dict.fromkeys([*EQUAL, *settings]):
+        if not any(differences(run.training, {key: runs[0].training.get(key)}) for run in runs):
+            continue
+        names: dict[str, list[str]] = {}
         for run in runs:
-            values.setdefault(str(run.training.get(key)), []).append(run.directory.name)
-        if len(values) > 1:
-            told = "; ".join(
-                f"{value[:12] if key == 'store_id' else value}: {', '.join(names[:3])}" + ", ..." * (len(names) > 3)
-                for value, names in values.items()
-            )
-            raise SaeError(
-                f"runs {folder} differ in their {what} ({told}); only SAEs of one store, hook and width that were "
-                "trained alike can be compared, move the others to a folder of their own"
-            )
+            names.setdefault(str(run.training.get(key)), []).append(run.directory.name)
+        by_value = "; ".join(
+            f"{value[:12] if key == 'store_id' else value}: {', '.join(some[:3])}" + ", ..." * (len(some) > 3)
+            for value, some in names.items()
+        )
+        raise SaeError(
+            f"runs {folder} differ in their {EQUAL.get(key, key)} ({by_value}); only SAEs of one store, hook and width "
+            "that were trained alike can be compared, move the others to a folder of their own"
+        )
 
 
 def find_store(settings: CompareSettings, store_id: str) -> Store:

@@ -12,10 +12,11 @@ from sae_lm.data.manifest import FileRecord, Manifest, ShardRecord, shard_file, 
 from sae_lm.data.store import Store, open_store
 from sae_lm.data.writer import file_record, statistics
 from sae_lm.errors import SettingsError, StoreError
+from sae_lm.runtime.differences import differences
 from sae_lm.runtime.files import PART, sha256, write_json, write_whole
 from sae_lm.settings import MergeSettings
 
-ALIKE = ("model", "tokenizer_sha256", "forward", "context_size", "pack", "keep_special", "drop_sinks", "bos", "separator", "dtype", "hooks")  # fmt: skip
+ALIKE = {"model", "tokenizer_sha256", "forward", "context_size", "pack", "keep_special", "drop_sinks", "bos", "separator", "dtype", "hooks"}  # fmt: skip
 """Parts of the recipes that must agree. Texts and numbers of tokens may differ."""
 
 
@@ -58,15 +59,15 @@ def _merge_into(part: Path, stores: list[Store]) -> None:
 
 
 def _check_alike(stores: list[Store]) -> None:
-    first = stores[0].manifest.recipe
+    first = stores[0].manifest.recipe.model_dump(include=ALIKE)
     for store in stores[1:]:
-        recipe = store.manifest.recipe
-        for key in ALIKE:
-            if getattr(recipe, key) != getattr(first, key):
-                raise StoreError(
-                    f"{store.path} and {stores[0].path} do not go together: {key} is {getattr(recipe, key)} and {getattr(first, key)}; "
-                    "merge stores that differ in text and tokens alone"
-                )
+        differing = differences(store.manifest.recipe.model_dump(include=ALIKE), first)
+        if differing:
+            values = "; ".join(f"{key} is {its} and {firsts}" for key, its, firsts in differing)
+            raise StoreError(
+                f"{store.path} and {stores[0].path} do not go together: {values}; "
+                "merge stores that differ in text and tokens alone"
+            )
     seen: dict[str, Store] = {}
     for store in stores:
         for fingerprint in _fingerprints(store):

@@ -1,18 +1,17 @@
 """what a store is before its manifest: a recipe, and a record for each shard that is whole."""
 
-import json
 import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
 
 from sae_lm.data.manifest import MANIFEST, PROGRESS, RECIPE, Recipe, ShardRecord, read_manifest
 from sae_lm.errors import StoreError
+from sae_lm.runtime.differences import differences
 from sae_lm.runtime.files import PART, read_json, write_json
 
 LOCK = f"{PROGRESS}/lock"
@@ -143,16 +142,7 @@ def _is_there(out: Path, record: ShardRecord) -> bool:
 
 def check_same(out: Path, there: Recipe, wanted: Recipe) -> None:
     """Raise StoreError naming every setting in which a store differs from the one asked for."""
-    differing = list(_differences("", there.model_dump(), wanted.model_dump()))
-    if differing:
-        raise StoreError(f"{out} holds another store: {'; '.join(differing)}; give another --out or delete the folder")
-
-
-def _differences(name: str, got: Any, asked: Any) -> Iterator[str]:
-    if isinstance(got, dict) and isinstance(asked, dict) and got.keys() == asked.keys():
-        for key in got:
-            yield from _differences(f"{name}.{key}" if name else key, got[key], asked[key])
-    elif isinstance(got, dict) and isinstance(asked, dict):
-        yield f"{name} are {', '.join(got)}, asked for {', '.join(asked)}"
-    elif got != asked:
-        yield f"{name} is {json.dumps(got)}, asked for {json.dumps(asked)}"
+    if differing := differences(there.model_dump(), wanted.model_dump()):
+        raise StoreError(
+            f"{out} holds another store: {'; '.join(map(str, differing))}; give another --out or delete the folder"
+        )

@@ -27,6 +27,7 @@ from sae_lm.hub.errors import quiet
 from sae_lm.hub.repository import SCHEME, Branch, address_of, download
 from sae_lm.hub.revision import pin
 from sae_lm.lm.hooks import expand_hooks
+from sae_lm.runtime.differences import differences
 from sae_lm.runtime.files import PART, sha256, write_whole
 from sae_lm.runtime.progress import Progress
 
@@ -299,9 +300,9 @@ def _check_same(branch: Branch, manifest: Manifest) -> None:
     except StoreError:
         raise HubError(f"{address} holds a store that cannot be read here; push to another repository") from None
     if there.id != manifest.id:
-        got, ours = there.recipe.model_dump(), manifest.recipe.model_dump()
-        differing = ", ".join(key for key in got if got[key] != ours[key]) or "the contents of its files"
-        raise HubError(f"{address} is another store, other in {differing}; push to another repository, or delete it")
+        differing = differences(there.recipe.model_dump(), manifest.recipe.model_dump())
+        what = ", ".join(difference.key for difference in differing) or "the contents of its files"
+        raise HubError(f"{address} is another store, other in {what}; push to another repository, or delete it")
 
 
 def _is_there(entry: "RepoFile | None", path: Path, record: FileRecord) -> bool:

@@ -62,7 +62,7 @@ FEWEST_BATCHES = 2000
 after one epoch of 175 batches, .280 after 488, .234 after 976, .201 after 1953."""
 
 
-IGNORED = (
+NOT_IN_RECIPE = (
     "out",
     "store",
     "device",
@@ -78,7 +78,7 @@ IGNORED = (
 changes its rounding)."""
 
 
-FREE = "k"
+PER_ARM = "k"
 """The setting that SAEs of one folder may have of their own: arms are compared at equal L0. Were another to differ, a
 difference between arms would be its."""
 
@@ -107,7 +107,7 @@ def recipe_facts(
     rows = settings.tokens or max(row, FEWEST_BATCHES * settings.batch_size)
     if rows < settings.batch_size:
         raise SettingsError(f"tokens is {rows}, fewer than one batch of {settings.batch_size}; give more --tokens")
-    facts = {key: value for key, value in settings.model_dump(mode="json").items() if key not in IGNORED}
+    facts = {key: value for key, value in settings.model_dump(mode="json").items() if key not in NOT_IN_RECIPE}
     resolved = {
         "hook": hook,
         "tokens": rows // settings.batch_size * settings.batch_size,

@@ -7,11 +7,12 @@ from typing import Any
 from sae_lm.data.store import Store
 from sae_lm.errors import SaeError
 from sae_lm.penalties.arms import Arm
+from sae_lm.runtime.differences import differences
 from sae_lm.runtime.files import read_json, write_json
 from sae_lm.sae.formats.saelens import CONFIG, verify_files
 from sae_lm.sae.load import sae_directories
 from sae_lm.settings import TrainSettings
-from sae_lm.training.recipe import FREE
+from sae_lm.training.recipe import PER_ARM
 from sae_lm.training.trainer import ArmTraining
 
 RUN = "run.json"
@@ -56,7 +57,7 @@ def read_run(folder: Path) -> dict[str, Any]:
 
 def check_alike(out: Path, facts: dict[str, Any]) -> None:
     """Refuse a folder with an SAE of any arm that was trained otherwise. Raises SaeError."""
-    shared = {key: value for key, value in facts.items() if key != FREE}
+    shared = {key: value for key, value in facts.items() if key != PER_ARM}
     for directory in sae_directories(out):
         about = read_json(directory / CONFIG, SaeError, "an SAE directory").get("metadata")
         there = about.get("training") if isinstance(about, dict) else None
@@ -65,9 +66,10 @@ def check_alike(out: Path, facts: dict[str, Any]) -> None:
 
 
 def check_facts(directory: Path, there: dict[str, Any], facts: dict[str, Any]) -> None:
-    differing = [f"{key} is {there.get(key)}, asked for {facts[key]}" for key in facts if there.get(key) != facts[key]]
-    if differing:
-        raise SaeError(f"{directory} was trained otherwise: {'; '.join(differing)}; give another --out or delete it")
+    if differing := differences(there, facts):
+        raise SaeError(
+            f"{directory} was trained otherwise: {'; '.join(map(str, differing))}; give another --out or delete it"
+        )
 
 
 def is_done(out: Path, arm: Arm, seed: int, facts: dict[str, Any]) -> bool:

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from sae_lm.errors import SaeError, SaeLmError
 from sae_lm.penalties.arms import Arm
+from sae_lm.runtime.differences import differences
 from sae_lm.runtime.files import PART, read_json, replace_folder, sha256, write_json
 from sae_lm.training.trainer import ArmTraining
 
@@ -70,14 +71,10 @@ def restore(job: Job, runs: list[ArmTraining], out: Path, facts: dict[str, Any])
         except (SaeLmError, OSError, KeyError, SafetensorError) as problem:
             print(f"a damaged checkpoint is passed over: {problem}", flush=True)
             continue
-        differing = [
-            f"{key} was {state['facts'].get(key)}, now {facts[key]}"
-            for key in facts
-            if state["facts"].get(key) != facts[key]
-        ]
-        if differing:
+        if differing := differences(state["facts"], facts):
             raise SaeError(
-                f"{job.folder(out)} was begun otherwise: {'; '.join(differing)}; give the same settings, another --out, or delete it"
+                f"{job.folder(out)} was begun otherwise: {'; '.join(map(str, differing))}; "
+                "give the same settings, another --out, or delete it"
             )
         for run, tensor in zip(runs, tensors, strict=True):
             run.restore(tensor)

@@ -103,7 +103,7 @@ def test_an_unfinished_run_is_not_continued_with_other_settings(train_settings, 
     with monkeypatch.context() as patch, pytest.raises(Stopped):
         stop_at(30, patch)
         train(settings)
-    with pytest.raises(SaeError, match=r"was begun otherwise: lr was 0.002, now 0.001; give the same settings"):
+    with pytest.raises(SaeError, match=r"was begun otherwise: lr is 0.002, asked for 0.001; give the same settings"):
         train(train_settings(lr=1e-3))
 
 
