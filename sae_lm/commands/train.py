@@ -1,25 +1,33 @@
-"""sae-lm train: a store to runs. Arms x seeds, trained side by side on the same batches, from the store alone."""
+"""sae-lm train: trains SAEs, arms x seeds side by side on the same batches, from an activation store alone."""
 
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import torch
 
-from sae_lm.data.store import open_store
+from sae_lm.data.store import Store, open_store
 from sae_lm.errors import SettingsError
 from sae_lm.penalties.arms import Arm, parse_arm, parse_arms
 from sae_lm.runtime.device import pick_device
-from sae_lm.runtime.distributed import join_ranks
+from sae_lm.runtime.distributed import Ranks, Team, join_ranks
 from sae_lm.runtime.progress import Progress
 from sae_lm.runtime.signals import stop_on_signal
 from sae_lm.runtime.timing import summed, timing_line
 from sae_lm.sae.formats.saelens import save
 from sae_lm.settings import TrainSettings
-from sae_lm.training.group import Data, train_group
-from sae_lm.training.recipe import make_hyperparameters, recipe_facts
-from sae_lm.training.run_folder import check_alike, is_done, run_folder, sae_metadata, write_run
-from sae_lm.training.state import Job, unfinished
+from sae_lm.training.group import TrainingRun, train_group
+from sae_lm.training.recipe import TrainingRecipe
+from sae_lm.training.run_folder import (
+    STATE_FOLDER,
+    check_alike,
+    is_done,
+    log_file,
+    sae_folder,
+    sae_metadata,
+    write_run,
+)
+from sae_lm.training.state import ArmGroup, unfinished
 from sae_lm.training.trackers import Track, check_trackers
 from sae_lm.training.trainer import ArmTraining
 
@@ -34,11 +42,8 @@ def train(settings: TrainSettings) -> Path:
     after the current step and a checkpoint.
     """
     store = open_store(settings.store)
-    hook = store.hook(settings.hook)
     arms = parse_arms(settings.arms)
-    context, row = store.held_out_from(settings.held_out)
-    facts = recipe_facts(settings, store, hook, context, row, arms)
-    h = make_hyperparameters(settings, facts)
+    recipe = TrainingRecipe.from_settings(settings, store, arms)
     check_trackers(settings.trackers)
     with join_ranks() as ranks:
         team = ranks.team_of(settings.ranks_per_sae)
@@ -47,69 +52,107 @@ def train(settings: TrainSettings) -> Path:
                 f"batch_size is {settings.batch_size}, which ranks_per_sae {team.size} does not divide; give a multiple"
             )
         teams, number = ranks.size // team.size, ranks.rank // team.size
-        check_alike(settings.out, facts)
+        check_alike(settings.out, recipe)
         device = pick_device(settings.device, ranks.local_rank if ranks.size > 1 else None)
-        pending = {
-            seed: [a for a in arms if not is_done(settings.out, a, seed, facts)] for seed in range(settings.seeds)
-        }
-        total = sum(map(len, pending.values()))
-        jobs = _jobs(pending, settings.out, settings.arms_at_once or -(-total // teams) or 1)
+        groups, missing = _share_out(settings, recipe, arms, teams)
         ranks.barrier()
         if ranks.rank == 0:
-            write_run(settings, facts, arms)
-            if total < len(arms) * settings.seeds:
-                there = len(arms) * settings.seeds - total
-                print(f"{there} of {len(arms) * settings.seeds} SAEs are there already; reused", flush=True)
-        mine = jobs[number::teams]
-        rows = sum(len(job.arms) for job in mine) * h.steps * settings.batch_size
-        data = Data(store, hook, settings.batch_size, row, facts["scale"], team)
-        timers: list[dict[str, float]] = []
-        start = store.moments(hook, row).mean / facts["scale"] if mine else torch.empty(0)
-        with (
-            stop_on_signal("this step") as stop_request,
-            Progress("training", rows, "row", silent=ranks.rank > 0) as bar,
-        ):
-            for job in mine:
-                arms_trained = (*job.arms, *job.shadows)
-                runs = [ArmTraining(arm, job.seed, settings.d_sae, start, h, device, team) for arm in arms_trained]
-                tracks = [_track(settings, facts, arm, job.seed) for arm in job.arms] if team.rank == 0 else []
-                timers.append(train_group(job, runs, data, tracks, settings.out, facts, steps=h.steps,
-                                       log_every=settings.log_every, checkpoint_seconds=settings.checkpoint_seconds,
-                                       device=device, bar=bar, stop_request=stop_request))  # fmt: skip
-                if team.rank > 0:
-                    continue
-                for run in runs[: len(job.arms)]:
-                    sae = run.finish(data.scale, sae_metadata(run, store, hook, facts))
-                    save(sae, settings.out / run_folder(run.arm, run.seed))
-                shutil.rmtree(job.folder(settings.out), ignore_errors=True)
-        everyones = ranks.gather(summed(timers))
+            write_run(settings, recipe, arms)
+            wanted = len(arms) * settings.seeds
+            if missing < wanted:
+                print(f"{wanted - missing} of {wanted} SAEs are there already; reused", flush=True)
+        seconds = _train_groups(_Place(ranks, team, device), groups[number::teams], settings, recipe, store)
+        everyones = ranks.gather(seconds)
     if ranks.rank == 0:
-        shutil.rmtree(settings.out / "state", ignore_errors=True)
-        if total:
+        shutil.rmtree(settings.out / STATE_FOLDER, ignore_errors=True)
+        if missing:
             print(timing_line(summed(everyones)), flush=True)
     return settings.out
 
 
-def _track(settings: TrainSettings, facts: dict[str, Any], arm: Arm, seed: int) -> Track:
-    described = {**facts, "arm": arm.name, "penalty": arm.penalty, "coefficient": arm.coefficient, "seed": seed}
-    return Track(settings.out / f"{run_folder(arm, seed)}.metrics.jsonl", settings.trackers, described)
+class _Place(NamedTuple):
+    """Where this process works."""
+
+    ranks: Ranks
+    team: Team
+    device: str
 
 
-def _jobs(pending: dict[int, list[Arm]], out: Path, at_once: int) -> list[Job]:
+def _share_out(
+    settings: TrainSettings, recipe: TrainingRecipe, arms: list[Arm], teams: int
+) -> tuple[list[ArmGroup], int]:
+    """Groups of the SAEs that are not there yet, and how many SAEs these are."""
+    pending = {
+        seed: [arm for arm in arms if not is_done(settings.out, arm, seed, recipe)] for seed in range(settings.seeds)
+    }
+    missing = sum(map(len, pending.values()))
+    return _groups(pending, settings.out, settings.arms_at_once or -(-missing // teams) or 1), missing
+
+
+def _groups(pending: dict[int, list[Arm]], out: Path, at_once: int) -> list[ArmGroup]:
     """Groups with a checkpoint as they were, then the other arms of each seed, ``at_once`` of them together."""
-    jobs = []
+    groups = []
     for seed, arms in pending.items():
         rest = list(arms)
-        for names, shadows in unfinished(out, seed):
-            group = [parse_arm(name) for name in names]
-            if any(arm in rest for arm in group):
-                jobs.append(Job(seed, group, [parse_arm(name) for name in shadows]))
-                rest = [arm for arm in rest if arm not in group]
+        for names, reference_names in unfinished(out, seed):
+            begun = [parse_arm(name) for name in names]
+            if any(arm in rest for arm in begun):
+                groups.append(ArmGroup(seed, begun, [parse_arm(name) for name in reference_names]))
+                rest = [arm for arm in rest if arm not in begun]
         for first in range(0, len(rest), at_once):
-            group = rest[first : first + at_once]
-            wanted = dict.fromkeys(arm.baseline for arm in group if arm.fvu is not None)
-            jobs.append(Job(seed, group, [arm for arm in wanted if arm not in group]))
-    return jobs
+            together = rest[first : first + at_once]
+            baselines = dict.fromkeys(arm.baseline for arm in together if arm.fvu is not None)
+            groups.append(ArmGroup(seed, together, [arm for arm in baselines if arm not in together]))
+    return groups
+
+
+def _train_groups(
+    place: _Place, groups: list[ArmGroup], settings: TrainSettings, recipe: TrainingRecipe, store: Store
+) -> dict[str, float]:
+    """Train this team's groups one after another and save their SAEs; returns seconds by part of the step."""
+    rows = sum(len(group.arms) for group in groups) * recipe.tokens
+    start = store.moments(recipe.hook, recipe.held_out_from_row).mean / recipe.scale if groups else torch.empty(0)
+    seconds = []
+    with (
+        stop_on_signal("this step") as stop_request,
+        Progress("training", rows, "row", silent=place.ranks.rank > 0) as bar,
+    ):
+        run = TrainingRun(
+            recipe=recipe,
+            store=store,
+            out=settings.out,
+            device=place.device,
+            bar=bar,
+            stop_request=stop_request,
+            log_every=settings.log_every,
+            checkpoint_seconds=settings.checkpoint_seconds,
+            team=place.team,
+        )
+        for group in groups:
+            seconds.append(_train_and_save(group, start, settings, run))
+    return summed(seconds)
+
+
+def _train_and_save(
+    group: ArmGroup, start: torch.Tensor, settings: TrainSettings, run: TrainingRun
+) -> dict[str, float]:
+    """start: the initial b_dec of every arm. Returns seconds by part of the step."""
+    recipe, writes = run.recipe, run.team.rank == 0
+    every = (*group.arms, *group.reference_arms)
+    arms = [ArmTraining(arm, group.seed, recipe, start, run.device, run.team) for arm in every]
+    tracks = [_track(settings, recipe, arm, group.seed) for arm in group.arms] if writes else []
+    seconds = train_group(group, arms, tracks, run)
+    if writes:
+        for one in arms[: len(group.arms)]:
+            sae = one.finish(recipe.scale, sae_metadata(one.arm, one.seed, recipe, run.store.manifest))
+            save(sae, run.out / sae_folder(one.arm, one.seed))
+        shutil.rmtree(group.folder(run.out), ignore_errors=True)
+    return seconds
+
+
+def _track(settings: TrainSettings, recipe: TrainingRecipe, arm: Arm, seed: int) -> Track:
+    of_arm = {"arm": arm.name, "penalty": arm.penalty, "coefficient": arm.coefficient, "seed": seed}
+    return Track(settings.out / log_file(arm, seed), settings.trackers, recipe.record() | of_arm)
 
 
 def run(settings: TrainSettings) -> int:

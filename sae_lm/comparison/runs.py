@@ -8,13 +8,12 @@ from sae_lm.comparison.matching import family, read_arm
 from sae_lm.data.store import Store, open_store
 from sae_lm.errors import SaeError
 from sae_lm.runtime.differences import differences
-from sae_lm.runtime.files import read_json
-from sae_lm.sae.formats.saelens import CONFIG, WEIGHTS, check
-from sae_lm.sae.load import load, sae_directories
+from sae_lm.sae.folder import CONFIG, WEIGHTS
+from sae_lm.sae.formats.saelens import check
+from sae_lm.sae.load import load
 from sae_lm.sae.model import SAE
 from sae_lm.settings import CompareSettings
-from sae_lm.training.recipe import PER_ARM
-from sae_lm.training.run_folder import read_run, run_folder
+from sae_lm.training.run_folder import PER_ARM, read_run, read_saes, sae_folder
 
 EQUAL = {
     "store_id": "store",
@@ -118,7 +117,7 @@ def read_runs(folder: Path, baseline: str) -> Runs:
     common = [seed for seed in seeds if not lacking[seed]]
     for seed, arms in lacking.items():
         if arms:
-            missing = ", ".join(run_folder(read_arm(arm), seed) for arm in arms)
+            missing = ", ".join(sae_folder(read_arm(arm), seed) for arm in arms)
             partial.append(f"Seed {seed} is left out: {missing} missing; run sae-lm train again with these arms.")
     if not common:
         raise SaeError(
@@ -157,12 +156,8 @@ def read_narrower(folder: Path, runs: Runs, baseline: str) -> Runs:
 def _scan(folder: Path) -> tuple[dict[Key, Run], list[str]]:
     """Every SAE directory that is ours, and a sentence for each that is not."""
     found, partial = {}, []
-    for directory in sae_directories(folder):
-        config = read_json(directory / CONFIG, SaeError, "an SAE directory")
-        about = config.get("metadata")
-        about = about if isinstance(about, dict) else {}
-        arm, seed, training = (about.get(key) for key in ("arm", "seed", "training"))
-        if not isinstance(arm, str) or not isinstance(seed, int) or not isinstance(training, dict):
+    for directory, arm, seed, training, architecture in read_saes(folder):
+        if arm is None or seed is None or training is None:
             partial.append(
                 f"{directory.name} is left out: an SAE of another program, whose arm, seed and training are not known."
             )
@@ -170,7 +165,6 @@ def _scan(folder: Path) -> tuple[dict[Key, Run], list[str]]:
         if missing := [key for key in NEEDED if key not in training]:
             partial.append(f"{directory.name} is left out: its metadata lacks {', '.join(missing)}; train it again.")
             continue
-        architecture = str(about.get("training_architecture", config.get("architecture")))
         run = Run(read_arm(arm).name, seed, directory, training, architecture)
         if (run.arm, seed) in found:
             raise SaeError(

@@ -118,4 +118,4 @@ def meta_reconstruction(rows: Float[Tensor, "n d_in"], weights: Weights) -> Floa
     """Rows through a meta-SAE, the K strongest per row in the mean over all of them."""
     centred = rows - weights.b_dec
     code = _meta_code(centred, weights)
-    return rows - batch_result(centred, code, weights).missed
+    return rows - batch_result(centred, code, weights).residual

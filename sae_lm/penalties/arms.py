@@ -106,7 +106,7 @@ def _one_of(*words: str) -> Callable[[str], str]:
 
 
 Penalty = Callable[..., Tensor]
-"""(rows [d_sae, d_in], draws, codes; options of its own) -> the penalty []."""
+"""(rows [d_sae, d_in], generator, codes; options of its own) -> the penalty []."""
 PENALTIES: dict[str, Penalty] = {
     "abs_cos": abs_cos,
     "sq_cos": sq_cos,

@@ -15,7 +15,7 @@ MAX_WIDTH = 128
 
 def coactive(
     rows: Float[Tensor, "m d"],
-    draws: torch.Generator | None = None,
+    generator: torch.Generator | None = None,
     codes: Codes | None = None,
     *,
     anchored: bool = False,
@@ -34,15 +34,15 @@ def coactive(
         (`sae-lm demo toy`: 80 features of two levels in 32 dimensions, 3 of 96 latents), a coefficient of .7 brings
         the share of a child's inputs on which its parent's latent is silent from .61 to .35 for .021 FVU with TopK
         (6 seeds; `max_cos` pays .040 for as much); with BatchTopK .4 brings it from .17 to .03 for .004 (16 seeds).
-    codes: the batch's, whose ``rate`` says for ``anchored`` which fires more often; an entry of value 0 has not fired.
-    sample: an estimate from about this many pairs of entries: tokens drawn from ``draws`` without
+    codes: the batch's, whose ``firing_frequency`` says for ``anchored`` which fires more often; an entry of value 0 has not fired.
+    sample: an estimate from about this many pairs of entries: tokens drawn from ``generator`` without
         replacement and, on tokens with more active latents than the mean, that many of them. Value and
         gradient have the exact ones as expectation. None: exact.
     """
     assert codes is not None
     if not len(codes.latent):
         return of_directions(rows, lambda unit, wanted: Evaluated(unit.new_zeros(()), torch.zeros_like(unit)))
-    some = _active_latents(codes, draws, sample, torch.float64 if rows.dtype == torch.float64 else torch.float32)
+    some = _active_latents(codes, generator, sample, torch.float64 if rows.dtype == torch.float64 else torch.float32)
     tokens, width = some.latent.shape
 
     def evaluate(unit: Tensor, wanted: bool) -> Evaluated:
@@ -50,7 +50,7 @@ def coactive(
         gram = torch.bmm(active, active.mT)  # [tokens, width, width]
         gram *= some.weight
         if anchored:
-            gram *= some.rate[:, None, :] > some.rate[:, :, None]
+            gram *= some.firing_frequency[:, None, :] > some.firing_frequency[:, :, None]
         value = gram.square().sum()
         if not wanted:
             return Evaluated(value)
@@ -66,23 +66,23 @@ class _Active(NamedTuple):
     """Latents that are on together, padded to one number per token."""
 
     latent: Int[Tensor, "tokens width"]
-    rate: Float[Tensor, "tokens width"]
+    firing_frequency: Float[Tensor, "tokens width"]
     weight: Float[Tensor, "tokens width width"]
     """root of what the pair's cos^2 counts in the penalty; 0 for padding and a latent
     with itself"""
 
 
-def _active_latents(codes: Codes, draws: torch.Generator | None, sample: int | None, dtype: torch.dtype) -> _Active:
+def _active_latents(codes: Codes, generator: torch.Generator | None, sample: int | None, dtype: torch.dtype) -> _Active:
     batch, device = len(codes.starts) - 1, codes.starts.device
     counts = codes.starts.diff()
     if sample is None:
         width, token = max(2, int(counts.max())), torch.arange(batch, device=device)
     else:
         width = min(max(2, -(-len(codes.latent) // batch)), MAX_WIDTH)
-        token = torch.randperm(batch, generator=draws)[: max(1, sample // width**2)].to(device)
+        token = torch.randperm(batch, generator=generator)[: max(1, sample // width**2)].to(device)
     slot = torch.arange(width, device=device).expand(len(token), -1)
     count = counts[token, None]
-    spread = torch.rand(slot.shape, generator=draws).to(device) if sample is not None else torch.zeros(())
+    spread = torch.rand(slot.shape, generator=generator).to(device) if sample is not None else torch.zeros(())
     # more entries than slots: each slot takes any of them, so every ordered pair of entries is equally likely
     crowded = count > width
     pick = torch.where(crowded, (spread * count).long(), slot)
@@ -92,4 +92,4 @@ def _active_latents(codes: Codes, draws: torch.Generator | None, sample: int | N
     pairs = on[:, :, None] & on[:, None, :] & (pick[:, :, None] != pick[:, None, :])
     fired = (codes.value > 0).sum().clamp_min(1) / batch * len(token)
     drawn = torch.where(crowded, count.to(dtype) ** 2 / (width * (width - 1)), 1.0) / fired.to(dtype)
-    return _Active(codes.latent[entry], codes.rate[codes.latent[entry]], pairs * drawn.sqrt()[:, :, None])
+    return _Active(codes.latent[entry], codes.firing_frequency[codes.latent[entry]], pairs * drawn.sqrt()[:, :, None])

@@ -11,14 +11,14 @@ from sae_lm.sae.sparse import Codes
 
 def max_cos(
     rows: Float[Tensor, "m d"],
-    draws: torch.Generator | None = None,
+    generator: torch.Generator | None = None,
     codes: Codes | None = None,
     *,
     margin: float = 0.0,
     anchored: bool = False,
     chunk: int | None = None,
     neighbours: NearestRows | None = None,
-    matmul: torch.dtype = torch.float32,
+    matmul_dtype: torch.dtype = torch.float32,
 ) -> Float[Tensor, ""]:
     """Mean over rows of relu(max over j != i of cos(row_i, row_j) - margin)^2; in [0, 1].
 
@@ -30,22 +30,22 @@ def max_cos(
     anchored: the neighbour is sought among rows that fire more often, and stands still: a specific latent gives
         way to a general one, never the reverse. This project's own. The gradient is then that of row_i alone.
         measured as in `coactive`: holes .61-fold for .016 FVU at .35.
-    codes: for ``anchored``; its ``rate`` says how often rows fire.
-    chunk: seek inside random chunks of at most about this many rows, partitioned anew by ``draws`` every time:
+    codes: for ``anchored``; its ``firing_frequency`` says how often rows fire.
+    chunk: seek inside random chunks of at most about this many rows, partitioned anew by ``generator`` every time:
         8192 is as published. None: among all rows.
         differs: the mean is over rows, not over chunks of equal weight; the two agree where chunks are equal.
-    neighbours: where they are kept from one time to the next; None: all are searched, in the dtype ``matmul``.
+    neighbours: where they are kept from one time to the next; None: all are searched, in the dtype ``matmul_dtype``.
     """
     m = len(rows)
-    neighbours = neighbours or NearestRows(ranked=anchored, matmul=matmul)
+    neighbours = neighbours or NearestRows(1, anchored, matmul_dtype)
     assert neighbours.ranked == anchored and (codes is not None or not anchored)
-    rate = codes.rate if codes is not None and anchored else None
+    frequency = codes.firing_frequency if codes is not None and anchored else None
 
     def evaluate(unit: Tensor, wanted: bool) -> Evaluated:
         if chunk is not None and chunk < m:
-            nearest, cosine = nearest_in_chunks(unit, chunk, draws, matmul)
+            nearest, cosine = nearest_in_chunks(unit, chunk, generator, matmul_dtype)
         else:
-            nearest, cosine = neighbours.update(unit, rate)
+            nearest, cosine = neighbours.update(unit, frequency)
         excess = (cosine - margin).clamp_min(0)
         value = excess.square().mean()
         if not wanted:

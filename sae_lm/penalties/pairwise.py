@@ -15,12 +15,12 @@ from sae_lm.sae.sparse import Codes
 
 def abs_cos(
     rows: Float[Tensor, "m d"],
-    draws: torch.Generator | None = None,
+    generator: torch.Generator | None = None,
     codes: Codes | None = None,
     *,
     margin: float = 0.0,
     sample: int | None = None,
-    matmul: torch.dtype = torch.float32,
+    matmul_dtype: torch.dtype = torch.float32,
 ) -> Float[Tensor, ""]:
     """Mean over ordered pairs i != j of relu(|cos(row_i, row_j)| - margin); in [0, 1].
 
@@ -29,16 +29,16 @@ def abs_cos(
     mean over m (m - 1) pairs pulls on what many rows share with a strength that does not depend on m, and on
     one pair of near-duplicates with a strength that falls as 1 / m beside the reconstruction's.
 
-    sample: compare all rows with this many, drawn from ``draws`` without replacement. None: with all.
+    sample: compare all rows with this many, drawn from ``generator`` without replacement. None: with all.
         In a sample a row pulls and does not yield, so each pull counts twice; value and gradient have the exact
         ones as expectation.
-    matmul: dtype of the products. In bfloat16 a pair within 1e-4 of orthogonal may be pulled the wrong way.
+    matmul_dtype: dtype of the products. In bfloat16 a pair within 1e-4 of orthogonal may be pulled the wrong way.
     """
     m = len(rows)
-    chosen = _draw(m, sample, draws, rows.device)
+    chosen = _draw(m, sample, generator, rows.device)
 
     def evaluate(unit: Tensor, wanted: bool) -> Evaluated:
-        every = unit.to(product_dtype(unit, matmul))
+        every = unit.to(product_dtype(unit, matmul_dtype))
         some = every if chosen is None else every.index_select(0, chosen)
         pairs = len(some) * (m - 1)
         total, pulls = unit.new_zeros((), dtype=torch.float64), []
@@ -65,11 +65,11 @@ def abs_cos(
 
 def sq_cos(
     rows: Float[Tensor, "m d"],
-    draws: torch.Generator | None = None,
+    generator: torch.Generator | None = None,
     codes: Codes | None = None,
     *,
     sample: int | None = None,
-    matmul: torch.dtype = torch.float32,
+    matmul_dtype: torch.dtype = torch.float32,
 ) -> Float[Tensor, ""]:
     """Mean over ordered pairs i != j of cos(row_i, row_j)^2; in [0, 1]. Exact in O(m d^2).
 
@@ -79,52 +79,52 @@ def sq_cos(
     sample: as in `abs_cos`: V^T V of this many rows.
     """
     m = len(rows)
-    chosen = _draw(m, sample, draws, rows.device)
+    chosen = _draw(m, sample, generator, rows.device)
 
     def evaluate(unit: Tensor, wanted: bool) -> Evaluated:
         weight = unit.new_full((m, 1), 1 / (m * (m - 1)) ** 0.5)
-        return _frame_potential(unit, weight, chosen, wanted, matmul)
+        return _frame_potential(unit, weight, chosen, wanted, matmul_dtype)
 
     return of_directions(rows, evaluate)
 
 
 def freq_cos(
     rows: Float[Tensor, "m d"],
-    draws: torch.Generator | None = None,
+    generator: torch.Generator | None = None,
     codes: Codes | None = None,
     *,
     sample: int | None = None,
-    matmul: torch.dtype = torch.float32,
+    matmul_dtype: torch.dtype = torch.float32,
 ) -> Float[Tensor, ""]:
-    """Sum over ordered pairs i != j of p_i p_j cos(row_i, row_j)^2, over L0 = sum of p, with p the firing rates:
+    """Sum over ordered pairs i != j of p_i p_j cos(row_i, row_j)^2, over L0 = sum of p, with p the firing frequencies:
     `coactive`, were latents to fire independently of each other. Exact in O(m d^2), as `sq_cos`.
 
     It counts pairs that are on at once, not latents: rare and dead ones weigh little, and a wider dictionary
     at the same L0 scores the same. Random directions score about L0 / d.
-    codes: its ``rate`` is p.
+    codes: its ``firing_frequency`` is p.
     sample: as in `abs_cos`.
     """
     assert codes is not None
-    rate = codes.rate.double() if rows.dtype == torch.float64 else codes.rate.float()
-    chosen = _draw(len(rows), sample, draws, rows.device)
+    frequency = codes.firing_frequency.to(torch.float64 if rows.dtype == torch.float64 else torch.float32)
+    chosen = _draw(len(rows), sample, generator, rows.device)
 
     def evaluate(unit: Tensor, wanted: bool) -> Evaluated:
-        weight = (rate / rate.sum().clamp_min(1e-8).sqrt())[:, None]
-        return _frame_potential(unit, weight, chosen, wanted, matmul)
+        weight = (frequency / frequency.sum().clamp_min(1e-8).sqrt())[:, None]
+        return _frame_potential(unit, weight, chosen, wanted, matmul_dtype)
 
     return of_directions(rows, evaluate)
 
 
-def _draw(m: int, sample: int | None, draws: torch.Generator | None, device: torch.device) -> Tensor | None:
+def _draw(m: int, sample: int | None, generator: torch.Generator | None, device: torch.device) -> Tensor | None:
     """Indices of a sample of m rows; None for all of them."""
-    return None if sample is None or sample >= m else torch.randperm(m, generator=draws)[:sample].to(device)
+    return None if sample is None or sample >= m else torch.randperm(m, generator=generator)[:sample].to(device)
 
 
 def _frame_potential(
-    unit: Tensor, weight: Tensor, chosen: Tensor | None, wanted: bool, matmul: torch.dtype
+    unit: Tensor, weight: Tensor, chosen: Tensor | None, wanted: bool, matmul_dtype: torch.dtype
 ) -> Evaluated:
     """Sum over i != j of w_i w_j cos^2 for weights [m, 1], over all j or m / sample times over the chosen."""
-    m, dtype = len(unit), product_dtype(unit, matmul)
+    m, dtype = len(unit), product_dtype(unit, matmul_dtype)
     squared = torch.linalg.vector_norm(unit, dim=1, keepdim=True).square()  # 1, or 0 for a zero row
     some, weights, own = (v if chosen is None else v[chosen] for v in (unit, weight, weight * squared))
     frame = (some.to(dtype).T @ (some * weights).to(dtype)).to(unit.dtype) * (m / len(some))  # [d, d]

@@ -1,6 +1,6 @@
-"""arm, step -> what its penalty adds to the loss: schedule, coefficient, and what is kept between steps."""
+"""One arm's penalty through a training run: when it acts, its coefficient, and what is kept between steps."""
 
-from typing import NamedTuple
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -29,19 +29,34 @@ COHERENCE_ROWS = 256
 """Rows whose nearest neighbours a controller of the coherence looks at, each time."""
 
 
-class Schedule(NamedTuple):
-    """When penalties act and on what, for arms that do not say otherwise."""
+@runtime_checkable
+class PenaltySettings(Protocol):
+    """What a penalty has to know of the training recipe, for arms that do not say otherwise."""
 
-    steps: int
-    """length of the run"""
-    every: int = 10
-    """steps for which a gradient is used before it is taken anew"""
-    start: float = 0.0
-    """share of the steps before the first"""
-    warm_up: float = 0.0
-    """share of the steps, from the start, over which the coefficient rises linearly from 0"""
-    on: str = "decoder"
-    """whose rows: `decoder`, or `encoder` as the control"""
+    @property
+    def steps(self) -> int: ...
+    @property
+    def d_sae(self) -> int: ...
+    @property
+    def penalty_every(self) -> int: ...
+    @property
+    def penalty_start(self) -> float: ...
+    @property
+    def penalty_warm_up(self) -> float: ...
+    @property
+    def penalty_on(self) -> str: ...
+    @property
+    def matmul_dtype(self) -> torch.dtype: ...
+
+
+def warm_up_share(step: int, length: float) -> float:
+    """Share of its full value that a number has at a step, when it rises linearly over ``length`` steps from 0 on."""
+    return min(1.0, (step + 1) / max(1.0, length))
+
+
+def first_step(steps: int, penalty_start: float) -> int:
+    """The first of the steps at which a penalty acts."""
+    return round(penalty_start * steps)
 
 
 class PenaltyTerm:
@@ -60,30 +75,28 @@ class PenaltyTerm:
     arm `needs_baseline`. Without a coefficient it is never due and draws nothing.
     """
 
-    def __init__(
-        self, arm: Arm, schedule: Schedule, d_sae: int, device: str, matmul: torch.dtype = torch.bfloat16
-    ) -> None:
-        """matmul: dtype of products that select or are sums of many terms; cosines that count are float32."""
+    def __init__(self, arm: Arm, recipe: PenaltySettings, device: str) -> None:
         self.arm = arm
-        self.on = arm.on or schedule.on
-        self.every = arm.every or schedule.every
-        self.first = round((schedule.start if arm.start is None else arm.start) * schedule.steps)
-        self.ramp = (schedule.warm_up if arm.warm_up is None else arm.warm_up) * schedule.steps
-        self.settled = self.first + round(SETTLE * schedule.steps)
-        self.matmul = torch.float32 if arm.exact else matmul
+        self.on = arm.on or recipe.penalty_on
+        self.every = arm.every or recipe.penalty_every
+        self.first = first_step(recipe.steps, recipe.penalty_start if arm.start is None else arm.start)
+        self.warm_up_steps = (recipe.penalty_warm_up if arm.warm_up is None else arm.warm_up) * recipe.steps
+        self.settled = self.first + round(SETTLE * recipe.steps)
+        self.matmul_dtype = torch.float32 if arm.exact else recipe.matmul_dtype
+        """of products that select or are sums of many terms; cosines that count are float32"""
         self.value: Tensor | None = None
         """the penalty when its gradient was last taken"""
-        self.held: Tensor | None = None
+        self.cached_gradient: Tensor | None = None
         """that gradient"""
         self.neighbours: NearestRows | None = None
         if arm.penalty == "max_cos":
-            parts = 1 if arm.exact else -(-d_sae // max(SEARCHED_ROWS, d_sae // 64))
-            self.neighbours = NearestRows(parts, arm.anchored, self.matmul)
+            parts = 1 if arm.exact else -(-recipe.d_sae // max(SEARCHED_ROWS, recipe.d_sae // 64))
+            self.neighbours = NearestRows(parts, arm.anchored, self.matmul_dtype)
         self.controller: Controller | None = None
         if arm.fvu is not None:
-            self.controller = Controller(arm.coefficient, arm.fvu, True, schedule.steps, device)
+            self.controller = Controller(arm.coefficient, arm.fvu, True, recipe.steps, device)
         elif arm.coherence is not None:
-            self.controller = Controller(arm.coefficient, arm.coherence, False, schedule.steps, device)
+            self.controller = Controller(arm.coefficient, arm.coherence, False, recipe.steps, device)
 
     @property
     def needs_codes(self) -> bool:
@@ -98,7 +111,7 @@ class PenaltyTerm:
         return self.arm.coefficient > 0 and step >= self.first
 
     def _takes_anew(self, step: int) -> bool:
-        return self.held is None or (step - self.first) % self.every == 0
+        return self.cached_gradient is None or (step - self.first) % self.every == 0
 
     def reads_codes(self, step: int) -> bool:
         """Whether `refresh` looks at the batch's codes at this step."""
@@ -106,55 +119,55 @@ class PenaltyTerm:
 
     @torch.no_grad()
     def refresh(
-        self, step: int, rows: Float[Tensor, "d_sae d_in"], draws: torch.Generator, codes: Codes | None = None
+        self, step: int, rows: Float[Tensor, "d_sae d_in"], generator: torch.Generator, codes: Codes | None = None
     ) -> bool:
         """At a step that `is_due`, take the gradient for the rows anew if it is time to; returns whether it was.
 
-        draws: the arm's own generator, from which nothing else draws. codes: this batch's, if it `reads_codes`.
+        generator: the arm's own generator, from which nothing else draws. codes: this batch's, if it `reads_codes`.
         """
-        if self.held is not None and not self._takes_anew(step):
+        if not self._takes_anew(step):
             return False
         with torch.enable_grad():
             rows = rows.detach().requires_grad_()
-            value = self._penalty(rows, draws, codes)
-            (self.held,) = torch.autograd.grad(value, rows)
+            value = self._penalty(rows, generator, codes)
+            (self.cached_gradient,) = torch.autograd.grad(value, rows)
         self.value = value.detach()
         if self.controller is not None and self.arm.coherence is not None and step >= self.settled:
-            self.controller.observe(coherence(rows.detach(), draws, COHERENCE_ROWS, self.matmul), self.every)
+            self.controller.observe(coherence(rows.detach(), generator, COHERENCE_ROWS, self.matmul_dtype), self.every)
         return True
 
     @torch.no_grad()
     def add_to(self, gradient: Float[Tensor, "n d_in"], step: int, first: int = 0) -> None:
-        """Add coefficient * the held gradient of rows ``first`` to ``first + n`` to theirs."""
-        assert self.held is not None
-        rise = min(1.0, (step - self.first + 1) / self.ramp) if self.ramp else 1.0
-        held = self.held[first : first + len(gradient)]
+        """Add coefficient * the cached gradient of rows ``first`` to ``first + n`` to theirs."""
+        assert self.cached_gradient is not None
+        share = warm_up_share(step - self.first, self.warm_up_steps)
+        penalty_gradient = self.cached_gradient[first : first + len(gradient)]
         if self.controller is None:
-            gradient.add_(held, alpha=self.arm.coefficient * rise)
+            gradient.add_(penalty_gradient, alpha=self.arm.coefficient * share)
         else:  # a number on the device, which is not waited for
-            gradient.addcmul_(held, (self.controller.coefficient * rise).to(gradient.dtype))
+            gradient.addcmul_(penalty_gradient, (self.controller.coefficient * share).to(gradient.dtype))
 
-    def _penalty(self, rows: Tensor, draws: torch.Generator, codes: Codes | None) -> Tensor:
+    def _penalty(self, rows: Tensor, generator: torch.Generator, codes: Codes | None) -> Tensor:
         arm, m = self.arm, len(rows)
         if arm.penalty == "max_cos":
             return max_cos(
                 rows,
-                draws,
+                generator,
                 codes,
                 margin=arm.margin,
                 anchored=arm.anchored,
                 chunk=arm.chunk,
                 neighbours=self.neighbours,
-                matmul=self.matmul,
+                matmul_dtype=self.matmul_dtype,
             )
         if arm.penalty == "coactive":
-            return coactive(rows, draws, codes, anchored=arm.anchored, sample=None if arm.exact else SAMPLED_PAIRS)
+            return coactive(rows, generator, codes, anchored=arm.anchored, sample=None if arm.exact else SAMPLED_PAIRS)
         if arm.penalty == "abs_cos":
             sample = None if arm.exact else max(SAMPLED_ROWS, m // 256)
-            return abs_cos(rows, draws, margin=arm.margin, sample=sample, matmul=self.matmul)
+            return abs_cos(rows, generator, margin=arm.margin, sample=sample, matmul_dtype=self.matmul_dtype)
         sample = None if arm.exact else max(FRAME_ROWS, m // 4)
         return {"sq_cos": sq_cos, "freq_cos": freq_cos}[arm.penalty](
-            rows, draws, codes, sample=sample, matmul=self.matmul
+            rows, generator, codes, sample=sample, matmul_dtype=self.matmul_dtype
         )
 
     @property
@@ -169,14 +182,16 @@ class PenaltyTerm:
 
     def state(self) -> dict[str, Tensor]:
         """Everything kept between steps besides the generator, by name; for `restore`."""
-        kept = {} if self.held is None or self.value is None else {"held": self.held, "value": self.value}
+        state: dict[str, Tensor] = {}
+        if self.cached_gradient is not None and self.value is not None:
+            state |= {"held": self.cached_gradient, "value": self.value}
         for name, part in self._parts.items():
-            kept |= {f"{name}.{key}": value for key, value in part.state().items()}
-        return kept
+            state |= {f"{name}.{key}": value for key, value in part.state().items()}
+        return state
 
     def restore(self, state: dict[str, Tensor]) -> None:
         """Continue from a state bit for bit; its tensors are on the device of the rows."""
-        self.held, self.value = state.get("held"), state.get("value")
+        self.cached_gradient, self.value = state.get("held"), state.get("value")
         for name, part in self._parts.items():
             part.restore({k.removeprefix(f"{name}."): v for k, v in state.items() if k.startswith(f"{name}.")})
 

@@ -6,15 +6,9 @@ from pathlib import Path
 from safetensors.torch import load_file
 
 from sae_lm.errors import SaeError
-from sae_lm.runtime.files import PART
-from sae_lm.sae.formats.saelens import CONFIG, WEIGHTS, check, fold_norms, named
+from sae_lm.sae.folder import CONFIG, WEIGHTS, sae_directories
+from sae_lm.sae.formats.saelens import check, fold_norms, named
 from sae_lm.sae.model import SAE
-
-
-def sae_directories(folder: Path) -> list[Path]:
-    """The SAEs in a folder, by name; not what a kill left half made."""
-    found = sorted(config.parent for config in folder.glob(f"*/{CONFIG}"))
-    return [directory for directory in found if not directory.name.endswith(PART)]
 
 
 def load(path: str | os.PathLike[str], device: str = "cpu") -> SAE:

@@ -26,7 +26,7 @@ class Codes(NamedTuple):
     """int64"""
     value: Float[Tensor, " entries"]
     """activation, >= 0, in scaled units"""
-    rate: Float[Tensor, " d_sae"]
+    firing_frequency: Float[Tensor, " d_sae"]
     """exponential moving average of the share of rows on which each latent fires"""
 
 

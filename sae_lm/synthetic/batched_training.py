@@ -15,12 +15,14 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sae_lm.penalties.arms import Arm
+from sae_lm.penalties.term import first_step, warm_up_share
 from sae_lm.runtime.seeds import derive
 from sae_lm.sae.directions import unit_rows
 from sae_lm.synthetic.batched_penalties import penalties
 from sae_lm.synthetic.worlds import Inputs, World, all_inputs, directions, inputs, some_inputs
 from sae_lm.training.recipe import default_widths
-from sae_lm.training.trainer import CLIP_NORM, FIRING_MEMORY, THRESHOLD_MEMORY
+from sae_lm.training.schedules import firing_weight, learning_rate, threshold_weight
+from sae_lm.training.trainer import CLIP_NORM
 
 MOMENTS = 20_000
 """Inputs from which mean and scale are taken where a world is not listed."""
@@ -123,8 +125,8 @@ def _train(trials: Sequence[ToyTrial], world: World, recipe: ToyRecipe, seeds: i
         z = torch.where(fires, pre, 0.0)
         loss = (_errors(centred, z, weights.W_dec, widths) * batch.weight).sum()
         if recipe.l1 and arch == "relu":
-            rise = min(1.0, (step + 1) / max(1.0, recipe.warm_up * recipe.steps))
-            loss = loss + recipe.l1 * rise * (z.sum(-1) * batch.weight).sum()
+            share = warm_up_share(step, recipe.warm_up * recipe.steps)
+            loss = loss + recipe.l1 * share * (z.sum(-1) * batch.weight).sum()
         for first, last, group in groups:
             coefficient = torch.tensor([_coefficient(trial, step, recipe.steps) for trial in group])
             if coefficient.any():
@@ -134,10 +136,9 @@ def _train(trials: Sequence[ToyTrial], world: World, recipe: ToyRecipe, seeds: i
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         _update(weights, optimizer, recipe, step, held, world.size)
-        frequency.lerp_((fires * batch.weight[:, None]).sum(-2), max(FIRING_MEMORY, 1 / (step + 1)))
+        frequency.lerp_((fires * batch.weight[:, None]).sum(-2), firing_weight(step))
         if smallest is not None:
-            memory = max(1.0, min(THRESHOLD_MEMORY, recipe.steps / 20)) if step else 1.0
-            threshold.lerp_(smallest.clamp_min(0), 1 / memory)
+            threshold.lerp_(smallest.clamp_min(0), threshold_weight(step, recipe.steps))
     with torch.no_grad():
         return Saes(
             encoder=weights.encoder.detach(),
@@ -232,11 +233,10 @@ def _penalties(
 def _coefficient(trial: ToyTrial, step: int, steps: int) -> float:
     """As sae_lm.penalties.term schedules it, and 0 once it is off."""
     arm = trial.arm
-    first = round((arm.start or 0.0) * steps)
+    first = first_step(steps, arm.start or 0.0)
     if step < first or step >= trial.stop * steps:
         return 0.0
-    ramp = (arm.warm_up or 0.0) * steps
-    return arm.coefficient * (min(1.0, (step - first + 1) / ramp) if ramp else 1.0)
+    return arm.coefficient * warm_up_share(step - first, (arm.warm_up or 0.0) * steps)
 
 
 @torch.no_grad()
@@ -301,9 +301,8 @@ def _update(
     shrink = 1 / (norm / CLIP_NORM).clamp_min(1.0)
     for gradient in gradients:
         gradient *= shrink.view(*shrink.shape, *[1] * (gradient.dim() - 2))
-    rise = (step + 1) / max(1.0, recipe.warm_up * recipe.steps)
-    fall = (recipe.steps - step) / max(1.0, recipe.decay * recipe.steps)
-    optimizer.param_groups[0]["lr"] = recipe.lr * min(1.0, rise, fall)
+    lr = learning_rate(step, recipe.steps, recipe.lr, recipe.warm_up, recipe.decay)
+    optimizer.param_groups[0]["lr"] = lr
     optimizer.step()
     rows /= rows.norm(dim=-1, keepdim=True)
 

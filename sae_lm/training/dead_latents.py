@@ -1,4 +1,4 @@
-"""latents that have not fired for long -> another chance: AuxK, or new directions where the SAE errs most."""
+"""Gives latents that have not fired for long another chance: AuxK, or new directions where the SAE errs most."""
 
 from collections.abc import Iterable
 
@@ -10,54 +10,60 @@ from sae_lm.runtime.distributed import SINGLE, Team
 from sae_lm.training.objective import Weights
 from sae_lm.training.selection import largest
 
-STRENGTH = 0.2
+RELU_ENCODER_NORM = 0.2
 """Norm of a resampled ReLU latent's encoder, in means of the others' (Bricken et al. 2023)."""
 
 
 @torch.no_grad()
+def dead_sae(weights: Weights, dead: Int[Tensor, " n_dead"], shift: Float[Tensor, ""] | float = 0.0) -> Weights:
+    """A copy of the dead latents alone, for `auxk`, with their pre-activations raised by ``shift``.
+
+    shift: how far below 0 an SAE of this kind keeps silent latents (that of ReLU), so that there is something to learn from.
+    """
+    return Weights(weights.encoder[dead], weights.b_enc[dead] + shift, weights.W_dec[dead], weights.b_dec)
+
+
+@torch.no_grad()
 def auxk(
-    missed: Float[Tensor, "batch d_in"],
+    residual: Float[Tensor, "batch d_in"],
     centred: Float[Tensor, "batch d_in"],
-    weights: Weights,
-    dead: Int[Tensor, " n_dead"],
+    dead: Weights,
     k: int,
-    shift: Float[Tensor, ""] | float,
-    matmul: torch.dtype,
+    matmul_dtype: torch.dtype,
     team: Team = SINGLE,
 ) -> tuple[Float[Tensor, ""], Weights]:
-    """AuxK (Gao et al. 2024, 2406.04093, section A.2): let the dead latents explain what the others missed.
+    """AuxK (Gao et al. 2024, 2406.04093, section A.2): let the dead latents explain the SAE's residual x - x_hat.
 
-    Mean over the batch of |missed - z W_dec|^2 over that of |missed - mean missed|^2, where z are the k largest
-    pre-activations among the dead, plus ``shift``, and 0 where negative. ``missed`` is a constant. shift: how far
-    below 0 an SAE of this kind keeps silent latents (that of ReLU), so that there is something to learn from.
+    Mean over the batch of |residual - z W_dec|^2 over that of |residual - mean residual|^2, where z are the k largest
+    pre-activations of the dead latents (`dead_sae`), and 0 where negative. ``residual`` is a constant.
 
-    Returns the loss and its gradient for the dead latents alone (none for b_dec); of a team's member those of its slice,
+    Returns the loss and its gradient for the dead latents (none for b_dec); of a team's member those of its slice,
     whose mean over the team is the whole batch's. These are the products of a
-    small dense SAE and run in the dtype ``matmul``; errors and losses are in the weights'.
+    small dense SAE and run in ``matmul_dtype``; errors and losses are in the weights' dtype.
     """
-    x = centred.to(matmul)
-    encoder, W_dec = weights.encoder[dead].to(matmul), weights.W_dec[dead].to(matmul)
-    pre = torch.addmm((weights.b_enc[dead] + shift).to(matmul), x, encoder.T)
+    x = centred.to(matmul_dtype)
+    encoder, W_dec = dead.encoder.to(matmul_dtype), dead.W_dec.to(matmul_dtype)
+    pre = torch.addmm(dead.b_enc.to(matmul_dtype), x, encoder.T)
     z = pre.relu()
-    if k < len(dead):
+    if k < len(encoder):
         chosen = torch.zeros_like(z)
         chosen.view(-1)[largest(pre, k).flatten()] = 1
         z *= chosen
-    left = missed - (z @ W_dec).to(missed.dtype)
-    mean = missed.mean(0)
+    unexplained = residual - (z @ W_dec).to(residual.dtype)
+    mean = residual.mean(0)
     team.average(mean)
-    scale = (missed - mean).square().sum()
+    scale = (residual - mean).square().sum()
     team.average(scale)
     scale.clamp_min_(1e-12)
-    upstream = (left * (-2 / scale)).to(matmul)
+    upstream = (unexplained * (-2 / scale)).to(matmul_dtype)
     grad_pre = (upstream @ W_dec.T).mul_(z > 0)
     gradient = Weights(
-        encoder=(grad_pre.T @ x).to(missed.dtype),
-        b_enc=grad_pre.sum(0, dtype=missed.dtype),
-        W_dec=(z.T @ upstream).to(missed.dtype),
-        b_dec=torch.zeros_like(weights.b_dec),
+        encoder=(grad_pre.T @ x).to(residual.dtype),
+        b_enc=grad_pre.sum(0, dtype=residual.dtype),
+        W_dec=(z.T @ upstream).to(residual.dtype),
+        b_dec=torch.zeros_like(dead.b_dec),
     )
-    return left.square().sum() / scale, gradient
+    return unexplained.square().sum() / scale, gradient
 
 
 @torch.no_grad()
@@ -76,31 +82,31 @@ def _mean_of_others(values: Tensor, dead: Tensor) -> Tensor:
 
 @torch.no_grad()
 def resample(
-    missed: Float[Tensor, "batch d_in"],
+    residual: Float[Tensor, "batch d_in"],
     centred: Float[Tensor, "batch d_in"],
     weights: Weights,
     moments: Iterable[Tensor],
     dead: Int[Tensor, " n_dead"],
-    draws: torch.Generator,
-    strength: float,
+    generator: torch.Generator,
+    encoder_norm: float,
 ) -> None:
     """Give each dead latent the direction of a row of the batch, drawn with probability as its squared loss.
 
     Bricken et al. 2023, "Towards Monosemanticity", appendix on neuron resampling. differs: rows are drawn from this
     batch alone; a bias (and a threshold) becomes the mean of the others', since only beside theirs it means anything.
     moments: the optimizer's, of the weights with a row per latent; the dead latents' are forgotten.
-    strength: norm of the new encoder rows, in means of the others'.
+    encoder_norm: norm of the new encoder rows, in means of the others'.
     """
-    loss = missed.square().sum(1).square().cpu()
-    loss += loss.sum() == 0  # nothing is missed: any row will do
-    rows = torch.multinomial(loss, len(dead), replacement=len(dead) > int((loss > 0).sum()), generator=draws)
+    loss = residual.square().sum(1).square().cpu()
+    loss += loss.sum() == 0  # no residual: any row will do
+    rows = torch.multinomial(loss, len(dead), replacement=len(dead) > int((loss > 0).sum()), generator=generator)
     directions = centred[rows.to(dead.device)]
     directions = directions / directions.norm(dim=1, keepdim=True).clamp_min(1e-12)
     norm = _mean_of_others(weights.encoder.norm(dim=1), dead).nan_to_num(1.0)
     weights.W_dec[dead] = directions
-    weights.encoder[dead] = directions * (norm * strength)
-    for one in (weights.b_enc, weights.log_threshold):
-        if one is not None:
-            one[dead] = _mean_of_others(one, dead).nan_to_num(0.0)
+    weights.encoder[dead] = directions * (norm * encoder_norm)
+    for values in (weights.b_enc, weights.log_threshold):
+        if values is not None:
+            values[dead] = _mean_of_others(values, dead).nan_to_num(0.0)
     for moment in moments:
         moment[dead] = 0

@@ -1,4 +1,4 @@
-"""arms of one seed -> trained side by side on the same batches; killed and continued, bit for bit the same.
+"""Trains the arms of one seed side by side on the same batches; killed and continued, it ends with the same bits.
 
 Everything the next step depends on is in each arm's state and in the number of the step, since batches are a
 function of seed and number. A checkpoint is a folder of the arms' states that appears whole or not at all;
@@ -17,110 +17,119 @@ from sae_lm.data.batches import shuffled_batches
 from sae_lm.data.store import Store
 from sae_lm.errors import SaeError
 from sae_lm.runtime.distributed import SINGLE, Team
-from sae_lm.runtime.files import PART
 from sae_lm.runtime.progress import Progress
 from sae_lm.runtime.signals import StopRequest
 from sae_lm.runtime.timing import StepTimer, summed
-from sae_lm.training.state import Job, checkpoint, restore
-from sae_lm.training.trackers import Track
+from sae_lm.training.recipe import TrainingRecipe
+from sae_lm.training.state import ArmGroup, checkpoints, restore, write_checkpoint
+from sae_lm.training.trackers import Track, Write
 from sae_lm.training.trainer import ArmTraining
 
 AGREE_EVERY = 16
 """Steps between a team's looks at whether one of its members is to stop."""
 
 
-class Data(NamedTuple):
-    """Rows to train on."""
+class TrainingRun(NamedTuple):
+    """What all groups of one command have in common."""
 
+    recipe: TrainingRecipe
     store: Store
-    hook: str
-    batch_size: int
-    stop: int
-    """rows from this one on are held out"""
-    scale: float
+    out: Path
+    """folder of the runs"""
+    device: str
+    bar: Progress
+    stop_request: StopRequest
+    log_every: int = 50
+    """steps between lines of the log"""
+    checkpoint_seconds: float = 300.0
     team: Team = SINGLE
 
-    def batches(self, seed: int, first: int, number: int) -> Iterator[torch.Tensor]:
-        made = shuffled_batches(
-            self.store, [self.hook], self.batch_size, seed, number, 0, self.stop,
-            first=first, rank=self.team.rank, world_size=self.team.size,
+    def batches(self, seed: int, first: int, stop: int) -> Iterator[torch.Tensor]:
+        """This member's slices of batches ``first`` to ``stop`` of a seed, in the store's units."""
+        recipe, team = self.recipe, self.team
+        batches = shuffled_batches(
+            self.store, [recipe.hook], recipe.batch_size, seed, stop, 0, recipe.held_out_from_row,
+            first=first, rank=team.rank, world_size=team.size,
         )  # fmt: skip
-        return (batch[self.hook] for batch in made)
+        return (batch[recipe.hook] for batch in batches)
 
 
-def train_group(
-    job: Job,
-    runs: list[ArmTraining],
-    data: Data,
-    tracks: list[Track],
-    out: Path,
-    facts: dict[str, Any],
-    *,
-    steps: int,
-    log_every: int,
-    checkpoint_seconds: float,
-    device: str,
-    bar: Progress,
-    stop_request: StopRequest,
-) -> dict[str, float]:
+def train_group(group: ArmGroup, arms: list[ArmTraining], tracks: list[Track], run: TrainingRun) -> dict[str, float]:
     """Train to the last step, from the newest checkpoint if there is one; returns seconds by part of the step.
 
-    Of a team every member calls this, the first writes. tracks: where lines of the log go, one for each arm of the job.
+    Of a team every member calls this, the first writes. arms: those of the group, in its order. tracks: where lines of
+    the log go, one for each arm that is kept.
     Raises SaeError where a loss is not finite, Stopped (after a checkpoint) where a signal came.
     """
-    team, timer = data.team, StepTimer(device)
-    first = restore(job, runs, out, facts)
-    baselines = {run.arm: run for run in runs}
+    recipe, team, timer = run.recipe, run.team, StepTimer(run.device)
+    first = restore(group, arms, run.out, recipe)
+    baselines = {one.arm: one for one in arms}
     written = time.monotonic()
     with ExitStack() as opened:
         writes = [opened.enter_context(track.begin(first)) for track in tracks]
-        batches = data.batches(job.seed, first, steps)
-        bar.update(first * data.batch_size * len(job.arms))
+        run.bar.update(first * recipe.batch_size * len(group.arms))
         timer.begin(first)
-        for step, batch in enumerate(batches, first):
-            x = batch.to(device).float() / data.scale
+        for step, batch in enumerate(run.batches(group.seed, first, recipe.steps), first):
+            x = batch.to(run.device).float() / recipe.scale
             timer.mark("reading")
-            for run in runs:
-                run.step(x, step)
-            for run in runs:
-                if run.penalty_term.needs_baseline:
-                    run.penalty_term.observe(step, run.parts["fvu"] - baselines[run.arm.baseline].parts["fvu"])
+            _step(arms, baselines, x, step)
             timer.begin(step)
-            if step % log_every == 0 or step + 1 == steps:
-                figures = [_figures(run, step, job, data, out, log_every) for run in runs]
-                for write, line in zip(writes, figures, strict=False):  # shadows have no track
-                    write(line)
-                bar.update(0, seed=job.seed, fvu=f"{float(runs[0].parts['fvu']):.3f}")
-            bar.update(data.batch_size * len(job.arms))
-            due = time.monotonic() - written >= checkpoint_seconds
-            # members see a signal at different steps, and have to end at the same one
-            stops = bool(stop_request) if team.size == 1 else step % AGREE_EVERY == 0 and team.agree(bool(stop_request))
-            if step + 1 < steps and (stops or due) and team.rank == 0:
-                for run in runs:
-                    _figures(run, step, job, data, out, log_every)  # what is not finite is not kept
-                checkpoint(job, runs, out, facts, step + 1)
+            if step % run.log_every == 0 or step + 1 == recipe.steps:
+                _log(group, arms, writes, run, step)
+            run.bar.update(recipe.batch_size * len(group.arms))
+            due = time.monotonic() - written >= run.checkpoint_seconds
+            stops = _stops(run, step)
+            if step + 1 < recipe.steps and (stops or due) and team.rank == 0:
+                for one in arms:
+                    _figures(one, step, group, run)  # weights that are not finite are never kept
+                write_checkpoint(group, arms, run.out, recipe, step + 1)
                 written = time.monotonic()
             if stops:
-                raise stop_request.stop(
-                    f"step {step + 1} of {steps}, seed {job.seed}, is kept in {out}; run the same command again to go on"
+                raise run.stop_request.stop(
+                    f"step {step + 1} of {recipe.steps}, seed {group.seed}, is kept in {run.out}; "
+                    "run the same command again to go on"
                 )
             timer.mark("log and checkpoints")
-    return summed(one.seconds for one in (timer, *(run.timer for run in runs)))
+    return summed(one.seconds for one in (timer, *(one.timer for one in arms)))
 
 
-def _figures(run: ArmTraining, step: int, job: Job, data: Data, out: Path, back: int) -> dict[str, Any]:
+def _step(arms: list[ArmTraining], baselines: dict[Any, ArmTraining], x: torch.Tensor, step: int) -> None:
+    """One step of every arm; a steered arm then sees what its penalty costs beside its baseline."""
+    for one in arms:
+        one.step(x, step)
+    for one in arms:
+        if one.penalty_term.needs_baseline:
+            one.penalty_term.observe(step, one.parts["fvu"] - baselines[one.arm.baseline].parts["fvu"])
+
+
+def _stops(run: TrainingRun, step: int) -> bool:
+    """Whether this is the last step. Members of a team see a signal at different steps, and have to end at the same one."""
+    if run.team.size == 1:
+        return bool(run.stop_request)
+    return step % AGREE_EVERY == 0 and run.team.agree(bool(run.stop_request))
+
+
+def _log(group: ArmGroup, arms: list[ArmTraining], writes: list[Write], run: TrainingRun, step: int) -> None:
+    """Write a line for each arm that has a track: reference arms have none. All are looked at."""
+    lines = [_figures(one, step, group, run) for one in arms]
+    for write, line in zip(writes, lines, strict=False):
+        write(line)
+    run.bar.update(0, seed=group.seed, fvu=f"{float(arms[0].parts['fvu']):.3f}")
+
+
+def _figures(one: ArmTraining, step: int, group: ArmGroup, run: TrainingRun) -> dict[str, Any]:
     """A line of the log. Raises SaeError where a figure is not finite, and says which batch began it, if one did."""
     try:
-        return run.log(step) | run.pace()
+        return one.log(step) | one.pace()
     except SaeError as problem:
-        said, first = str(problem), max(0, step - back)
-        for number, batch in enumerate(data.batches(job.seed, first, step + 1), first):
+        message, first = str(problem), max(0, step - run.log_every)
+        for number, batch in enumerate(run.batches(group.seed, first, step + 1), first):
             if not torch.isfinite(batch).all():
-                said = (
-                    f"arm {run.arm.name}, seed {run.seed}: batch {number} holds a NaN or an infinity, which no store has when "
-                    f"it is written; run sae-lm verify {data.store.path} --repair"
+                message = (
+                    f"arm {one.arm.name}, seed {one.seed}: batch {number} holds a NaN or an infinity, which no store has "
+                    f"when it is written; run sae-lm verify {run.store.path} --repair"
                 )
                 break
-        kept = [path.name for path in sorted(job.folder(out).glob("[0-9]*")) if path.suffix != PART]
-        last = f"; the checkpoint of step {int(kept[-1])} is kept" if kept else ""
-        raise SaeError(f"{said}{last}") from None
+        kept = checkpoints(group, run.out)
+        newest = f"; the checkpoint of step {int(kept[-1].name)} is kept" if kept else ""
+        raise SaeError(f"{message}{newest}") from None

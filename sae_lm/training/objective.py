@@ -1,4 +1,4 @@
-"""code -> reconstruction, loss and gradients of one batch, written out by hand.
+"""The loss of one batch and its gradients for all weights, written out by hand for sparse codes.
 
 With z the code, x_hat = z W_dec + b_dec, B rows and n nested prefixes of the dictionary (n = 1 but for Matryoshka),
 
@@ -38,7 +38,7 @@ class BatchResult(NamedTuple):
     values: Float[Tensor, " entries"]
     """the code's activations, >= 0"""
     fires: Bool[Tensor, " entries"]
-    missed: Float[Tensor, "batch d_in"]
+    residual: Float[Tensor, "batch d_in"]
     """x - x_hat, of the whole dictionary"""
     fvu: Float[Tensor, ""]
     """squared error per row, of the whole dictionary"""
@@ -65,14 +65,14 @@ def batch_result(
     threshold = None if weights.log_threshold is None else weights.log_threshold.exp()
     fires = pre > (0 if threshold is None else threshold[code.latent])
     values = torch.where(fires, pre, 0)
-    missed = code.decode(values, weights.W_dec)
-    for i in range(1, slices):  # a prefix has all slices up to its end
-        missed[:, i] += missed[:, i - 1]
-    torch.sub(centred[:, None], missed, out=missed)
-    loss = _square_sum(missed) / (batch * slices)
-    whole = missed[:, -1].clone()
-    upstream = missed.mul_(-2 / (batch * slices))
-    for i in range(slices - 1, 0, -1):  # and a slice stands in all prefixes from its own on
+    residuals = code.decode(values, weights.W_dec)
+    for i in range(1, slices):  # prefix i is the sum of slices 0 to i
+        residuals[:, i] += residuals[:, i - 1]
+    torch.sub(centred[:, None], residuals, out=residuals)
+    loss = _square_sum(residuals) / (batch * slices)
+    residual = residuals[:, -1].clone()
+    upstream = residuals.mul_(-2 / (batch * slices))
+    for i in range(slices - 1, 0, -1):  # so slice i contributes to prefixes i to the last
         upstream[:, i - 1] += upstream[:, i]
     bags = upstream.flatten(0, 1)
     grad_values = code.products(weights.W_dec, bags)
@@ -94,7 +94,7 @@ def batch_result(
         b_dec=upstream[:, 0].sum(0) - weights.encoder.T @ grad_b_enc,
         log_threshold=grad_log_threshold,
     )
-    return BatchResult(values, fires, whole, _square_sum(whole) / batch, loss, gradient)
+    return BatchResult(values, fires, residual, _square_sum(residual) / batch, loss, gradient)
 
 
 def _square_sum(rows: Tensor) -> Tensor:

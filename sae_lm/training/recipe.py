@@ -1,43 +1,37 @@
-"""what all arms of a comparison share: sizes, schedules and weights of the loss; defaults that papers give."""
+"""The training recipe: every number that an SAE's weights depend on besides its arm and seed, with papers' defaults."""
 
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
+from pydantic import BaseModel, ConfigDict
 
-from sae_lm.data.store import Store
 from sae_lm.errors import SettingsError
-from sae_lm.penalties.arms import Arm
+from sae_lm.runtime.differences import Difference, differences
 from sae_lm.settings import TrainSettings
+from sae_lm.training.schedules import learning_rate
 
+if TYPE_CHECKING:
+    from sae_lm.data.store import Store
+    from sae_lm.penalties.arms import Arm
 
-class Hyperparameters(NamedTuple):
-    """What all arms of a comparison share, where an arm does not say otherwise."""
-
-    arch: str
-    """relu, topk, batchtopk, jumprelu or matryoshka"""
-    k: int
-    """active latents per row: exactly (topk), in the batch's mean (batchtopk, matryoshka), aimed at (relu, jumprelu)"""
-    steps: int
-    lr: float
-    warm_up: float
-    decay: float
-    penalty_every: int
-    penalty_start: float
-    penalty_on: str
-    aux_coefficient: float
-    aux_k: int
-    dead_after: int
-    matmul: torch.dtype
-    widths: tuple[int, ...] | None = None
-    """matryoshka's nested prefixes, ascending, the last is d_sae; None: `default_widths`"""
-    sparsity_coefficient: float | None = None
-    """of L1 (relu) or L0 (jumprelu) in the loss; None: whatever gives k active latents"""
-    bandwidth: float = 0.03
-    """of jumprelu's straight-through estimators, in scaled units"""
-    penalty_warm_up: float = 0.0
-    """share of the steps, from the penalty's start, over which its coefficient rises from 0"""
-    resample_every: int = 0
-    """steps between resamplings of dead latents; 0: never"""
+FEWEST_BATCHES = 2000
+"""By default, where the store is small. measured on the demo's store (2048 latents, k 16): FVU on held-out rows .381
+after one epoch of 175 batches, .280 after 488, .234 after 976, .201 after 1953."""
+NOT_IN_RECIPE = (
+    "out",
+    "device",
+    "log_every",
+    "arms",
+    "seeds",
+    "arms_at_once",
+    "checkpoint_seconds",
+    "ranks_per_sae",
+    "trackers",
+    "store",
+)
+"""Settings that may differ between the runs of one folder: they do not change what an SAE is (another device
+changes its rounding)."""
 
 
 def default_lr(d_sae: int) -> float:
@@ -50,43 +44,121 @@ def default_widths(d_sae: int) -> tuple[int, ...]:
     return (*dict.fromkeys(d_sae * share // 32 for share in (1, 3, 7, 15) if d_sae * share >= 32), d_sae)
 
 
-def learning_rate(step: int, h: Hyperparameters) -> float:
-    """Linear warm-up over the first share of steps, constant, linear decay to 0 over the last share."""
-    rise = (step + 1) / max(1.0, h.warm_up * h.steps)
-    fall = (h.steps - step) / max(1.0, h.decay * h.steps)
-    return h.lr * min(1.0, rise, fall)
+class TrainingRecipe(BaseModel):
+    """What all arms and seeds of one folder of runs share, where an arm does not say otherwise.
+
+    The fields in this order are what stands in ``run.json`` under ``facts`` and in each SAE's metadata under
+    ``training`` (sae_lm.training.run_folder). Names are those of the settings; None is a default that is not a number.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
+
+    hook: str
+    """canonical name of the hook whose rows are trained on"""
+    d_sae: int
+    """latents"""
+    k: int
+    """active latents per row: exactly (topk), in the batch's mean (batchtopk, matryoshka), aimed at (relu, jumprelu)"""
+    arch: str
+    """relu, topk, batchtopk, jumprelu or matryoshka"""
+    widths: tuple[int, ...] | None = None
+    """matryoshka's nested prefixes, ascending, the last is d_sae; None: `default_widths`"""
+    sparsity_coefficient: float | None = None
+    """of L1 (relu) or L0 (jumprelu) in the loss; None: whatever gives k active latents"""
+    bandwidth: float = 0.03
+    """of jumprelu's straight-through estimators, in scaled units"""
+    tokens: int
+    """rows that each SAE sees, a multiple of batch_size"""
+    batch_size: int
+    """rows per step"""
+    lr: float
+    """Adam's peak learning rate"""
+    warm_up: float
+    """share of the steps in which the learning rate rises"""
+    decay: float
+    """share of the steps, at the end, in which it falls to 0"""
+    held_out: float
+    """share of the store that was asked to be kept out of training"""
+    penalty_every: int = 10
+    """steps for which a penalty's gradient is used before it is taken anew"""
+    penalty_start: float = 0.0
+    """share of the steps before the penalty begins"""
+    penalty_warm_up: float = 0.0
+    """share of the steps, from the penalty's start, over which its coefficient rises linearly from 0"""
+    penalty_on: str = "decoder"
+    """whose rows the penalty looks at: `decoder`, or `encoder` as the control"""
+    aux_coefficient: float
+    """weight of AuxK in the loss"""
+    aux_k: int
+    """dead latents that AuxK lets explain the residual"""
+    dead_after: int
+    """rows without firing after which a latent counts as dead"""
+    resample_every: int = 0
+    """steps between resamplings of dead latents; 0: never"""
+    matmul: str = "bfloat16"
+    """name of the dtype of the encoder product that selects latents"""
+    store_id: str
+    """checksum of the store's manifest (sae_lm.data.manifest)"""
+    held_out_from_context: int
+    """first context of the store that is held out"""
+    held_out_from_row: int
+    """its first row: rows from this one on are not trained on"""
+    scale: float
+    """root of the squared error of predicting the mean row; rows are divided by it, so that this costs 1"""
+
+    @classmethod
+    def from_settings(cls, settings: TrainSettings, store: "Store", arms: "list[Arm]") -> "TrainingRecipe":
+        """Work out what the settings leave open. Raises SettingsError for what cannot be trained on this store."""
+        hook = store.hook(settings.hook)
+        context, row = store.held_out_from(settings.held_out)
+        _check_latents(settings, arms)
+        rows = _rows_to_train(settings, row, len(store))
+        moments = store.moments(hook, row)  # of training rows: held-out ones are not looked at
+        if moments.variance <= 0:
+            raise SettingsError(
+                f"store {settings.store}: all rows of {hook} are equal, there is nothing to learn; cache another hook"
+            )
+        worked_out = {
+            "hook": hook,
+            "tokens": rows // settings.batch_size * settings.batch_size,
+            "lr": settings.lr or default_lr(settings.d_sae),
+            "aux_k": settings.aux_k or max(1, store.hooks[hook] // 2),
+            "dead_after": settings.dead_after or max(1, min(10_000_000, rows // 10)),
+            "store_id": store.manifest.id,
+            "held_out_from_context": context,
+            "held_out_from_row": row,
+            "scale": moments.variance**0.5,
+        }
+        return cls(**settings.model_dump(exclude=set(NOT_IN_RECIPE)) | worked_out)
+
+    @property
+    def steps(self) -> int:
+        """Length of the run."""
+        return self.tokens // self.batch_size
+
+    @property
+    def matmul_dtype(self) -> torch.dtype:
+        return getattr(torch, self.matmul)
+
+    @property
+    def nested_widths(self) -> tuple[int, ...]:
+        """matryoshka's nested prefixes."""
+        return self.widths or default_widths(self.d_sae)
+
+    def learning_rate(self, step: int) -> float:
+        return learning_rate(step, self.steps, self.lr, self.warm_up, self.decay)
+
+    def record(self) -> dict[str, Any]:
+        """As it is written to disk: JSON values, in the order of the fields."""
+        return self.model_dump(mode="json")
+
+    def differences(self, stored: Mapping[str, Any], *, but: str | None = None) -> list[Difference]:
+        """Where a recipe that was recorded, maybe by another version, is another than this one; ``but`` one field."""
+        return differences(stored, {key: value for key, value in self.record().items() if key != but})
 
 
-FEWEST_BATCHES = 2000
-"""By default, where the store is small. measured on the demo's store (2048 latents, k 16): FVU on held-out rows .381
-after one epoch of 175 batches, .280 after 488, .234 after 976, .201 after 1953."""
-
-
-NOT_IN_RECIPE = (
-    "out",
-    "store",
-    "device",
-    "log_every",
-    "arms",
-    "seeds",
-    "arms_at_once",
-    "checkpoint_seconds",
-    "ranks_per_sae",
-    "trackers",
-)
-"""Settings that may differ between the runs of one folder: they do not change what an SAE is (another device
-changes its rounding)."""
-
-
-PER_ARM = "k"
-"""The setting that SAEs of one folder may have of their own: arms are compared at equal L0. Were another to differ, a
-difference between arms would be its."""
-
-
-def recipe_facts(
-    settings: TrainSettings, store: Store, hook: str, context: int, row: int, arms: list[Arm]
-) -> dict[str, Any]:
-    """Everything an SAE's weights depend on besides arm and seed, as it is recorded with it."""
+def _check_latents(settings: TrainSettings, arms: "list[Arm]") -> None:
+    """Raises SettingsError where k or the nested widths do not fit the number of latents."""
     k = max(arm.k or settings.k for arm in arms)
     if k > settings.d_sae:
         raise SettingsError(f"k is {k}, more than the {settings.d_sae} latents of d_sae; give a smaller one")
@@ -95,59 +167,20 @@ def recipe_facts(
         raise SettingsError(
             f"widths is {', '.join(map(str, widths))}; expected ascending widths from 1, the last d_sae ({settings.d_sae})"
         )
-    if row >= len(store):
+
+
+def _rows_to_train(settings: TrainSettings, training_rows: int, store_rows: int) -> int:
+    """Rows that each SAE sees, not yet in whole batches. Raises SettingsError for less than one batch."""
+    if training_rows >= store_rows:
         raise SettingsError(
             f"held_out is {settings.held_out}, which keeps no context of {settings.store} back; give more"
         )
-    if row < settings.batch_size:
+    if training_rows < settings.batch_size:
         raise SettingsError(
-            f"store {settings.store} has {row:,} rows for training, fewer than one batch of {settings.batch_size:,}; "
-            "cache more tokens or give a smaller --batch-size"
+            f"store {settings.store} has {training_rows:,} rows for training, fewer than one batch of "
+            f"{settings.batch_size:,}; cache more tokens or give a smaller --batch-size"
         )
-    rows = settings.tokens or max(row, FEWEST_BATCHES * settings.batch_size)
+    rows = settings.tokens or max(training_rows, FEWEST_BATCHES * settings.batch_size)
     if rows < settings.batch_size:
         raise SettingsError(f"tokens is {rows}, fewer than one batch of {settings.batch_size}; give more --tokens")
-    facts = {key: value for key, value in settings.model_dump(mode="json").items() if key not in NOT_IN_RECIPE}
-    resolved = {
-        "hook": hook,
-        "tokens": rows // settings.batch_size * settings.batch_size,
-        "lr": settings.lr or default_lr(settings.d_sae),
-        "aux_k": settings.aux_k or max(1, store.hooks[hook] // 2),
-        "dead_after": settings.dead_after or max(1, min(10_000_000, rows // 10)),
-    }
-    moments = store.moments(hook, row)  # of training rows: held-out ones are not looked at
-    if moments.variance <= 0:
-        raise SettingsError(
-            f"store {settings.store}: all rows of {hook} are equal, there is nothing to learn; cache another hook"
-        )
-    return {
-        **facts,
-        **resolved,
-        "store_id": store.manifest.id,
-        "held_out_from_context": context,
-        "held_out_from_row": row,
-        "scale": moments.variance**0.5,
-    }
-
-
-def make_hyperparameters(settings: TrainSettings, facts: dict[str, Any]) -> Hyperparameters:
-    return Hyperparameters(
-        arch=settings.arch,
-        k=settings.k,
-        steps=facts["tokens"] // settings.batch_size,
-        lr=facts["lr"],
-        warm_up=settings.warm_up,
-        decay=settings.decay,
-        penalty_every=settings.penalty_every,
-        penalty_start=settings.penalty_start,
-        penalty_on=settings.penalty_on,
-        penalty_warm_up=settings.penalty_warm_up,
-        aux_coefficient=settings.aux_coefficient,
-        aux_k=facts["aux_k"],
-        dead_after=facts["dead_after"],
-        matmul=getattr(torch, settings.matmul),
-        widths=settings.widths,
-        sparsity_coefficient=settings.sparsity_coefficient,
-        bandwidth=settings.bandwidth,
-        resample_every=settings.resample_every,
-    )
+    return rows

@@ -1,29 +1,72 @@
-"""The folder of runs on disk: its run.json, the names of its SAEs, and what is recorded with each."""
+"""What a folder of runs holds on disk, and how it is read and written.
+
+``sae-lm train`` writes one folder for the SAEs that are to be compared::
+
+    run.json                    what was asked for; written when training begins
+    ARM-seedN/                  one SAE directory per arm and seed, as SAELens reads it: it appears whole when its
+        cfg.json                training has ended (sae_lm.sae.formats.saelens)
+        sae_weights.safetensors
+    ARM-seedN.metrics.jsonl     its log, one JSON object per line, from the first step on (sae_lm.training.trackers)
+    tensorboard/ARM-seedN/      the same for TensorBoard, where that was asked for
+    state/                      checkpoints of what is not finished (sae_lm.training.state); gone at the end
+
+ARM is the arm's name (sae_lm.penalties.arms) with ``_`` for ``:``. Names that end in ``.part`` are being written.
+
+Keys of ``run.json``; a later run into the same folder writes it anew::
+
+    settings    the newest command's settings, every field of ``TrainSettings``
+    arms        names of all arms that were ever asked for, in that order
+    seeds       the largest number of seeds that was asked for: 0 to seeds - 1
+    store       address of the store, as it was given
+    facts       the training recipe, the fields of ``TrainingRecipe`` (sae_lm.training.recipe)
+    versions    of sae_lm and torch
+
+Keys of ``metadata`` in an SAE's ``cfg.json``, beside those that SAELens wants: ``arm``, ``penalty``,
+``coefficient``, ``seed``; ``training``, the training recipe as in ``facts``; ``training_architecture``, what the SAE
+was trained as (a batchtopk or matryoshka SAE is used as a jumprelu); ``versions``; and of the store ``model_name``,
+``model_revision``, ``hook_name``, ``context_size``, ``prepend_bos``, ``dataset_path``.
+
+SAEs of one folder have equal recipes but for `PER_ARM`. Keys that a reader does not know are passed over, keys that
+an SAE lacks are None: a folder may hold SAEs of other versions and of other programs.
+
+Keys of a line of the log: ``arm``, ``seed``, ``step``; the batch's ``loss``, ``fvu``, ``l0``, and where they are part
+of it ``aux``, ``penalty``, ``sparsity`` (the coefficient), ``threshold``; ``dead`` and ``dense``, numbers of latents;
+``nearest_cos`` and its quantiles ``nearest_cos_10``, ``_50``, ``_90`` over living latents; ``lr``;
+``rows_per_second``, ``penalty_share``.
+"""
 
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sae_lm.data.store import Store
 from sae_lm.errors import SaeError
-from sae_lm.penalties.arms import Arm
-from sae_lm.runtime.differences import differences
 from sae_lm.runtime.files import read_json, write_json
-from sae_lm.sae.formats.saelens import CONFIG, verify_files
-from sae_lm.sae.load import sae_directories
+from sae_lm.sae.folder import CONFIG, sae_directories
 from sae_lm.settings import TrainSettings
-from sae_lm.training.recipe import PER_ARM
-from sae_lm.training.trainer import ArmTraining
 
-RUN = "run.json"
+if TYPE_CHECKING:
+    from sae_lm.data.manifest import Manifest
+    from sae_lm.penalties.arms import Arm
+    from sae_lm.training.recipe import TrainingRecipe
+
+RUN, STATE_FOLDER = "run.json", "state"
+PER_ARM = "k"
+"""The setting that SAEs of one folder may have of their own: arms are compared at equal L0. Were another to differ, a
+difference between arms would be its."""
 
 
-def run_folder(arm: Arm, seed: int) -> str:
-    """``max_cos_0.25-seed0``."""
+def sae_folder(arm: "Arm", seed: int) -> str:
+    """Name of an SAE's directory: ``max_cos_0.25-seed0``."""
     return f"{arm.name.replace(':', '_')}-seed{seed}"
 
 
-def write_run(settings: TrainSettings, facts: dict[str, Any], arms: list[Arm]) -> None:
+def log_file(arm: "Arm", seed: int) -> str:
+    """Name of an SAE's log: ``max_cos_0.25-seed0.metrics.jsonl``."""
+    return f"{sae_folder(arm, seed)}.metrics.jsonl"
+
+
+def write_run(settings: TrainSettings, recipe: "TrainingRecipe", arms: "list[Arm]") -> None:
+    """Write run.json, with the arms and seeds of earlier commands. Raises SaeError for one that is not understood."""
     settings.out.mkdir(parents=True, exist_ok=True)
     earlier = read_run(settings.out) if (settings.out / RUN).exists() else {"arms": [], "seeds": 0}
     write_json(
@@ -33,7 +76,7 @@ def write_run(settings: TrainSettings, facts: dict[str, Any], arms: list[Arm]) -
             "arms": list(dict.fromkeys([*earlier["arms"], *(arm.name for arm in arms)])),
             "seeds": max(earlier["seeds"], settings.seeds),
             "store": str(settings.store),
-            "facts": facts,
+            "facts": recipe.record(),
             "versions": {name: version(name) for name in ("sae_lm", "torch")},
         },
     )
@@ -55,49 +98,80 @@ def read_run(folder: Path) -> dict[str, Any]:
     return run
 
 
-def check_alike(out: Path, facts: dict[str, Any]) -> None:
+class SaeRecord(NamedTuple):
+    """What an SAE directory's cfg.json says of its training; None for what another program did not write."""
+
+    directory: Path
+    arm: str | None
+    seed: int | None
+    training: dict[str, Any] | None
+    """the training recipe, of whatever version"""
+    architecture: str
+    """as it was trained"""
+
+
+def read_sae(directory: Path) -> SaeRecord:
+    """Raises SaeError for a directory without a readable cfg.json."""
+    config = read_json(directory / CONFIG, SaeError, "an SAE directory")
+    metadata = config.get("metadata")
+    metadata = metadata if isinstance(metadata, dict) else {}
+    arm, seed, training = (metadata.get(key) for key in ("arm", "seed", "training"))
+    return SaeRecord(
+        directory,
+        arm if isinstance(arm, str) else None,
+        seed if isinstance(seed, int) else None,
+        training if isinstance(training, dict) else None,
+        str(metadata.get("training_architecture", config.get("architecture"))),
+    )
+
+
+def read_saes(folder: Path) -> list[SaeRecord]:
+    """Every SAE directory of a folder, by name. Raises SaeError for one without a readable cfg.json."""
+    return [read_sae(directory) for directory in sae_directories(folder)]
+
+
+def check_alike(out: Path, recipe: "TrainingRecipe") -> None:
     """Refuse a folder with an SAE of any arm that was trained otherwise. Raises SaeError."""
-    shared = {key: value for key, value in facts.items() if key != PER_ARM}
-    for directory in sae_directories(out):
-        about = read_json(directory / CONFIG, SaeError, "an SAE directory").get("metadata")
-        there = about.get("training") if isinstance(about, dict) else None
-        if isinstance(there, dict):
-            check_facts(directory, there, shared)
+    for sae in read_saes(out):
+        if sae.training is not None:
+            _check_recipe(sae, recipe, but=PER_ARM)
 
 
-def check_facts(directory: Path, there: dict[str, Any], facts: dict[str, Any]) -> None:
-    if differing := differences(there, facts):
-        raise SaeError(
-            f"{directory} was trained otherwise: {'; '.join(map(str, differing))}; give another --out or delete it"
-        )
+def is_done(out: Path, arm: "Arm", seed: int, recipe: "TrainingRecipe") -> bool:
+    """Whether this SAE is there, whole, and trained by the same recipe. Raises SaeError where it is there otherwise."""
+    from sae_lm.sae.formats.saelens import verify_files  # it needs torch, which reading a folder does not
 
-
-def is_done(out: Path, arm: Arm, seed: int, facts: dict[str, Any]) -> bool:
-    """Whether this SAE is there, trained with the same settings on the same store."""
-    directory = out / run_folder(arm, seed)
+    directory = out / sae_folder(arm, seed)
     if not directory.exists():
         return False
     if problems := verify_files(directory):
         raise SaeError(f"{directory} is damaged ({problems[0]}); delete it and train again")
-    there = read_json(directory / CONFIG, SaeError, "an SAE directory")["metadata"].get("training") or {}
-    check_facts(directory, there, facts)
+    _check_recipe(read_sae(directory), recipe)
     return True
 
 
-def sae_metadata(run: ArmTraining, store: Store, hook: str, facts: dict[str, Any]) -> dict[str, Any]:
-    recipe = store.manifest.recipe
+def _check_recipe(sae: SaeRecord, recipe: "TrainingRecipe", but: str | None = None) -> None:
+    if differing := recipe.differences(sae.training or {}, but=but):
+        raise SaeError(
+            f"{sae.directory} was trained otherwise: {'; '.join(map(str, differing))}; give another --out or delete it"
+        )
+
+
+def sae_metadata(arm: "Arm", seed: int, recipe: "TrainingRecipe", manifest: "Manifest") -> dict[str, Any]:
+    """``metadata`` of an SAE's cfg.json, which was trained on the store with this manifest."""
+    stored = manifest.recipe
     return {
-        "model_name": recipe.model["id"],
-        "model_revision": recipe.model["revision"],
-        "hook_name": hook,
-        "context_size": recipe.context_size,
-        "prepend_bos": recipe.bos is not None,
-        "dataset_path": recipe.text["id"],
-        "training_architecture": run.arch,
-        "arm": run.arm.name,
-        "penalty": run.arm.penalty,
-        "coefficient": run.arm.coefficient,
-        "seed": run.seed,
-        "training": facts,
+        "model_name": stored.model["id"],
+        "model_revision": stored.model["revision"],
+        "hook_name": recipe.hook,
+        "context_size": stored.context_size,
+        "prepend_bos": stored.bos is not None,
+        "dataset_path": stored.text["id"],
+        "training_architecture": arm.arch or recipe.arch,
+        "arm": arm.name,
+        "penalty": arm.penalty,
+        "coefficient": arm.coefficient,
+        "seed": seed,
+        "training": recipe.record(),
         "versions": {name: version(name) for name in ("sae_lm", "torch")},
     }

@@ -1,4 +1,4 @@
-"""batch -> where its code is not zero: the k largest of each row, the kB largest of a batch, all above zero.
+"""Finds which latents fire on which rows: the k largest of each row, the kB largest of a batch, all above zero.
 
 Only here is work done for every latent of every row: the encoder product, which may run in bfloat16 since it only
 selects, and the search through what it gives. The search is exact (on those numbers): latents are taken in groups,
@@ -17,15 +17,15 @@ from torch import Tensor
 from sae_lm.runtime.distributed import SINGLE, Team
 
 Mark = Callable[[str], None]
-"""Told "encoder" after each product and "selection" after what is done with it: StepTimer.mark."""
+"""Called with "encoder" after each product and with "selection" after what is done with it: StepTimer.mark."""
 
 TILE = 512
 """Rows whose pre-activations are held at a time: 8 MiB of bfloat16 at 8192 latents."""
-SOUGHT = 32
-"""Latents per row that are reckoned with where all above zero are sought: this sets the size of groups."""
+EXPECTED_ACTIVE = 32
+"""Expected active latents per row where all above zero are sought: this sets the size of groups."""
 
 
-def _ignored(part: str) -> None:
+def _no_mark(part: str) -> None:
     pass
 
 
@@ -34,15 +34,15 @@ def largest_of_rows(
     encoder: Float[Tensor, "d_sae d_in"],
     b_enc: Float[Tensor, " d_sae"],
     k: int,
-    matmul: torch.dtype,
-    mark: Mark = _ignored,
+    matmul_dtype: torch.dtype,
+    mark: Mark = _no_mark,
 ) -> Int[Tensor, " entries"]:
     """TopK: the k largest pre-activations of each row."""
-    found = [
+    positions = [
         (largest(pre, k) + first * len(encoder)).sort(1).values.flatten()
-        for first, pre in _pre_activations(centred, encoder, b_enc, matmul, mark)
+        for first, pre in _pre_activations(centred, encoder, b_enc, matmul_dtype, mark)
     ]
-    return torch.cat(found)
+    return torch.cat(positions)
 
 
 def largest_of_batch(
@@ -50,63 +50,64 @@ def largest_of_batch(
     encoder: Float[Tensor, "d_sae d_in"],
     b_enc: Float[Tensor, " d_sae"],
     count: int,
-    matmul: torch.dtype,
+    matmul_dtype: torch.dtype,
     team: Team = SINGLE,
-    mark: Mark = _ignored,
+    mark: Mark = _no_mark,
 ) -> tuple[Int[Tensor, " entries"], Float[Tensor, ""]]:
     """BatchTopK (Bussmann et al. 2024, 2412.06410): the count largest of the batch, and the smallest of them.
 
     The batch is the team's, the positions are those in this member's slice. Each tile proposes a little more than
-    its share and says what it left out is below; where that is not below what is selected in the end (one tile
+    its share, with a bound on what it left out; where that bound is not below what is selected in the end (one tile
     holds more than its share), every tile proposes as many as are sought.
     """
     batch = len(centred) * team.size
     for surplus in (1.25, batch):
         positions, values, bounds = [], [], []
-        for first, pre in _pre_activations(centred, encoder, b_enc, matmul, mark):
+        for first, pre in _pre_activations(centred, encoder, b_enc, matmul_dtype, mark):
             most = min(count, int(surplus * count * len(pre) / batch) + 1)
-            there, bound = _above_cut(pre, most, max(1, count // batch))
-            positions.append(there + first * len(encoder))
-            values.append(_at(pre, there))
+            in_tile, bound = _above_cut(pre, most, max(1, count // batch))
+            positions.append(in_tile + first * len(encoder))
+            values.append(_at(pre, in_tile))
             bounds.append(bound)
         proposed, everyones = torch.cat(positions), team.gather(torch.cat(values))
         values = torch.cat(everyones)
-        at = _positions(values[None], count)[0]
-        smallest = values[at].min() if len(at) else values.new_zeros(())
+        chosen = _positions(values[None], count)[0]
+        smallest = values[chosen].min() if len(chosen) else values.new_zeros(())
         if not centred.is_cpu or smallest >= torch.cat(team.gather(torch.stack(bounds))).max():
             break
     before = sum(map(len, everyones[: team.rank]))
-    mine = at[(at >= before) & (at < before + len(proposed))] - before if team.size > 1 else at
-    return proposed[mine].sort().values, smallest.to(b_enc.dtype)
+    if team.size > 1:  # those among this member's own
+        chosen = chosen[(chosen >= before) & (chosen < before + len(proposed))] - before
+    return proposed[chosen].sort().values, smallest.to(b_enc.dtype)
 
 
 def above_zero(
     centred: Float[Tensor, "batch d_in"],
     encoder: Float[Tensor, "d_sae d_in"],
     b_enc: Float[Tensor, " d_sae"],
-    matmul: torch.dtype,
-    mark: Mark = _ignored,
+    matmul_dtype: torch.dtype,
+    mark: Mark = _no_mark,
 ) -> Int[Tensor, " entries"]:
     """ReLU, JumpReLU: every positive pre-activation. How many there are is known to the host: on an accelerator it waits."""
-    found = []
-    for first, pre in _pre_activations(centred, encoder, b_enc, matmul, mark):
-        groups = _groups(pre, SOUGHT)
-        some = (groups.amax(1).flatten() > 0).nonzero().flatten()
-        members = torch.cat([_members(some, groups, len(encoder)).flatten(), _rest(groups, pre).flatten()])
-        found.append(members[_at(pre, members) > 0].sort().values + first * len(encoder))
-    return torch.cat(found)
+    positions = []
+    for first, pre in _pre_activations(centred, encoder, b_enc, matmul_dtype, mark):
+        groups = _groups(pre, EXPECTED_ACTIVE)
+        firing = (groups.amax(1).flatten() > 0).nonzero().flatten()
+        members = torch.cat([_members(firing, groups, len(encoder)).flatten(), _rest(groups, pre).flatten()])
+        positions.append(members[_at(pre, members) > 0].sort().values + first * len(encoder))
+    return torch.cat(positions)
 
 
 def _pre_activations(
-    centred: Tensor, encoder: Tensor, b_enc: Tensor, matmul: torch.dtype, mark: Mark
+    centred: Tensor, encoder: Tensor, b_enc: Tensor, matmul_dtype: torch.dtype, mark: Mark
 ) -> Iterator[tuple[int, Tensor]]:
     """(first row, pre-activations [rows, d_sae]) tile by tile; each is overwritten by the next."""
-    x, columns, bias = centred.to(matmul), encoder.to(matmul).T, b_enc.to(matmul)
+    x, columns, bias = centred.to(matmul_dtype), encoder.to(matmul_dtype).T, b_enc.to(matmul_dtype)
     tile = TILE if x.is_cpu else len(x)  # a small product leaves an accelerator idle
-    held = x.new_empty(min(tile, len(x)), len(encoder))
+    buffer = x.new_empty(min(tile, len(x)), len(encoder))
     for first in range(0, len(x), tile):
         rows = x[first : first + tile]
-        pre = torch.addmm(bias, rows, columns, out=held[: len(rows)])
+        pre = torch.addmm(bias, rows, columns, out=buffer[: len(rows)])
         mark("encoder")
         yield first, pre
         mark("selection")

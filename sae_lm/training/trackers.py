@@ -1,4 +1,4 @@
-"""lines of the log -> a JSON Lines file always, and where else the user looks: wandb, TensorBoard."""
+"""Writes the log of a training run: always to a JSON Lines file, and to wandb or TensorBoard where asked for."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -27,9 +27,9 @@ def check_trackers(trackers: tuple[str, ...]) -> None:
 class Track:
     """Where the log of one SAE goes."""
 
-    def __init__(self, path: Path, trackers: tuple[str, ...], facts: dict[str, Any]) -> None:
-        """path: the file ``ARM-seedN.metrics.jsonl``. facts: what trackers show as the run's configuration."""
-        self.path, self.trackers, self.facts = path, trackers, facts
+    def __init__(self, path: Path, trackers: tuple[str, ...], configuration: dict[str, Any]) -> None:
+        """path: the file ``ARM-seedN.metrics.jsonl``. configuration: what trackers show as that of the run."""
+        self.path, self.trackers, self.configuration = path, trackers, configuration
 
     @contextmanager
     def begin(self, first: int) -> Iterator[Write]:
@@ -40,7 +40,7 @@ class Track:
             if "tensorboard" in self.trackers:
                 writes.append(opened.enter_context(_tensorboard(self.path.parent / "tensorboard" / name, first)))
             if "wandb" in self.trackers:
-                writes.append(opened.enter_context(_wandb(self.path.parent, name, self.facts)))
+                writes.append(opened.enter_context(_wandb(self.path.parent, name, self.configuration)))
 
             def write(line: dict[str, Any]) -> None:
                 for one in writes:
@@ -80,11 +80,11 @@ def _tensorboard(folder: Path, first: int) -> Iterator[Write]:
 
 
 @contextmanager
-def _wandb(out: Path, name: str, facts: dict[str, Any]) -> Iterator[Write]:
+def _wandb(out: Path, name: str, configuration: dict[str, Any]) -> Iterator[Write]:
     import wandb
 
     # project, entity and mode are what WANDB_PROJECT and so on say
-    with wandb.init(dir=out, name=name, config=facts, reinit="create_new") as run:
+    with wandb.init(dir=out, name=name, config=configuration, reinit="create_new") as run:
         yield lambda line: run.log(_numbers(line), step=line["step"])
 
 

@@ -1,4 +1,4 @@
-"""batches -> one arm's weights: initialisation, loss, penalty, optimizer step, dead-latent counts.
+"""Trains one SAE step by step: initialisation, loss, penalty, optimizer step, counts of dead latents, checkpoint state.
 
 Activations come scaled so that predicting their mean costs 1 in expectation; the loss is then a fraction of variance
 unexplained, and a penalty's coefficient means the same on every model. The scale is folded back into biases and
@@ -15,25 +15,21 @@ from torch import Tensor
 from sae_lm.errors import SaeError
 from sae_lm.penalties.arms import Arm
 from sae_lm.penalties.controllers import SparsityControl
-from sae_lm.penalties.term import PenaltyTerm, Schedule
+from sae_lm.penalties.term import PenaltyTerm, warm_up_share
 from sae_lm.runtime.distributed import SINGLE, Team
 from sae_lm.runtime.seeds import derive
 from sae_lm.runtime.timing import StepTimer
 from sae_lm.sae.model import SAE, SaeConfig
 from sae_lm.sae.nearest import nearest_quantiles
 from sae_lm.sae.sparse import Codes, SparseCode
-from sae_lm.training.dead_latents import STRENGTH, auxk, lower_thresholds, resample
+from sae_lm.training.dead_latents import RELU_ENCODER_NORM, auxk, dead_sae, lower_thresholds, resample
 from sae_lm.training.objective import BatchResult, Weights, batch_result
-from sae_lm.training.recipe import Hyperparameters, default_widths, learning_rate
+from sae_lm.training.recipe import TrainingRecipe
+from sae_lm.training.schedules import firing_weight, threshold_weight
 from sae_lm.training.selection import above_zero, largest_of_batch, largest_of_rows
 
 CLIP_NORM = 1.0
 """Largest gradient norm of a step, over all weights together."""
-THRESHOLD_MEMORY = 100
-"""Batches over which BatchTopK's threshold is averaged, or a twentieth of the run if that is less; SAELens 6 has the
-same number (topk_threshold_lr = .01)."""
-FIRING_MEMORY = 0.01
-"""Weight of the newest batch in each latent's firing rate, and before the hundredth step the plain mean."""
 DEAD_EVERY = 16
 """Steps between looks at which latents are dead: how many there are is known to the host, which waits for it."""
 THRESHOLD_LR = 30.0
@@ -66,28 +62,19 @@ class ArmTraining:
         self,
         arm: Arm,
         seed: int,
-        d_sae: int,
+        recipe: TrainingRecipe,
         start: Float[Tensor, " d_in"],
-        h: Hyperparameters,
         device: str,
         team: Team = SINGLE,
     ) -> None:
         """start: the initial b_dec, the mean activation in scaled units."""
+        d_sae = recipe.d_sae
         self.team, self.timer, self.rows_taken = team, StepTimer(device), 0
-        self.arm, self.seed, self.h = arm, seed, h
-        self.arch, self.k = arm.arch or h.arch, arm.k or h.k
-        self.widths: Tensor | None = None
-        if self.arch == "matryoshka":
-            self.widths = torch.tensor(h.widths or default_widths(d_sae), device=device)
-        rows = torch.randn(d_sae, len(start), generator=torch.Generator().manual_seed(derive("weights", seed)))
-        rows = (rows / rows.norm(dim=1, keepdim=True)).to(device)
-        self.weights = Weights(
-            encoder=rows.clone(),
-            b_enc=torch.zeros(d_sae, device=device),
-            W_dec=rows.clone(),
-            b_dec=start.float().to(device).clone(),
-            log_threshold=torch.zeros(d_sae, device=device) if self.arch == "jumprelu" else None,
-        )
+        self.arm, self.seed, self.recipe = arm, seed, recipe
+        self.arch, self.k = arm.arch or recipe.arch, arm.k or recipe.k
+        nested = self.arch == "matryoshka"
+        self.widths = torch.tensor(recipe.nested_widths, device=device) if nested else None
+        self.weights = first_weights(self.arch, seed, d_sae, start, device)
         self.named = {
             name: weight.requires_grad_() for name, weight in self.weights._asdict().items() if weight is not None
         }
@@ -98,20 +85,14 @@ class ArmTraining:
             fused=True,
         )
         self.rows_since_fired = torch.zeros(d_sae, dtype=torch.long, device=device)
-        self.rate = torch.zeros(d_sae, device=device)
+        self.firing_frequency = torch.zeros(d_sae, device=device)
         self.dead = torch.zeros(0, dtype=torch.long, device=device)
         self.threshold = torch.zeros((), device=device)
         """batchtopk, matryoshka: moving average of the smallest selected; relu: how far below 0 the biases started"""
-        self.control = SparsityControl(None if h.sparsity_coefficient else self.k, h.steps, device)
-        self.penalty_term = PenaltyTerm(
-            arm,
-            Schedule(h.steps, h.penalty_every, h.penalty_start, h.penalty_warm_up, h.penalty_on),
-            d_sae,
-            device,
-            h.matmul,
-        )
+        self.control = SparsityControl(None if recipe.sparsity_coefficient else self.k, recipe.steps, device)
+        self.penalty_term = PenaltyTerm(arm, recipe, device)
         # generators of their own, so that no other draw depends on the arm
-        self.draws = {name: torch.Generator().manual_seed(derive(name, seed)) for name in ("penalty", "resample")}
+        self.generators = {name: torch.Generator().manual_seed(derive(name, seed)) for name in ("penalty", "resample")}
         self.parts: dict[str, Tensor] = {}
 
     @property
@@ -133,7 +114,7 @@ class ArmTraining:
         code = self._code(centred, step)
         mark("selection")
         sparsity = self._sparsity(step)
-        result = batch_result(centred, code, self.weights, sparsity, self.h.bandwidth)
+        result = batch_result(centred, code, self.weights, sparsity, self.recipe.bandwidth)
         mark("sparse forward and backward")
         self._revive(result, centred, step)
         mark("dead latents")
@@ -155,17 +136,18 @@ class ArmTraining:
         """Take the penalty's gradient, if it is time to; `_update` adds it."""
         rows = self.weights.W_dec if self.penalty_term.on == "decoder" else self.weights.encoder
         codes = self._codes(code, result) if self.penalty_term.reads_codes(step) else None
-        if self.penalty_term.refresh(step, rows, self.draws["penalty"], codes):
-            assert self.penalty_term.held is not None and self.penalty_term.value is not None
-            self.team.average(self.penalty_term.held)  # each member computed it: rounding must not drive them apart
-            self.parts["penalty"] = self.penalty_term.value
+        if self.penalty_term.refresh(step, rows, self.generators["penalty"], codes):
+            gradient, value = self.penalty_term.cached_gradient, self.penalty_term.value
+            assert gradient is not None and value is not None
+            self.team.average(gradient)  # each member computed it: rounding must not drive them apart
+            self.parts["penalty"] = value
 
     def _codes(self, code: SparseCode, result: BatchResult) -> Codes:
         """The whole batch's active latents."""
         latent, values, per_row = (
             torch.cat(self.team.gather(part)) for part in (code.latent, result.values, code.starts.diff())
         )
-        return Codes(torch.nn.functional.pad(per_row.cumsum(0), (1, 0)), latent, values, self.rate)
+        return Codes(torch.nn.functional.pad(per_row.cumsum(0), (1, 0)), latent, values, self.firing_frequency)
 
     def _start_sparse(self, centred: Tensor) -> None:
         """The first thresholds and coefficient of relu and jumprelu, from the first batch."""
@@ -173,7 +155,7 @@ class ArmTraining:
             return
         w = self.weights
         count = self.k * len(centred) * self.team.size
-        _, cut = largest_of_batch(centred, w.encoder, w.b_enc, count, self.h.matmul, self.team)
+        _, cut = largest_of_batch(centred, w.encoder, w.b_enc, count, self.recipe.matmul_dtype, self.team)
         cut = cut.clamp_min(1e-6)
         if self.arch == "relu":
             w.b_enc.sub_(cut)
@@ -184,37 +166,37 @@ class ArmTraining:
             w.log_threshold.add_(cut.log())
             # a latent at its threshold, were it alone, would take cut^2 off the squared error
             first = cut.square() / 4  # measured: runs end at a third to a seventh of that
-        self.control.begin(self.h.sparsity_coefficient or first)
+        self.control.begin(self.recipe.sparsity_coefficient or first)
 
     def _code(self, centred: Tensor, step: int) -> SparseCode:
         """Where the code of this batch is not 0 (or could be, within the bandwidth of a threshold)."""
-        w, batch, matmul, mark = self.weights, len(centred), self.h.matmul, self.timer.mark
+        w, batch, matmul_dtype, mark = self.weights, len(centred), self.recipe.matmul_dtype, self.timer.mark
         if self.arch == "topk":
-            positions = largest_of_rows(centred, w.encoder, w.b_enc, self.k, matmul, mark)
+            positions = largest_of_rows(centred, w.encoder, w.b_enc, self.k, matmul_dtype, mark)
         elif self.arch == "relu":
-            positions = above_zero(centred, w.encoder, w.b_enc, matmul, mark)
+            positions = above_zero(centred, w.encoder, w.b_enc, matmul_dtype, mark)
         elif w.log_threshold is not None:
-            bias = w.b_enc - w.log_threshold.exp() + self.h.bandwidth / 2
-            positions = above_zero(centred, w.encoder, bias, matmul, mark)
+            bias = w.b_enc - w.log_threshold.exp() + self.recipe.bandwidth / 2
+            positions = above_zero(centred, w.encoder, bias, matmul_dtype, mark)
         else:
             count = self.k * batch * self.team.size
-            positions, smallest = largest_of_batch(centred, w.encoder, w.b_enc, count, matmul, self.team, mark)
-            memory = max(1.0, min(THRESHOLD_MEMORY, self.h.steps / 20)) if step else 1.0
-            self.threshold = torch.lerp(self.threshold, smallest.clamp_min(0), 1 / memory)
+            positions, smallest = largest_of_batch(centred, w.encoder, w.b_enc, count, matmul_dtype, self.team, mark)
+            weight = threshold_weight(step, self.recipe.steps)
+            self.threshold = torch.lerp(self.threshold, smallest.clamp_min(0), weight)
         return SparseCode(positions, batch, len(w.b_enc), self.widths)
 
     def _sparsity(self, step: int) -> Tensor | None:
         """Coefficient of L1 or L0 in the loss; it rises with the learning rate."""
         if self.arch not in ("relu", "jumprelu"):
             return None
-        return self.control.coefficient * min(1.0, (step + 1) / max(1.0, self.h.warm_up * self.h.steps))
+        return self.control.coefficient * warm_up_share(step, self.recipe.warm_up * self.recipe.steps)
 
     def _revive(self, result: BatchResult, centred: Tensor, step: int) -> None:
         """AuxK's gradient, and at its steps resampling, for the latents that are dead."""
-        h = self.h
-        due = h.resample_every and step and step % h.resample_every == 0 and step < (1 - h.decay) * h.steps
+        recipe, every = self.recipe, self.recipe.resample_every
+        due = every and step and step % every == 0 and step < (1 - recipe.decay) * recipe.steps
         if due or step % DEAD_EVERY == 0:
-            self.dead = (self.rows_since_fired >= h.dead_after).nonzero().flatten()
+            self.dead = (self.rows_since_fired >= recipe.dead_after).nonzero().flatten()
             if self.weights.log_threshold is not None:
                 lower_thresholds(self.weights.log_threshold, self.dead)
         if not len(self.dead):
@@ -223,28 +205,29 @@ class ArmTraining:
             by_latent = [weight for name, weight in self.named.items() if name != "b_dec"]
             moments = [self.optimizer.state[weight][name] for weight in by_latent for name in MOMENTS]
             resample(
-                torch.cat(self.team.gather(result.missed)),
+                torch.cat(self.team.gather(result.residual)),
                 torch.cat(self.team.gather(centred)),
                 self.weights,
                 moments,
                 self.dead,
-                self.draws["resample"],
-                STRENGTH if self.arch == "relu" else 1.0,
+                self.generators["resample"],
+                RELU_ENCODER_NORM if self.arch == "relu" else 1.0,
             )
             self.rows_since_fired[self.dead] = 0
             self.dead = self.dead[:0]
-        elif h.aux_coefficient:
-            shift = self.threshold if self.arch == "relu" else 0.0
-            loss, pull = auxk(result.missed, centred, self.weights, self.dead, h.aux_k, shift, h.matmul, self.team)
+        elif recipe.aux_coefficient:
+            dead = dead_sae(self.weights, self.dead, self.threshold if self.arch == "relu" else 0.0)
+            loss, gradient = auxk(result.residual, centred, dead, recipe.aux_k, recipe.matmul_dtype, self.team)
             self.parts["aux"] = loss
             for name in ("encoder", "b_enc", "W_dec"):
-                getattr(result.gradient, name).index_add_(0, self.dead, getattr(pull, name), alpha=h.aux_coefficient)
+                whole = getattr(result.gradient, name)
+                whole.index_add_(0, self.dead, getattr(gradient, name), alpha=recipe.aux_coefficient)
 
     @torch.no_grad()
     def _update(self, step: int) -> None:
         """The penalty added, an Adam step that leaves decoder rows at unit norm; the radial gradient is taken out first."""
-        W_dec, lr, pressed = self.weights.W_dec, learning_rate(step, self.h), self.penalty_term.is_due(step)
-        if pressed and self.penalty_term.on == "encoder" and self.weights.encoder.grad is not None:
+        W_dec, lr, penalised = self.weights.W_dec, self.recipe.learning_rate(step), self.penalty_term.is_due(step)
+        if penalised and self.penalty_term.on == "encoder" and self.weights.encoder.grad is not None:
             self.penalty_term.add_to(self.weights.encoder.grad, step)
         gradient = W_dec.grad
         assert gradient is not None
@@ -252,11 +235,11 @@ class ArmTraining:
             weight.grad.norm() for weight in self.named.values() if weight is not W_dec and weight.grad is not None
         ]
         piece = CACHED_ROWS if gradient.is_cpu else len(gradient)
-        for number, (pull, row) in enumerate(zip(gradient.split(piece), W_dec.split(piece), strict=True)):
-            if pressed and self.penalty_term.on == "decoder":
-                self.penalty_term.add_to(pull, step, number * piece)  # while it is in the cache
-            pull.addcmul_((pull * row).sum(1, keepdim=True), row, value=-1)
-            norms.append(pull.norm())
+        for number, (part, rows) in enumerate(zip(gradient.split(piece), W_dec.split(piece), strict=True)):
+            if penalised and self.penalty_term.on == "decoder":
+                self.penalty_term.add_to(part, step, number * piece)  # while it is in the cache
+            part.addcmul_((part * rows).sum(1, keepdim=True), rows, value=-1)
+            norms.append(part.norm())
         norm = torch.stack(norms).norm()
         # Adam divides gradients by this as it reads them: clipping without a pass over them, or a wait for the norm
         self.optimizer.grad_scale = (norm / CLIP_NORM).clamp_min(1.0)  # pyright: ignore[reportAttributeAccessIssue]
@@ -269,7 +252,7 @@ class ArmTraining:
     @torch.no_grad()
     def _count(self, result: BatchResult, code: SparseCode, batch: int, step: int) -> None:
         """What fired; a latent selected at 0 did not. Losses and counts are the whole batch's."""
-        fired = code.sums(result.fires.to(self.rate.dtype))
+        fired = code.sums(result.fires.to(self.firing_frequency.dtype))
         losses = {"loss": result.loss, "fvu": result.fvu}
         if "aux" in self.parts:
             losses["aux"] = self.parts["aux"]
@@ -279,7 +262,7 @@ class ArmTraining:
         rows = batch * self.team.size
         self.rows_taken += rows
         self.rows_since_fired = torch.where(fired > 0, 0, self.rows_since_fired + rows)
-        self.rate.lerp_(fired / rows, max(FIRING_MEMORY, 1 / (step + 1)))
+        self.firing_frequency.lerp_(fired / rows, firing_weight(step))
         self.parts |= dict(zip(losses, means, strict=True)) | {"l0": fired.sum() / rows}
 
     @torch.no_grad()
@@ -288,24 +271,24 @@ class ArmTraining:
 
         Raises SaeError when the loss is no longer finite.
         """
-        facts = {name: float(value) for name, value in self.parts.items()}
+        figures = {name: float(value) for name, value in self.parts.items()}
         if not all(map(torch.isfinite, self.parts.values())):
             raise SaeError(
                 f"arm {self.arm.name}, seed {self.seed}: the loss became NaN or infinite by step {step}; "
                 "lower --lr or the arm's coefficient (finished SAEs are kept)"
             )
-        dead = self.rows_since_fired >= self.h.dead_after
+        dead = self.rows_since_fired >= self.recipe.dead_after
         if self.arch in ("batchtopk", "matryoshka"):
-            facts["threshold"] = float(self.threshold)
+            figures["threshold"] = float(self.threshold)
         return {
             "arm": self.arm.name,
             "seed": self.seed,
             "step": step,
-            **facts,
+            **figures,
             "dead": int(dead.sum()),
-            "dense": int((self.rate > DENSE).sum()),
+            "dense": int((self.firing_frequency > DENSE).sum()),
             **nearest_quantiles(self.W_dec[~dead]),
-            "lr": learning_rate(step, self.h),
+            "lr": self.recipe.learning_rate(step),
         }
 
     def pace(self) -> dict[str, float]:
@@ -327,8 +310,8 @@ class ArmTraining:
         tensors = {f"weights.{name}": weight.detach() for name, weight in self.named.items()}
         for name, weight in self.named.items():
             tensors |= {f"adam.{name}.{key}": value for key, value in self.optimizer.state[weight].items()}
-        tensors |= {name: getattr(self, name) for name in COUNTS}
-        tensors |= {f"draws.{name}": generator.get_state() for name, generator in self.draws.items()}
+        tensors |= {name: getattr(self, attribute) for name, attribute in COUNTS.items()}
+        tensors |= {f"draws.{name}": generator.get_state() for name, generator in self.generators.items()}
         tensors |= {f"control.{name}": value for name, value in self.control.state().items()}
         tensors |= {f"pressure.{name}": value for name, value in self.penalty_term.state().items()}
         return tensors | {f"parts.{name}": value.detach() for name, value in self.parts.items()}
@@ -340,7 +323,7 @@ class ArmTraining:
         for name, value in state.items():
             first, _, rest = name.partition(".")
             parts.setdefault(first, {})[rest] = value
-        device = self.rate.device
+        device = self.firing_frequency.device
         for name, weight in self.named.items():
             weight.copy_(parts["weights"][name])
             self.optimizer.state[weight] = {
@@ -348,9 +331,9 @@ class ArmTraining:
                 for key, value in parts.get("adam", {}).items()
                 if key.partition(".")[0] == name
             }
-        for name in COUNTS:
-            setattr(self, name, state[name].to(device, copy=True))
-        for name, generator in self.draws.items():
+        for name, attribute in COUNTS.items():
+            setattr(self, attribute, state[name].to(device, copy=True))
+        for name, generator in self.generators.items():
             generator.set_state(parts["draws"][name].cpu())
         self.control.restore(parts["control"])
         self.penalty_term.restore(parts.get("pressure", {}))
@@ -379,5 +362,18 @@ class ArmTraining:
         return SAE(config, {name: value.detach().cpu() for name, value in weights.items()})
 
 
-COUNTS = ("rows_since_fired", "rate", "dead", "threshold")
-"""Attributes of an arm that are tensors and change from step to step."""
+COUNTS = {"rows_since_fired": "rows_since_fired", "rate": "firing_frequency", "dead": "dead", "threshold": "threshold"}
+"""Name in a checkpoint -> attribute of an arm: tensors that change from step to step."""
+
+
+def first_weights(arch: str, seed: int, d_sae: int, start: Float[Tensor, " d_in"], device: str) -> Weights:
+    """Encoder and decoder rows are equal random directions of norm 1, biases 0 but for b_dec, which is ``start``."""
+    rows = torch.randn(d_sae, len(start), generator=torch.Generator().manual_seed(derive("weights", seed)))
+    rows = (rows / rows.norm(dim=1, keepdim=True)).to(device)
+    return Weights(
+        encoder=rows.clone(),
+        b_enc=torch.zeros(d_sae, device=device),
+        W_dec=rows.clone(),
+        b_dec=start.float().to(device).clone(),
+        log_threshold=torch.zeros(d_sae, device=device) if arch == "jumprelu" else None,
+    )

@@ -12,7 +12,7 @@ import time
 
 import torch
 from training import made_rows
-from training_steps import hyperparameters
+from training_steps import recipe
 
 from sae_lm.penalties.arms import parse_arm
 from sae_lm.training.trainer import ArmTraining
@@ -31,11 +31,8 @@ def main() -> None:
     arguments = parser.parse_args()
     rows = made_rows(arguments.d_in, 2 * STEPS * arguments.batch)
     batches = rows.split(arguments.batch)
-    job = {"k": 32, "steps": 1000, "lr": 2e-4, "d_in": arguments.d_in, "matmul": "bfloat16"}
-    runs = {
-        arm: ArmTraining(parse_arm(arm), 0, arguments.d_sae, rows.mean(0), hyperparameters(job), "cpu")
-        for arm in ("none", *ARMS)
-    }
+    job = {"k": 32, "steps": 1000, "lr": 2e-4, "d_in": arguments.d_in, "d_sae": arguments.d_sae, "matmul": "bfloat16"}
+    runs = {arm: ArmTraining(parse_arm(arm), 0, recipe(job), rows.mean(0), "cpu") for arm in ("none", *ARMS)}
     done = dict.fromkeys(runs, 0)
 
     def turn(arm: str) -> float:

@@ -12,6 +12,7 @@ import argparse
 import json
 import statistics
 import struct
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -22,7 +23,7 @@ from sae_lm.data.batches import WINDOW_BYTES
 from sae_lm.data.manifest import FileRecord, Manifest, Recipe, ShardRecord, shard_file, write_manifest
 from sae_lm.data.store import Store, open_store
 from sae_lm.penalties.arms import Arm
-from sae_lm.training.trainer import ArmTraining, Hyperparameters
+from sae_lm.training.trainer import ArmTraining
 
 WIDTH, LATENTS, K, BATCH, SHARD_ROWS = 512, 8192, 32, 2048, 65_536
 HOOK = "blocks.3.hook_out"
@@ -99,9 +100,11 @@ def memory(store: Store) -> None:
 
 
 def beside_a_step(store: Store, rounds: int, steps: int) -> None:
-    h = Hyperparameters(k=K, steps=100_000, lr=1e-4, warm_up=0.0, decay=0.1, penalty_every=5, penalty_start=0.0, penalty_on="decoder",
-                        aux_coefficient=0.0, aux_k=1, dead_after=10**9, matmul=torch.bfloat16)  # fmt: skip
-    arm = ArmTraining(Arm("none", 0.0), 0, LATENTS, torch.zeros(WIDTH), h, "cpu")
+    sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
+    from recipes import training_recipe
+
+    recipe = training_recipe(100_000, d_sae=LATENTS, k=K, lr=1e-4, warm_up=0.0, decay=0.1, aux_coefficient=0.0)
+    arm = ArmTraining(Arm("none", 0.0), 0, recipe, torch.zeros(WIDTH), "cpu")
     noise = torch.randn(BATCH, WIDTH)
     held = torch.randn(BATCH, WIDTH).bfloat16()
     batches = store.batches(BATCH, seed=1)

@@ -17,6 +17,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
+
 Step = Callable[[Tensor], None]
 Rebuild = Callable[[Tensor], Tensor]
 
@@ -25,7 +27,7 @@ def ours(job: dict[str, Any], start: Tensor) -> tuple[Step, Rebuild]:
     from sae_lm.penalties.arms import parse_arm
     from sae_lm.training.trainer import ArmTraining
 
-    run = ArmTraining(parse_arm(job["arm"]), 0, job["d_sae"], start, hyperparameters(job), job["device"])
+    run = ArmTraining(parse_arm(job["arm"]), 0, recipe(job), start, job["device"])
     steps = iter(range(10**9))
 
     def rebuild(x: Tensor) -> Tensor:
@@ -36,15 +38,13 @@ def ours(job: dict[str, Any], start: Tensor) -> tuple[Step, Rebuild]:
 
 def twin(job: dict[str, Any], start: Tensor) -> tuple[Step, Rebuild]:
     """The same SAE by dense float32 autograd, from the same weights."""
-    sys.path.insert(0, job["tests"])
     from reference import dense_loss
 
     from sae_lm.penalties.arms import parse_arm
-    from sae_lm.training.recipe import learning_rate
     from sae_lm.training.trainer import CLIP_NORM, ArmTraining
 
-    h = hyperparameters(job)
-    first = ArmTraining(parse_arm("none"), 0, job["d_sae"], start, h, job["device"])
+    shared = recipe(job)
+    first = ArmTraining(parse_arm("none"), 0, shared, start, job["device"])
     W_enc, b_enc, W_dec, b_dec = (
         weight.detach().clone().requires_grad_()
         for weight in (first.W_enc, first.weights.b_enc, first.W_dec, first.weights.b_dec)
@@ -53,33 +53,31 @@ def twin(job: dict[str, Any], start: Tensor) -> tuple[Step, Rebuild]:
     steps = iter(range(10**9))
 
     def step(x: Tensor) -> None:
-        loss, _ = dense_loss("topk", x, W_enc, b_enc, W_dec, b_dec, k=h.k)
+        loss, _ = dense_loss("topk", x, W_enc, b_enc, W_dec, b_dec, k=shared.k)
         loss.backward()
         assert W_dec.grad is not None
         with torch.no_grad():
             W_dec.grad.sub_((W_dec.grad * W_dec).sum(1, keepdim=True) * W_dec)
         torch.nn.utils.clip_grad_norm_([W_enc, b_enc, W_dec, b_dec], CLIP_NORM)
-        optimizer.param_groups[0]["lr"] = learning_rate(next(steps), h)
+        optimizer.param_groups[0]["lr"] = shared.learning_rate(next(steps))
         optimizer.step()
         optimizer.zero_grad()
         with torch.no_grad():
             W_dec.div_(W_dec.norm(dim=1, keepdim=True))
 
     def rebuild(x: Tensor) -> Tensor:
-        _, z = dense_loss("topk", x, W_enc, b_enc, W_dec, b_dec, k=h.k)
+        _, z = dense_loss("topk", x, W_enc, b_enc, W_dec, b_dec, k=shared.k)
         return z @ W_dec + b_dec
 
     return step, rebuild
 
 
-def hyperparameters(job: dict[str, Any]) -> Any:
-    from sae_lm.training.recipe import Hyperparameters
+def recipe(job: dict[str, Any]) -> Any:
+    from recipes import training_recipe
 
-    return Hyperparameters(
-        arch="topk", k=job["k"], steps=job["steps"], lr=job["lr"], warm_up=0.05, decay=0.2, penalty_every=10,
-        penalty_start=0.0, penalty_on="decoder", aux_coefficient=1 / 32, aux_k=job["d_in"] // 2, dead_after=10_000_000,
-        matmul=getattr(torch, job["matmul"]),
-    )  # fmt: skip
+    return training_recipe(
+        job["steps"], d_sae=job["d_sae"], k=job["k"], lr=job["lr"], aux_k=job["d_in"] // 2, matmul=job["matmul"]
+    )
 
 
 def product(job: dict[str, Any], start: Tensor) -> tuple[Step, Rebuild]:

@@ -63,11 +63,11 @@ TWINS = {
     ),
     "max_cos anchored": (
         lambda rows: max_cos(rows, None, CODES, anchored=True),
-        lambda rows: anchored_ortsae(rows, CODES.rate),
+        lambda rows: anchored_ortsae(rows, CODES.firing_frequency),
     ),
     "coactive anchored": (
         lambda rows: coactive(rows, None, CODES, anchored=True),
-        lambda rows: anchored_cofiring(rows, CODES.rate, FIRES),
+        lambda rows: anchored_cofiring(rows, CODES.firing_frequency, FIRES),
     ),
     "coactive": (
         lambda rows: coactive(rows, None, CODES),
@@ -75,7 +75,7 @@ TWINS = {
     ),
     "freq_cos": (
         lambda rows: freq_cos(rows, None, CODES),
-        lambda rows: independent_sq_cos(rows, CODES.rate.double()),
+        lambda rows: independent_sq_cos(rows, CODES.firing_frequency.double()),
     ),
 }
 
@@ -92,8 +92,8 @@ def test_value_and_gradient_equal_dense_autograd_across_tile_edges(fast, plain, 
     torch.testing.assert_close(got, expected, atol=1e-12, rtol=1e-12)
 
 
-def call(penalty, rows, draws=None):
-    return PENALTIES[penalty](rows, draws, some_codes(len(rows))[0])
+def call(penalty, rows, generator=None):
+    return PENALTIES[penalty](rows, generator, some_codes(len(rows))[0])
 
 
 @pytest.mark.parametrize("penalty", PENALTIES)
@@ -135,7 +135,7 @@ def test_penalties_are_float32_under_autocast(penalty):
 def test_products_in_bfloat16_give_nearly_the_gradient_of_float32(penalty):
     rows, (codes, _) = some_rows(512, 64, dtype=torch.float32), some_codes(512)
     exact, rounded = (
-        torch.autograd.grad(PENALTIES[penalty](rows, None, codes, matmul=dtype), rows)[0]
+        torch.autograd.grad(PENALTIES[penalty](rows, None, codes, matmul_dtype=dtype), rows)[0]
         for dtype in (torch.float32, torch.bfloat16)
     )
     assert not torch.equal(exact, rounded)
@@ -173,22 +173,28 @@ def test_coactive_sees_only_what_fires_together():
 @pytest.mark.parametrize(
     ("estimate", "exact"),
     [
-        (lambda rows, draws: abs_cos(rows, draws, sample=5, margin=0.1), lambda rows: mean_abs_cos_over(0.1, rows)),
-        (lambda rows, draws: sq_cos(rows, draws, sample=5), mean_sq_cos),
         (
-            lambda rows, draws: freq_cos(rows, draws, CODES, sample=5),
-            lambda rows: independent_sq_cos(rows, CODES.rate.double()),
+            lambda rows, generator: abs_cos(rows, generator, sample=5, margin=0.1),
+            lambda rows: mean_abs_cos_over(0.1, rows),
         ),
-        (lambda rows, draws: coactive(rows, draws, CODES, sample=80), lambda rows: cofiring_sq_cos(rows, FIRES)),
+        (lambda rows, generator: sq_cos(rows, generator, sample=5), mean_sq_cos),
+        (
+            lambda rows, generator: freq_cos(rows, generator, CODES, sample=5),
+            lambda rows: independent_sq_cos(rows, CODES.firing_frequency.double()),
+        ),
+        (
+            lambda rows, generator: coactive(rows, generator, CODES, sample=80),
+            lambda rows: cofiring_sq_cos(rows, FIRES),
+        ),
     ],
     ids=["abs_cos of 5 of 23 rows", "sq_cos", "freq_cos", "coactive of 5 of 9 tokens, 4 entries of up to 7"],
 )
 def test_samples_have_the_exact_value_and_gradient_as_their_mean(estimate, exact):
-    rows, draws = some_rows(), torch.Generator().manual_seed(0)
+    rows, generator = some_rows(), torch.Generator().manual_seed(0)
     (expected,) = torch.autograd.grad(exact(rows), rows)
     values, gradients = [], []
     for _ in range(120):
-        value = estimate(rows, draws)
+        value = estimate(rows, generator)
         gradients.append(torch.autograd.grad(value, rows)[0])
         values.append(value.detach())
     for found, true in ((torch.stack(values), exact(rows).detach()), (torch.stack(gradients), expected)):
@@ -200,10 +206,10 @@ def test_samples_have_the_exact_value_and_gradient_as_their_mean(estimate, exact
 def test_draws_come_from_the_given_generator_alone():
     rows, before = some_rows(), torch.get_rng_state()
     for draw in (
-        lambda draws: abs_cos(rows, draws, sample=5),
-        lambda draws: coactive(rows, draws, CODES, sample=80),
-        lambda draws: max_cos(rows, draws, chunk=8),
-        lambda draws: coherence(rows, draws, 5),
+        lambda generator: abs_cos(rows, generator, sample=5),
+        lambda generator: coactive(rows, generator, CODES, sample=80),
+        lambda generator: max_cos(rows, generator, chunk=8),
+        lambda generator: coherence(rows, generator, 5),
     ):
         first = draw(torch.Generator().manual_seed(5))
         assert first == draw(torch.Generator().manual_seed(5))
@@ -259,7 +265,7 @@ def test_penalty_and_gradient_are_those_of_the_neighbours_as_known():
 @pytest.mark.parametrize("parts", [1, 3])
 def test_ranked_neighbours_fire_more_often(parts, monkeypatch):
     monkeypatch.setattr(neighbours, "TILE", 4)
-    unit, rate, table = units(0), CODES.rate, NearestRows(parts=parts, ranked=True)
+    unit, rate, table = units(0), CODES.firing_frequency, NearestRows(parts=parts, ranked=True)
     for updates in (1, parts):  # all at once, then in turns
         for _ in range(updates):
             nearest, cosine = table.update(unit, rate)
@@ -285,13 +291,13 @@ def test_neighbours_in_chunks_are_the_nearest_inside_equal_chunks_of_a_random_pa
 def test_known_neighbours_continue_from_their_state_bit_for_bit(ranked):
     table = NearestRows(parts=3, ranked=ranked)
     for seed in range(5):
-        table.update(units(seed), CODES.rate)
+        table.update(units(seed), CODES.firing_frequency)
     state = table.state()
-    rest = [table.update(units(seed), CODES.rate) for seed in range(5, 9)]
+    rest = [table.update(units(seed), CODES.firing_frequency) for seed in range(5, 9)]
     again = NearestRows(parts=3, ranked=ranked)
     again.restore(state)
     for seed, found in zip(range(5, 9), rest, strict=True):
-        assert all(map(torch.equal, again.update(units(seed), CODES.rate), found))
+        assert all(map(torch.equal, again.update(units(seed), CODES.firing_frequency), found))
 
 
 def test_coherence_is_the_mean_cosine_to_the_nearest():

@@ -4,11 +4,12 @@ import math
 
 import pytest
 import torch
+from recipes import training_recipe
 from reference import ortsae
 
 from sae_lm.penalties.arms import PENALTIES, parse_arm
 from sae_lm.penalties.controllers import Controller
-from sae_lm.penalties.term import PenaltyTerm, Schedule
+from sae_lm.penalties.term import PenaltyTerm
 from sae_lm.sae.sparse import Codes
 
 M, D = 40, 6
@@ -19,18 +20,20 @@ def some_rows(seed=0):
 
 
 def some_codes(batch=30, k=5):
-    draws = torch.Generator().manual_seed(3)
-    latent = torch.stack([torch.randperm(M, generator=draws)[:k] for _ in range(batch)]).flatten()
-    return Codes(torch.arange(0, batch * k + 1, k), latent, torch.ones(batch * k), torch.rand(M, generator=draws))
+    generator = torch.Generator().manual_seed(3)
+    latent = torch.stack([torch.randperm(M, generator=generator)[:k] for _ in range(batch)]).flatten()
+    return Codes(torch.arange(0, batch * k + 1, k), latent, torch.ones(batch * k), torch.rand(M, generator=generator))
 
 
-def penalty_term(text, **schedule):
-    return PenaltyTerm(parse_arm(text), Schedule(**{"steps": 100, **schedule}), M, "cpu")
+def penalty_term(text, matmul="bfloat16", **schedule):
+    """schedule: every, start, warm_up and on of the recipe's penalty."""
+    penalty = {f"penalty_{key}": value for key, value in schedule.items()}
+    return PenaltyTerm(parse_arm(text), training_recipe(d_sae=M, matmul=matmul, **penalty), "cpu")
 
 
-def added(p, step, rows, draws=None, codes=None):
+def added(p, step, rows, generator=None, codes=None):
     gradient = torch.zeros_like(rows)
-    p.refresh(step, rows, draws or torch.Generator(), codes)
+    p.refresh(step, rows, generator or torch.Generator(), codes)
     p.add_to(gradient, step)
     return gradient
 
@@ -87,9 +90,9 @@ def test_small_dictionaries_are_penalised_exactly_by_every_arm(penalty):
     plain = PENALTIES[name](rows, None, codes, **({"anchored": True} if anchored else {}))
     (expected,) = torch.autograd.grad(plain, rows)
     for text in (penalty, f"{penalty}@exact"):
-        p = PenaltyTerm(parse_arm(text), Schedule(100), M, "cpu", torch.float32)
-        found = added(p, 0, rows, torch.Generator().manual_seed(0), codes)
-        torch.testing.assert_close(found, expected * p.arm.coefficient, rtol=1e-4, atol=1e-7)
+        p = penalty_term(text, matmul="float32")
+        gradient = added(p, 0, rows, torch.Generator().manual_seed(0), codes)
+        torch.testing.assert_close(gradient, expected * p.arm.coefficient, rtol=1e-4, atol=1e-7)
 
 
 @pytest.mark.parametrize(
@@ -100,21 +103,21 @@ def test_a_penalty_continues_from_its_state_bit_for_bit(text, monkeypatch):
     monkeypatch.setattr("sae_lm.penalties.term.SAMPLED_ROWS", 7)
     codes = some_codes()
 
-    def run(p, draws, steps):
+    def run(p, generator, steps):
         out = []
         for step in steps:
-            out.append(added(p, step, some_rows(step), draws, codes))
+            out.append(added(p, step, some_rows(step), generator, codes))
             p.observe(step, torch.tensor(0.001 * step))
         return out
 
-    first, draws = penalty_term(text, every=3), torch.Generator().manual_seed(1)
-    run(first, draws, range(40))
-    state, drawn = {name: value.clone() for name, value in first.state().items()}, draws.get_state()
-    rest = run(first, draws, range(40, 100))
-    again, draws = penalty_term(text, every=3), torch.Generator()
+    first, generator = penalty_term(text, every=3), torch.Generator().manual_seed(1)
+    run(first, generator, range(40))
+    state, drawn = {name: value.clone() for name, value in first.state().items()}, generator.get_state()
+    rest = run(first, generator, range(40, 100))
+    again, generator = penalty_term(text, every=3), torch.Generator()
     again.restore(state)
-    draws.set_state(drawn)
-    assert rest and all(map(torch.equal, rest, run(again, draws, range(40, 100))))
+    generator.set_state(drawn)
+    assert rest and all(map(torch.equal, rest, run(again, generator, range(40, 100))))
 
 
 @pytest.mark.parametrize("first", [0.01, 100.0])

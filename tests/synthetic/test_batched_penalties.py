@@ -49,7 +49,7 @@ def cofiring_over(margin: float, rows, codes):
 def test_a_batched_penalty_is_the_trainers_in_value_and_gradient(name, anchored, margin, real):
     cases = [random_case(seed) for seed in range(6)]
     rows = torch.stack([rows for rows, _, _ in cases]).view(2, 3, 7, 5).requires_grad_()
-    rate = torch.stack([codes.rate for *_, codes in cases]).view(2, 3, 7)
+    rate = torch.stack([codes.firing_frequency for *_, codes in cases]).view(2, 3, 7)
     on = torch.stack([on for _, on, _ in cases]).double().view(2, 3, 40, 7)
     margins = torch.full((2, 1, 1), margin, dtype=torch.float64)
     values = penalties(name, rows, rate, on.mT @ on / 40, margins, anchored)

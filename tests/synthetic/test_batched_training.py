@@ -2,13 +2,13 @@
 
 import pytest
 import torch
+from recipes import training_recipe
 from toys import TREE
 
 from sae_lm.penalties.arms import parse_arm
 from sae_lm.runtime.seeds import derive
 from sae_lm.synthetic.batched_training import ToyRecipe, ToyTrial, encode, moments, train
 from sae_lm.synthetic.worlds import directions, inputs, some_inputs
-from sae_lm.training.recipe import Hyperparameters
 from sae_lm.training.trainer import ArmTraining
 
 
@@ -54,11 +54,10 @@ def test_an_sae_of_many_is_the_one_that_the_trainer_makes(text, in_double_precis
     features = torch.stack([directions(world, seed) for seed in range(seeds)])
     mean, scale = moments(world, features)
     seed = 1
-    h = Hyperparameters(
-        arch=arch, k=2, steps=steps, lr=0.01, warm_up=0.05, decay=0.2, penalty_every=10, penalty_start=0.0,
-        penalty_on="decoder", aux_coefficient=0.0, aux_k=1, dead_after=10**9, matmul=torch.float64, widths=(3, d_sae), sparsity_coefficient=0.05,
+    training = training_recipe(
+        steps, d_sae=d_sae, arch=arch, k=2, lr=0.01, aux_coefficient=0.0, matmul="float64", widths=(3, d_sae), sparsity_coefficient=0.05
     )  # fmt: skip
-    real = ArmTraining(arm, seed, d_sae, mean[seed] / scale[seed], h, "cpu")
+    real = ArmTraining(arm, seed, training, mean[seed] / scale[seed], "cpu")
     real.optimizer.register_step_pre_hook(divide_gradients)
     real._start_sparse = lambda centred: real.control.begin(0.05)  # a toy's biases begin at 0
     draws = torch.Generator().manual_seed(derive("batches", seed))

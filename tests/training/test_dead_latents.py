@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sae_lm.training.dead_latents import auxk, lower_thresholds, resample
+from sae_lm.training.dead_latents import auxk, dead_sae, lower_thresholds, resample
 from sae_lm.training.objective import Weights
 
 D, M = 5, 12
@@ -25,14 +25,14 @@ def batch(rows=30):
 @pytest.mark.parametrize("k", [1, 2, 5, 9])
 @pytest.mark.parametrize("shift", [0.0, 0.7])
 def test_auxk_and_its_gradients_equal_dense_autograd(k, shift):
-    w, (centred, missed) = weights(), batch()
-    loss, gradient = auxk(missed, centred, w, DEAD, k, shift, torch.float64)
+    w, (centred, residual) = weights(), batch()
+    loss, gradient = auxk(residual, centred, dead_sae(w, DEAD, shift), k, torch.float64)
 
     leaves = [one.clone().requires_grad_() for one in w[:3]]
     pre = (centred @ leaves[0].T + leaves[1] + shift)[:, DEAD]
     values, index = pre.topk(min(k, len(DEAD)), 1)
-    left = missed - torch.zeros_like(pre).scatter(1, index, values.relu()) @ leaves[2][DEAD]
-    plain = left.square().sum() / (missed - missed.mean(0)).square().sum()
+    unexplained = residual - torch.zeros_like(pre).scatter(1, index, values.relu()) @ leaves[2][DEAD]
+    plain = unexplained.square().sum() / (residual - residual.mean(0)).square().sum()
     torch.testing.assert_close(loss, plain.detach())
     for mine, expected in zip(gradient, torch.autograd.grad(plain, leaves), strict=False):
         torch.testing.assert_close(mine, expected[DEAD])
@@ -43,10 +43,11 @@ def test_auxk_and_its_gradients_equal_dense_autograd(k, shift):
 
 
 def test_in_bfloat16_auxk_is_near_what_it_is_in_float32():
-    w, (centred, missed) = weights(), batch(400)
+    w, (centred, residual) = weights(), batch(400)
     w = Weights(*(one.float() for one in w[:4]))
     (half, rough), (whole, fine) = (
-        auxk(missed.float(), centred.float(), w, DEAD, 9, 0.0, matmul) for matmul in (torch.bfloat16, torch.float32)
+        auxk(residual.float(), centred.float(), dead_sae(w, DEAD), 9, matmul)
+        for matmul in (torch.bfloat16, torch.float32)
     )
     assert abs(half - whole) < 0.01 * whole
     for a, b in zip(rough[:3], fine[:3], strict=True):
@@ -54,12 +55,12 @@ def test_in_bfloat16_auxk_is_near_what_it_is_in_float32():
 
 
 def test_resampled_latents_point_at_badly_reconstructed_rows_and_the_others_stay():
-    w, (centred, missed) = weights(log_threshold=True), batch()
-    missed[:] = 0
-    missed[[3, 8]] = 1.0  # only these rows can be drawn
+    w, (centred, residual) = weights(log_threshold=True), batch()
+    residual[:] = 0
+    residual[[3, 8]] = 1.0  # only these rows can be drawn
     moment = torch.ones(M, D, dtype=torch.float64)
     before = Weights(*(one.clone() for one in w))
-    resample(missed, centred, w, [moment], DEAD, torch.Generator().manual_seed(0), strength=0.2)
+    resample(residual, centred, w, [moment], DEAD, torch.Generator().manual_seed(0), encoder_norm=0.2)
     others = torch.tensor([i for i in range(M) if i not in DEAD.tolist()])
     unit = centred[[3, 8]] / centred[[3, 8]].norm(dim=1, keepdim=True)
     cosines = w.W_dec[DEAD] @ unit.T
@@ -82,8 +83,8 @@ def test_resampling_draws_from_its_generator_alone_and_survives_a_dictionary_all
     global_state = torch.get_rng_state()
     drawn = []
     for seed in (5, 5, 6):
-        w, (centred, missed) = weights(), batch()
-        resample(missed, centred, w, [], every, torch.Generator().manual_seed(seed), strength=1.0)
+        w, (centred, residual) = weights(), batch()
+        resample(residual, centred, w, [], every, torch.Generator().manual_seed(seed), encoder_norm=1.0)
         drawn.append(w)
     assert torch.equal(torch.get_rng_state(), global_state)
     assert torch.equal(drawn[0].W_dec, drawn[1].W_dec) and not torch.equal(drawn[0].W_dec, drawn[2].W_dec)

@@ -55,9 +55,9 @@ def test_loss_code_and_all_gradients_equal_dense_autograd(arch, batch, d, m, k):
     dense[rows, code.latent] = got.values
     torch.testing.assert_close(dense, z.detach())
     assert torch.equal(got.fires, got.values > 0)
-    missed = x - z.detach() @ w.W_dec - w.b_dec
-    torch.testing.assert_close(got.missed, missed)
-    torch.testing.assert_close(got.fvu, missed.square().sum(1).mean())
+    residual = x - z.detach() @ w.W_dec - w.b_dec
+    torch.testing.assert_close(got.residual, residual)
+    torch.testing.assert_close(got.fvu, residual.square().sum(1).mean())
     for name, mine, leaf in zip(Weights._fields, got.gradient, leaves, strict=True):
         assert (mine is None) == (leaf is None)
         if leaf is None:
@@ -74,7 +74,7 @@ def test_a_latent_selected_below_zero_neither_fires_nor_learns():
     got = batch_result(x - w.b_dec, code_of("topk", x - w.b_dec, w, 2), w)
     assert not got.values.any() and not got.fires.any()
     assert not got.gradient.encoder.any() and not got.gradient.b_enc.any() and not got.gradient.W_dec.any()
-    torch.testing.assert_close(got.missed, x - w.b_dec)
+    torch.testing.assert_close(got.residual, x - w.b_dec)
 
 
 def test_a_batch_in_which_nothing_is_active_has_the_gradient_of_the_mean_alone():

@@ -2,35 +2,41 @@
 
 import pytest
 import torch
+from recipes import training_recipe
 
 from sae_lm.errors import SaeError, SettingsError
 from sae_lm.penalties.arms import Arm, parse_arm
 from sae_lm.sae.nearest import coherence
+from sae_lm.training import schedules
 from sae_lm.training import trainer as arm
-from sae_lm.training.recipe import Hyperparameters, default_widths, learning_rate
+from sae_lm.training.recipe import default_widths
 from sae_lm.training.trainer import ArmTraining
 
-HYPER = Hyperparameters(
-    arch="topk",
-    k=3,
-    steps=40,
-    lr=1e-2,
-    warm_up=0.1,
-    decay=0.2,
-    penalty_every=2,
-    penalty_start=0.0,
-    penalty_on="decoder",
-    aux_coefficient=1 / 32,
-    aux_k=4,
-    dead_after=64,
-    matmul=torch.float32,
-)
+RECIPE = {
+    "k": 3,
+    "steps": 40,
+    "lr": 1e-2,
+    "warm_up": 0.1,
+    "decay": 0.2,
+    "penalty_every": 2,
+    "aux_k": 4,
+    "dead_after": 64,
+    "matmul": "float32",
+    "d_sae": 24,
+}
 NONE = Arm("none", 0.0)
 ARCHITECTURES = ["relu", "topk", "batchtopk", "jumprelu", "matryoshka"]
 
 
-def made(kind=NONE, h=HYPER, seed=0, d_sae=24, d_in=8):
-    return ArmTraining(kind, seed, d_sae, torch.zeros(d_in), h, "cpu")
+def recipe(**changes):
+    return training_recipe(**{**RECIPE, **changes})
+
+
+HYPER = recipe()
+
+
+def made(kind=NONE, h=HYPER, seed=0, d_in=8):
+    return ArmTraining(kind, seed, h, torch.zeros(d_in), "cpu")
 
 
 def batches(steps, rows=16, d_in=8):
@@ -63,7 +69,7 @@ def equal(a, b):
     ids=lambda value: getattr(value, "name", value),
 )
 def test_a_run_continued_from_its_state_repeats_the_uninterrupted_one_bit_for_bit(arch, kind):
-    h = HYPER._replace(arch=arch, steps=30, resample_every=12, dead_after=32)
+    h = recipe(arch=arch, steps=30, resample_every=12, dead_after=32)
     data = batches(30)
     whole = made(kind, h)
     for step in range(30):
@@ -95,7 +101,7 @@ def test_a_state_before_the_first_step_can_be_restored():
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_training_lowers_the_loss_and_keeps_decoder_rows_at_unit_norm(arch):
-    run, fvu = made(h=HYPER._replace(arch=arch)), []
+    run, fvu = made(h=recipe(arch=arch)), []
     for step, x in enumerate(sparse_batches(40)):
         run.step(x, step)
         fvu.append(float(run.parts["fvu"]))
@@ -105,23 +111,23 @@ def test_training_lowers_the_loss_and_keeps_decoder_rows_at_unit_norm(arch):
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_the_sae_made_at_the_end_computes_what_training_measured(arch, monkeypatch):
-    monkeypatch.setattr(arm, "THRESHOLD_MEMORY", 1)  # the threshold of the last batch, not an average
-    run = trained(h=HYPER._replace(arch=arch, lr=1e-6))  # weights stand still: the SAE is that of the last step
+    monkeypatch.setattr(schedules, "THRESHOLD_MEMORY", 1)  # the threshold of the last batch, not an average
+    run = trained(h=recipe(arch=arch, lr=1e-6))  # weights stand still: the SAE is that of the last step
     x = batches(40)[-1]
     sae = run.finish(scale=3.0, metadata={})
     z = sae.encode(3 * x)
-    facts = run.log(39)
+    figures = run.log(39)
     assert sae.config.architecture == {"relu": "standard", "topk": "topk"}.get(arch, "jumprelu")
     # jumprelu is strictly above: the batch's smallest selected is then not
     missing = 1 / len(x) if arch in ("batchtopk", "matryoshka") else 0
-    assert float((z > 0).sum(1).float().mean()) == pytest.approx(facts["l0"] - missing)
+    assert float((z > 0).sum(1).float().mean()) == pytest.approx(figures["l0"] - missing)
     fvu = float((3 * x - sae.decode(z)).square().sum(1).mean()) / 9
-    assert fvu == pytest.approx(facts["fvu"], rel=1e-2 if missing else 1e-4)
+    assert fvu == pytest.approx(figures["fvu"], rel=1e-2 if missing else 1e-4)
 
 
 @pytest.mark.parametrize("arch", ["relu", "jumprelu"])
 def test_the_controller_brings_l0_to_k(arch):
-    run, l0 = made(h=HYPER._replace(arch=arch, steps=400, lr=2e-3)), []
+    run, l0 = made(h=recipe(arch=arch, steps=400, lr=2e-3)), []
     for step, x in enumerate(sparse_batches(400)):
         run.step(x, step)
         l0.append(float(run.parts["l0"]))
@@ -130,7 +136,7 @@ def test_the_controller_brings_l0_to_k(arch):
 
 @pytest.mark.parametrize("arch", ["relu", "jumprelu"])
 def test_a_fixed_sparsity_coefficient_stays_and_more_of_it_makes_codes_sparser(arch):
-    little, much = (trained(h=HYPER._replace(arch=arch, sparsity_coefficient=c)) for c in (0.01, 0.3))
+    little, much = (trained(h=recipe(arch=arch, sparsity_coefficient=c)) for c in (0.01, 0.3))
     assert float(little.parts["sparsity"]) == pytest.approx(0.01) and float(much.parts["sparsity"]) == pytest.approx(
         0.3
     )
@@ -139,12 +145,12 @@ def test_a_fixed_sparsity_coefficient_stays_and_more_of_it_makes_codes_sparser(a
 
 def test_relu_and_jumprelu_start_with_k_active_latents():
     for arch in ("relu", "jumprelu"):
-        run = trained(h=HYPER._replace(arch=arch), steps=1)
+        run = trained(h=recipe(arch=arch), steps=1)
         assert float(run.parts["l0"]) == pytest.approx(3, abs=0.1)
 
 
 def test_batchtopks_threshold_follows_the_smallest_selected_activation():
-    h = HYPER._replace(arch="batchtopk", lr=0.0, steps=80)
+    h = recipe(arch="batchtopk", lr=0.0, steps=80)
     run, data = made(h=h), batches(3)
     smallest = []
     for step, x in enumerate(data):
@@ -157,7 +163,7 @@ def test_batchtopks_threshold_follows_the_smallest_selected_activation():
 
 def test_matryoshkas_short_prefixes_learn_to_reconstruct_alone():
     def prefix_error(arch):
-        run = trained(h=HYPER._replace(arch=arch, widths=(6, 24)))
+        run = trained(h=recipe(arch=arch, widths=(6, 24)))
         x = batches(40)[0]
         sae = run.finish(1.0, {})
         z = sae.encode(x)
@@ -190,19 +196,19 @@ def test_widths_that_do_not_nest_up_to_d_sae_are_refused(widths, tiny_store, tmp
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_selecting_in_bfloat16_trains_as_well_as_in_float32(arch):
     fvu = {}
-    for matmul in (torch.bfloat16, torch.float32):
-        run, seen = made(h=HYPER._replace(arch=arch, matmul=matmul, steps=100, lr=2e-3)), []
+    for matmul in ("bfloat16", "float32"):
+        run, seen = made(h=recipe(arch=arch, matmul=matmul, steps=100, lr=2e-3)), []
         for step, x in enumerate(sparse_batches(100)):
             run.step(x, step)
             seen.append(float(run.parts["fvu"]))
         fvu[matmul] = sum(seen[-20:])
     # jumprelu's is the path of a controller and of thresholds as well
-    assert fvu[torch.bfloat16] == pytest.approx(fvu[torch.float32], rel=0.03 if arch == "jumprelu" else 0.01)
+    assert fvu["bfloat16"] == pytest.approx(fvu["float32"], rel=0.03 if arch == "jumprelu" else 0.01)
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_coefficient_zero_is_bit_identical_to_no_penalty(arch):
-    h = HYPER._replace(arch=arch)
+    h = recipe(arch=arch)
     assert equal(trained(h=h), trained(Arm("max_cos", 0.0), h))
 
 
@@ -220,40 +226,40 @@ def test_arms_of_one_seed_start_equal_and_a_penalty_lowers_what_it_penalises():
 def test_an_arm_may_have_an_architecture_and_k_of_its_own():
     run = trained(Arm("none", 0.0, arch="batchtopk", k=5))
     assert run.arch == "batchtopk" and float(run.parts["l0"]) == pytest.approx(5, abs=0.1)
-    assert equal(run, trained(h=HYPER._replace(arch="batchtopk", k=5)))
+    assert equal(run, trained(h=recipe(arch="batchtopk", k=5)))
 
 
 @pytest.mark.parametrize("arch", ["topk", "batchtopk", "matryoshka"])
 def test_a_latent_selected_at_zero_counts_as_silent(arch):
-    run = made(h=HYPER._replace(arch=arch))
+    run = made(h=recipe(arch=arch))
     with torch.no_grad():
         run.weights.b_enc[:] = -50.0
     for step, x in enumerate(batches(5)):
         run.step(x, step)
-    assert run.log(4)["dead"] == 24 and run.log(4)["l0"] == 0 and not run.rate.any()
+    assert run.log(4)["dead"] == 24 and run.log(4)["l0"] == 0 and not run.firing_frequency.any()
 
 
-def test_the_firing_rate_is_the_share_of_rows_at_first_and_an_average_later():
-    h = HYPER._replace(lr=0.0, steps=3)
+def test_the_firing_frequency_is_the_share_of_rows_at_first_and_an_average_later():
+    h = recipe(lr=0.0, steps=3)
     run, data = made(h=h), batches(3)
     for step, x in enumerate(data):
         run.step(x, step)
     fires = torch.stack([(run.finish(1.0, {}).encode(x) > 0).float().mean(0) for x in data])
-    torch.testing.assert_close(run.rate, fires.mean(0))
+    torch.testing.assert_close(run.firing_frequency, fires.mean(0))
 
 
 def test_a_penalty_on_the_encoder_moves_the_encoder_and_not_the_decoder_directly(monkeypatch):
     from sae_lm.penalties.pairwise import abs_cos
 
-    on_encoder = trained(Arm("abs_cos", 5.0), HYPER._replace(penalty_on="encoder"))
+    on_encoder = trained(Arm("abs_cos", 5.0), recipe(penalty_on="encoder"))
     assert abs_cos(on_encoder.W_enc.T) < 0.8 * abs_cos(trained().W_enc.T)
     monkeypatch.setattr(arm, "CLIP_NORM", float("inf"))  # clipping the norm of all weights would couple them
-    after_one = [trained(kind, HYPER._replace(penalty_on="encoder"), steps=1) for kind in (Arm("abs_cos", 5.0), NONE)]
+    after_one = [trained(kind, recipe(penalty_on="encoder"), steps=1) for kind in (Arm("abs_cos", 5.0), NONE)]
     assert torch.equal(after_one[0].W_dec, after_one[1].W_dec)  # one step: nothing has come back through the codes
 
 
 def test_the_penalty_waits_for_its_start():
-    late = HYPER._replace(penalty_start=0.5)
+    late = recipe(penalty_start=0.5)
     assert torch.equal(trained(Arm("max_cos", 5.0), late, steps=20).W_dec, trained(steps=20).W_dec)
     assert not torch.equal(trained(Arm("max_cos", 5.0), late).W_dec, trained().W_dec)
 
@@ -264,15 +270,15 @@ def test_the_penalty_waits_for_its_start():
 )
 def test_dead_latents_are_revived(arch, way):
     def dead_and_fvu(aux, every):
-        h = HYPER._replace(arch=arch, k=1, aux_coefficient=aux, resample_every=every, steps=120, dead_after=128)
-        run = made(h=h, d_sae=16, d_in=16)
+        h = recipe(arch=arch, k=1, aux_coefficient=aux, resample_every=every, steps=120, dead_after=128, d_sae=16)
+        run = made(h=h, d_in=16)
         with torch.no_grad():
             run.weights.b_enc[:12] = -0.4  # the other four outdo them
         draw = torch.Generator().manual_seed(7)
         for step in range(120):  # sixteen features, one at a time
             run.step(torch.eye(16)[torch.randint(0, 16, (32,), generator=draw)], step)
-        facts = run.log(119)
-        return facts["dead"], facts["fvu"]
+        figures = run.log(119)
+        return figures["dead"], figures["fvu"]
 
     dead_without, fvu_without = dead_and_fvu(0.0, 0)
     dead_with, fvu_with = dead_and_fvu(1 / 32, 0) if way == "auxk" else dead_and_fvu(0.0, 40)
@@ -295,7 +301,7 @@ def test_a_step_is_adams_on_clipped_gradients_without_their_radial_part(monkeypa
         with torch.no_grad():
             W_dec.grad -= (W_dec.grad * W_dec).sum(1, keepdim=True) * W_dec
             assert torch.nn.utils.clip_grad_norm_(leaves.values(), 0.05) > 0.05
-            plain.param_groups[0]["lr"] = learning_rate(step, HYPER)
+            plain.param_groups[0]["lr"] = HYPER.learning_rate(step)
             plain.step()
             plain.zero_grad()
             W_dec /= W_dec.norm(dim=1, keepdim=True)
@@ -308,7 +314,7 @@ def test_a_run_in_one_thread_repeats_bit_for_bit():
     torch.set_num_threads(1)
     try:
         for arch in ARCHITECTURES:
-            assert equal(trained(h=HYPER._replace(arch=arch)), trained(h=HYPER._replace(arch=arch)))
+            assert equal(trained(h=recipe(arch=arch)), trained(h=recipe(arch=arch)))
     finally:
         torch.set_num_threads(threads)
 
@@ -342,7 +348,7 @@ def test_no_tensor_of_a_step_is_as_large_as_batch_by_latents(arch, monkeypatch):
             return out
 
     monkeypatch.setattr(selection, "TILE", 16)
-    run = made(h=HYPER._replace(arch=arch, matmul=torch.bfloat16), d_sae=512)
+    run = made(h=recipe(arch=arch, matmul="bfloat16", d_sae=512))
     for step, x in enumerate(batches(2, rows=128)):
         with Largest() as seen:
             run.step(x, step)
@@ -350,7 +356,7 @@ def test_no_tensor_of_a_step_is_as_large_as_batch_by_latents(arch, monkeypatch):
 
 
 def test_learning_rate_rises_holds_and_falls_to_nothing():
-    rates = [learning_rate(step, HYPER) for step in range(40)]
+    rates = [HYPER.learning_rate(step) for step in range(40)]
     assert rates[0] == pytest.approx(HYPER.lr / 4)  # warm-up of 4 steps
     assert rates[10] == HYPER.lr
     assert rates[-1] == pytest.approx(HYPER.lr / 8)  # the last of 8 decay steps
@@ -359,7 +365,7 @@ def test_learning_rate_rises_holds_and_falls_to_nothing():
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_a_loss_that_is_no_longer_finite_stops_with_arm_and_seed(arch):
-    run = made(seed=3, h=HYPER._replace(arch=arch))
+    run = made(seed=3, h=recipe(arch=arch))
     run.step(torch.full((16, 8), float("nan")), 0)
     with pytest.raises(SaeError, match="arm none, seed 3"):
         run.log(0)
@@ -375,9 +381,7 @@ def test_a_sample_every_tenth_step_ends_where_the_whole_gradient_at_every_step_d
         monkeypatch.setattr(f"sae_lm.penalties.term.{name}", size)
     ended = {}
     for text in ("none", f"{penalty}:{CHEAPENED[penalty]}", f"{penalty}:{CHEAPENED[penalty]}@exact@every=1"):
-        run = ArmTraining(
-            parse_arm(text), 0, 96, torch.zeros(12), HYPER._replace(steps=500, lr=2e-3, penalty_every=10), "cpu"
-        )
+        run = made(parse_arm(text), recipe(steps=500, lr=2e-3, penalty_every=10, d_sae=96), d_in=12)
         errors = []
         for step, x in enumerate(feature_batches(500)):
             run.step(x, step)

@@ -17,9 +17,9 @@ from safetensors.torch import save_file
 
 from sae_lm.errors import SaeError
 from sae_lm.runtime.files import PART, read_json, replace_folder, sha256, write_json
+from sae_lm.sae.folder import CONFIG, WEIGHTS
 from sae_lm.sae.model import SAE, SaeConfig, check_shapes
 
-CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
 SAELENS_VERSION = "6.54.12"
 """The release whose format is written; what it computes from it is in sae_lm.sae.model."""
 
