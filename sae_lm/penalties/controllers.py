@@ -1,9 +1,13 @@
-"""Coefficients that are steered through a run: a penalty's to a cost or a coherence, L1's or L0's to k.
+"""Steers coefficients through a training run: a penalty's to a cost or a coherence, L1's or L0's to k active latents.
 
 How much a coefficient costs, or how many latents fire under it, depends on the model, the width and the other
 settings; what a comparison wants equal is the cost, the effect or the L0. Both controllers integrate on the
 coefficient's logarithm, so that they correct by ratios and it stays positive. All they know are tensors on the
 device: no step waits for a number, and a run continued from `state` repeats bit for bit.
+
+They have no code in common, since nothing of it is equal: one averages what it observes from nothing on and only
+integrates; the other averages logarithms from the target on, bounds its integral and adds a proportional term. What
+each keeps in a checkpoint has names of its own. A base class for three lines of clamping would be longer than both.
 """
 
 import math
@@ -17,7 +21,7 @@ COSINE_SCALE = 0.03
 the coefficient of max_cos changes it by about .03."""
 
 
-class Controller:
+class PenaltyController:
     """The coefficient of one arm.
 
     Measured, 1500 steps at 2048 latents on a residual stream, held-out rows: a target of .005 FVU came out as .0043
@@ -48,11 +52,11 @@ class Controller:
         """Take one observation, which stands for this many steps, and move the coefficient."""
         new = torch.stack([quantity.double(), torch.ones_like(self.log_coefficient)])
         self.average = torch.lerp(self.average, new, min(1.0, steps / self.memory))
-        seen = self.average[0] / self.average[1]
+        mean = self.average[0] / self.average[1]
         if self.rises:  # a cost may be anything from far below the target to many times it: compare ratios
-            error = (self.target / seen.clamp_min(self.target * 1e-3)).log()
+            error = (self.target / mean.clamp_min(self.target * 1e-3)).log()
         else:  # a cosine has the floor of random directions, which no coefficient gets below: compare differences
-            error = (seen - self.target) / COSINE_SCALE
+            error = (mean - self.target) / COSINE_SCALE
         self.log_coefficient = self.log_coefficient + error.clamp(-1, 1) * (steps / self.pace)
 
     def state(self) -> dict[str, Tensor]:
@@ -69,7 +73,7 @@ LIMIT = 6.0
 """Largest size of the integral, a factor of 400: an L0 that no coefficient moves shall not wind it up further."""
 
 
-class SparsityControl:
+class SparsityController:
     """coefficient = first * exp(integral) * (average L0 / target)^GAIN, the ratio within a factor e.
 
     target: active latents per row; None: the coefficient stays what it was first.

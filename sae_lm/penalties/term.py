@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sae_lm.penalties.arms import Arm
 from sae_lm.penalties.coactive import coactive
-from sae_lm.penalties.controllers import Controller
+from sae_lm.penalties.controllers import PenaltyController
 from sae_lm.penalties.max_cos import max_cos
 from sae_lm.penalties.pairwise import abs_cos, freq_cos, sq_cos
 from sae_lm.sae.nearest import NearestRows, coherence
@@ -92,11 +92,11 @@ class PenaltyTerm:
         if arm.penalty == "max_cos":
             parts = 1 if arm.exact else -(-recipe.d_sae // max(SEARCHED_ROWS, recipe.d_sae // 64))
             self.neighbours = NearestRows(parts, arm.anchored, self.matmul_dtype)
-        self.controller: Controller | None = None
+        self.controller: PenaltyController | None = None
         if arm.fvu is not None:
-            self.controller = Controller(arm.coefficient, arm.fvu, True, recipe.steps, device)
+            self.controller = PenaltyController(arm.coefficient, arm.fvu, True, recipe.steps, device)
         elif arm.coherence is not None:
-            self.controller = Controller(arm.coefficient, arm.coherence, False, recipe.steps, device)
+            self.controller = PenaltyController(arm.coefficient, arm.coherence, False, recipe.steps, device)
 
     @property
     def needs_codes(self) -> bool:
@@ -196,6 +196,6 @@ class PenaltyTerm:
             part.restore({k.removeprefix(f"{name}."): v for k, v in state.items() if k.startswith(f"{name}.")})
 
     @property
-    def _parts(self) -> dict[str, NearestRows | Controller]:
+    def _parts(self) -> dict[str, NearestRows | PenaltyController]:
         parts = {"neighbours": self.neighbours, "controller": self.controller}
         return {name: part for name, part in parts.items() if part is not None}

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sae_lm.errors import SaeError
 from sae_lm.penalties.arms import Arm
-from sae_lm.penalties.controllers import SparsityControl
+from sae_lm.penalties.controllers import SparsityController
 from sae_lm.penalties.term import PenaltyTerm, warm_up_share
 from sae_lm.runtime.distributed import SINGLE, Team
 from sae_lm.runtime.seeds import derive
@@ -89,7 +89,7 @@ class ArmTraining:
         self.dead = torch.zeros(0, dtype=torch.long, device=device)
         self.threshold = torch.zeros((), device=device)
         """batchtopk, matryoshka: moving average of the smallest selected; relu: how far below 0 the biases started"""
-        self.control = SparsityControl(None if recipe.sparsity_coefficient else self.k, recipe.steps, device)
+        self.control = SparsityController(None if recipe.sparsity_coefficient else self.k, recipe.steps, device)
         self.penalty_term = PenaltyTerm(arm, recipe, device)
         # generators of their own, so that no other draw depends on the arm
         self.generators = {name: torch.Generator().manual_seed(derive(name, seed)) for name in ("penalty", "resample")}

@@ -273,8 +273,11 @@ def test_ranked_neighbours_fire_more_often(parts, monkeypatch):
             above = [j for j in range(M) if rate[j] > rate[i]]
             best = max(above, key=lambda j: float(unit[i] @ unit[j]), default=None)
             assert cosine[i] == -2 if best is None else nearest[i] == best
-    nearest, _ = table.update(unit, 1 - rate)  # a rank that has changed holds at once
-    assert all((1 - rate)[nearest[i]] > (1 - rate)[i] for i in range(M) if table.update(unit, 1 - rate)[1][i] > -2)
+    rank = 1 - rate
+    nearest, cosine = table.update(unit, rank)  # a rank that has changed holds at once
+    has_neighbour = cosine > -2
+    assert has_neighbour.sum() == M - 1 and not has_neighbour[rank.argmax()]
+    assert (rank[nearest] > rank)[has_neighbour].all()
 
 
 def test_neighbours_in_chunks_are_the_nearest_inside_equal_chunks_of_a_random_partition():

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from sae_lm.penalties import controllers
-from sae_lm.penalties.controllers import SparsityControl
+from sae_lm.penalties.controllers import SparsityController
 
 
 def settled(target, first, steps=600, power=0.5, delay=10):
     """L0 follows 100 / coefficient^power, delayed as weights answer a loss. Returns L0 and the coefficient at the end."""
-    control = SparsityControl(target, steps, "cpu")
+    control = SparsityController(target, steps, "cpu")
     control.begin(first)
     log_l0 = math.log(20)
     for _ in range(steps):
@@ -34,7 +34,7 @@ def test_without_a_target_the_coefficient_stays():
 
 
 def test_an_l0_that_answers_to_nothing_does_not_wind_the_coefficient_up_for_ever():
-    control = SparsityControl(10, 100, "cpu")
+    control = SparsityController(10, 100, "cpu")
     control.begin(1.0)
     for _ in range(10_000):
         control.observe(torch.tensor(50.0))
@@ -45,7 +45,7 @@ def test_an_l0_that_answers_to_nothing_does_not_wind_the_coefficient_up_for_ever
 
 
 def test_it_continues_from_its_state_bit_for_bit():
-    a, b = (SparsityControl(10, 100, "cpu") for _ in range(2))
+    a, b = (SparsityController(10, 100, "cpu") for _ in range(2))
     a.begin(0.3)
     for step in range(40):
         a.observe(torch.tensor(10.0 + step))
