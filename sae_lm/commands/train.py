@@ -139,13 +139,13 @@ def _train_and_save(
     """start: the initial b_dec of every arm. Returns seconds by part of the step."""
     recipe, writes = run.recipe, run.team.rank == 0
     every = (*group.arms, *group.reference_arms)
-    arms = [ArmTraining(arm, group.seed, recipe, start, run.device, run.team) for arm in every]
+    trainers = [ArmTraining(arm, group.seed, recipe, start, run.device, run.team) for arm in every]
     tracks = [_track(settings, recipe, arm, group.seed) for arm in group.arms] if writes else []
-    seconds = train_group(group, arms, tracks, run)
+    seconds = train_group(group, trainers, tracks, run)
     if writes:
-        for one in arms[: len(group.arms)]:
-            sae = one.finish(recipe.scale, sae_metadata(one.arm, one.seed, recipe, run.store.manifest))
-            save(sae, run.out / sae_folder(one.arm, one.seed))
+        for trainer in trainers[: len(group.arms)]:
+            sae = trainer.finish(recipe.scale, sae_metadata(trainer.arm, group.seed, recipe, run.store.manifest))
+            save(sae, run.out / sae_folder(trainer.arm, group.seed))
         shutil.rmtree(group.folder(run.out), ignore_errors=True)
     return seconds
 

@@ -1,4 +1,4 @@
-"""Find the contexts of a store on which an SAE's latents fire most.
+"""Finds the contexts of a store on which an SAE's latents fire most.
 
 Rows are encoded chunk by chunk, whole contexts at a time; what is kept is per chosen latent a count,
 a histogram and the strongest token of each of its best contexts. Memory does not grow with the rows.
@@ -28,7 +28,7 @@ BINS_PER_OCTAVE, BINS = 4, 160
 """Of the histogram: from 2^-20 to 2^20, what is outside in the outermost bins."""
 
 
-class Found(NamedTuple):
+class SearchResult(NamedTuple):
     """What a search keeps, per chosen latent: its activations above 0 by size, and its best contexts with the
     strongest activation in each (falling, 0 where there are fewer) and the row it is on (the first of equals)."""
 
@@ -80,7 +80,7 @@ def spread_latents(store: Store, hook: str, sae: SAE, start: int) -> list[int]:
     return [alive[i * (len(alive) - 1) // max(1, count - 1)] for i in range(count)]
 
 
-def search(store: Store, hook: str, sae: SAE, latents: list[int], start: int, contexts: int) -> Found:
+def search(store: Store, hook: str, sae: SAE, latents: list[int], start: int, contexts: int) -> SearchResult:
     """The strongest contexts of some latents from row ``start`` on, each context once per latent."""
     width, size = len(latents), chunk_rows(store, sae)
     histogram = torch.zeros(width, BINS, dtype=torch.long)
@@ -105,4 +105,4 @@ def search(store: Store, hook: str, sae: SAE, latents: list[int], start: int, co
             value, row = value[:contexts], torch.cat([row, first]).gather(0, order)[:contexts]
             bar.update(stop - start)
             start = stop
-    return Found(histogram, value, row)
+    return SearchResult(histogram, value, row)

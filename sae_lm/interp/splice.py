@@ -1,4 +1,4 @@
-"""SAE -> model: put a trained SAE's reconstruction where the model's activation was."""
+"""Runs a language model with an SAE's reconstruction in place of the activation that the SAE was trained on."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,7 +29,7 @@ def splice(
     hook: default the SAE's own ``metadata["hook_name"]``.
     keep: positions whose activation stays as it is (BOS, padding); forward passes of another shape
         than the mask's raise SaeError.
-    error_term: add back what the SAE misses, x - x_hat, computed before any edit: without edits the
+    error_term: add back the SAE's error, x - x_hat, computed before any edit: without edits the
         model's output is then its own.
 
     Yields a HookedRootModule, with ``hook_sae_input``, ``hook_sae_acts_pre``, ``hook_sae_acts_post``,
@@ -77,6 +77,6 @@ class SplicedSAE(HookedRootModule):
     def forward(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_in"]:
         x = self.hook_sae_input(x)
         z = self.sae.activate(self.hook_sae_acts_pre(self.sae.pre_activations(x)))
-        missed = x - self.sae.decode(z) if self.error_term else None  # now: a hook may edit z in place
+        error = x - self.sae.decode(z) if self.error_term else None  # now: a hook may edit z in place
         recons = self.hook_sae_recons(self.sae.decode(self.hook_sae_acts_post(z)))
-        return recons if missed is None else recons + self.hook_sae_error(missed)
+        return recons if error is None else recons + self.hook_sae_error(error)

@@ -3,12 +3,12 @@
 from typing import Any
 
 from sae_lm.data.store import Store
-from sae_lm.interp.max_activating import AFTER, BEFORE, BINS, BINS_PER_OCTAVE, Found
+from sae_lm.interp.max_activating import AFTER, BEFORE, BINS, BINS_PER_OCTAVE, SearchResult
 from sae_lm.pages.text import visible
 from sae_lm.sae.model import SAE
 
 
-def latent_card(store: Store, hook: str, sae: SAE, latent: int, column: int, found: Found) -> dict[str, Any]:
+def latent_card(store: Store, hook: str, sae: SAE, latent: int, column: int, found: SearchResult) -> dict[str, Any]:
     """What the page says of one latent."""
     values, rows = found.value[:, column].tolist(), found.row[:, column].tolist()
     best = [(value, row) for value, row in zip(values, rows, strict=True) if value]

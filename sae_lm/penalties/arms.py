@@ -1,4 +1,4 @@
-"""``max_cos:0.25@margin=0.1`` -> an arm: a penalty, its coefficient and options.
+"""Reads arms, as ``max_cos:0.25@margin=0.1``: a penalty on an SAE's directions, its coefficient and its options.
 
 Every penalty takes ``rows [d_sae, d_in]`` (the decoder, or ``W_enc.T`` as the control) of any norm, depends on
 their directions alone, and holds no [d_sae, d_sae] matrix. Coefficients are in units where predicting the mean
@@ -10,7 +10,7 @@ activation costs 1, so they carry over between models.
     max_cos:0.1/0.25/1           a ladder: three arms. Every value may be one; several give every combination
     abs_cos:3@margin=0.1         cosines up to the margin cost nothing (abs_cos, max_cos)
     coactive:0.5@anchored        of two rows the one that fires more often stands still (max_cos, coactive)
-    max_cos@chunk=8192           neighbours are sought inside random chunks, as OrtSAE published
+    max_cos@chunk=8192           neighbours are searched inside random chunks, as OrtSAE published
     max_cos@exact@every=1        the whole gradient in float32 each time (sae_lm.penalties.term), and at every step
     max_cos@on=encoder           the control. Like every, start and warm_up, instead of what the run's settings say
     coactive@fvu=0.005           the coefficient is steered until it costs .005 FVU more than no penalty;
@@ -159,7 +159,7 @@ def parse_arms(texts: Iterable[str]) -> list[Arm]:
 
 
 def _read(text: str) -> list[Arm]:
-    head, *parts = text.strip().split("@")
+    head, *options = text.strip().split("@")
     penalty, colon, coefficients = head.partition(":")
     if penalty != "none" and penalty not in PENALTIES:
         raise SettingsError(
@@ -175,9 +175,9 @@ def _read(text: str) -> list[Arm]:
         expected = f"a number >= 0, as {penalty}:{default:g}"
         ladder = _ladder(text, "coefficient", coefficients, _within(0, INFINITY), expected) if colon else [default]
     given: dict[str, list[Any]] = {}
-    for part in parts:
-        name, _, values = part.partition("=")
-        known = [option for option in OPTIONS if penalty in OPTIONS[option].penalties]
+    for option in options:
+        name, _, values = option.partition("=")
+        known = [one for one in OPTIONS if penalty in OPTIONS[one].penalties]
         if name not in known:
             raise SettingsError(
                 f"arms: {penalty} has no option {name!r} in {text!r}; expected {choice(name, dict.fromkeys(known))}"
@@ -199,10 +199,10 @@ def _read(text: str) -> list[Arm]:
 
 
 def _ladder(text: str, name: str, values: str, read: Callable[[str], Any], expected: str) -> list[Any]:
-    found = []
+    read_values = []
     for value in values.split("/"):
         try:
-            found.append(read(value))
+            read_values.append(read(value))
         except ValueError:
             raise SettingsError(f"arms: {name} {value!r} in {text!r}; expected {expected}") from None
-    return found
+    return read_values

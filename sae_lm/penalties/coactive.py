@@ -1,4 +1,4 @@
-"""rows, codes -> the penalty on similar directions that are used together."""
+"""The penalty on similar directions of latents that fire on the same tokens (co-activation)."""
 
 from typing import NamedTuple
 
@@ -42,21 +42,21 @@ def coactive(
     assert codes is not None
     if not len(codes.latent):
         return of_directions(rows, lambda unit, wanted: Evaluated(unit.new_zeros(()), torch.zeros_like(unit)))
-    some = _active_latents(codes, generator, sample, torch.float64 if rows.dtype == torch.float64 else torch.float32)
-    tokens, width = some.latent.shape
+    active = _active_latents(codes, generator, sample, torch.float64 if rows.dtype == torch.float64 else torch.float32)
+    tokens, width = active.latent.shape
 
     def evaluate(unit: Tensor, wanted: bool) -> Evaluated:
-        active = unit.index_select(0, some.latent.flatten()).view(tokens, width, -1)
-        gram = torch.bmm(active, active.mT)  # [tokens, width, width]
-        gram *= some.weight
+        directions = unit.index_select(0, active.latent.flatten()).view(tokens, width, -1)
+        gram = torch.bmm(directions, directions.mT)  # [tokens, width, width]
+        gram *= active.weight
         if anchored:
-            gram *= some.firing_frequency[:, None, :] > some.firing_frequency[:, :, None]
+            gram *= active.firing_frequency[:, None, :] > active.firing_frequency[:, :, None]
         value = gram.square().sum()
         if not wanted:
             return Evaluated(value)
-        gram *= some.weight
+        gram *= active.weight
         slots = torch.arange(tokens * width, device=unit.device)
-        pulls = sums_by(some.latent.flatten(), len(unit), torch.bmm(gram, active).flatten(0, 1), slots)
+        pulls = sums_by(active.latent.flatten(), len(unit), torch.bmm(gram, directions).flatten(0, 1), slots)
         return Evaluated(value, pulls, 2.0 if anchored else 4.0)
 
     return of_directions(rows, evaluate)
@@ -86,9 +86,9 @@ def _active_latents(codes: Codes, generator: torch.Generator | None, sample: int
     # more entries than slots: each slot takes any of them, so every ordered pair of entries is equally likely
     crowded = count > width
     pick = torch.where(crowded, (spread * count).long(), slot)
-    there = (pick < count) | crowded
+    filled = (pick < count) | crowded
     entry = (codes.starts[token, None] + pick).clamp_max(max(0, len(codes.latent) - 1))
-    on = there & (codes.value[entry] > 0)
+    on = filled & (codes.value[entry] > 0)
     pairs = on[:, :, None] & on[:, None, :] & (pick[:, :, None] != pick[:, None, :])
     fired = (codes.value > 0).sum().clamp_min(1) / batch * len(token)
     drawn = torch.where(crowded, count.to(dtype) ** 2 / (width * (width - 1)), 1.0) / fired.to(dtype)

@@ -1,4 +1,4 @@
-"""rows -> a penalty over all pairs of their directions, with its gradient written out by hand.
+"""Penalties over all pairs of an SAE's directions, with their gradients written out by hand.
 
 Autograd through a [m, m] matrix of cosines would hold it, and compute every product twice. Here a
 penalty is a function of unit rows that returns its value and, where wanted, its gradient; `of_directions`
@@ -35,7 +35,7 @@ def abs_cos(
     matmul_dtype: dtype of the products. In bfloat16 a pair within 1e-4 of orthogonal may be pulled the wrong way.
     """
     m = len(rows)
-    chosen = _draw(m, sample, generator, rows.device)
+    chosen = _sample_indices(m, sample, generator, rows.device)
 
     def evaluate(unit: Tensor, wanted: bool) -> Evaluated:
         every = unit.to(product_dtype(unit, matmul_dtype))
@@ -79,7 +79,7 @@ def sq_cos(
     sample: as in `abs_cos`: V^T V of this many rows.
     """
     m = len(rows)
-    chosen = _draw(m, sample, generator, rows.device)
+    chosen = _sample_indices(m, sample, generator, rows.device)
 
     def evaluate(unit: Tensor, wanted: bool) -> Evaluated:
         weight = unit.new_full((m, 1), 1 / (m * (m - 1)) ** 0.5)
@@ -106,7 +106,7 @@ def freq_cos(
     """
     assert codes is not None
     frequency = codes.firing_frequency.to(torch.float64 if rows.dtype == torch.float64 else torch.float32)
-    chosen = _draw(len(rows), sample, generator, rows.device)
+    chosen = _sample_indices(len(rows), sample, generator, rows.device)
 
     def evaluate(unit: Tensor, wanted: bool) -> Evaluated:
         weight = (frequency / frequency.sum().clamp_min(1e-8).sqrt())[:, None]
@@ -115,7 +115,9 @@ def freq_cos(
     return of_directions(rows, evaluate)
 
 
-def _draw(m: int, sample: int | None, generator: torch.Generator | None, device: torch.device) -> Tensor | None:
+def _sample_indices(
+    m: int, sample: int | None, generator: torch.Generator | None, device: torch.device
+) -> Tensor | None:
     """Indices of a sample of m rows; None for all of them."""
     return None if sample is None or sample >= m else torch.randperm(m, generator=generator)[:sample].to(device)
 

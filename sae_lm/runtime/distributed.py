@@ -1,6 +1,6 @@
-"""torchrun's environment -> this process's place among the others; a plain run is the only one.
+"""The place of this process among those that torchrun started, and what they exchange; a plain run is alone.
 
-Ranks exchange little: barriers and small objects over gloo, whatever the device; what they produce meets in files.
+Ranks exchange little: barriers and small objects over gloo, whatever the device; their results are files.
 Only a `Team`, ranks that train one SAE together, exchanges tensors, over nccl where they are on GPUs.
 """
 
@@ -98,7 +98,7 @@ class Team(NamedTuple):
         return [one[:number] for one, number in zip(parts, rows, strict=True)]
 
     def agree(self, stop_request: bool) -> bool:
-        """Whether any member wishes it."""
+        """Whether any member has a stop request."""
         if self.size == 1:
             return stop_request
         import torch

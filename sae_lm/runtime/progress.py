@@ -16,7 +16,7 @@ class Progress:
         self.label, self.total, self.unit, self.done = label, total, unit, done
         self.began = self.last_line = time.monotonic()
         self.first = done
-        self.facts: dict[str, Any] = {}
+        self.postfix: dict[str, Any] = {}
         self.silent = silent
         self.bar = (
             tqdm(desc=label, total=total, initial=done, unit=unit, unit_scale=True, dynamic_ncols=True)
@@ -24,11 +24,11 @@ class Progress:
             else None
         )
 
-    def update(self, amount: int, **facts: Any) -> None:
+    def update(self, amount: int, **postfix: Any) -> None:
         self.done += amount
-        self.facts.update(facts)
+        self.postfix.update(postfix)
         if self.bar is not None:
-            self.bar.set_postfix(self.facts, refresh=False)
+            self.bar.set_postfix(self.postfix, refresh=False)
             self.bar.update(amount)
         elif time.monotonic() - self.last_line > SECONDS_BETWEEN_LINES and not self.silent:
             self.last_line = time.monotonic()
@@ -39,9 +39,9 @@ class Progress:
         rate = (self.done - self.first) / seconds
         left = (self.total - self.done) / rate if rate else float("inf")
         spoken = f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
-        facts = "".join(f", {key} {value}" for key, value in self.facts.items())
+        postfix = "".join(f", {key} {value}" for key, value in self.postfix.items())
         when = "done" if self.done >= self.total else "ended" if ended else f"{left:.0f} s left"
-        line = f"{self.label}: {self.done:,}/{self.total:,} {self.unit}, {spoken} {self.unit}/s, {seconds:.0f} s, {when}{facts}"
+        line = f"{self.label}: {self.done:,}/{self.total:,} {self.unit}, {spoken} {self.unit}/s, {seconds:.0f} s, {when}{postfix}"
         print(line, file=sys.stderr, flush=True)
 
     def __enter__(self) -> "Progress":

@@ -28,7 +28,7 @@ class StopRequest:
 
 @contextmanager
 def stop_on_signal(until: str) -> Iterator[StopRequest]:
-    """Inside the block the first signal is remembered, and said; the next has its usual effect.
+    """Inside the block the first signal is remembered, and acknowledged; the next has its usual effect.
 
     until: what is finished first, for the message. In a thread other than the main one, where Python
     handles no signals, nothing changes.

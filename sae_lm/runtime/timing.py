@@ -1,4 +1,4 @@
-"""where the seconds of training go: a part's seconds are those between two laps."""
+"""Wall time per part of a training step: a part's seconds are those since the mark before."""
 
 import time
 from collections import defaultdict
@@ -19,7 +19,7 @@ PARTS = (
 )
 """In the order of a step."""
 MEASURED = 50
-"""On an accelerator one step in so many is measured, and counts for all: a mark there has to wait for the device."""
+"""On an accelerator one step in this many is measured and stands for all: a mark there has to wait for the device."""
 
 
 class StepTimer:
@@ -36,7 +36,7 @@ class StepTimer:
         self._since = self._now()
 
     def mark(self, part: str) -> None:
-        """What went by since the last mark belongs to ``part``."""
+        """Add the seconds since the last mark to ``part``."""
         if self._weight:
             now = self._now()
             self.seconds[part] += (now - self._since) * self._weight
@@ -49,7 +49,7 @@ class StepTimer:
 
 
 def summed(timers: Iterable[Mapping[str, float]]) -> dict[str, float]:
-    """Seconds by part of several ledgers together."""
+    """Seconds by part of several timers together."""
     total: dict[str, float] = defaultdict(float)
     for seconds in timers:
         for part, spent in seconds.items():

@@ -16,6 +16,7 @@ import torch
 from sae_lm.data.batches import shuffled_batches
 from sae_lm.data.store import Store
 from sae_lm.errors import SaeError
+from sae_lm.penalties.arms import Arm
 from sae_lm.runtime.distributed import SINGLE, Team
 from sae_lm.runtime.progress import Progress
 from sae_lm.runtime.signals import StopRequest
@@ -54,16 +55,18 @@ class TrainingRun(NamedTuple):
         return (batch[recipe.hook] for batch in batches)
 
 
-def train_group(group: ArmGroup, arms: list[ArmTraining], tracks: list[Track], run: TrainingRun) -> dict[str, float]:
+def train_group(
+    group: ArmGroup, trainers: list[ArmTraining], tracks: list[Track], run: TrainingRun
+) -> dict[str, float]:
     """Train to the last step, from the newest checkpoint if there is one; returns seconds by part of the step.
 
-    Of a team every member calls this, the first writes. arms: those of the group, in its order. tracks: where lines of
-    the log go, one for each arm that is kept.
+    Of a team every member calls this, the first writes. trainers: of the group's arms and reference arms, in
+    its order. tracks: where lines of the log go, one for each arm that is kept.
     Raises SaeError where a loss is not finite, Stopped (after a checkpoint) where a signal came.
     """
     recipe, team, timer = run.recipe, run.team, StepTimer(run.device)
-    first = restore(group, arms, run.out, recipe)
-    baselines = {one.arm: one for one in arms}
+    first = restore(group, trainers, run.out, recipe)
+    baselines = {trainer.arm: trainer for trainer in trainers}
     written = time.monotonic()
     with ExitStack() as opened:
         writes = [opened.enter_context(track.begin(first)) for track in tracks]
@@ -72,17 +75,17 @@ def train_group(group: ArmGroup, arms: list[ArmTraining], tracks: list[Track], r
         for step, batch in enumerate(run.batches(group.seed, first, recipe.steps), first):
             x = batch.to(run.device).float() / recipe.scale
             timer.mark("reading")
-            _step(arms, baselines, x, step)
+            _step(trainers, baselines, x, step)
             timer.begin(step)
             if step % run.log_every == 0 or step + 1 == recipe.steps:
-                _log(group, arms, writes, run, step)
+                _log(group, trainers, writes, run, step)
             run.bar.update(recipe.batch_size * len(group.arms))
             due = time.monotonic() - written >= run.checkpoint_seconds
             stops = _stops(run, step)
             if step + 1 < recipe.steps and (stops or due) and team.rank == 0:
-                for one in arms:
-                    _figures(one, step, group, run)  # weights that are not finite are never kept
-                write_checkpoint(group, arms, run.out, recipe, step + 1)
+                for trainer in trainers:
+                    _figures(trainer, step, group, run)  # weights that are not finite are never kept
+                write_checkpoint(group, trainers, run.out, recipe, step + 1)
                 written = time.monotonic()
             if stops:
                 raise run.stop_request.stop(
@@ -90,16 +93,16 @@ def train_group(group: ArmGroup, arms: list[ArmTraining], tracks: list[Track], r
                     "run the same command again to go on"
                 )
             timer.mark("log and checkpoints")
-    return summed(one.seconds for one in (timer, *(one.timer for one in arms)))
+    return summed(each.seconds for each in (timer, *(trainer.timer for trainer in trainers)))
 
 
-def _step(arms: list[ArmTraining], baselines: dict[Any, ArmTraining], x: torch.Tensor, step: int) -> None:
+def _step(trainers: list[ArmTraining], baselines: dict[Arm, ArmTraining], x: torch.Tensor, step: int) -> None:
     """One step of every arm; a steered arm then sees what its penalty costs beside its baseline."""
-    for one in arms:
-        one.step(x, step)
-    for one in arms:
-        if one.penalty_term.needs_baseline:
-            one.penalty_term.observe(step, one.parts["fvu"] - baselines[one.arm.baseline].parts["fvu"])
+    for trainer in trainers:
+        trainer.step(x, step)
+    for trainer in trainers:
+        if trainer.penalty_term.needs_baseline:
+            trainer.penalty_term.observe(step, trainer.parts["fvu"] - baselines[trainer.arm.baseline].parts["fvu"])
 
 
 def _stops(run: TrainingRun, step: int) -> bool:
@@ -109,24 +112,24 @@ def _stops(run: TrainingRun, step: int) -> bool:
     return step % AGREE_EVERY == 0 and run.team.agree(bool(run.stop_request))
 
 
-def _log(group: ArmGroup, arms: list[ArmTraining], writes: list[Write], run: TrainingRun, step: int) -> None:
+def _log(group: ArmGroup, trainers: list[ArmTraining], writes: list[Write], run: TrainingRun, step: int) -> None:
     """Write a line for each arm that has a track: reference arms have none. All are looked at."""
-    lines = [_figures(one, step, group, run) for one in arms]
+    lines = [_figures(trainer, step, group, run) for trainer in trainers]
     for write, line in zip(writes, lines, strict=False):
         write(line)
-    run.bar.update(0, seed=group.seed, fvu=f"{float(arms[0].parts['fvu']):.3f}")
+    run.bar.update(0, seed=group.seed, fvu=f"{float(trainers[0].parts['fvu']):.3f}")
 
 
-def _figures(one: ArmTraining, step: int, group: ArmGroup, run: TrainingRun) -> dict[str, Any]:
+def _figures(trainer: ArmTraining, step: int, group: ArmGroup, run: TrainingRun) -> dict[str, Any]:
     """A line of the log. Raises SaeError where a figure is not finite, and says which batch began it, if one did."""
     try:
-        return one.log(step) | one.pace()
+        return trainer.log(step) | trainer.pace()
     except SaeError as problem:
         message, first = str(problem), max(0, step - run.log_every)
         for number, batch in enumerate(run.batches(group.seed, first, step + 1), first):
             if not torch.isfinite(batch).all():
                 message = (
-                    f"arm {one.arm.name}, seed {one.seed}: batch {number} holds a NaN or an infinity, which no store has "
+                    f"arm {trainer.arm.name}, seed {trainer.seed}: batch {number} holds a NaN or an infinity, which no store has "
                     f"when it is written; run sae-lm verify {run.store.path} --repair"
                 )
                 break

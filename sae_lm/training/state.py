@@ -49,17 +49,19 @@ def checkpoints(group: ArmGroup, out: Path) -> list[Path]:
     return [path for path in sorted(group.folder(out).glob("[0-9]*")) if path.suffix != PART]
 
 
-def write_checkpoint(group: ArmGroup, arms: list[ArmTraining], out: Path, recipe: TrainingRecipe, step: int) -> None:
+def write_checkpoint(
+    group: ArmGroup, trainers: list[ArmTraining], out: Path, recipe: TrainingRecipe, step: int
+) -> None:
     """Write the states of all arms before ``step``; older checkpoints but one are deleted afterwards."""
     folder = group.folder(out) / f"{step:09d}"
     part = folder.with_name(folder.name + PART)
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     files = {}
-    for index, one in enumerate(arms):
+    for index, trainer in enumerate(trainers):
         name = f"{index:03d}.safetensors"
         # a number may stand in the state under two names, and safetensors keeps no memory twice
-        tensors = {key: value.contiguous() if value.ndim else value.clone() for key, value in one.state().items()}
+        tensors = {key: value.contiguous() if value.ndim else value.clone() for key, value in trainer.state().items()}
         save_file(tensors, part / name)
         files[name] = sha256(part / name)
     names = {"arms": [arm.name for arm in group.arms], "shadows": [arm.name for arm in group.reference_arms]}
@@ -69,7 +71,7 @@ def write_checkpoint(group: ArmGroup, arms: list[ArmTraining], out: Path, recipe
         shutil.rmtree(old)
 
 
-def restore(group: ArmGroup, arms: list[ArmTraining], out: Path, recipe: TrainingRecipe) -> int:
+def restore(group: ArmGroup, trainers: list[ArmTraining], out: Path, recipe: TrainingRecipe) -> int:
     """Put the arms into the newest whole checkpoint of their group and return the step that comes next; 0 without one.
 
     Raises SaeError where the checkpoint is of another recipe.
@@ -89,8 +91,8 @@ def restore(group: ArmGroup, arms: list[ArmTraining], out: Path, recipe: Trainin
                 f"{group.folder(out)} was begun otherwise: {'; '.join(map(str, differing))}; "
                 "give the same settings, another --out, or delete it"
             )
-        for one, tensor in zip(arms, tensors, strict=True):
-            one.restore(tensor)
+        for trainer, state_tensors in zip(trainers, tensors, strict=True):
+            trainer.restore(state_tensors)
         print(f"seed {group.seed}: continuing at step {state['step']:,}", flush=True)
         return state["step"]
     return 0
