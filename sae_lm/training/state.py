@@ -10,10 +10,11 @@ A group's folder ``state/seedN-DIGEST`` holds a folder ``000000123`` for the che
 import hashlib
 import shutil
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from sae_lm.errors import SaeError, SaeLmError
 from sae_lm.penalties.arms import Arm
@@ -74,28 +75,39 @@ def write_checkpoint(
 def restore(group: ArmGroup, trainers: list[ArmTraining], out: Path, recipe: TrainingRecipe) -> int:
     """Put the arms into the newest whole checkpoint of their group and return the step that comes next; 0 without one.
 
-    Raises SaeError where the checkpoint is of another recipe.
+    Raises SaeError where the checkpoint is of another recipe, or of a version that keeps other things.
     """
     for folder in reversed(checkpoints(group, out)):
         try:
-            state = read_json(folder / STATE, SaeError, "a checkpoint")
-            for name, checksum in state["files"].items():
-                if sha256(folder / name) != checksum:
-                    raise SaeError(f"{folder / name} does not match its checksum")
-            tensors = [load_file(folder / name) for name in sorted(state["files"])]
+            step, stored_recipe, states = _read_checkpoint(folder)
         except (SaeLmError, OSError, KeyError, SafetensorError) as problem:
             print(f"a damaged checkpoint is passed over: {problem}", flush=True)
             continue
-        if differing := recipe.differences(state["facts"]):
+        if differing := recipe.differences(stored_recipe):
             raise SaeError(
                 f"{group.folder(out)} was begun otherwise: {'; '.join(map(str, differing))}; "
                 "give the same settings, another --out, or delete it"
             )
-        for trainer, state_tensors in zip(trainers, tensors, strict=True):
-            trainer.restore(state_tensors)
-        print(f"seed {group.seed}: continuing at step {state['step']:,}", flush=True)
-        return state["step"]
+        try:
+            for trainer, state in zip(trainers, states, strict=True):
+                trainer.restore(state)
+        except (KeyError, ValueError) as problem:
+            raise SaeError(
+                f"checkpoint {folder} does not hold what this version continues from ({problem}); go on with the "
+                f"version that wrote it, or delete {group.folder(out)}"
+            ) from None
+        print(f"seed {group.seed}: continuing at step {step:,}", flush=True)
+        return step
     return 0
+
+
+def _read_checkpoint(folder: Path) -> tuple[int, dict[str, Any], list[dict[str, Tensor]]]:
+    """The next step, the training recipe and the arms' states. Raises SaeError, KeyError and so on for a damaged one."""
+    state = read_json(folder / STATE, SaeError, "a checkpoint")
+    for name, checksum in state["files"].items():
+        if sha256(folder / name) != checksum:
+            raise SaeError(f"{folder / name} does not match its checksum")
+    return state["step"], state["facts"], [load_file(folder / name) for name in sorted(state["files"])]
 
 
 def unfinished(out: Path, seed: int) -> list[tuple[list[str], list[str]]]:

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 import sae_lm
 from sae_lm.commands.train import train
 from sae_lm.errors import SaeError, SettingsError, Stopped
+from sae_lm.runtime.files import sha256
 from sae_lm.settings import TrainSettings
 
 SUPPORT = Path(__file__).parents[1] / "support"
@@ -105,6 +106,22 @@ def test_an_unfinished_run_is_not_continued_with_other_settings(train_settings, 
         train(settings)
     with pytest.raises(SaeError, match=r"was begun otherwise: lr is 0.002, asked for 0.001; give the same settings"):
         train(train_settings(lr=1e-3))
+
+
+def test_a_checkpoint_that_lacks_something_is_refused_in_one_sentence(train_settings, monkeypatch):
+    settings = train_settings(arms="none")
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        stop_at(30, patch)
+        train(settings)
+    (folder,) = settings.out.glob("state/*/[0-9]*")
+    tensors = load_file(folder / "000.safetensors")
+    del tensors["rows_since_fired"]
+    save_file(tensors, folder / "000.safetensors")
+    state = json.loads((folder / "state.json").read_text())
+    state["files"]["000.safetensors"] = sha256(folder / "000.safetensors")
+    (folder / "state.json").write_text(json.dumps(state))
+    with pytest.raises(SaeError, match=r"does not hold what this version continues from \('rows_since_fired'\); go on"):
+        train(settings)
 
 
 def test_an_arm_added_to_an_unfinished_run_changes_none_of_the_others(train_settings, monkeypatch):

@@ -99,6 +99,19 @@ def test_a_state_before_the_first_step_can_be_restored():
     assert equal(run, trained(steps=5))
 
 
+def test_the_names_in_a_checkpoint_stay_what_they_are_on_disk():
+    run = trained(Arm("max_cos", 0.25, coherence=0.2, arch="jumprelu"), steps=3)
+    adam = {f"adam.{name}.{key}" for name in run.named for key in ("step", "exp_avg", "exp_avg_sq")}
+    assert set(run.state()) == adam | {
+        *(f"weights.{name}" for name in ("encoder", "b_enc", "W_dec", "b_dec", "log_threshold")),
+        *("rows_since_fired", "rate", "dead", "threshold", "draws.penalty", "draws.resample"),
+        *("control.first", "control.integral", "control.log_l0", "pressure.held", "pressure.value"),
+        *("pressure.neighbours.candidates", "pressure.neighbours.cosines", "pressure.neighbours.turn"),
+        *("pressure.controller.log_coefficient", "pressure.controller.average"),
+        *("parts.loss", "parts.fvu", "parts.l0", "parts.penalty", "parts.sparsity"),
+    }
+
+
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_training_lowers_the_loss_and_keeps_decoder_rows_at_unit_norm(arch):
     run, fvu = made(h=recipe(arch=arch)), []

@@ -1,0 +1,63 @@
+"""sae_lm.training.recipe: what the weights of an SAE depend on, and how that is written to disk."""
+
+import pydantic
+import pytest
+from recipes import training_recipe
+
+from sae_lm.data.store import open_store
+from sae_lm.penalties.arms import parse_arms
+from sae_lm.settings import TrainSettings
+from sae_lm.training.recipe import NOT_IN_RECIPE, TrainingRecipe
+
+WRITTEN = [
+    "hook", "d_sae", "k", "arch", "widths", "sparsity_coefficient", "bandwidth", "tokens", "batch_size", "lr", "warm_up", "decay",
+    "held_out", "penalty_every", "penalty_start", "penalty_warm_up", "penalty_on", "aux_coefficient", "aux_k", "dead_after",
+    "resample_every", "matmul", "store_id", "held_out_from_context", "held_out_from_row", "scale",
+]  # fmt: skip
+"""Keys of `facts` in run.json and of `training` in an SAE's metadata, in their order on disk."""
+
+
+def test_the_recipe_on_disk_has_these_keys_in_this_order():
+    assert list(training_recipe().record()) == WRITTEN
+
+
+def test_every_setting_of_training_is_part_of_the_recipe_or_is_known_not_to_matter():
+    fields = set(TrainingRecipe.model_fields)
+    assert not fields & set(NOT_IN_RECIPE)
+    assert set(TrainSettings.model_fields) == (fields & set(TrainSettings.model_fields)) | set(NOT_IN_RECIPE)
+
+
+def test_every_field_of_the_recipe_says_what_it_is():
+    assert [name for name, field in TrainingRecipe.model_fields.items() if not field.description] == []
+
+
+def test_what_the_settings_leave_open_is_worked_out_from_the_store(tiny_store):
+    store = open_store(tiny_store)
+    settings = TrainSettings(store=tiny_store, hook="1", d_sae=64, k=4, batch_size=100, tokens=1234, out=tiny_store)
+    recipe = TrainingRecipe.from_settings(settings, store, parse_arms(["none"]))
+    assert (recipe.hook, recipe.tokens, recipe.steps) == ("blocks.1.hook_out", 1200, 12)
+    assert recipe.lr == pytest.approx(2e-4 / (64 / 2**14) ** 0.5)
+    assert (recipe.aux_k, recipe.dead_after) == (8, 123)  # half of width 16, a tenth of the rows
+    moments = store.moments(recipe.hook, recipe.held_out_from_row)
+    assert recipe.scale == pytest.approx(moments.variance**0.5) and recipe.store_id == store.manifest.id
+
+
+def test_a_recipe_that_is_written_and_read_is_the_same_and_cannot_be_changed():
+    recipe = training_recipe(widths=(6, 24), arch="matryoshka")
+    assert TrainingRecipe(**recipe.record()) == recipe
+    with pytest.raises(pydantic.ValidationError):
+        recipe.k = 5  # pyright: ignore
+
+
+def test_a_recipe_of_another_version_is_compared_in_what_both_know():
+    recipe = training_recipe(k=4)
+    stored = recipe.record()
+    assert recipe.differences({**stored, "of a later version": 1}) == []
+    del stored["widths"]  # of an earlier version, and None by default
+    assert recipe.differences(stored) == []
+    del stored["bandwidth"]
+    assert [str(one) for one in recipe.differences({**stored, "k": 5})] == [
+        "k is 5, asked for 4",
+        "bandwidth is null, asked for 0.03",
+    ]
+    assert recipe.differences({**recipe.record(), "k": 5}, but="k") == []

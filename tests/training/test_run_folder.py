@@ -1,0 +1,70 @@
+"""sae_lm.training.run_folder: its docstring is the format on disk, and reading it needs little."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from sae_lm.commands.train import train
+from sae_lm.penalties.arms import parse_arm
+from sae_lm.settings import TrainSettings
+from sae_lm.training import run_folder
+from sae_lm.training.recipe import TrainingRecipe
+from sae_lm.training.run_folder import read_run, read_sae, read_saes, sae_folder
+
+
+@pytest.fixture(scope="module")
+def runs(tiny_store, tmp_path_factory):
+    return train(
+        TrainSettings(
+            store=tiny_store, hook="1", d_sae=128, k=4, tokens="3k", batch_size=100, arms="none@arch=batchtopk,max_cos:0.5@arch=relu",
+            seeds=1, dead_after=100, out=tmp_path_factory.mktemp("folder") / "runs",
+        )
+    )  # fmt: skip
+
+
+def written(runs):
+    """Keys of run.json, of an SAE's metadata, of all lines of the logs."""
+    run = json.loads((runs / "run.json").read_text())
+    metadata = json.loads((runs / "max_cos_0.5@arch=relu-seed0" / "cfg.json").read_text())["metadata"]
+    lines = [json.loads(line) for log in runs.glob("*.metrics.jsonl") for line in log.read_text().splitlines()]
+    return list(run), set(metadata) - {"sae_lens_version", "weights_sha256"}, {key for line in lines for key in line}
+
+
+def test_the_docstring_names_every_key_on_disk(runs):
+    text = run_folder.__doc__
+    run, metadata, log = written(runs)
+    assert run == ["settings", "arms", "seeds", "store", "facts", "versions"]
+    for key in run:
+        assert f"\n    {key} " in text, key
+    for key in metadata | log - {"nearest_cos_50", "nearest_cos_90"}:
+        assert f"``{key}``" in text, key
+    assert {"aux", "penalty", "sparsity", "threshold", "nearest_cos_90"} <= log
+
+
+def test_run_json_and_every_sae_hold_the_same_recipe(runs):
+    run = read_run(runs)
+    recipe = TrainingRecipe(**run["facts"])
+    assert [sae.directory.name for sae in read_saes(runs)] == [
+        sae_folder(parse_arm(arm), 0) for arm in sorted(run["arms"])
+    ]
+    for sae in read_saes(runs):
+        assert sae.training == run["facts"] == recipe.record()
+        assert (sae.arm, sae.seed) in [(arm, 0) for arm in run["arms"]]
+    assert {sae.architecture for sae in read_saes(runs)} == {"batchtopk", "relu"}  # as they were trained
+
+
+@pytest.mark.parametrize("metadata", [None, [], {}, {"arm": 3, "seed": "0", "training": []}])
+def test_of_another_programs_sae_arm_seed_and_recipe_are_not_known(tmp_path, metadata):
+    (tmp_path / "cfg.json").write_text(json.dumps({"architecture": "standard", "metadata": metadata}))
+    assert read_sae(tmp_path) == (tmp_path, None, None, None, "standard")
+
+
+def test_reading_a_folder_of_runs_needs_neither_torch_nor_the_trainer(runs):
+    program = (
+        "import sys; from pathlib import Path; from sae_lm.training.run_folder import read_run, read_saes; "
+        f"folder = Path({str(runs)!r}); assert len(read_saes(folder)) == len(read_run(folder)['arms']) == 2; "
+        "print([m for m in ('torch', 'numpy', 'sae_lm.training.trainer', 'sae_lm.data.store') if m in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout == "[]\n"
