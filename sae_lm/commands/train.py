@@ -13,7 +13,7 @@ from sae_lm.runtime.device import pick_device
 from sae_lm.runtime.distributed import Ranks, Team, join_ranks
 from sae_lm.runtime.progress import Progress
 from sae_lm.runtime.signals import stop_on_signal
-from sae_lm.runtime.timing import summed, timing_line
+from sae_lm.runtime.timing import sum_seconds, timing_line
 from sae_lm.sae.formats.saelens import save
 from sae_lm.settings import TrainSettings
 from sae_lm.training.group import TrainingRun, train_group
@@ -27,7 +27,7 @@ from sae_lm.training.run_folder import (
     sae_metadata,
     write_run,
 )
-from sae_lm.training.state import ArmGroup, unfinished
+from sae_lm.training.state import ArmGroup, read_unfinished
 from sae_lm.training.trackers import Track, check_trackers
 from sae_lm.training.trainer import ArmTraining
 
@@ -66,7 +66,7 @@ def train(settings: TrainSettings) -> Path:
     if ranks.rank == 0:
         shutil.rmtree(settings.out / STATE_FOLDER, ignore_errors=True)
         if missing:
-            print(timing_line(summed(everyones)), flush=True)
+            print(timing_line(sum_seconds(everyones)), flush=True)
     return settings.out
 
 
@@ -94,7 +94,7 @@ def _groups(pending: dict[int, list[Arm]], out: Path, at_once: int) -> list[ArmG
     groups = []
     for seed, arms in pending.items():
         rest = list(arms)
-        for names, reference_names in unfinished(out, seed):
+        for names, reference_names in read_unfinished(out, seed):
             begun = [parse_arm(name) for name in names]
             if any(arm in rest for arm in begun):
                 groups.append(ArmGroup(seed, begun, [parse_arm(name) for name in reference_names]))
@@ -130,7 +130,7 @@ def _train_groups(
         )
         for group in groups:
             seconds.append(_train_and_save(group, start, settings, run))
-    return summed(seconds)
+    return sum_seconds(seconds)
 
 
 def _train_and_save(

@@ -2,8 +2,8 @@
 
 How much a coefficient costs, or how many latents fire under it, depends on the model, the width and the other
 settings; what a comparison wants equal is the cost, the effect or the L0. Both controllers integrate on the
-coefficient's logarithm, so that they correct by ratios and it stays positive. All they know are tensors on the
-device: no step waits for a number, and a run continued from `state` repeats bit for bit.
+coefficient's logarithm, so that they correct by ratios and it stays positive. Their state is tensors on the
+device, so that no step waits for a number, and a run continued from `state` repeats bit for bit.
 
 They have no code in common, since nothing of it is equal: one averages what it observes from nothing on and only
 integrates; the other averages logarithms from the target on, bounds its integral and adds a proportional term. What

@@ -27,7 +27,7 @@ def max_cos(
     coefficient carries over between widths. The gradient is that of the whole expression: the neighbour is
     chosen without one, as a maximum's is.
 
-    anchored: the neighbour is sought among rows that fire more often, and stands still: a specific latent gives
+    anchored: the neighbour is searched among rows that fire more often, and stands still: a specific latent gives
         way to a general one, never the reverse. This project's own. The gradient is then that of row_i alone.
         measured as in `coactive`: holes .61-fold for .016 FVU at .35.
     codes: for ``anchored``; its ``firing_frequency`` says how often rows fire.

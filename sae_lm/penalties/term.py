@@ -14,7 +14,7 @@ from sae_lm.penalties.pairwise import abs_cos, freq_cos, sq_cos
 from sae_lm.sae.nearest import NearestRows, coherence
 from sae_lm.sae.sparse import Codes
 
-SETTLE = 0.05
+SETTLING_SHARE = 0.05
 """Share of the steps after the penalty's start in which a controller only watches: cost and coherence of a
 dictionary that has just begun to learn say nothing about the end."""
 SAMPLED_ROWS = 384
@@ -62,17 +62,17 @@ def first_step(steps: int, penalty_start: float) -> int:
 class PenaltyTerm:
     """One arm's penalty through a run.
 
-    Its gradient moves slowly beside a step, so it is taken anew every few steps and added at each of them.
+    Its gradient changes little from step to step, so it is computed every few steps and added at each of them.
     (OrtSAE's "modified" schedule adds it n-fold at every n-th: Adam then sees bursts, and the same cosines cost
     more FVU. differs, on purpose.) measured: 2048 latents on a residual stream, 800 steps, every step / every
     tenth: max_cos FVU .1954 / .1957 at a nearest cosine of .168 / .171, none .1915 at .293.
 
-    As arms are by default, taking it costs about the same at any width, beside the step: abs_cos, sq_cos and
-    freq_cos compare all rows with a sample, coactive takes a sample of tokens (all without bias), max_cos searches
-    a part of the dictionary for nearer neighbours. An arm with ``exact`` takes the whole gradient, in float32.
+    By default, computing it costs about the same share of a step at any width: abs_cos, sq_cos and freq_cos compare
+    all rows with a sample, coactive takes a sample of tokens (all without bias), max_cos searches a part of the
+    dictionary for nearer neighbours. An arm with ``exact`` computes the whole gradient, in float32.
 
-    From a step that `is_due` on, `refresh` and `add_to` at every step; after every step `observe` what the step cost, if the
-    arm `needs_baseline`. Without a coefficient it is never due and draws nothing.
+    At every step that `is_due`, call `refresh` and `add_to`; if the arm `needs_baseline`, call `observe` after every
+    step. Without a coefficient no step is due and nothing is drawn.
     """
 
     def __init__(self, arm: Arm, recipe: PenaltySettings, device: str) -> None:
@@ -81,11 +81,11 @@ class PenaltyTerm:
         self.every = arm.every or recipe.penalty_every
         self.first = first_step(recipe.steps, recipe.penalty_start if arm.start is None else arm.start)
         self.warm_up_steps = (recipe.penalty_warm_up if arm.warm_up is None else arm.warm_up) * recipe.steps
-        self.settled = self.first + round(SETTLE * recipe.steps)
+        self.settled = self.first + round(SETTLING_SHARE * recipe.steps)
         self.matmul_dtype = torch.float32 if arm.exact else recipe.matmul_dtype
         """of products that select or are sums of many terms; cosines that count are float32"""
         self.value: Tensor | None = None
-        """the penalty when its gradient was last taken"""
+        """the penalty when its gradient was last computed"""
         self.cached_gradient: Tensor | None = None
         """that gradient"""
         self.neighbours: NearestRows | None = None
@@ -104,28 +104,30 @@ class PenaltyTerm:
 
     @property
     def needs_baseline(self) -> bool:
-        """Whether `observe` is to be given what each step cost beyond the baseline's."""
+        """Whether `observe` needs the cost of each step beyond the baseline's."""
         return self.arm.fvu is not None
 
     def is_due(self, step: int) -> bool:
+        """Whether the penalty acts at this step."""
         return self.arm.coefficient > 0 and step >= self.first
 
-    def _takes_anew(self, step: int) -> bool:
+    def _is_refresh_due(self, step: int) -> bool:
+        """Whether the gradient is computed at this step, and not the cached one used."""
         return self.cached_gradient is None or (step - self.first) % self.every == 0
 
     def reads_codes(self, step: int) -> bool:
         """Whether `refresh` looks at the batch's codes at this step."""
-        return self.needs_codes and self._takes_anew(step)
+        return self.needs_codes and self._is_refresh_due(step)
 
     @torch.no_grad()
     def refresh(
         self, step: int, rows: Float[Tensor, "d_sae d_in"], generator: torch.Generator, codes: Codes | None = None
     ) -> bool:
-        """At a step that `is_due`, take the gradient for the rows anew if it is time to; returns whether it was.
+        """At a step that `is_due`, compute the gradient for the rows again every few steps; returns whether this is one.
 
         generator: the arm's own generator, from which nothing else draws. codes: this batch's, if it `reads_codes`.
         """
-        if not self._takes_anew(step):
+        if not self._is_refresh_due(step):
             return False
         with torch.enable_grad():
             rows = rows.detach().requires_grad_()

@@ -18,7 +18,7 @@ PARTS = (
     "log and checkpoints",
 )
 """In the order of a step."""
-MEASURED = 50
+MEASURED_EVERY = 50
 """On an accelerator one step in this many is measured and stands for all: a mark there has to wait for the device."""
 
 
@@ -32,7 +32,7 @@ class StepTimer:
         self._since = 0.0
 
     def begin(self, step: int) -> None:
-        self._weight = 1 if self.device.type == "cpu" else MEASURED * (step % MEASURED == 0)
+        self._weight = 1 if self.device.type == "cpu" else MEASURED_EVERY * (step % MEASURED_EVERY == 0)
         self._since = self._now()
 
     def mark(self, part: str) -> None:
@@ -48,7 +48,7 @@ class StepTimer:
         return time.perf_counter()
 
 
-def summed(timers: Iterable[Mapping[str, float]]) -> dict[str, float]:
+def sum_seconds(timers: Iterable[Mapping[str, float]]) -> dict[str, float]:
     """Seconds by part of several timers together."""
     total: dict[str, float] = defaultdict(float)
     for seconds in timers:

@@ -93,7 +93,7 @@ def resample(
     """Give each dead latent the direction of a row of the batch, drawn with probability as its squared loss.
 
     Bricken et al. 2023, "Towards Monosemanticity", appendix on neuron resampling. differs: rows are drawn from this
-    batch alone; a bias (and a threshold) becomes the mean of the others', since only beside theirs it means anything.
+    batch alone; a bias (and a threshold) becomes the mean of the others', since it has a meaning only relative to theirs.
     moments: the optimizer's, of the weights with a row per latent; the dead latents' are forgotten.
     encoder_norm: norm of the new encoder rows, in means of the others'.
     """

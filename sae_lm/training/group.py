@@ -20,7 +20,7 @@ from sae_lm.penalties.arms import Arm
 from sae_lm.runtime.distributed import SINGLE, Team
 from sae_lm.runtime.progress import Progress
 from sae_lm.runtime.signals import StopRequest
-from sae_lm.runtime.timing import StepTimer, summed
+from sae_lm.runtime.timing import StepTimer, sum_seconds
 from sae_lm.training.recipe import TrainingRecipe
 from sae_lm.training.state import ArmGroup, checkpoints, restore, write_checkpoint
 from sae_lm.training.trackers import Track, Write
@@ -93,7 +93,7 @@ def train_group(
                     "run the same command again to go on"
                 )
             timer.mark("log and checkpoints")
-    return summed(each.seconds for each in (timer, *(trainer.timer for trainer in trainers)))
+    return sum_seconds(each.seconds for each in (timer, *(trainer.timer for trainer in trainers)))
 
 
 def _step(trainers: list[ArmTraining], baselines: dict[Arm, ArmTraining], x: torch.Tensor, step: int) -> None:

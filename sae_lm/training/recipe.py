@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from sae_lm.data.store import Store
     from sae_lm.penalties.arms import Arm
 
-FEWEST_BATCHES = 2000
+MIN_BATCHES = 2000
 """By default, where the store is small. measured on the demo's store (2048 latents, k 16): FVU on held-out rows .381
 after one epoch of 175 batches, .280 after 488, .234 after 976, .201 after 1953."""
 NOT_IN_RECIPE = (
@@ -180,7 +180,7 @@ def _rows_to_train(settings: TrainSettings, training_rows: int, store_rows: int)
             f"store {settings.store} has {training_rows:,} rows for training, fewer than one batch of "
             f"{settings.batch_size:,}; cache more tokens or give a smaller --batch-size"
         )
-    rows = settings.tokens or max(training_rows, FEWEST_BATCHES * settings.batch_size)
+    rows = settings.tokens or max(training_rows, MIN_BATCHES * settings.batch_size)
     if rows < settings.batch_size:
         raise SettingsError(f"tokens is {rows}, fewer than one batch of {settings.batch_size}; give more --tokens")
     return rows

@@ -22,7 +22,7 @@ Mark = Callable[[str], None]
 TILE = 512
 """Rows whose pre-activations are held at a time: 8 MiB of bfloat16 at 8192 latents."""
 EXPECTED_ACTIVE = 32
-"""Expected active latents per row where all above zero are sought: this sets the size of groups."""
+"""Expected active latents per row where all above zero are searched for: this sets the size of groups."""
 
 
 def _no_mark(part: str) -> None:
@@ -58,7 +58,7 @@ def largest_of_batch(
 
     The batch is the team's, the positions are those in this member's slice. Each tile proposes a little more than
     its share, with a bound on what it left out; where that bound is not below what is selected in the end (one tile
-    holds more than its share), every tile proposes as many as are sought.
+    holds more than its share), every tile proposes as many as are asked for.
     """
     batch = len(centred) * team.size
     for surplus in (1.25, batch):
@@ -67,11 +67,11 @@ def largest_of_batch(
             most = min(count, int(surplus * count * len(pre) / batch) + 1)
             in_tile, bound = _above_cut(pre, most, max(1, count // batch))
             positions.append(in_tile + first * len(encoder))
-            values.append(_at(pre, in_tile))
+            values.append(_values_at(pre, in_tile))
             bounds.append(bound)
         proposed, everyones = torch.cat(positions), team.gather(torch.cat(values))
         values = torch.cat(everyones)
-        chosen = _positions(values[None], count)[0]
+        chosen = _indices_of_largest(values[None], count)[0]
         smallest = values[chosen].min() if len(chosen) else values.new_zeros(())
         if not centred.is_cpu or smallest >= torch.cat(team.gather(torch.stack(bounds))).max():
             break
@@ -93,8 +93,8 @@ def above_zero(
     for first, pre in _pre_activations(centred, encoder, b_enc, matmul_dtype, mark):
         groups = _groups(pre, EXPECTED_ACTIVE)
         firing = (groups.amax(1).flatten() > 0).nonzero().flatten()
-        members = torch.cat([_members(firing, groups, len(encoder)).flatten(), _rest(groups, pre).flatten()])
-        positions.append(members[_at(pre, members) > 0].sort().values + first * len(encoder))
+        members = torch.cat([_members(firing, groups, len(encoder)).flatten(), _ungrouped(groups, pre).flatten()])
+        positions.append(members[_values_at(pre, members) > 0].sort().values + first * len(encoder))
     return torch.cat(positions)
 
 
@@ -119,13 +119,13 @@ def largest(pre: Tensor, k: int) -> Tensor:
     groups = _groups(pre, k)
     _, size, in_row = groups.shape
     row = torch.arange(rows, device=pre.device)[:, None]
-    chosen = _positions(groups.amax(1) if size > 1 else pre, k) + row * in_row
+    chosen = _indices_of_largest(groups.amax(1) if size > 1 else pre, k) + row * in_row
     if size == 1:
         return chosen
     members = _members(chosen, groups, d_sae)
     if d_sae % size:
-        members = torch.cat([members, _rest(groups, pre)], 1)
-    return members.gather(1, _positions(_at(pre, members), k))
+        members = torch.cat([members, _ungrouped(groups, pre)], 1)
+    return members.gather(1, _indices_of_largest(_values_at(pre, members), k))
 
 
 def _above_cut(pre: Tensor, count: int, k: int) -> tuple[Tensor, Tensor]:
@@ -133,21 +133,21 @@ def _above_cut(pre: Tensor, count: int, k: int) -> tuple[Tensor, Tensor]:
     groups = _groups(pre, k)
     maxima = groups.amax(1).flatten()
     if not pre.is_cpu:  # the number of positions is then known without waiting for the device
-        chosen = _positions(maxima[None], count)[0]
+        chosen = _indices_of_largest(maxima[None], count)[0]
         positions = _members(chosen, groups, pre.shape[1])
-        return torch.cat([positions, _rest(groups, pre).flatten()]), maxima[chosen].min()
-    cut = _cut(maxima, count)
+        return torch.cat([positions, _ungrouped(groups, pre).flatten()]), maxima[chosen].min()
+    cut = _count_th_largest(maxima, count)
     positions = _members((maxima >= cut).nonzero().flatten(), groups, pre.shape[1])
     if pre.shape[1] % groups.shape[1]:
-        positions = torch.cat([positions, _rest(groups, pre).flatten()])
-    near = (_at(pre, positions) >= cut).nonzero().flatten()
+        positions = torch.cat([positions, _ungrouped(groups, pre).flatten()])
+    near = (_values_at(pre, positions) >= cut).nonzero().flatten()
     return positions[near], cut
 
 
 def _groups(pre: Tensor, k: int) -> Tensor:
     """[rows, size, groups]: group g holds the latents g, g + groups, ...; the remainder of the division is left out.
 
-    The size is such that where k are sought, as many members are left to search as there are maxima.
+    The size is such that a search for k looks through as many members as there are maxima.
     """
     d_sae = pre.shape[1]
     size = max(1, int((d_sae / k) ** 0.5))
@@ -162,18 +162,18 @@ def _members(chosen: Tensor, groups: Tensor, d_sae: int) -> Tensor:
     return (first[..., None, :] + step[:, None]).flatten(-2)
 
 
-def _rest(groups: Tensor, pre: Tensor) -> Tensor:
+def _ungrouped(groups: Tensor, pre: Tensor) -> Tensor:
     """Positions of the latents that no group holds: [rows, rest]."""
     rows, d_sae = pre.shape
     row_starts = torch.arange(0, rows * d_sae, d_sae, device=pre.device)
     return row_starts[:, None] + torch.arange(groups.shape[1] * groups.shape[2], d_sae, device=pre.device)
 
 
-def _at(pre: Tensor, positions: Tensor) -> Tensor:
+def _values_at(pre: Tensor, positions: Tensor) -> Tensor:
     return pre.view(-1).index_select(0, positions.flatten()).view_as(positions)
 
 
-def _positions(values: Float[Tensor, "rows n"], count: int) -> Int[Tensor, "rows count"]:
+def _indices_of_largest(values: Float[Tensor, "rows n"], count: int) -> Int[Tensor, "rows count"]:
     """Where in each row its count largest are, in no order.
 
     On a CPU this is numpy's partition, which is vectorised. Short rows are partitioned as keys that carry value and
@@ -186,7 +186,7 @@ def _positions(values: Float[Tensor, "rows n"], count: int) -> Int[Tensor, "rows
     if not values.is_cpu or values.dtype not in (torch.bfloat16, torch.float32):
         return values.topk(count, dim=1, sorted=False).indices
     if len(values) == 1:
-        cut = _cut(values[0], count)
+        cut = _count_th_largest(values[0], count)
         above = (values[0] > cut).nonzero().flatten()
         return torch.cat([above, (values[0] == cut).nonzero().flatten()[: count - len(above)]])[None]
     if values.dtype == torch.bfloat16 and n <= 2**16:
@@ -200,7 +200,7 @@ def _positions(values: Float[Tensor, "rows n"], count: int) -> Int[Tensor, "rows
     return (key_bits[:, n - count :] & (2**bits - 1)).long()
 
 
-def _cut(values: Float[Tensor, " n"], count: int) -> Float[Tensor, ""]:
+def _count_th_largest(values: Float[Tensor, " n"], count: int) -> Float[Tensor, ""]:
     """The count-th largest; -inf if there are fewer."""
     if count > len(values):
         return values.new_tensor(-torch.inf)

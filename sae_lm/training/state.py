@@ -24,7 +24,7 @@ from sae_lm.training.run_folder import STATE_FOLDER
 from sae_lm.training.trainer import ArmTraining
 
 STATE = "state.json"
-KEPT = 2
+KEPT_CHECKPOINTS = 2
 """Checkpoints of a group that are kept: if the newest is damaged, the other serves."""
 
 
@@ -68,7 +68,7 @@ def write_checkpoint(
     names = {"arms": [arm.name for arm in group.arms], "shadows": [arm.name for arm in group.reference_arms]}
     write_json(part / STATE, {"seed": group.seed, **names, "step": step, "facts": recipe.record(), "files": files})
     replace_folder(part, folder)
-    for old in sorted(group.folder(out).glob("[0-9]*"))[:-KEPT]:
+    for old in sorted(group.folder(out).glob("[0-9]*"))[:-KEPT_CHECKPOINTS]:
         shutil.rmtree(old)
 
 
@@ -110,7 +110,7 @@ def _read_checkpoint(folder: Path) -> tuple[int, dict[str, Any], list[dict[str, 
     return state["step"], state["facts"], [load_file(folder / name) for name in sorted(state["files"])]
 
 
-def unfinished(out: Path, seed: int) -> list[tuple[list[str], list[str]]]:
+def read_unfinished(out: Path, seed: int) -> list[tuple[list[str], list[str]]]:
     """Names of the arms and of the reference arms of each group of a seed that has a checkpoint."""
     groups = []
     for file in sorted((out / STATE_FOLDER).glob(f"seed{seed}-*/[0-9]*/{STATE}")):

@@ -38,7 +38,7 @@ a step at most, and thresholds must halve within the first hundreds of steps. me
 does not come near k; with 10 it swings between 17 and 51 before it does; with 100 a tenth of the latents die."""
 THRESHOLD_STEP = 0.05
 """... and at most this: a threshold that leaps out of its latent's reach has no gradient to come back by."""
-DENSE = 0.1
+DENSE_FREQUENCY = 0.1
 """Share of rows above which a latent counts as dense."""
 CACHED_ROWS = 512
 """Decoder rows whose radial gradient is taken out at a time. measured at 8192 x 512 on one core: 3.5 ms, all at once
@@ -94,6 +94,7 @@ class ArmTraining:
         # generators of their own, so that no other draw depends on the arm
         self.generators = {name: torch.Generator().manual_seed(derive(name, seed)) for name in ("penalty", "resample")}
         self.parts: dict[str, Tensor] = {}
+        """newest parts of the loss, L0 and coefficients, as `log` shows them"""
 
     @property
     def W_enc(self) -> Float[Tensor, "d_in d_sae"]:
@@ -133,7 +134,7 @@ class ArmTraining:
         mark("optimizer")
 
     def _apply_penalty(self, code: SparseCode, result: BatchResult, step: int) -> None:
-        """Take the penalty's gradient, if it is time to; `_update` adds it."""
+        """Compute the penalty's gradient at the steps that do; `_update` adds it."""
         rows = self.weights.W_dec if self.penalty_term.on == "decoder" else self.weights.encoder
         codes = self._codes(code, result) if self.penalty_term.reads_codes(step) else None
         if self.penalty_term.refresh(step, rows, self.generators["penalty"], codes):
@@ -225,7 +226,7 @@ class ArmTraining:
 
     @torch.no_grad()
     def _update(self, step: int) -> None:
-        """The penalty added, an Adam step that leaves decoder rows at unit norm; the radial gradient is taken out first."""
+        """Add the penalty, take out the decoder's radial gradient, and make an Adam step that leaves its rows at unit norm."""
         W_dec, lr, penalised = self.weights.W_dec, self.recipe.learning_rate(step), self.penalty_term.is_due(step)
         if penalised and self.penalty_term.on == "encoder" and self.weights.encoder.grad is not None:
             self.penalty_term.add_to(self.weights.encoder.grad, step)
@@ -251,7 +252,7 @@ class ArmTraining:
 
     @torch.no_grad()
     def _count(self, result: BatchResult, code: SparseCode, batch: int, step: int) -> None:
-        """What fired; a latent selected at 0 did not. Losses and counts are the whole batch's."""
+        """Record which latents fired (one selected at 0 did not) and the losses, both of the whole batch."""
         fired = code.sums(result.fires.to(self.firing_frequency.dtype))
         losses = {"loss": result.loss, "fvu": result.fvu}
         if "aux" in self.parts:
@@ -286,7 +287,7 @@ class ArmTraining:
             "step": step,
             **figures,
             "dead": int(dead.sum()),
-            "dense": int((self.firing_frequency > DENSE).sum()),
+            "dense": int((self.firing_frequency > DENSE_FREQUENCY).sum()),
             **nearest_quantiles(self.W_dec[~dead]),
             "lr": self.recipe.learning_rate(step),
         }
@@ -310,7 +311,7 @@ class ArmTraining:
         tensors = {f"weights.{name}": weight.detach() for name, weight in self.named.items()}
         for name, weight in self.named.items():
             tensors |= {f"adam.{name}.{key}": value for key, value in self.optimizer.state[weight].items()}
-        tensors |= {name: getattr(self, attribute) for name, attribute in COUNTS.items()}
+        tensors |= {name: getattr(self, attribute) for name, attribute in CHECKPOINT_ATTRIBUTES.items()}
         tensors |= {f"draws.{name}": generator.get_state() for name, generator in self.generators.items()}
         tensors |= {f"control.{name}": value for name, value in self.control.state().items()}
         tensors |= {f"pressure.{name}": value for name, value in self.penalty_term.state().items()}
@@ -331,7 +332,7 @@ class ArmTraining:
                 for key, value in parts.get("adam", {}).items()
                 if key.partition(".")[0] == name
             }
-        for name, attribute in COUNTS.items():
+        for name, attribute in CHECKPOINT_ATTRIBUTES.items():
             setattr(self, attribute, state[name].to(device, copy=True))
         for name, generator in self.generators.items():
             generator.set_state(parts["draws"][name].cpu())
@@ -362,7 +363,12 @@ class ArmTraining:
         return SAE(config, {name: value.detach().cpu() for name, value in weights.items()})
 
 
-COUNTS = {"rows_since_fired": "rows_since_fired", "rate": "firing_frequency", "dead": "dead", "threshold": "threshold"}
+CHECKPOINT_ATTRIBUTES = {
+    "rows_since_fired": "rows_since_fired",
+    "rate": "firing_frequency",
+    "dead": "dead",
+    "threshold": "threshold",
+}
 """Name in a checkpoint -> attribute of an arm: tensors that change from step to step."""
 
 
