@@ -86,10 +86,10 @@ def _examine(directory: Path) -> tuple[dict[str, Any], SaeConfig, str | None]:
     parsed = _read_config(directory, config)
     recorded = parsed.metadata.get("weights_sha256")
     try:
-        if recorded is not None and sha256(directory / WEIGHTS) != recorded:
-            return config, parsed, f"{WEIGHTS}: content does not match its checksum"
         with safe_open(directory / WEIGHTS, "pt") as file:
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        if recorded is not None and sha256(directory / WEIGHTS) != recorded:
+            return config, parsed, f"{WEIGHTS}: content does not match its checksum"
         check_shapes(parsed, shapes)
     except FileNotFoundError:
         return config, parsed, f"{WEIGHTS}: missing"
