@@ -1,7 +1,7 @@
 """SAE x activations -> how sparse and how faithful; SAE x model -> what the splice costs."""
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -9,9 +9,6 @@ from torch import Tensor
 
 from sae_lm.metrics.codes import active, decode_active
 from sae_lm.sae.model import SAE
-
-if TYPE_CHECKING:
-    pass
 
 DENSE, FAIRLY_DENSE = 0.1, 0.01
 """A latent that fires on more than this share of tokens counts as dense; SAEBench core reports both."""

@@ -5,13 +5,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sae_lm.pages.charts import is_baseline, ordered
+from sae_lm.pages.schema import Report
 from sae_lm.pages.text import visible
 
 LETTERS = 300
 """Of an event's context, on either side, at most."""
 
 
-def embedded(report: Mapping[str, Any], room: int) -> str:
+def embedded(report: Report, room: int) -> str:
     """The explorer's data as JSON that stands in a page, of at most ``room`` bytes: first seeds, first events first.
 
     entries: [concept, seed, [absorbers of each arm], [[before, token, after, [side of each arm]], ...]].

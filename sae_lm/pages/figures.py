@@ -19,12 +19,13 @@ from sae_lm.pages.charts import (
     nearest_panels,
     several_l0,
 )
+from sae_lm.pages.schema import Report
 from sae_lm.pages.svg import DASHES, GREY, SHAPES, TONES, fitted, panel
 from sae_lm.pages.text import visible
 from sae_lm.runtime.files import write_whole
 
 SUFFIXES = ("png", "svg")
-FIGURES: dict[str, Callable[[Mapping[str, Any]], list[Chart | None]]] = {
+FIGURES: dict[str, Callable[[Report], list[Chart | None]]] = {
     "fvu_l0": lambda report: [against_l0(report, key) for key in headline(report) if several_l0(report)],
     "seeds": lambda report: [by_seed(report, key) for key in headline(report) if not several_l0(report)],
     "differences": lambda report: [forest(report, key) for key in headline(report)],
@@ -40,7 +41,7 @@ FIGURES: dict[str, Callable[[Mapping[str, Any]], list[Chart | None]]] = {
 # --- for a paper
 
 
-def write_figures(report: Mapping[str, Any], folder: Path) -> list[Path]:
+def write_figures(report: Report, folder: Path) -> list[Path]:
     """``fvu_l0``, ``seeds``, ``differences``, ``coefficients`` and ``nearest_cos`` as PNG (300 dpi) and SVG; the files
     written.
 
@@ -62,7 +63,7 @@ def figure_paths(folder: Path) -> list[Path]:
 
 
 def _painter(
-    charts: Sequence[Chart], styles: Mapping[str, Look], report: Mapping[str, Any], suffix: str
+    charts: Sequence[Chart], styles: Mapping[str, Look], report: Report, suffix: str
 ) -> Callable[[Path], None]:
     def paint(part: Path) -> None:
         import matplotlib

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sae_lm.pages.charts import mean
+from sae_lm.pages.schema import Report
 
 KINDS = ("kept", "split", "merged", "absorbed", "novel")
 """Kinds of latents in a genealogy that are parts of one SAE; "lost" ones are of the other."""
@@ -23,7 +24,7 @@ def bars(counts: Mapping[str, int]) -> str:
     return "".join([*out, "</svg>"])
 
 
-def trees(report: Mapping[str, Any]) -> dict[str, Any]:
+def trees(report: Report) -> dict[str, Any]:
     """The trees of every pair that there is room for: each pair has the same number of lines."""
     pairs = [pair for pair in report["genealogy"] if pair["trees"]]
     room, shown = TREE_LINES // max(1, len(pairs)), []
@@ -40,7 +41,7 @@ def trees(report: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def widths(report: Mapping[str, Any]) -> dict[str, Any]:
+def widths(report: Report) -> dict[str, Any]:
     """Per arm, means over seeds of what became of a narrower SAE's latents."""
     found: dict[str, list[Mapping[str, Any]]] = {}
     for entry in report["widths"]:

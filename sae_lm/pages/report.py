@@ -16,6 +16,7 @@ from sae_lm.pages.charts import Chart, Look, headline, is_baseline, mean, ordere
 from sae_lm.pages.explorer_data import embedded
 from sae_lm.pages.figures import write_figures
 from sae_lm.pages.genealogy import KINDS, bars, trees, widths
+from sae_lm.pages.schema import Report
 from sae_lm.pages.summary import ROLES, differences_by_arm, facts, further_metrics, skipped_reasons
 from sae_lm.pages.svg import TONES, svg, swatch
 from sae_lm.pages.templates import asset, encoded, fill, render
@@ -33,7 +34,7 @@ TABLE_ROWS = 1500
 """Rows of a table on the page, at most."""
 
 
-def write_html(report: Mapping[str, Any], path: Path) -> None:
+def write_html(report: Report, path: Path) -> None:
     """The report as one HTML file of at most 5 MB; where events of the explorer had to go, the page says so."""
     arms, styles, metrics = ordered(report), charts.looks(report), report["metrics"]
     keys, primary = headline(report), [key for key in metrics if metrics[key]["role"] == "primary"]
@@ -106,7 +107,7 @@ def _sections(several_l0: bool) -> list[tuple[str, str]]:
 # --- of the page
 
 
-def _drawn(report: Mapping[str, Any], keys: Sequence[str], chart_of: Any, styles: Mapping[str, Look]) -> list[Any]:
+def _drawn(report: Report, keys: Sequence[str], chart_of: Any, styles: Mapping[str, Look]) -> list[Any]:
     """Of each metric that there is something to draw of: label, which way is better, plot."""
     found = [(key, chart_of(report, key)) for key in keys]
     return [
@@ -122,13 +123,13 @@ def _alt(chart: Chart) -> str:
     return f"Plot of {visible(chart.title)}{axes}. Its numbers stand in the tables."
 
 
-def _legend(report: Mapping[str, Any], styles: Mapping[str, Look]) -> list[tuple[str, Look, str]]:
+def _legend(report: Report, styles: Mapping[str, Look]) -> list[tuple[str, Look, str]]:
     """One entry per family: name, look, mark."""
     families = {report["arms"][name]["family"]: styles[name] for name in ordered(report)}
     return [(family, look, swatch(look)) for family, look in families.items()]
 
 
-def _statistics(report: Mapping[str, Any], first: Sequence[str]) -> dict[str, Any]:
+def _statistics(report: Report, first: Sequence[str]) -> dict[str, Any]:
     """Rows of the table of differences, those of the metrics ``first`` before the others."""
     metrics = [key for key in report["metrics"] if key in first] + [k for k in report["metrics"] if k not in first]
     found = [d for d in report["differences"] if d["metric"] in metrics]
@@ -137,11 +138,11 @@ def _statistics(report: Mapping[str, Any], first: Sequence[str]) -> dict[str, An
         "rows": found[:TABLE_ROWS],
         "left_out": len(found[TABLE_ROWS:]),
         "roles": sorted({report["metrics"][d["metric"]]["role"] for d in found}, key=ROLES.index),
-        "verdicts": sorted({d["verdict"].partition(" (")[0] for d in found}),
+        "verdicts": sorted({d["verdict"] for d in found}),
     }
 
 
-def _per_concept(report: Mapping[str, Any]) -> dict[str, Any]:
+def _per_concept(report: Report) -> dict[str, Any]:
     """One row per concept and arm, with a list of values under each key, one per seed."""
     keys = ("splits", "main_f1", "hole_rate", "fraction", "full", "recovered", "candidates")
     rows: dict[tuple[str, str], dict[str, Any]] = {}
@@ -159,7 +160,7 @@ def _per_concept(report: Mapping[str, Any]) -> dict[str, Any]:
     return {"rows": found[:TABLE_ROWS], "left_out": len(found[TABLE_ROWS:]), "concepts": concepts}
 
 
-def _sweep(report: Mapping[str, Any]) -> dict[str, Any]:
+def _sweep(report: Report) -> dict[str, Any]:
     """Per arm the fraction under other gates, mean over concepts and seeds."""
     found: dict[str, dict[tuple[float, float], list[float | None]]] = {}
     for entry in report["per_concept"]:

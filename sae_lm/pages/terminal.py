@@ -1,10 +1,9 @@
 """The report as plain text for a terminal."""
 
 import textwrap
-from collections.abc import Mapping
-from typing import Any
 
 from sae_lm.pages.charts import headline, ordered
+from sae_lm.pages.schema import Difference, Report
 from sae_lm.pages.summary import ROLES, differences_by_arm, facts, further_metrics, number_of_seeds, skipped_reasons
 from sae_lm.pages.text import number, signed, spread, visible
 
@@ -12,14 +11,14 @@ WIDTH = 120
 
 
 SHORT = {"not distinguishable": "n.d.", "L0 not matched": "L0 differs"}
-"""Verdicts as the terminal's columns have room for, brackets left out."""
+"""Verdicts as the terminal's columns have room for."""
 
 
 TERMINAL_FINDINGS = 12
 """Findings in the terminal, at most."""
 
 
-def text_table(report: Mapping[str, Any]) -> str:
+def text_table(report: Report) -> str:
     """The report as plain text of at most 120 columns, unless a single column is wider."""
     arms, metrics, told = ordered(report), report["metrics"], report["findings"]
     lines = [*_wrap("; ".join(f"{term} {fact}" for term, fact in facts(report))), "", *_wrap(report["answer"])]
@@ -46,8 +45,8 @@ def text_table(report: Mapping[str, Any]) -> str:
             for key in headline(report)
         ]
         lines += ["", *_columns(["paired difference [95%]", *differences], columns)]
-        heads = {difference["verdict"].partition(" (")[0] for difference in report["differences"]}
-        lines += [f"{short}: {verdict}" for verdict, short in SHORT.items() if verdict in heads]
+        verdicts = {difference["verdict"] for difference in report["differences"]}
+        lines += [f"{short}: {verdict}" for verdict, short in SHORT.items() if verdict in verdicts]
     used = [concept for concept in report["concepts"] if concept["skipped"] is None]
     names = ", ".join(f"{c['name']} ({number(c['probe_f1'], 2)}, {c['types']})" for c in used) or "none"
     lines += ["", *_wrap(f"concepts used (probe F1, token types), {len(used)} of {len(report['concepts'])}: {names}")]
@@ -59,12 +58,11 @@ def _wrap(text: str) -> list[str]:
     return textwrap.wrap(visible(text), WIDTH, subsequent_indent="    ")
 
 
-def _difference_text(d: Mapping[str, Any] | None) -> str:
+def _difference_text(d: Difference | None) -> str:
     if d is None or d["mean"] is None:
         return "-"
     interval = "" if d["low"] is None else f" [{signed(d['low'])}, {signed(d['high'])}]"
-    head = d["verdict"].partition(" (")[0]
-    return f"{signed(d['mean'])}{interval} {SHORT.get(head, head)}"
+    return f"{signed(d['mean'])}{interval} {SHORT.get(d['verdict'], d['verdict'])}"
 
 
 def _columns(labels: list[str], columns: list[list[str]]) -> list[str]:

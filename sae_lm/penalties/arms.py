@@ -68,6 +68,17 @@ class Arm(NamedTuple):
         return Arm("none", 0.0, arch=self.arch, k=self.k)
 
     @property
+    def family(self) -> "Arm":
+        """The arm without its k: the rungs of a ladder over k are one family."""
+        return self._replace(k=None)
+
+    @property
+    def variant(self) -> str:
+        """The penalty with its options, without coefficient and k: ``max_cos@anchored``, and ``none`` as it is."""
+        penalty, at, options = self.family.name.partition("@")
+        return penalty.partition(":")[0] + at + options
+
+    @property
     def steered(self) -> bool:
         """Whether the coefficient is a controller's (sae_lm.penalties.controllers), which begins at `coefficient`."""
         return self.fvu is not None or self.coherence is not None

@@ -14,7 +14,7 @@ import sae_lm
 from sae_lm.commands.cache import cache
 from sae_lm.commands.compare import compare
 from sae_lm.commands.train import train
-from sae_lm.comparison.outcomes import METRICS
+from sae_lm.comparison.outcomes import METRICS, NOT_OUTCOMES
 from sae_lm.errors import SaeError, SaeLmError, SettingsError, StoreError
 from sae_lm.runtime.files import write_whole
 from sae_lm.sae.formats.saelens import save
@@ -54,7 +54,7 @@ def test_the_report_holds_what_its_schema_says(report):
     values, out = report
     assert json.loads((out / "report.json").read_text()) == json.loads(json.dumps(values))
     assert (out / "report.html").stat().st_size > 10_000 and list((out / "figures").glob("*.svg"))
-    assert (values["format"], values["version"], values["partial"]) == ("sae_lm comparison", 2, [])
+    assert (values["format"], values["version"], values["partial"]) == ("sae_lm comparison", 3, [])
     arms = ["none@k=4", "none@k=6", "max_cos:0.5@k=4", "max_cos:0.5@k=6"]
     assert list(values["arms"]) == arms and values["seeds"] == [0, 1]
     assert {(a["family"], a["k"], a["arch"]) for a in values["arms"].values()} == {
@@ -68,10 +68,11 @@ def test_the_report_holds_what_its_schema_says(report):
     assert {(d["arm"], d["baseline"]) for d in values["differences"]} == {
         (a, a.replace("max_cos:0.5", "none")) for a in arms[2:]
     }
-    assert all(
-        d["verdict"] == "no claim (< 3 seeds)" or None in d["per_seed"] or d["metric"] in optional
-        for d in values["differences"]
-    )
+    claims = {d["metric"]: (d["verdict"], d["reason"]) for d in values["differences"] if d["metric"] not in optional}
+    assert set(claims) == METRICS.keys() - optional - set(NOT_OUTCOMES)
+    assert set(claims.values()) == {("no claim", "< 3 seeds")}
+    unasked = {d["reason"] for d in values["differences"] if d["metric"] == "composition_rate"}
+    assert unasked == {"no values"}
     for key in ("hole_rate", "absorption_fraction", "fvu", "l0", "ce_spliced"):
         assert values["noise"][key]["evaluation"] is not None and values["noise"][key]["training"] is not None, key
     shares = values["nearest_cos"]
@@ -129,7 +130,7 @@ def test_one_seed_and_a_missing_one_make_a_partial_report(runs, tmp_path):
     shutil.rmtree(copy / "max_cos_0.5@k=6-seed1")
     values = compare(comparing(copy, tmp_path / "out", min_types=10_000))
     assert values["seeds"] == [0] and "max_cos_0.5@k=6-seed1 missing" in values["partial"][0]
-    assert all(d["verdict"].startswith("no claim") for d in values["differences"])
+    assert values["differences"] and {d["verdict"] for d in values["differences"]} == {"no claim"}
     assert [g["to_seed"] for g in values["genealogy"]] == [0, 0, 0]
 
 
