@@ -303,13 +303,25 @@ def narrow(tiny_store, tmp_path_factory):
     return train(TrainSettings(store=tiny_store, arms="none@k=4,max_cos:0.5@k=4", seeds=2, out=out, **settings))
 
 
-def test_a_damaged_narrower_sae_is_named_before_the_long_part_of_the_work(runs, narrow, tmp_path, monkeypatch):
-    monkeypatch.setattr("sae_lm.comparison.measure._build_evaluation_set", no_measuring)
+def test_a_damaged_narrower_sae_is_named_before_the_long_part_of_the_work(runs, narrow, tmp_path):
     copy = shutil.copytree(narrow, tmp_path / "narrow")
     path = copy / "max_cos_0.5@k=4-seed1" / "sae_weights.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(SaeError, match="max_cos_0.5@k=4-seed1.* cannot be read"):
-        compare(comparing(runs, tmp_path / "out", narrower=copy))
+        # what the concepts' rows are taken from is asked for later, and is refused
+        compare(comparing(runs, tmp_path / "out", narrower=copy, prompts=True))
+
+
+def test_every_metric_is_measured_where_all_is_asked_for(runs, narrow, tiny_model, tmp_path, monkeypatch):
+    # a meta-SAE takes ten seconds to train
+    monkeypatch.setattr("sae_lm.comparison.measure.composition_rate", lambda W_dec, alive, seed: 0.5)
+    asked = {"narrower": narrow, "composition": True, "contextual": True, "model": str(tiny_model), "ce_contexts": 4}
+    values = compare(comparing(runs, tmp_path / "out", **asked))
+    of_narrow = values["arms"]["none@k=4"]["values"], values["arms"]["max_cos:0.5@k=4"]["values"]
+    measured = {
+        key for per_seed in of_narrow for key, numbers in per_seed.items() if any(n is not None for n in numbers)
+    }
+    assert measured == METRICS.keys()
 
 
 def test_latents_are_traced_from_narrower_saes_of_the_next_seed(runs, narrow, tiny_store, tmp_path):
@@ -363,8 +375,10 @@ def test_prompts_without_a_language_model_are_refused(runs, tmp_path):
 
 
 def test_prompts_and_places_are_measured_like_tokens_in_text(runs, tiny_model, tmp_path):
-    changes = {"prompts": True, "contextual": True, "model": str(tiny_model), "ce_contexts": 4}
+    changes = {"prompts": True, "contextual": True, "model": str(tiny_model), "ce_contexts": 4, "probe_gate": 0.2}
     values = compare(comparing(runs, tmp_path, **changes))
     kinds = {c["kind"] for c in values["concepts"]}
     assert "token" in kinds and "contextual" in kinds
-    assert all(event["before"] == "" for e in values["explorer"] for event in e["events"] if e["concept"] == "digit")
+    of_tokens = {c["name"] for c in values["concepts"] if c["kind"] == "token"}
+    before = [event["before"] for e in values["explorer"] if e["concept"] in of_tokens for event in e["events"]]
+    assert before and not any(before), "a token alone stands in no text"
