@@ -130,11 +130,11 @@ def against_l0(report: Report, key: str) -> Chart | None:
     if key == "fvu":
         front = sorted((dot.x, dot.y) for dot in dots if report["arms"][dot.arm].get("pareto"))
         lines += [Line(tuple(front), "", "dashed")] if len(front) > 1 else []
-    ticks = [(l0, f"{l0:.3g}") for l0 in _apart(sorted(dot.x for dot in dots))]
+    ticks = [(l0, f"{l0:.3g}") for l0 in spaced(sorted(dot.x for dot in dots))]
     return Chart(report["metrics"][key]["label"], "L0", "", dots, lines, ticks, log_x=True)
 
 
-def _apart(values: Sequence[float | int]) -> list[float | int]:
+def spaced(values: Sequence[float | int]) -> list[float | int]:
     """Those that leave room for their labels on a log axis, at most six."""
     kept: list[float | int] = []
     least = max(1.05, (values[-1] / values[0]) ** (1 / 7))
@@ -207,7 +207,7 @@ def along_coefficient(report: Report, key: str) -> Chart | None:
                 lines.append(Line(((x, interval[0]), (x, interval[1])), d["arm"], "thin"))
     if not dots:
         return None
-    ticks = [(x, f"{x:g}") for x in _apart(sorted(dot.x for dot in dots))]
+    ticks = [(x, f"{x:g}") for x in spaced(sorted(dot.x for dot in dots))]
     label = report["metrics"][key]["label"]
     return Chart(label, "coefficient", "difference", dots, lines, ticks, log_x=True, zero="y")
 
