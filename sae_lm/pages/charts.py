@@ -1,4 +1,4 @@
-"""report -> charts: what is drawn, in the data's coordinates; ``figures`` draws it, on the page and for a paper.
+"""Turn a report into charts: what is drawn, in the data's own coordinates. `svg` and `figures` draw them.
 
 Formats, never measures: only means over seeds are taken here.
 """
@@ -30,8 +30,8 @@ class Dot(NamedTuple):
     x: float
     y: float
     arm: str
-    told: str
-    """what a pointer at rest is told"""
+    tooltip: str
+    """shown to a pointer at rest"""
     hollow: bool = False
 
 
@@ -59,9 +59,9 @@ class Chart(NamedTuple):
 
 def looks(report: Report) -> dict[str, Look]:
     """Every arm's look. Penalties past the last colour get the first again, with other marks."""
-    families = list(dict.fromkeys(report["arms"][name]["family"] for name in ordered(report)))
+    families = list(dict.fromkeys(report["arms"][name]["family"] for name in order_arms(report)))
     variants: dict[str, list[str]] = {}
-    for arm in (report["arms"][name] for name in ordered(report)):
+    for arm in (report["arms"][name] for name in order_arms(report)):
         of_variant = variants.setdefault(arm["variant"], [])
         if arm["family"] not in of_variant:
             of_variant.append(arm["family"])
@@ -85,7 +85,7 @@ def is_baseline(report: Report, name: str) -> bool:
     return report["arms"][name]["family"] == baseline_family(report)
 
 
-def ordered(report: Report) -> list[str]:
+def order_arms(report: Report) -> list[str]:
     """The arms, the baseline's first, else as the report has them."""
     return sorted(report["arms"], key=lambda name: not is_baseline(report, name))
 
@@ -98,8 +98,8 @@ def headline(report: Report) -> list[str]:
 
 
 def mean(values: Iterable[float | int | None]) -> float | None:
-    there = [value for value in values if value is not None]
-    return statistics.fmean(there) if there else None
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if known else None
 
 
 def several_l0(report: Report) -> bool:
@@ -115,12 +115,12 @@ def against_l0(report: Report, key: str) -> Chart | None:
     """A metric against L0, a line along the k of a family, a thin upright one over the seeds of an arm."""
     dots, lines, ladders = [], [], {}
     for name, arm in report["arms"].items():
-        there = [value for value in arm["values"][key] if value is not None]
-        l0, middle = mean(arm["values"]["l0"]), mean(there)
+        known = [value for value in arm["values"][key] if value is not None]
+        l0, middle = mean(arm["values"]["l0"]), mean(known)
         if l0 is None or middle is None or l0 <= 0:
             continue
-        dots.append(Dot(l0, middle, name, f"{name}: {middle:.4g} at L0 {l0:.3g}, {len(there)} seeds"))
-        lines.append(Line(((l0, min(there)), (l0, max(there))), name, "thin"))
+        dots.append(Dot(l0, middle, name, f"{name}: {middle:.4g} at L0 {l0:.3g}, {len(known)} seeds"))
+        lines.append(Line(((l0, min(known)), (l0, max(known))), name, "thin"))
         ladders.setdefault(arm["family"], []).append(dots[-1])
     if not dots:
         return None
@@ -130,11 +130,11 @@ def against_l0(report: Report, key: str) -> Chart | None:
     if key == "fvu":
         front = sorted((dot.x, dot.y) for dot in dots if report["arms"][dot.arm].get("pareto"))
         lines += [Line(tuple(front), "", "dashed")] if len(front) > 1 else []
-    ticks = [(l0, f"{l0:.3g}") for l0 in spaced(sorted(dot.x for dot in dots))]
+    ticks = [(l0, f"{l0:.3g}") for l0 in space_out(sorted(dot.x for dot in dots))]
     return Chart(report["metrics"][key]["label"], "L0", "", dots, lines, ticks, log_x=True)
 
 
-def spaced(values: Sequence[float | int]) -> list[float | int]:
+def space_out(values: Sequence[float | int]) -> list[float | int]:
     """Those that leave room for their labels on a log axis, at most six."""
     kept: list[float | int] = []
     least = max(1.05, (values[-1] / values[0]) ** (1 / 7))
@@ -146,7 +146,7 @@ def spaced(values: Sequence[float | int]) -> list[float | int]:
 
 def by_seed(report: Report, key: str) -> Chart | None:
     """A dot per arm and seed, the seeds joined from arm to arm."""
-    names = ordered(report)
+    names = order_arms(report)
     values = {name: report["arms"][name]["values"][key] for name in names}
     dots = [
         Dot(value, -row, name, f"{name}, seed {seed}: {value:.4g}")
@@ -170,8 +170,8 @@ def forest(report: Report, key: str) -> Chart | None:
             continue
         y, interval = -len(rows), _interval(d)
         ends = f" [{interval[0]:+.4g}, {interval[1]:+.4g}]" if interval else ""
-        told = f"{d['arm']} - {d['baseline']}: {d['mean']:+.4g}{ends}, {verdict_text(d)}"
-        dots.append(Dot(d["mean"], y, d["arm"], told, d["verdict"] not in ("lower", "higher")))
+        tooltip = f"{d['arm']} - {d['baseline']}: {d['mean']:+.4g}{ends}, {verdict_text(d)}"
+        dots.append(Dot(d["mean"], y, d["arm"], tooltip, d["verdict"] not in ("lower", "higher")))
         if d["detectable"] is not None:
             lines.append(Line(((-d["detectable"], y), (d["detectable"], y)), "", "band"))
         if interval:
@@ -201,13 +201,13 @@ def along_coefficient(report: Report, key: str) -> Chart | None:
         curve.sort(key=lambda point: point[0])
         lines += [Line(((x, y), (x2, y2)), d["arm"]) for (x, y, _), (x2, y2, d) in itertools.pairwise(curve)]
         for x, y, d in curve:
-            told = f"{d['arm']}: {y:+.4g}, {verdict_text(d)}"
-            dots.append(Dot(x, y, d["arm"], told, d["verdict"] not in ("lower", "higher")))
+            tooltip = f"{d['arm']}: {y:+.4g}, {verdict_text(d)}"
+            dots.append(Dot(x, y, d["arm"], tooltip, d["verdict"] not in ("lower", "higher")))
             if interval := _interval(d):
                 lines.append(Line(((x, interval[0]), (x, interval[1])), d["arm"], "thin"))
     if not dots:
         return None
-    ticks = [(x, f"{x:g}") for x in spaced(sorted(dot.x for dot in dots))]
+    ticks = [(x, f"{x:g}") for x in space_out(sorted(dot.x for dot in dots))]
     label = report["metrics"][key]["label"]
     return Chart(label, "coefficient", "difference", dots, lines, ticks, log_x=True, zero="y")
 
@@ -220,15 +220,15 @@ def nearest_cosines(report: Report, names: Sequence[str], title: str) -> Chart |
         return None
     null = report["nearest_cos"]["null"] or []
     # the range of all arms, so that charts beside each other can be compared
-    seen = [bin for of in (*shares.values(), null) for bin, share in enumerate(of) if share and share > 5e-4]
-    first, last = min(seen, default=0), max(seen, default=len(edges) - 2) + 1
+    filled = [bin for values in (*shares.values(), null) for bin, share in enumerate(values) if share and share > 5e-4]
+    first, last = min(filled, default=0), max(filled, default=len(edges) - 2) + 1
 
-    def steps(of: Sequence[float | int | None]) -> tuple[tuple[float, float], ...]:
-        inside = [(float(edges[bin + side]), float(of[bin] or 0)) for bin in range(first, last) for side in (0, 1)]
+    def steps(values: Sequence[float | int | None]) -> tuple[tuple[float, float], ...]:
+        inside = [(float(edges[bin + side]), float(values[bin] or 0)) for bin in range(first, last) for side in (0, 1)]
         return ((float(edges[first]), 0.0), *inside, (float(edges[last]), 0.0))
 
     lines = [Line(steps(null), "", "area")] if null else []
-    lines += [Line(steps(of), name, "step") for name, of in drawn.items()]
+    lines += [Line(steps(values), name, "step") for name, values in drawn.items()]
     return Chart(title, "cosine to the nearest other row", "share of latents", (), lines)
 
 
@@ -237,7 +237,7 @@ def nearest_panels(report: Report) -> dict[int | None, list[Chart]]:
     panels: dict[int | None, list[Chart]] = {}
     ks = list(dict.fromkeys(arm["k"] for arm in report["arms"].values())) if report["nearest_cos"] else []
     for k in ks:
-        here = [name for name in ordered(report) if report["arms"][name]["k"] == k]
+        here = [name for name in order_arms(report) if report["arms"][name]["k"] == k]
         base = [name for name in here if is_baseline(report, name)]
         variants = dict.fromkeys(report["arms"][name]["variant"] for name in here if name not in base)
         for variant in variants or {report["baseline"]: None}:

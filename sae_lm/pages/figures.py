@@ -20,7 +20,7 @@ from sae_lm.pages.charts import (
     several_l0,
 )
 from sae_lm.pages.schema import Report
-from sae_lm.pages.svg import DASHES, GREY, SHAPES, TONES, fitted, panel
+from sae_lm.pages.svg import DASHES, GREY, SHAPES, TONES, panel, shorten_middle
 from sae_lm.pages.text import visible
 from sae_lm.runtime.files import write_whole
 
@@ -30,7 +30,7 @@ FIGURES: dict[str, Callable[[Report], list[Chart | None]]] = {
     "seeds": lambda report: [by_seed(report, key) for key in headline(report) if not several_l0(report)],
     "differences": lambda report: [forest(report, key) for key in headline(report)],
     "coefficients": lambda report: [along_coefficient(report, key) for key in headline(report)],
-    "nearest_cos": lambda report: [chart for of in nearest_panels(report).values() for chart in of],
+    "nearest_cos": lambda report: [chart for panel in nearest_panels(report).values() for chart in panel],
 }
 """File name for a paper -> its charts."""
 
@@ -119,9 +119,11 @@ def _handle(look: Look, family: str, stepped: bool) -> Any:
 def _grey_handles(charts: Sequence[Chart]) -> list[Any]:
     from matplotlib.patches import Patch
 
-    said = {"area": "random directions", "band": "detectable difference"}
+    labels = {"area": "random directions", "band": "detectable difference"}
     styles = {line.style for chart in charts for line in chart.lines}
-    return [Patch(color=GREY, alpha=0.3, linewidth=0, label=label) for style, label in said.items() if style in styles]
+    return [
+        Patch(color=GREY, alpha=0.3, linewidth=0, label=label) for style, label in labels.items() if style in styles
+    ]
 
 
 def paint_axes(axis: Any, chart: Chart, styles: Mapping[str, Look]) -> None:
@@ -142,7 +144,7 @@ def paint_axes(axis: Any, chart: Chart, styles: Mapping[str, Look]) -> None:
         axis.plot([x], [dot.y], mark, color=tone, markerfacecolor=face, markersize=4, markeredgewidth=0.9)
     axis.set(xlim=frame.x, ylim=frame.y)
     axis.set_xticks([at for at, _ in frame.x_ticks], [label for _, label in frame.x_ticks])
-    axis.set_yticks([at for at, _ in frame.y_ticks], [fitted(label, 28) for _, label in frame.y_ticks])
+    axis.set_yticks([at for at, _ in frame.y_ticks], [shorten_middle(label, 28) for _, label in frame.y_ticks])
 
 
 def _paint_line(axis: Any, chart: Chart, line: Line, look: Look | None) -> None:

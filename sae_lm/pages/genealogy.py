@@ -1,10 +1,10 @@
-"""report -> where its latents come from, as the page shows it: bars, trees, and what became of narrower SAEs."""
+"""Prepare for the page where latents come from: bars, trees, and what became of narrower SAEs."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from sae_lm.pages.charts import mean
-from sae_lm.pages.schema import Report
+from sae_lm.pages.schema import Report, Widths
 
 KINDS = ("kept", "split", "merged", "absorbed", "novel")
 """Kinds of latents in a genealogy that are parts of one SAE; "lost" ones are of the other."""
@@ -43,10 +43,10 @@ def trees(report: Report) -> dict[str, Any]:
 
 def widths(report: Report) -> dict[str, Any]:
     """Per arm, means over seeds of what became of a narrower SAE's latents."""
-    found: dict[str, list[Mapping[str, Any]]] = {}
+    by_arm: dict[str, list[Widths]] = {}
     for entry in report["widths"]:
-        found.setdefault(entry["arm"], []).append(entry)
-    thresholds = [of["threshold"] for of in report["widths"][0]["curve"]] if found else []
+        by_arm.setdefault(entry["arm"], []).append(entry)
+    thresholds = [point["threshold"] for point in report["widths"][0]["curve"]] if by_arm else []
     rows = [
         {
             "arm": arm,
@@ -57,7 +57,7 @@ def widths(report: Report) -> dict[str, Any]:
             "stitched": [e["stitched_novel"] for e in entries],
             **{key: mean(e["novelty"][key] if e["novelty"] else None for e in entries) for key in ("threshold", "auc")},
         }
-        for arm, entries in found.items()
+        for arm, entries in by_arm.items()
     ]
     return {
         "thresholds": thresholds,

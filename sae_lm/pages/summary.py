@@ -3,19 +3,19 @@
 import re
 from collections import Counter
 
-from sae_lm.pages.charts import headline, mean, ordered
+from sae_lm.pages.charts import headline, mean, order_arms
 from sae_lm.pages.schema import Difference, Report
 from sae_lm.pages.text import visible
 
 ROLES = ("primary", "quality", "check", "context")
 
 
-def facts(report: Report) -> list[tuple[str, str]]:
+def summary_rows(report: Report) -> list[tuple[str, str]]:
     """What was compared, as terms and values."""
     training, store = report["training"], report["store"]
     ks = sorted({str(arm["k"]) for arm in report["arms"].values() if arm["k"] is not None}, key=int)
     used = sum(concept["skipped"] is None for concept in report["concepts"])
-    facts = [
+    rows = [
         ("model", store["recipe"]["model"]["id"]),
         ("hook", training["hook"]),
         ("latents", f"{training['d_sae']:,}"),
@@ -27,7 +27,7 @@ def facts(report: Report) -> list[tuple[str, str]]:
         ("concepts", f"{used} of {len(report['concepts'])}"),
         ("baseline", report["baseline"]),
     ]
-    return [(term, visible(fact)) for term, fact in facts]
+    return [(term, visible(fact)) for term, fact in rows]
 
 
 def number_of_seeds(report: Report) -> str:
@@ -36,10 +36,10 @@ def number_of_seeds(report: Report) -> str:
 
 def differences_by_arm(report: Report) -> dict[str, dict[str, Difference]]:
     """Arm -> metric -> its difference from the baseline, in the order of the arms."""
-    found: dict[str, dict[str, Difference]] = {}
-    for difference in sorted(report["differences"], key=lambda d: ordered(report).index(d["arm"])):
-        found.setdefault(difference["arm"], {})[difference["metric"]] = difference
-    return found
+    by_arm: dict[str, dict[str, Difference]] = {}
+    for difference in sorted(report["differences"], key=lambda d: order_arms(report).index(d["arm"])):
+        by_arm.setdefault(difference["arm"], {})[difference["metric"]] = difference
+    return by_arm
 
 
 def skipped_reasons(report: Report) -> Counter[str]:
@@ -54,5 +54,5 @@ def further_metrics(report: Report, role: str) -> list[str]:
     return [
         key
         for key, metric in report["metrics"].items()
-        if metric["role"] == role and key not in opening and any(mean(of[key]) is not None for of in values)
+        if metric["role"] == role and key not in opening and any(mean(metrics[key]) is not None for metrics in values)
     ]

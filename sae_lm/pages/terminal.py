@@ -3,9 +3,16 @@
 import textwrap
 from collections.abc import Sequence
 
-from sae_lm.pages.charts import headline, ordered
+from sae_lm.pages.charts import headline, order_arms
 from sae_lm.pages.schema import Difference, Report
-from sae_lm.pages.summary import ROLES, differences_by_arm, facts, further_metrics, number_of_seeds, skipped_reasons
+from sae_lm.pages.summary import (
+    ROLES,
+    differences_by_arm,
+    further_metrics,
+    number_of_seeds,
+    skipped_reasons,
+    summary_rows,
+)
 from sae_lm.pages.text import number, signed, spread, visible
 
 WIDTH = 120
@@ -40,10 +47,10 @@ def columns(
     lines, first = [], 0
 
     def line(label: str, texts: Sequence[str], block: range) -> str:
-        fitted = [
+        padded = [
             text.ljust(widths[c]) if left else text.rjust(widths[c]) for text, c in zip(texts, block, strict=True)
         ]
-        return "  ".join([label.ljust(margin), *fitted]).rstrip()
+        return "  ".join([label.ljust(margin), *padded]).rstrip()
 
     while first < len(cells):
         last, total = first, margin
@@ -64,19 +71,21 @@ def columns(
 
 def text_table(report: Report) -> str:
     """The report as plain text of at most 120 columns, unless a single column is wider."""
-    arms, metrics, told = ordered(report), report["metrics"], report["findings"]
-    lines = [*_wrap("; ".join(f"{term} {fact}" for term, fact in facts(report))), "", *_wrap(report["answer"])]
-    lines += [""] * bool(report["partial"]) + [line for said in report["partial"] for line in _wrap(f"partial: {said}")]
-    lines += ["", *(line for finding in told[:TERMINAL_FINDINGS] for line in _wrap(finding))]
-    if len(told) > TERMINAL_FINDINGS:
-        lines += [f"... and {len(told) - TERMINAL_FINDINGS} more in the report's findings"]
+    arms, metrics, findings = order_arms(report), report["metrics"], report["findings"]
+    lines = [*_wrap("; ".join(f"{term} {fact}" for term, fact in summary_rows(report))), "", *_wrap(report["answer"])]
+    lines += [""] * bool(report["partial"]) + [
+        line for sentence in report["partial"] for line in _wrap(f"partial: {sentence}")
+    ]
+    lines += ["", *(line for finding in findings[:TERMINAL_FINDINGS] for line in _wrap(finding))]
+    if len(findings) > TERMINAL_FINDINGS:
+        lines += [f"... and {len(findings) - TERMINAL_FINDINGS} more in the report's findings"]
     keys = headline(report)
     keys += [key for role in ROLES[:3] for key in further_metrics(report, role)]
     outcomes = [
         [
             metrics[key]["label"],
             *(spread(report["arms"][arm]["values"][key]) for arm in arms),
-            *(number(of.get(key)) for of in report["controls"].values()),
+            *(number(metrics.get(key)) for metrics in report["controls"].values()),
         ]
         for key in keys
     ]
@@ -85,7 +94,7 @@ def text_table(report: Report) -> str:
     differences = differences_by_arm(report)
     if differences:
         compared = [
-            [metrics[key]["label"], *(_difference_text(of.get(key)) for of in differences.values())]
+            [metrics[key]["label"], *(_difference_text(metrics.get(key)) for metrics in differences.values())]
             for key in headline(report)
         ]
         lines += ["", *columns(["paired difference [95%]", *differences], compared)]

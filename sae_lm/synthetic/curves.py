@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sae_lm.metrics.statistics import student_t
-from sae_lm.pages.charts import SHAPES, TONES, Chart, Dot, Line, Look, spaced
+from sae_lm.pages.charts import SHAPES, TONES, Chart, Dot, Line, Look, space_out
 from sae_lm.pages.figures import painter
 from sae_lm.runtime.files import write_whole
 
@@ -52,7 +52,7 @@ def curve(families: Ladders, metric: str, base: float) -> Chart | None:
     coefficients = sorted({dot.x for dot in dots})
     if math.isfinite(base):
         lines.append(Line(((coefficients[0], base), (coefficients[-1], base)), ""))
-    ticks = [(x, f"{x:g}") for x in spaced(coefficients)]
+    ticks = [(x, f"{x:g}") for x in space_out(coefficients)]
     return Chart(metric, "coefficient", "", dots, lines, ticks, log_x=True)
 
 

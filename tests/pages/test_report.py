@@ -21,7 +21,7 @@ from sae_lm.pages.genealogy import TREE_LINES
 from sae_lm.pages.report import PAGE_BYTES, visible, write_html
 from sae_lm.pages.svg import SHAPES, TONES, panel, svg, ticks
 from sae_lm.pages.terminal import TERMINAL_FINDINGS, text_table
-from sae_lm.pages.text import chance, number, signed, spread
+from sae_lm.pages.text import number, p_value, signed, spread
 from sae_lm.settings import CompareSettings
 
 MANY = tuple(["none", *(f"{p}:{c}" for p in ("abs_cos", "sq_cos", "max_cos", "coactive") for c in (0.1, 0.3, 1))])
@@ -65,7 +65,7 @@ def test_numbers_have_about_four_digits_and_missing_ones_are_a_dash() -> None:
         "-", "0.1235", "1.235", "12.35", "1,234.6",
     ]  # fmt: skip
     assert [signed(value) for value in (None, 0.5, -0.5)] == ["-", "+0.5000", "-0.5000"]
-    assert [chance(p) for p in (None, 0.0625, 0.00001, 1)] == ["-", "0.062", "< .001", "1.000"]
+    assert [p_value(p) for p in (None, 0.0625, 0.00001, 1)] == ["-", "0.062", "< .001", "1.000"]
     assert spread([0.5, 0.6, 0.7]) == "0.6000 ± 0.1000"
     assert spread([0.5, None]) == "0.5000"
     assert spread([None, None]) == "-"
@@ -362,7 +362,7 @@ def test_the_explorers_data_are_the_reports_events_in_the_order_of_the_arms(tmp_
     assert (before, token, after) == ("he said.↵", " token0 of digit, seed 0", " and went")
     assert sides[0] == [1, [[5, 0.0]], [77, 3.25, 0.61, 0.21, 0.05, " The"]]
     assert sides[1] == [0, [[5, 2.5]], None]
-    assert data["held"] == 12 and data["left_out"] == 0
+    assert data["shown"] == 12 and data["left_out"] == 0
 
 
 def test_of_several_k_the_explorer_begins_with_arms_of_one(tmp_path: Path) -> None:
@@ -386,7 +386,7 @@ def test_events_that_do_not_fit_are_left_out_evenly_and_counted(
     page = page_of(make_report(concepts=3, events=40), tmp_path)
     assert 109_000 < len(page.encode()) <= 110_000
     data = data_of(page)
-    assert 0 < data["held"] < 240 and data["held"] + data["left_out"] == 3 * 2 * 40
+    assert 0 < data["shown"] < 240 and data["shown"] + data["left_out"] == 3 * 2 * 40
     kept = [len(entry[3]) for entry in data["entries"] if entry[1] == 0]
     assert len(kept) == 3 and max(kept) - min(kept) <= 1, "no concept is left out for another"
 
