@@ -76,7 +76,7 @@ def measure_cross_entropies(
     left_alone = store.special(blocks) | store.rowless(first, stop)
     with Progress("in the language model", len(blocks) * len(runs.by_key), "context") as bar:
         saes = Loaded(runs.by_key, device)
-        parts = spliced_entropies(model.bridge, blocks, left_alone, hook, saes, mean, bar.update)
+        parts = _by_block(model.bridge, HeldOutText(blocks, left_alone, hook, mean), saes, bar.update)
     pooled = {key: pooled_entropy(of_blocks) for key, of_blocks in parts.items()}
     one = next(iter(pooled.values()))
     shared = {"tokens": one.tokens, "clean": one.clean, "ablated": one.ablated, "mean_ablated": one.mean_ablated}
@@ -91,20 +91,24 @@ BLOCKS, CONTEXTS = 12, 16
 """For the noise of the cross-entropy: blocks of contexts, at least; contexts in each, at most."""
 
 
-def spliced_entropies(
-    model: Any,
-    blocks: Int[Tensor, "contexts pos"],
-    special: Bool[Tensor, "contexts pos"],
-    hook: str,
-    saes: Mapping[Name, SAE],
-    mean: Float[Tensor, " d_in"],
-    tell: Callable[[int], object],
+class HeldOutText(NamedTuple):
+    blocks: Int[Tensor, "contexts pos"]
+    """token ids"""
+    left_alone: Bool[Tensor, "contexts pos"]
+    """tokens at which nothing is put in the hook's place and from which nothing is predicted that counts"""
+    hook: str
+    mean: Float[Tensor, " d_in"]
+    """the hook's mean row"""
+
+
+def _by_block(
+    model: Any, text: HeldOutText, saes: Mapping[Name, SAE], tell: Callable[[int], object]
 ) -> dict[Name, list[CrossEntropy]]:
     """`cross_entropies` of each block of contexts."""
-    size = max(1, min(CONTEXTS, len(blocks) // BLOCKS))
+    size = max(1, min(CONTEXTS, len(text.blocks) // BLOCKS))
     parts = [
-        cross_entropies(model, part, marks, hook, saes, size, mean, tell)
-        for part, marks in zip(blocks.split(size), special.split(size), strict=True)
+        cross_entropies(model, blocks, left_alone, text.hook, saes, size, text.mean, tell)
+        for blocks, left_alone in zip(text.blocks.split(size), text.left_alone.split(size), strict=True)
     ]
     return {name: [part[name] for part in parts] for name in saes}
 

@@ -19,8 +19,9 @@ from sae_lm.pages import charts
 from sae_lm.pages.figures import write_figures
 from sae_lm.pages.genealogy import TREE_LINES
 from sae_lm.pages.report import PAGE_BYTES, visible, write_html
+from sae_lm.pages.schema import ArmEntry, Report
 from sae_lm.pages.svg import SHAPES, TONES, panel, svg, ticks
-from sae_lm.pages.terminal import TERMINAL_FINDINGS, text_table
+from sae_lm.pages.terminal import TERMINAL_FINDINGS, columns, text_table
 from sae_lm.pages.text import number, p_value, signed, spread
 from sae_lm.settings import CompareSettings
 
@@ -76,7 +77,30 @@ def test_every_character_shows_and_a_long_text_is_cut() -> None:
     assert visible("abcdef", 4) == "abc…" and visible("abcd", 4) == "abcd"
 
 
+# --- the report itself
+
+
+def test_the_report_made_by_hand_has_the_keys_of_a_real_one() -> None:
+    report = make_report()
+    assert report.keys() == Report.__annotations__.keys()
+    assert all(arm.keys() == ArmEntry.__annotations__.keys() for arm in report["arms"].values())
+
+
 # --- the terminal
+
+
+def test_columns_are_aligned_below_heads_of_several_lines_and_go_on_in_a_block_below() -> None:
+    table = columns(["", "a", "longer"], [["head", "1", "22"], ["a head of several words", "3", "4"]])
+    assert table == [
+        "                  a head of",
+        "        head  several words",
+        "---------------------------",
+        "a          1              3",
+        "longer    22              4",
+    ]
+    wide = columns(["", "a"], [["head", "x" * 50] for _ in range(3)])
+    assert [line.split() for line in wide if line.startswith("a")] == [["a", "x" * 50, "x" * 50], ["a", "x" * 50]]
+    assert columns(["rows:", "disk:"], [["12", "3.5 GB"]], heads=False, left=True) == ["rows:  12", "disk:  3.5 GB"]
 
 
 def test_the_table_says_what_was_compared_and_opens_with_the_answer() -> None:

@@ -12,7 +12,7 @@ from sae_lm.synthetic import ab_toy as composition
 from sae_lm.synthetic import suite
 from sae_lm.synthetic.ab_toy import WORLD, exact_construction, judge
 from sae_lm.synthetic.batched_training import Recipe, Trial
-from sae_lm.synthetic.curves import ladders, mean_and_reach, write_curves
+from sae_lm.synthetic.curves import curve, ladders, mean_and_reach, write_curves
 from sae_lm.synthetic.experiments import EXPERIMENTS, NONE
 from sae_lm.synthetic.worlds import all_inputs, forest
 
@@ -290,3 +290,13 @@ def test_curves_are_drawn_for_experiments_with_ladders(small, tmp_path):
     (path,) = write_curves(result, tmp_path)
     drawn = path.read_text()
     assert path.name == "superposition.svg" and drawn.startswith("<?xml") and "max_cos" in drawn
+
+
+def test_a_curve_has_a_mark_and_an_interval_per_coefficient_and_the_baseline_in_grey():
+    ladder = [(0.1, {"fvu": [0.2, 0.4]}), (1.0, {"fvu": [0.5, 0.5]}), (3.0, {"fvu": [None, None]})]
+    chart = curve({"max_cos": ladder}, "fvu", base=0.25)
+    assert chart is not None
+    assert [(dot.x, round(dot.y, 9), dot.arm) for dot in chart.dots] == [(0.1, 0.3, "max_cos"), (1.0, 0.5, "max_cos")]
+    assert [line.points for line in chart.lines if not line.arm] == [((0.1, 0.25), (1.0, 0.25))]
+    assert [line.style for line in chart.lines if line.arm] == ["thin", "thin", "solid"]
+    assert curve({"max_cos": ladder[2:]}, "fvu", base=0.25) is None
