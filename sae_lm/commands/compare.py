@@ -7,13 +7,13 @@ import csv
 import io
 import shutil
 from pathlib import Path
-from typing import Any
 
 from sae_lm.comparison.measure import measure
 from sae_lm.comparison.report import make_report
 from sae_lm.comparison.runs import find_store, read_runs
 from sae_lm.errors import SaeLmError
 from sae_lm.pages.figures import figure_paths
+from sae_lm.pages.schema import Report
 from sae_lm.runtime.device import pick_device
 from sae_lm.runtime.files import PART, check_folder, write_json, write_whole
 from sae_lm.settings import CompareSettings
@@ -21,7 +21,7 @@ from sae_lm.settings import CompareSettings
 FILES, FIGURES = ("report.json", "report.csv", "report.html"), "figures"
 
 
-def compare(settings: CompareSettings) -> dict[str, Any]:
+def compare(settings: CompareSettings) -> Report:
     """Measure every SAE below ``settings.runs``; write report.json, .csv, .html and figures/; return the report.
 
     The files are made aside and moved to their places together, over those of an earlier report.
@@ -42,7 +42,7 @@ def compare(settings: CompareSettings) -> dict[str, Any]:
     return report
 
 
-def _write(report: dict[str, Any], out: Path) -> None:
+def _write(report: Report, out: Path) -> None:
     from sae_lm.pages.report import write_figures, write_html
 
     aside = out / f"report{PART}"
@@ -61,7 +61,7 @@ def _write(report: dict[str, Any], out: Path) -> None:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def write_csv(report: dict[str, Any], path: Path) -> None:
+def write_csv(report: Report, path: Path) -> None:
     """The report's values, one row for each arm, seed and metric that has one; the controls without a seed."""
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")

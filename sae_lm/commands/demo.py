@@ -2,7 +2,6 @@
 
 import time
 from pathlib import Path
-from typing import Any
 
 from sae_lm.settings import CacheSettings, CompareSettings, DemoSettings, ShowSettings, TrainSettings
 
@@ -43,7 +42,7 @@ def demo(settings: DemoSettings) -> str:
     caching, training, comparing, showing = demo_settings(settings.out)
     cache(caching)
     train(training)
-    report: dict[str, Any] = compare(comparing)
+    report = compare(comparing)
     show(showing)
     minutes, seconds = divmod(round(time.monotonic() - began), 60)
     return (

@@ -16,6 +16,7 @@ from sae_lm.data.writer import BATCHES_BEHIND, Job, ShardMaker, describe_recipe
 from sae_lm.errors import TextError
 from sae_lm.lm.forward import open_forward
 from sae_lm.lm.source import find_model, load_tokenizer
+from sae_lm.pages.terminal import columns
 from sae_lm.runtime.device import pick_device
 from sae_lm.runtime.threads import WriteBehind
 from sae_lm.settings import EstimateSettings
@@ -44,14 +45,13 @@ class Estimate(NamedTuple):
         ended = " (all that the text has)" if self.text_ended else ""
         enough = "enough" if self.free > self.bytes else "NOT ENOUGH"
         widths = ", ".join(f"{hook} ({width})" for hook, width in self.hooks.items())
-        return "\n".join(
-            [
-                f"hooks:  {widths}",
-                f"rows:   {self.rows:,}{ended} in {self.shards:,} shards",
-                f"disk:   {self.bytes / 1e9:,.3g} GB, {self.free / 1e9:,.1f} GB free: {enough}",
-                f"time:   {_duration(self.seconds)} at {self.rows_per_second:,.0f} rows/s ({self.forward}, measured just now)",
-            ]
-        )
+        rows = {
+            "hooks:": widths,
+            "rows:": f"{self.rows:,}{ended} in {self.shards:,} shards",
+            "disk:": f"{self.bytes / 1e9:,.3g} GB, {self.free / 1e9:,.1f} GB free: {enough}",
+            "time:": f"{_duration(self.seconds)} at {self.rows_per_second:,.0f} rows/s ({self.forward}, measured just now)",
+        }
+        return "\n".join(columns([*rows], [[*rows.values()]], heads=False, left=True))
 
 
 def estimate(settings: EstimateSettings) -> Estimate:

@@ -6,6 +6,7 @@ import torch
 
 from sae_lm.data.batches import shuffle_quality
 from sae_lm.data.store import Store, open_store
+from sae_lm.pages.terminal import columns
 from sae_lm.runtime.seeds import derive
 from sae_lm.sae.formats.saelens import CONFIG
 from sae_lm.sae.load import load
@@ -29,28 +30,35 @@ def _store(store: Store, rows: int) -> str:
     special = sum(shard.special_tokens for shard in manifest.shards)
     padding, sinks = (sum(getattr(shard, key) for shard in manifest.shards) for key in ("padding", "sinks"))
     revision = f" at {recipe.model['revision'][:12]}" if recipe.model["revision"] else ""
-    lines = [
-        f"store      {store.path} (format {manifest.version}, id {manifest.id[:12]})",
-        f"model      {recipe.model['id']}{revision}, {recipe.model['architecture']}, {recipe.model['n_layers']} layers, {recipe.model['dtype']}; forward by {recipe.forward}",
-        f"text       {recipe.text['id']}" + (f", split {recipe.text['split']}" if recipe.text["split"] else "")
-        + (", ended before all rows were there" if manifest.text_ended else ""),
-        f"rows       {len(store):,} in {len(manifest.shards):,} shards, {total / 1e9:.3f} GB of {recipe.dtype}",
-        f"contexts   {manifest.contexts:,} of {recipe.context_size} tokens, {'packed' if recipe.pack else 'one document each'}, from {manifest.documents:,} documents",
-        f"without a row  {special:,} special tokens{' (kept)' if recipe.keep_special else ''}, {padding:,} of padding, {sinks:,} attention sinks",
-    ]  # fmt: skip
-    for hook, width in store.hooks.items():
-        moments, norms = store.moments(hook), store.norm_quantiles(hook)
-        shown = ", ".join(f"{norms[share]:.4g} ({share:.0%})" for share in SHOWN_QUANTILES)
-        lines.append(
-            f"{hook}  width {width}, norms {shown}; mean row's norm {float(moments.mean.norm()):.4g}, "
-            f"variance {moments.variance:.4g}, {store.non_finite(hook)} rows not finite"
-        )
+    split = f", split {recipe.text['split']}" if recipe.text["split"] else ""
+    table_rows = {
+        "store": f"{store.path} (format {manifest.version}, id {manifest.id[:12]})",
+        "model": f"{recipe.model['id']}{revision}, {recipe.model['architecture']}, {recipe.model['n_layers']} layers, "
+        f"{recipe.model['dtype']}; forward by {recipe.forward}",
+        "text": f"{recipe.text['id']}{split}{', ended before all rows were there' if manifest.text_ended else ''}",
+        "rows": f"{len(store):,} in {len(manifest.shards):,} shards, {total / 1e9:.3f} GB of {recipe.dtype}",
+        "contexts": f"{manifest.contexts:,} of {recipe.context_size} tokens, "
+        f"{'packed' if recipe.pack else 'one document each'}, from {manifest.documents:,} documents",
+        "without a row": f"{special:,} special tokens{' (kept)' if recipe.keep_special else ''}, {padding:,} of padding, "
+        f"{sinks:,} attention sinks",
+        **{hook: _hook(store, hook, width) for hook, width in store.hooks.items()},
+    }
     if len(store) >= 2 * QUALITY_BATCH:
         quality = shuffle_quality(store, QUALITY_BATCH)
-        lines.append(
-            f"shuffling  batches of {QUALITY_BATCH} hold {quality:.1%} of the documents that rows drawn uniformly would"
+        table_rows["shuffling"] = (
+            f"batches of {QUALITY_BATCH} hold {quality:.1%} of the documents that rows drawn uniformly would"
         )
-    return "\n".join([*lines, *_decoded(store, rows)])
+    table = columns([*table_rows], [[*table_rows.values()]], heads=False, left=True)
+    return "\n".join([*table, *_decoded(store, rows)])
+
+
+def _hook(store: Store, hook: str, width: int) -> str:
+    moments, norms = store.moments(hook), store.norm_quantiles(hook)
+    shown = ", ".join(f"{norms[share]:.4g} ({share:.0%})" for share in SHOWN_QUANTILES)
+    return (
+        f"width {width}, norms {shown}; mean row's norm {float(moments.mean.norm()):.4g}, "
+        f"variance {moments.variance:.4g}, {store.non_finite(hook)} rows not finite"
+    )
 
 
 def _decoded(store: Store, rows: int) -> list[str]:

@@ -1,27 +1,33 @@
-"""Differences and verdicts put into sentences: one per arm, and the answer."""
+"""Put differences and verdicts into sentences: one per arm, and the answer that opens the report."""
 
 import math
 from collections.abc import Mapping, Sequence
 from statistics import fmean
-from typing import Any
 
 from sae_lm.comparison.matching import Values
 from sae_lm.comparison.outcomes import PRIMARY
-from sae_lm.metrics.statistics import (
-    FEWEST_SEEDS,
-    LEVEL,
-)
+from sae_lm.metrics.statistics import FEWEST_SEEDS, LEVEL
+from sae_lm.pages.schema import Difference, verdict_text
 
 MOST_NAMED = 4
 """Arms that the answer names for one finding."""
 
 
-def findings(differences: Sequence[Mapping[str, Any]], values: Values, seeds: int) -> list[str]:
-    """One sentence per arm, then what bears on all of them."""
-    by_arm: dict[str, dict[str, Mapping[str, Any]]] = {}
+Differences = Mapping[str, Difference]
+"""Metric -> one arm's difference."""
+
+
+def by_arm(differences: Sequence[Difference]) -> dict[str, dict[str, Difference]]:
+    """Arm -> metric -> its difference."""
+    arms: dict[str, dict[str, Difference]] = {}
     for difference in differences:
-        by_arm.setdefault(difference["arm"], {})[difference["metric"]] = difference
-    sentences = [_finding(arm, of, seeds) for arm, of in by_arm.items()]
+        arms.setdefault(difference["arm"], {})[difference["metric"]] = difference
+    return arms
+
+
+def findings(differences: Sequence[Difference], values: Values, seeds: int) -> list[str]:
+    """One sentence per arm, then what bears on all of them."""
+    sentences = [_finding(arm, metrics, seeds) for arm, metrics in by_arm(differences).items()]
     tested = [d for d in differences if d["p_holm"] is not None]
     if tested:
         arms = len({d["arm"] for d in tested})
@@ -35,49 +41,49 @@ def findings(differences: Sequence[Mapping[str, Any]], values: Values, seeds: in
                 f"With {seeds} seeds the exact sign-flip test cannot go below p = {floor:.3g}, so that every claim "
                 "on a primary outcome rests on Student's t, which takes differences between seeds to be near normal."
             )
-    skill = [f1 for of in values.values() for f1 in of["main_f1"] if math.isfinite(f1)]
-    if skill and fmean(skill) < 0.6:
+    main_f1 = [f1 for metrics in values.values() for f1 in metrics["main_f1"] if math.isfinite(f1)]
+    if main_f1 and fmean(main_f1) < 0.6:
         sentences.append(
-            f"The SAEs hold these concepts badly (mean F1 of their main latents {fmean(skill):.2f}): "
+            f"The SAEs hold these concepts badly (mean F1 of their main latents {fmean(main_f1):.2f}): "
             "absorption then says little."
         )
     return sentences
 
 
-def absorption_verdict(of: Mapping[str, Mapping[str, Any]]) -> str | None:
+def absorption_verdict(metrics: Differences) -> str | None:
     """lower or higher where hole rate and fraction both are, else None."""
-    hole, fraction = of["hole_rate"]["verdict"], of["absorption_fraction"]["verdict"]
+    hole, fraction = metrics["hole_rate"]["verdict"], metrics["absorption_fraction"]["verdict"]
     return hole if hole == fraction and hole in ("lower", "higher") else None
 
 
-def _finding(arm: str, of: Mapping[str, Mapping[str, Any]], seeds: int) -> str:
+def _finding(arm: str, metrics: Differences, seeds: int) -> str:
+    fvu = metrics["fvu"]
     if seeds < FEWEST_SEEDS:
         return f"{arm}: no claim with {seeds} seed{'s' * (seeds != 1)}; at least {FEWEST_SEEDS} are needed."
-    if of["fvu"]["l0"] == "not matched":
+    if fvu["l0"] == "not matched":
         return (
-            f"{arm}: no claim, its L0 is not the baseline's ({of['l0']['mean']:+.3g} from {of['l0']['baseline']}) "
-            "and outside its ladder."
+            f"{arm}: no claim, its L0 is not the baseline's ({metrics['l0']['mean']:+.3g} from "
+            f"{metrics['l0']['baseline']}) and outside its ladder."
         )
-    both = absorption_verdict(of)
+    both = absorption_verdict(metrics)
     if both:
         absorbed = f"{'less' if both == 'lower' else 'more'} absorption (hole rate and fraction both {both})"
     else:
-        hole, fraction = of["hole_rate"]["verdict"], of["absorption_fraction"]["verdict"]
+        hole, fraction = verdict_text(metrics["hole_rate"]), verdict_text(metrics["absorption_fraction"])
         absorbed = f"no claim on absorption: hole rate {hole}, fraction {fraction}"
-    cost, fvu = of["fvu"]["mean"], of["fvu"]["verdict"]
-    if cost is not None:
-        head, _, needs = fvu.rstrip(")").partition(" (")
-        fvu = f"{head} ({cost:+.4f}{', ' if needs else ''}{needs})"
-    against = f"against {of['fvu']['baseline']}" + ", interpolated" * (of["fvu"]["l0"] == "interpolated")
-    return f"{arm} ({against}): {absorbed}; splitting {of['splits']['verdict']}; FVU {fvu}; {seeds} seeds."
+    price = verdict_text(fvu)
+    if fvu["mean"] is not None:
+        told = [f"{fvu['mean']:+.4f}", *([fvu["reason"]] if fvu["reason"] else [])]
+        price = f"{fvu['verdict']} ({', '.join(told)})"
+    against = f"against {fvu['baseline']}" + ", interpolated" * (fvu["l0"] == "interpolated")
+    splitting = verdict_text(metrics["splits"])
+    return f"{arm} ({against}): {absorbed}; splitting {splitting}; FVU {price}; {seeds} seeds."
 
 
-def answer(differences: Sequence[Mapping[str, Any]], baseline: str, seeds: int, concepts: int) -> str:
+def answer(differences: Sequence[Difference], baseline: str, seeds: int, concepts: int) -> str:
     """The report in a sentence. concepts: how many passed their gate."""
-    by_arm: dict[str, dict[str, Mapping[str, Any]]] = {}
-    for difference in differences:
-        by_arm.setdefault(difference["arm"], {})[difference["metric"]] = difference
-    if not by_arm:
+    arms = by_arm(differences)
+    if not arms:
         return f"Nothing is compared: there is no arm besides {baseline}."
     if not concepts:
         return "No claim on splitting or absorption: no concept passed the gate of its probe."
@@ -86,35 +92,33 @@ def answer(differences: Sequence[Mapping[str, Any]], baseline: str, seeds: int, 
             f"No claim: {seeds} seed{'s' * (seeds != 1)} per arm, where at least {FEWEST_SEEDS} are needed to tell "
             "a difference from chance."
         )
-    if all(of["fvu"]["l0"] == "not matched" for of in by_arm.values()):
+    if all(metrics["fvu"]["l0"] == "not matched" for metrics in arms.values()):
         return f"No claim: no arm has the L0 of {baseline}, and figures at different L0 say nothing of a penalty."
-    told = []
+    claims = []
     for way, less in (("lower", "less"), ("higher", "more")):
-        absorbing = [arm for arm, of in by_arm.items() if absorption_verdict(of) == way]
-        splitting = [arm for arm, of in by_arm.items() if of["splits"]["verdict"] == way]
-        for arms, what in ((absorbing, "absorption"), (splitting, "splitting")):
-            if arms:
-                told.append(f"{less} {what} with {_named({arm: by_arm[arm] for arm in arms})}")
-    if told:
-        return f"Compared with {baseline}, over {seeds} paired seeds: {'; '.join(told)}."
-    sees = [of["hole_rate"]["detectable"] for of in by_arm.values() if of["hole_rate"]["detectable"] is not None]
-    unseen = f" (a hole rate lower by less than {max(sees):.2g} could go unseen)" if sees else ""
-    many = "the arm" if len(by_arm) == 1 else f"any of the {len(by_arm)} arms"
+        absorbing = {arm: metrics for arm, metrics in arms.items() if absorption_verdict(metrics) == way}
+        splitting = {arm: metrics for arm, metrics in arms.items() if metrics["splits"]["verdict"] == way}
+        for claimed, what in ((absorbing, "absorption"), (splitting, "splitting")):
+            if claimed:
+                claims.append(f"{less} {what} with {_name_arms(claimed)}")
+    if claims:
+        return f"Compared with {baseline}, over {seeds} paired seeds: {'; '.join(claims)}."
+    detectable = [d for metrics in arms.values() if (d := metrics["hole_rate"]["detectable"]) is not None]
+    unseen = f" (a hole rate lower by less than {max(detectable):.2g} could go unseen)" if detectable else ""
+    many = "the arm" if len(arms) == 1 else f"any of the {len(arms)} arms"
     return (
         f"No difference in absorption or splitting from {baseline} is shown for {many} with {seeds} paired seeds"
         f"{unseen}, which is no evidence that there is none."
     )
 
 
-def _named(by_arm: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
+def _name_arms(arms: Mapping[str, Differences]) -> str:
     """Arms and what they cost; of many the cheapest, the others counted."""
-    costs = [(arm, of["fvu"]["mean"]) for arm, of in by_arm.items()]
+    costs = [(arm, metrics["fvu"]["mean"]) for arm, metrics in arms.items()]
     many = len(costs) > MOST_NAMED
     if many:
-        costs.sort(key=lambda told: math.inf if told[1] is None else told[1])
-    named = ", ".join(f"{arm} ({_cost(by_arm[arm])})" for arm, _ in costs[:MOST_NAMED])
+        costs.sort(key=lambda arm_and_cost: math.inf if arm_and_cost[1] is None else arm_and_cost[1])
+    named = ", ".join(
+        f"{arm} (FVU {'unknown' if cost is None else f'{cost:+.4f}'})" for arm, cost in costs[:MOST_NAMED]
+    )
     return f"{len(costs)} arms, cheapest {named}" if many else named
-
-
-def _cost(of: Mapping[str, Mapping[str, Any]]) -> str:
-    return f"FVU {of['fvu']['mean']:+.4f}" if of["fvu"]["mean"] is not None else "FVU unknown"

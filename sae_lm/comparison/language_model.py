@@ -1,15 +1,13 @@
-"""Cross-entropies of all SAEs in the language model, with their noise over blocks of contexts."""
+"""Measure what each SAE costs the language model: its cross-entropy on held-out text with the SAE in place."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-from sae_lm.comparison.evaluate import (
-    DRAWS,
-    Draws,
-)
+from sae_lm.comparison.evaluate import BootstrapValues
+from sae_lm.comparison.evaluation_set import SAMPLES
 from sae_lm.comparison.runs import Key, Loaded, Runs
 from sae_lm.data.store import Store
 from sae_lm.errors import SaeError
@@ -20,8 +18,14 @@ from sae_lm.sae.model import SAE
 from sae_lm.settings import CompareSettings
 
 
-def boot_model(settings: CompareSettings, store: Store, device: str) -> tuple[str, Any]:
-    """The language model the store was cached from, by name. Raises SaeError where it is another one."""
+class LanguageModel(NamedTuple):
+    name: str
+    bridge: Any
+    """a TransformerBridge"""
+
+
+def boot_model(settings: CompareSettings, store: Store, device: str) -> LanguageModel:
+    """The language model the store was cached from. Raises SaeError where it is another one."""
     from sae_lm.lm.bridge import boot
     from sae_lm.lm.capture import describe_model
     from sae_lm.lm.source import find_model
@@ -36,26 +40,29 @@ def boot_model(settings: CompareSettings, store: Store, device: str) -> tuple[st
     dtype = getattr(torch, recorded["dtype"])
     source = find_model(name, recorded["revision"])
     model = boot(source, device=device, dtype=dtype)
-    there = describe_model(source, model.original_model.config, dtype)
+    booted = describe_model(source, model.original_model.config, dtype)
     for key, what in (("d_model", "width"), ("d_vocab", "vocabulary"), ("files_sha256", "checksum of the weights")):
-        if there[key] != recorded[key]:
+        if booted[key] != recorded[key]:
             raise SaeError(
-                f"model {name!r} has {what} {there[key]}, the store was cached from one with {recorded[key]}; "
+                f"model {name!r} has {what} {booted[key]}, the store was cached from one with {recorded[key]}; "
                 "give the same model with --model"
             )
-    return name, model
+    return LanguageModel(name, model)
 
 
-def all_entropies(
-    settings: CompareSettings,
-    store: Store,
-    runs: Runs,
-    model: tuple[str, Any],
-    device: str,
-    figures: dict[Key, dict[str, float]],
-    draws: dict[Key, Draws],
-) -> dict[str, Any]:
-    """Cross-entropies on held-out contexts, into ``figures`` and ``draws``; what they have in common.
+class CrossEntropies(NamedTuple):
+    """Those of all SAEs."""
+
+    figures: dict[Key, dict[str, float]]
+    bootstrap_values: dict[Key, BootstrapValues]
+    shared: dict[str, Any]
+    """what they have in common, as the report has it"""
+
+
+def measure_cross_entropies(
+    settings: CompareSettings, store: Store, runs: Runs, model: LanguageModel, device: str
+) -> CrossEntropies:
+    """Cross-entropies on held-out contexts.
 
     Tokens that have no row are left alone and predict nothing that counts: SAEs never saw their like, and FVU and L0
     are of the others.
@@ -64,22 +71,25 @@ def all_entropies(
     mean = store.moments(hook, runs.training["held_out_from_row"]).mean.float()
     stop = min(store.manifest.contexts, first + settings.ce_contexts)
     blocks = store.blocks(first, stop)
-    text = HeldOutText(blocks, store.special(blocks) | store.rowless(first, stop), hook, mean)
-    with Progress("in the language model", len(blocks) * len(runs.of), "context") as bar:
-        parts = spliced_entropies(model[1], text, Loaded(runs.of, device), bar.update)
-    for key, of_blocks in parts.items():
-        figures[key] |= entropy_figures(pooled_entropy(of_blocks))
-        draws[key] |= entropy_draws(of_blocks, settings.seed)
-    one = pooled_entropy(next(iter(parts.values())))
+    left_alone = store.special(blocks) | store.rowless(first, stop)
+    with Progress("in the language model", len(blocks) * len(runs.by_key), "context") as bar:
+        saes = Loaded(runs.by_key, device)
+        parts = _by_block(model.bridge, HeldOutText(blocks, left_alone, hook, mean), saes, bar.update)
+    pooled = {key: pooled_entropy(of_blocks) for key, of_blocks in parts.items()}
+    one = next(iter(pooled.values()))
     shared = {"tokens": one.tokens, "clean": one.clean, "ablated": one.ablated, "mean_ablated": one.mean_ablated}
-    return {"model": model[0], **shared}
+    return CrossEntropies(
+        {key: entropy_figures(of_sae) for key, of_sae in pooled.items()},
+        {key: entropy_bootstrap(of_blocks, settings.seed) for key, of_blocks in parts.items()},
+        {"model": model.name, **shared},
+    )
 
 
 BLOCKS, CONTEXTS = 12, 16
 """For the noise of the cross-entropy: blocks of contexts, at least; contexts in each, at most."""
 
 
-def spliced_entropies(
+def _by_block(
     model: Any, text: HeldOutText, saes: Mapping[Name, SAE], tell: Callable[[int], object]
 ) -> dict[Name, list[CrossEntropy]]:
     """`cross_entropies` of each block of contexts."""
@@ -90,12 +100,12 @@ def spliced_entropies(
 
 def pooled_entropy(parts: Sequence[CrossEntropy], weight: Sequence[float] | None = None) -> CrossEntropy:
     """All blocks' tokens together; weight: how often each block counts."""
-    share = [part.tokens * w for part, w in zip(parts, weight or [1.0] * len(parts), strict=True)]
-    there = [(part, s) for part, s in zip(parts, share, strict=True) if s]
-    n = math.fsum(share)
+    tokens = [part.tokens * w for part, w in zip(parts, weight or [1.0] * len(parts), strict=True)]
+    counted = [(part, n) for part, n in zip(parts, tokens, strict=True) if n]
+    total = math.fsum(tokens)
 
     def mean(key: str) -> float:
-        return math.fsum(getattr(part, key) * s for part, s in there) / n if n else math.nan
+        return math.fsum(getattr(part, key) * n for part, n in counted) / total if total else math.nan
 
     return CrossEntropy(sum(part.tokens for part in parts), *(mean(key) for key in CrossEntropy._fields[1:]))
 
@@ -110,9 +120,9 @@ def entropy_figures(pooled: CrossEntropy) -> dict[str, float]:
     }
 
 
-def entropy_draws(parts: Sequence[CrossEntropy], seed: int) -> Draws:
+def entropy_bootstrap(parts: Sequence[CrossEntropy], seed: int) -> BootstrapValues:
     """The figures in each sample of the blocks; none of a single block."""
     if len(parts) < 2:
         return {}
-    drawn = [entropy_figures(pooled_entropy(parts, w)) for w in resamples(len(parts), DRAWS, seed).tolist()]
-    return {key: torch.tensor([of[key] for of in drawn], dtype=torch.float64) for key in drawn[0]}
+    sampled = [entropy_figures(pooled_entropy(parts, w)) for w in resamples(len(parts), SAMPLES, seed).tolist()]
+    return {key: torch.tensor([sample[key] for sample in sampled], dtype=torch.float64) for key in sampled[0]}

@@ -1,10 +1,12 @@
-"""FVU against L0 -> which arms may be compared, with what, and which are worth having.
+"""Find what each arm may be compared with: another arm of equal L0, or a line between two.
 
 Almost every figure of an SAE moves with its L0, so arms are compared at equal L0 (within 5%), or an arm is compared
 with what its baseline would have at the arm's L0: interpolated between the rungs of a ladder, seed by seed, linearly
 in log L0. That straight line lies beside the true curve, by more the further apart the rungs: a difference much
 smaller than that between rungs is not to be trusted, which is why interpolated ones are flagged. Beyond the ladder
 nothing is guessed.
+
+A rung is an arm of the baseline at one k; all rungs together are the baseline's ladder.
 """
 
 import math
@@ -13,11 +15,15 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import NamedTuple
 
-from sae_lm.errors import SaeError, SettingsError
-from sae_lm.penalties.arms import Arm, parse_arm
+from sae_lm.penalties.arms import Arm
 
 TOLERANCE = 0.05
 """Relative difference of L0 up to which arms count as equals."""
+
+
+def is_equal_l0(l0: float, other: float) -> bool:
+    """Whether two mean L0 count as equal; the second is what 5% is taken of."""
+    return abs(l0 - other) <= TOLERANCE * other
 
 
 class Match(NamedTuple):
@@ -25,42 +31,39 @@ class Match(NamedTuple):
 
     how: str
     """matched, interpolated or not matched"""
-    name: str
+    rung: Arm
     """the rung of equal L0, or the nearest"""
     l0: tuple[float, ...]
     """the arm's L0, per seed"""
-    ladder: Mapping[str, Sequence[float]]
+    ladder: Mapping[Arm, Sequence[float]]
     """rung -> L0 per seed"""
 
-    def baseline(self, values: Mapping[str, Sequence[float]]) -> list[float]:
+    def baseline(self, values: Mapping[Arm, Sequence[float]]) -> list[float]:
         """A metric of the rungs, per seed -> what the arm is compared with, per seed; NaN where it is not known."""
         if self.how != "interpolated":
-            return list(values[self.name])
+            return list(values[self.rung])
         return [
             interpolate(l0, [(self.ladder[rung][seed], values[rung][seed]) for rung in self.ladder])
             for seed, l0 in enumerate(self.l0)
         ]
 
 
-def match(l0: Sequence[float], ladder: Mapping[str, Sequence[float]], prefer: str | None = None) -> Match:
+def match(l0: Sequence[float], ladder: Mapping[Arm, Sequence[float]], prefer: Arm | None = None) -> Match:
     """Find an arm's counterpart among the baseline's rungs, one rung or more.
 
     prefer: the rung to take where its L0 is equal (the one of the same k); else the nearest of equal L0.
     """
 
-    def apart(rung: str) -> float:
-        return abs(math.log(fmean(l0) / fmean(ladder[rung]))) if min(fmean(l0), fmean(ladder[rung])) > 0 else math.inf
+    def distance(rung: Arm) -> float:
+        own, other = fmean(l0), fmean(ladder[rung])
+        return abs(math.log(own / other)) if min(own, other) > 0 else math.inf
 
-    nearest = min(ladder, key=apart)
+    nearest = min(ladder, key=distance)
     for rung in (prefer, nearest):
-        if (
-            rung is not None
-            and rung in ladder
-            and abs(fmean(l0) - fmean(ladder[rung])) <= TOLERANCE * fmean(ladder[rung])
-        ):
+        if rung is not None and rung in ladder and is_equal_l0(fmean(l0), fmean(ladder[rung])):
             return Match("matched", rung, tuple(l0), ladder)
-    spans = [(min(of), max(of)) for of in zip(*ladder.values(), strict=True)]
-    inside = all(low <= mine <= high for mine, (low, high) in zip(l0, spans, strict=True))
+    spans = [(min(of_seed), max(of_seed)) for of_seed in zip(*ladder.values(), strict=True)]
+    inside = all(low <= value <= high for value, (low, high) in zip(l0, spans, strict=True))
     return Match("interpolated" if inside else "not matched", nearest, tuple(l0), ladder)
 
 
@@ -77,7 +80,61 @@ def interpolate(l0: float, rungs: Sequence[tuple[float, float]]) -> float:
     return left + share * (right - left)
 
 
-def pareto(points: Mapping[str, tuple[float, float]]) -> set[str]:
+# --- which arms an arm may be compared with
+
+
+def is_rung(arm: Arm, baseline: Arm) -> bool:
+    """Whether an arm is the baseline, or where the baseline names no k the baseline at some k."""
+    return baseline in (arm, arm.family)
+
+
+def ladder_of(arm: Arm, arms: Sequence[Arm], baseline: Arm) -> list[Arm]:
+    """The arms that one arm may be compared with: its own architecture without a penalty, where that is among the
+    arms and the baseline is no penalty; else the baseline. All rungs of it, or the one that the baseline names."""
+    if baseline.penalty == "none" and arm.penalty != "none" and arm.arch != baseline.arch:
+        own = [other for other in arms if other.family == arm.baseline.family]
+        if own:
+            return own
+    return [other for other in arms if is_rung(other, baseline)]
+
+
+class Matching(NamedTuple):
+    """What all arms are compared with, found once for the whole report."""
+
+    ladder: list[Arm]
+    """rungs of the baseline"""
+    matches: dict[Arm, Match]
+    """every arm, a rung too -> what its differences are taken from"""
+    rungs: dict[Arm, Arm]
+    """every arm -> the baseline's rung of its L0, whatever its architecture, or the nearest"""
+
+
+def match_arms(arms: Sequence[Arm], baseline: Arm, l0: Mapping[Arm, Sequence[float]]) -> Matching:
+    """Match every arm: to the rung of its own k where L0 is equal, else to that of equal L0, else between rungs.
+
+    l0: of all arms, one per seed.
+    """
+
+    def match_to(arm: Arm, ladder: Sequence[Arm]) -> Match:
+        same_k = next((rung for rung in ladder if rung.k == arm.k), None)
+        return match(l0[arm], {rung: l0[rung] for rung in ladder}, same_k)
+
+    ladder = ladder_of(baseline, arms, baseline)
+    return Matching(
+        ladder=ladder,
+        matches={arm: match_to(arm, ladder_of(arm, arms, baseline)) for arm in arms},
+        rungs={arm: match_to(arm, ladder).rung for arm in arms},
+    )
+
+
+# --- which are worth having
+
+
+Values = Mapping[Arm, Mapping[str, Sequence[float]]]
+"""Arm -> metric -> one value per seed, NaN where missing."""
+
+
+def pareto(points: Mapping[Arm, tuple[float, float]]) -> set[Arm]:
     """Arms by (L0, FVU) -> those than which no other has a lower FVU at an L0 that is lower or equal (within 5%)."""
     return {
         arm
@@ -86,49 +143,6 @@ def pareto(points: Mapping[str, tuple[float, float]]) -> set[str]:
     }
 
 
-Values = Mapping[str, Mapping[str, Sequence[float]]]
-"""Arm -> metric -> one value per seed, NaN where missing."""
-
-
-def read_arm(name: str) -> Arm:
-    """Parse the name of a trained arm. Raises SaeError where it is not one."""
-    try:
-        return parse_arm(name)
-    except SettingsError:
-        raise SaeError(
-            f"{name!r} is not an arm of sae-lm train; expected one as none, max_cos:0.25, none@k=16"
-        ) from None
-
-
-def family(name: str) -> str:
-    """An arm's name without its k: the rungs of a ladder have one family."""
-    return read_arm(name)._replace(k=None).name
-
-
-def ladder_of(arm: str, arms: Sequence[str], baseline: str) -> list[str]:
-    """The arms that one arm may be compared with: its own architecture without a penalty, where that is among the
-    arms and the baseline is no penalty; else the baseline. All rungs of it, or the one that the baseline names."""
-    wanted, mine = read_arm(baseline), read_arm(arm)
-    if wanted.penalty == "none" and mine.penalty != "none" and mine.arch != wanted.arch:
-        own = [other for other in arms if read_arm(other)._replace(k=None) == mine.baseline._replace(k=None)]
-        if own:
-            return own
-    if baseline in arms:
-        return [other for other in arms if family(other) == baseline] if wanted.k is None else [baseline]
-    return [other for other in arms if family(other) == baseline]
-
-
-def counterpart(arm: str, values: Values, baseline: str) -> Match:
-    """What an arm is compared with: the rung of its own k where L0 is equal, else of equal L0, else between rungs."""
-    return match_rung(arm, ladder_of(arm, list(values), baseline), {name: of["l0"] for name, of in values.items()})
-
-
-def match_rung(arm: str, ladder: Sequence[str], l0: Mapping[str, Sequence[float]]) -> Match:
-    """The same on a given ladder. l0: of all arms, per seed."""
-    same_k = next((rung for rung in ladder if read_arm(rung).k == read_arm(arm).k), None)
-    return match(l0[arm], {rung: l0[rung] for rung in ladder}, same_k)
-
-
-def frontier(values: Values) -> set[str]:
+def frontier(values: Values) -> set[Arm]:
     """The arms on the Pareto front of mean L0 and mean FVU."""
-    return pareto({arm: (fmean(of["l0"]), fmean(of["fvu"])) for arm, of in values.items()})
+    return pareto({arm: (fmean(metrics["l0"]), fmean(metrics["fvu"])) for arm, metrics in values.items()})

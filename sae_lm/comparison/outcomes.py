@@ -1,4 +1,4 @@
-"""The metrics of a comparison: label, unit, which way is better, role, and one sentence each."""
+"""The metrics of a comparison: for each its label, unit, which way is better, its role, and one sentence."""
 
 from typing import NamedTuple
 
@@ -36,6 +36,8 @@ METRICS = {
         "How well the main latents together tell the concept on unseen token types; where low, absorption says little."),
     "main_recall": Metric("recall of a concept's main latents", "share", "higher", "quality",
         "Share of a concept's tokens, of unseen types, on which any of its main latents fires; no threshold, no probe."),
+    "main_precision": Metric("precision of a concept's main latents", "share", "higher", "quality",
+        "Of the tokens, of unseen types, on which any main latent fires, the share that have the concept."),
     "l0": Metric("latents per token (L0)", "latents", None, "context",
         "Mean number of latents that fire; arms are compared where it is equal."),
     "nmse": Metric("squared error over squared norm", "share", "lower", "quality",
@@ -84,6 +86,18 @@ METRICS = {
         "The composition rate of as many random directions, which share nothing."),
     "nearest_cos_null": Metric("decoder cosine to nearest, random", "cosine", None, "context",
         "What as many random directions give."),
+    "mean_abs_cos_null": Metric("decoder mean |cos|, random", "cosine", None, "context",
+        "What random directions give, about sqrt(2 / (pi d_in)); decoders below it are spread more evenly than chance."),
+    "mean_sq_cos_null": Metric("decoder mean cos^2, random", "cos^2", None, "context",
+        "What random directions give, 1 / d_in."),
+    "mse": Metric("mean squared error", "squared activation", "lower", "context",
+        "Summed over dimensions, in the units of the activations, which differ between models and hooks."),
+    "dense_1": Metric("latents on more than 1% of rows", "share", None, "context",
+        "Share of latents that fire on more than 1% of rows; with 10% it is the share of dense latents (SAEBench core)."),
+    "dense_firings": Metric("firings of dense latents", "share", None, "context",
+        "Share of all firings that are of latents on more than 10% of rows (SAEBench core)."),
+    "dense_1_firings": Metric("firings of latents on more than 1% of rows", "share", None, "context",
+        "Share of all firings that are of latents on more than 1% of rows (SAEBench core)."),
 }  # fmt: skip
 """Metric key -> what it is, in the order of the tables."""
 
@@ -91,7 +105,7 @@ METRICS = {
 PRIMARY = tuple(key for key, metric in METRICS.items() if metric.role == "primary")
 
 
-NOT_OUTCOMES = ("composition_null", "nearest_cos_null")
+NOT_OUTCOMES = ("composition_null", "nearest_cos_null", "mean_abs_cos_null", "mean_sq_cos_null")
 """Metrics without a difference: they do not depend on training."""
 
 

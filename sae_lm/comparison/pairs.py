@@ -1,16 +1,17 @@
-"""SAE beside SAE -> what the one has of the other: at another seed, in another arm, at another width.
+"""Compare two SAEs with each other: which latents of one are found again in the other.
+
+The other is of the next seed, of another arm, or of another width.
 
 SAEs are loaded as they are asked for, two at a time.
 """
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from sae_lm.comparison.evaluate import batch_rows
-from sae_lm.comparison.matching import match_rung
 from sae_lm.comparison.runs import Key, Runs
 from sae_lm.metrics.codes import TokenCodes, encode_sparse
 from sae_lm.metrics.dictionaries import (
@@ -23,6 +24,7 @@ from sae_lm.metrics.dictionaries import (
     stitch,
 )
 from sae_lm.metrics.genealogy import genealogy
+from sae_lm.penalties.arms import Arm
 from sae_lm.runtime.progress import Progress
 from sae_lm.sae.model import SAE
 
@@ -32,94 +34,102 @@ Reader = Callable[[int], Iterator[Tensor]]
 """Rows at once -> the held-out rows, batch by batch."""
 
 
-def between_seeds(
-    runs: Runs,
-    alive: dict[Key, Tensor],
-    ladder: list[str],
-    device: str,
-    figures: dict[Key, dict[str, float]],
-) -> None:
-    """How much of each SAE is found again at the next seed, of its own arm and of the baseline's; needs two seeds.
+def compare_seeds(
+    runs: Runs, alive: Mapping[Key, Tensor], rungs: Mapping[Arm, Arm], device: str
+) -> dict[Key, dict[str, float]]:
+    """How much of each SAE is found again at the next seed, of its own arm and of the baseline's.
 
     The share that the baseline lacks stands beside the same between the baseline's own seeds, so that the
-    difference between the two is what the arm adds to the noise of training. Of a ladder each arm is held to the rung
-    of its L0.
+    difference between the two is what the arm adds to the noise of training.
+
+    alive: latents that fire. rungs: of every arm the arm of the baseline's that it is held to.
+    Returns "seed_stability" and "distinct" of every SAE; nothing with one seed.
     """
     if len(runs.seeds) < 2:
-        return
+        return {}
 
-    def rows(arm: str, seed: int) -> Tensor:
-        W_dec = runs.of[arm, seed].load(device).W_dec
+    def rows(arm: Arm, seed: int) -> Tensor:
+        W_dec = runs.by_key[arm, seed].load(device).W_dec
         return W_dec[alive[arm, seed]]
 
-    l0 = {arm: [figures[arm, seed]["l0"] for seed in runs.seeds] for arm in runs.arms}
-    bases = {arm: match_rung(arm, ladder, l0).name for arm in runs.arms}
-    with Progress("between seeds", len(runs.of), "SAE") as bar:
-        for place, seed in enumerate(runs.seeds):
-            other = runs.seeds[(place + 1) % len(runs.seeds)]
+    figures: dict[Key, dict[str, float]] = {}
+    with Progress("between seeds", len(runs.by_key), "SAE") as bar:
+        for seed, other in zip(runs.seeds, [*runs.seeds[1:], runs.seeds[0]], strict=True):
             for arm in runs.arms:
-                mine = rows(arm, seed)
-                apart = match_rows(mine, rows(bases[arm], other)).of_a.cosine < DISTINCT
-                figures[arm, seed] |= {
-                    "seed_stability": seed_stability(mine, rows(arm, other)),
-                    "distinct": float(apart.double().mean()),
+                own = rows(arm, seed)
+                lacking = match_rows(own, rows(rungs[arm], other)).of_a.cosine < DISTINCT
+                figures[arm, seed] = {
+                    "seed_stability": seed_stability(own, rows(arm, other)),
+                    "distinct": float(lacking.double().mean()),
                 }
                 bar.update(1)
+    return figures
 
 
 def genealogies(runs: Runs, read: Reader, device: str) -> list[dict[str, Any]]:
     """From the baseline to every arm at the first seed, and to itself at the second."""
-    rows, base, told = _traced(read), runs.arms[0], []
-    W_dec, codes = _coded(runs.of[base, runs.seeds[0]].load(device), rows)
+    rows, base, entries = _read_rows(read), runs.arms[0], []
+    W_dec, codes = _encode(runs.by_key[base, runs.seeds[0]].load(device), rows)
     pairs = [(arm, runs.seeds[0]) for arm in runs.arms[1:]] + [(base, seed) for seed in runs.seeds[1:2]]
     with Progress("what became of latents", len(pairs), "pair") as bar:
         for arm, seed in pairs:
-            other, other_codes = _coded(runs.of[arm, seed].load(device), rows)
-            found = genealogy(W_dec, other, codes, other_codes)
-            told.append({"from": base, "to": arm, "seed": runs.seeds[0], "to_seed": seed, **found._asdict()})
+            other, other_codes = _encode(runs.by_key[arm, seed].load(device), rows)
+            origins = genealogy(W_dec, other, codes, other_codes)
+            pair = {"from": base.name, "to": arm.name, "seed": runs.seeds[0], "to_seed": seed}
+            entries.append({**pair, **origins._asdict()})
             bar.update(1)
-    return told
+    return entries
 
 
-def widened(
-    runs: Runs, narrower: Runs, read: Reader, device: str, figures: dict[Key, dict[str, float]]
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """What the latents of a narrower SAE became in a wider one of the same arm: "widths" and more of "genealogy".
+class Widths(NamedTuple):
+    """What the latents of narrower SAEs became in wider ones."""
+
+    figures: dict[Key, dict[str, float]]
+    """split_ratio and stitched_novel of every wider SAE that has a narrower one"""
+    entries: list[dict[str, Any]]
+    """one for each of these, as the report has them"""
+    genealogy: list[dict[str, Any]]
+    """at the first seed, as the report has them"""
+
+
+def compare_widths(runs: Runs, narrower: Runs, read: Reader, device: str) -> Widths:
+    """Trace the latents of a narrower SAE to those of a wider one of the same arm.
 
     The narrower SAE is of the next seed: of one seed both would begin at the same directions (the narrower's are the
     first of the wider's), and what they have in common would be that. With one seed there is no other.
     """
-    rows, widths, traced = _traced(read), [], []
+    rows, widths = _read_rows(read), Widths({}, [], [])
     arms = [arm for arm in runs.arms if arm in narrower.arms]
     with Progress("from narrower SAEs", len(arms) * len(runs.seeds), "SAE") as bar:
         for arm in arms:
             for seed in runs.seeds:
-                bar.update(1)
                 near = _next(narrower.seeds, seed)
-                a, b = narrower.of[arm, near].load(device), runs.of[arm, seed].load(device)
-                (dec_a, codes_a), (dec_b, codes_b) = _coded(a, rows), _coded(b, rows)
-                added = stitch(a, b, rows.split(batch_rows(b)))
-                lives_a, lives_b = codes_a.firing_frequency() > 0, codes_b.firing_frequency() > 0
-                found = match_rows(dec_a[lives_a], dec_b[lives_b])
-                curve, novel = split_curve(found), added.novel[lives_b]
-                roc = novelty_threshold(found.of_b.cosine, novel)
-                pair = {"seed": near, "to_seed": seed, "from_latents": len(dec_a), "to_latents": len(dec_b)}
-                share = float(novel.double().mean())
-                widths.append(
-                    {
-                        "arm": arm,
-                        **pair,
-                        "curve": [of._asdict() for of in curve],
-                        "stitched_novel": share,
-                        "novelty": roc and roc._asdict(),
-                    }
-                )
-                stable = next(of for of in curve if of.threshold == STABLE)
-                figures[arm, seed] |= {"split_ratio": stable.split_ratio, "stitched_novel": share}
+                a, b = narrower.by_key[arm, near].load(device), runs.by_key[arm, seed].load(device)
+                pair = {"seed": near, "to_seed": seed, "from_latents": len(a.W_dec), "to_latents": len(b.W_dec)}
+                (dec_a, codes_a), (dec_b, codes_b) = _encode(a, rows), _encode(b, rows)
+                fires_a, fires_b = codes_a.firing_frequency() > 0, codes_b.firing_frequency() > 0
+                novel = stitch(a, b, rows.split(batch_rows(b))).novel[fires_b]
+                row, figures = _trace(dec_a[fires_a], dec_b[fires_b], novel)
+                widths.entries.append({"arm": arm.name, **pair, **row})
+                widths.figures[arm, seed] = figures
                 if seed == runs.seeds[0]:
-                    kinds = genealogy(dec_a, dec_b, codes_a, codes_b)
-                    traced.append({"from": arm, "to": arm, **pair, **kinds._asdict()})
-    return widths, traced
+                    origins = genealogy(dec_a, dec_b, codes_a, codes_b)
+                    widths.genealogy.append({"from": arm.name, "to": arm.name, **pair, **origins._asdict()})
+                bar.update(1)
+    return widths
+
+
+def _trace(narrow: Tensor, wide: Tensor, novel: Tensor) -> tuple[dict[str, Any], dict[str, float]]:
+    """From the decoder rows that fire: the figures of one pair in the report's "widths", and the wider SAE's metrics.
+
+    novel: which of the wider SAE's lower the narrower one's error when added to it alone.
+    """
+    matched = match_rows(narrow, wide)
+    curve, roc = split_curve(matched), novelty_threshold(matched.of_b.cosine, novel)
+    share = float(novel.double().mean())
+    row = {"curve": [point._asdict() for point in curve], "stitched_novel": share, "novelty": roc and roc._asdict()}
+    stable = next(point for point in curve if point.threshold == STABLE)
+    return row, {"split_ratio": stable.split_ratio, "stitched_novel": share}
 
 
 def _next(seeds: list[int], seed: int) -> int:
@@ -127,15 +137,15 @@ def _next(seeds: list[int], seed: int) -> int:
     return next((other for other in seeds if other > seed), seeds[0] if seeds[0] != seed else seeds[-1])
 
 
-def _traced(read: Reader) -> Tensor:
-    return torch.cat([part for part in _first(read(TRACED_ROWS), TRACED_ROWS)]).float()
+def _read_rows(read: Reader) -> Tensor:
+    return torch.cat(list(_take(read(TRACED_ROWS), TRACED_ROWS))).float()
 
 
-def _coded(sae: SAE, rows: Tensor) -> tuple[Tensor, TokenCodes]:
+def _encode(sae: SAE, rows: Tensor) -> tuple[Tensor, TokenCodes]:
     return sae.W_dec.cpu(), encode_sparse(sae, rows.split(batch_rows(sae)))
 
 
-def _first(parts: Iterator[Tensor], count: int) -> Iterator[Tensor]:
+def _take(parts: Iterator[Tensor], count: int) -> Iterator[Tensor]:
     for part in parts:
         yield part[:count]
         count -= len(part)

@@ -1,48 +1,16 @@
-"""Assemble the report from measured figures; this is what report.json holds.
+"""Assemble the report from what was measured: differences, verdicts, sentences, and every figure they rest on.
 
-Null stands for what is not known.
-
-    format, version       "sae_lm comparison", 2
-    answer, findings      a sentence; sentences, one per arm and then on all
-    partial               sentences: what is missing, and why; [] for a whole report
-    settings, training    CompareSettings; what the SAEs' training had in common
-    store                 id, rows, held_out_rows, recipe
-    cross_entropy         null, or model, tokens, and in nats clean, ablated (zeros), mean_ablated (the mean row)
-    versions              of sae_lm, torch, transformers, transformer-lens
-    baseline, seeds       the arm, or family of arms, compared with; those that all arms have
-    metrics               {key: label, unit, better (lower, higher, null), role (primary, quality, check, context), explain}
-    arms                  {name: family (name without k), penalty, coefficient, arch, k,
-                          pareto (no arm has less FVU at its L0), values {metric: [one per seed]}}
-    controls              {random: {metric: value}}: an SAE of random directions, at the L0 of the baseline's middle rung
-    differences           [{arm, baseline, metric, per_seed, mean, low, high, p, p_sign_flip, bootstrap_low, bootstrap_high,
-                          spread (sae_lm.metrics.statistics), p_holm (primary outcomes), detectable (the difference that
-                          these seeds find with 80% chance), seeds_needed, l0 (matched, interpolated, not matched),
-                          verdict}]
-                          for primary outcomes detectable and seeds_needed are at Holm's first step, level .05 / tests
-    noise                 {metric: evaluation (of one SAE, over documents), and of a paired difference:
-                          evaluation_of_difference; training: over seeds}, standard deviations
-    nearest_cos           {edges [n + 1], arms {name: [n shares]}, null: [n shares]}: of the first seed, alive latents
-    concepts              [{name, kind, types, rows, probe_f1, permuted_f1, skipped (why, or null)}]
-    per_concept           [{arm, seed, concept, splits, latents, f1_by_k, common_k, main_f1, main_recall, candidates, types,
-                          full, fraction, hole_rate, recovered and these four ..._own_k, control_hole_rate,
-                          control_fraction, hubs; of the first seed: sweep [{centred, cos, share, full, fraction}]}]
-    genealogy             [{from, to, seed, to_seed, threshold, counts {kept, split, merged, absorbed, novel, lost},
-                          trees [{parent, children [{latent, cos, kind}]}]}]; from the baseline to every arm, then to
-                          itself at the next seed; with narrower SAEs from them to the same arm, with from_latents, to_latents
-    widths                [{arm, seed (of the narrower SAE), to_seed, from_latents, to_latents, curve [{threshold, split_ratio
-                          (children per parent that has one), novel, lost}], stitched_novel, novelty (the cosine to the
-                          narrower SAE that tells these best: threshold, auc, true_positive, false_positive; or null)}]
-    explorer              [{concept, seed, absorbers {arm: [...]}, events [...]}]: see sae_lm.metrics.absorption_events
+What report.json holds is in `sae_lm.pages.schema`.
 """
 
 import math
 from collections import Counter
 from importlib.metadata import version
-from typing import Any
+from typing import Any, cast
 
 from sae_lm.comparison.findings import answer, findings
-from sae_lm.comparison.matching import counterpart, family, frontier, read_arm
-from sae_lm.comparison.measure import CONTROL, Measured
+from sae_lm.comparison.matching import TOLERANCE, Values, frontier
+from sae_lm.comparison.measure import Measured
 from sae_lm.comparison.outcomes import METRICS
 from sae_lm.comparison.runs import Runs
 from sae_lm.comparison.verdicts import compare_arms
@@ -50,42 +18,38 @@ from sae_lm.concepts.probes import Probe
 from sae_lm.data.store import Store
 from sae_lm.metrics.geometry import EDGES, null_nearest_shares
 from sae_lm.metrics.statistics import pooled, spread_of
+from sae_lm.pages.schema import (
+    FORMAT,
+    VERSION,
+    ArmEntry,
+    ConceptEntry,
+    MetricEntry,
+    NoiseEntry,
+    PerConcept,
+    Report,
+)
+from sae_lm.penalties.arms import Arm
 from sae_lm.settings import CompareSettings
 
+CONTROL = "random"
+"""The control's name in the report: an SAE whose decoder rows are random directions."""
 
-def make_report(settings: CompareSettings, store: Store, runs: Runs, measured: Measured) -> dict[str, Any]:
-    values = {
+
+def make_report(settings: CompareSettings, store: Store, runs: Runs, measured: Measured) -> Report:
+    values: Values = {
         arm: {key: [measured.figures[arm, seed].get(key, math.nan) for seed in runs.seeds] for key in METRICS}
         for arm in runs.arms
     }
-    differences = compare_arms(values, settings.baseline)
+    differences = compare_arms(values, measured.matching)
+    baseline, seeds = runs.baseline.name, len(runs.seeds)
     used = sum(probe.skipped is None for probe in measured.probes)
-    partial = [*runs.partial, *measured.remarks]
-    if store.text_repeats:
-        partial.append(
-            "The store goes through its text more than once (--repeat), so that held-out rows may be of text that the "
-            "SAEs were trained on, and all figures better than on new text; cache more text without --repeat."
-        )
-    if not used:
-        reasons = Counter(str(probe.skipped) for probe in measured.probes).most_common(1)
-        partial.append(
-            f"Splitting and absorption are not measured: none of the {len(measured.probes)} concepts passed its gate "
-            f"(most often: {reasons[0][0]}); hold out more text, or lower --min-types or --probe-gate."
-            if reasons
-            else "Splitting and absorption are not measured: there are no concepts."
-        )
-    silent = [run.directory.name for key, run in runs.of.items() if not measured.figures[key]["l0"]]
-    if silent:
-        partial.append(
-            f"No latent of {', '.join(silent)} fires on any held-out row; train again, or leave the arm out."
-        )
     front = frontier(values)
-    report = {
-        "format": "sae_lm comparison",
-        "version": 2,
-        "answer": answer(differences, settings.baseline, len(runs.seeds), used),
-        "findings": findings(differences, values, len(runs.seeds)),
-        "partial": partial,
+    report: Report = {
+        "format": FORMAT,
+        "version": VERSION,
+        "answer": answer(differences, baseline, seeds, used),
+        "findings": findings(differences, values, seeds),
+        "partial": [*runs.partial, *measured.remarks, *_missing(store, runs, measured)],
         "settings": settings.model_dump(mode="json"),
         "training": runs.training,
         "store": {
@@ -94,41 +58,69 @@ def make_report(settings: CompareSettings, store: Store, runs: Runs, measured: M
             "held_out_rows": len(store) - runs.training["held_out_from_row"],
             "recipe": store.manifest.recipe.model_dump(),
         },
-        "cross_entropy": measured.entropies,
+        "cross_entropy": measured.cross_entropy,
         "versions": {name: version(name) for name in ("sae_lm", "torch", "transformers", "transformer-lens")},
-        "baseline": settings.baseline,
+        "baseline": baseline,
         "seeds": runs.seeds,
-        "metrics": {key: metric._asdict() for key, metric in METRICS.items()},
-        "arms": {arm: _arm(arm, runs) | {"pareto": arm in front, "values": values[arm]} for arm in runs.arms},
-        "controls": {CONTROL: {key: measured.figures[CONTROL, 0].get(key, math.nan) for key in METRICS}},
+        "l0_tolerance": TOLERANCE,
+        "metrics": {key: cast(MetricEntry, metric._asdict()) for key, metric in METRICS.items()},
+        "arms": {arm.name: _arm(arm, runs, arm in front, values) for arm in runs.arms},
+        "controls": {CONTROL: {key: measured.control.get(key, math.nan) for key in METRICS}},
         "differences": differences,
-        "noise": _noise(settings, runs, measured, values),
+        "noise": _noise(measured, values),
         "nearest_cos": {
-            "edges": EDGES,
-            "arms": measured.nearest,
-            "null": null_nearest_shares(measured.alive, store.hooks[runs.training["hook"]]),
+            "edges": list(EDGES),
+            "arms": {arm.name: [*shares] for arm, shares in measured.nearest.items()},
+            "null": [*null_nearest_shares(measured.alive, store.hooks[runs.training["hook"]])],
         },
         "concepts": [_concept(probe) for probe in measured.probes],
-        "per_concept": measured.per_concept,
-        "genealogy": measured.genealogy,
-        "widths": measured.widths,
-        "explorer": measured.explorer,
+        "per_concept": _per_concept(measured),
+        "genealogy": cast(Any, measured.genealogy),
+        "widths": cast(Any, measured.widths),
+        "explorer": cast(Any, measured.explorer),
     }
     return _no_nan(report)
 
 
-def _arm(name: str, runs: Runs) -> dict[str, Any]:
-    arm, run = read_arm(name), runs.of[name, runs.seeds[0]]
+def _missing(store: Store, runs: Runs, measured: Measured) -> list[str]:
+    """What the report says less of than it might, and why; beside what the runs lack."""
+    sentences = []
+    if store.text_repeats:
+        sentences.append(
+            "The store goes through its text more than once (--repeat), so that held-out rows may be of text that the "
+            "SAEs were trained on, and all figures better than on new text; cache more text without --repeat."
+        )
+    if all(probe.skipped is not None for probe in measured.probes):
+        reasons = Counter(str(probe.skipped) for probe in measured.probes).most_common(1)
+        sentences.append(
+            f"Splitting and absorption are not measured: none of the {len(measured.probes)} concepts passed its gate "
+            f"(most often: {reasons[0][0]}); hold out more text, or lower --min-types or --probe-gate."
+            if reasons
+            else "Splitting and absorption are not measured: there are no concepts."
+        )
+    silent = [run.directory.name for key, run in runs.by_key.items() if not measured.figures[key]["l0"]]
+    if silent:
+        sentences.append(
+            f"No latent of {', '.join(silent)} fires on any held-out row; train again, or leave the arm out."
+        )
+    return sentences
+
+
+def _arm(arm: Arm, runs: Runs, on_front: bool, values: Values) -> ArmEntry:
+    run = runs.by_key[arm, runs.seeds[0]]
     return {
-        "family": family(name),
+        "family": arm.family.name,
+        "variant": arm.variant,
         "penalty": arm.penalty,
         "coefficient": arm.coefficient,
         "arch": run.architecture,
         "k": arm.k or run.training["k"],
+        "pareto": on_front,
+        "values": {key: [*per_seed] for key, per_seed in values[arm].items()},
     }
 
 
-def _concept(probe: Probe) -> dict[str, Any]:
+def _concept(probe: Probe) -> ConceptEntry:
     return {
         "name": probe.name,
         "kind": probe.kind,
@@ -140,19 +132,30 @@ def _concept(probe: Probe) -> dict[str, Any]:
     }
 
 
-def _noise(settings: CompareSettings, runs: Runs, measured: Measured, values: Any) -> dict[str, dict[str, Any]]:
+def _per_concept(measured: Measured) -> list[PerConcept]:
+    """Of all SAEs, then of the control."""
+    by_sae = {(arm.name, seed): concepts for (arm, seed), concepts in measured.per_concept.items()}
+    by_sae[CONTROL, 0] = measured.control_per_concept
+    return [
+        cast(PerConcept, {"arm": name, "seed": seed, **concept})
+        for (name, seed), concepts in by_sae.items()
+        for concept in concepts
+    ]
+
+
+def _noise(measured: Measured, values: Values) -> dict[str, NoiseEntry]:
     """Standard deviations, each the root mean square over SAEs, over pairs or over arms."""
-    others = {arm: counterpart(arm, values, settings.baseline).name for arm in runs.arms}
-    out = {}
+    others = {arm: match.rung for arm, match in measured.matching.matches.items()}
+    noise: dict[str, NoiseEntry] = {}
     for key in METRICS:
-        drawn = {of: draws[key] for of, draws in measured.draws.items() if of[0] in others and key in draws}
-        pairs = [(drawn[arm, seed], drawn.get((others[arm], seed))) for arm, seed in drawn if others[arm] != arm]
-        out[key] = {
-            "evaluation": pooled([spread_of(of.tolist()) for of in drawn.values()]),
+        samples = {sae: metrics[key] for sae, metrics in measured.bootstrap_values.items() if key in metrics}
+        pairs = [(samples[arm, seed], samples.get((others[arm], seed))) for arm, seed in samples if others[arm] != arm]
+        noise[key] = {
+            "evaluation": pooled([spread_of(values_of_sae.tolist()) for values_of_sae in samples.values()]),
             "evaluation_of_difference": pooled([spread_of((a - b).tolist()) for a, b in pairs if b is not None]),
-            "training": pooled([spread_of(values[arm][key]) for arm in runs.arms]),
+            "training": pooled([spread_of(metrics[key]) for metrics in values.values()]),
         }
-    return out
+    return noise
 
 
 def _no_nan(value: Any) -> Any:

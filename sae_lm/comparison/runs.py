@@ -1,12 +1,13 @@
-"""folder of runs -> the SAEs in it that can be compared, their store and language model; what is missing is told."""
+"""Read a folder of trained SAEs: which of them can be compared, the store they share, and what is missing."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sae_lm.comparison.matching import family, read_arm
+from sae_lm.comparison.matching import is_rung
 from sae_lm.data.store import Store, open_store
-from sae_lm.errors import SaeError
+from sae_lm.errors import SaeError, SettingsError
+from sae_lm.penalties.arms import Arm, parse_arm
 from sae_lm.runtime.differences import differences
 from sae_lm.sae.folder import CONFIG, WEIGHTS
 from sae_lm.sae.formats.saelens import check
@@ -15,21 +16,21 @@ from sae_lm.sae.model import SAE
 from sae_lm.settings import CompareSettings
 from sae_lm.training.run_folder import PER_ARM, read_run, read_saes, sae_folder
 
-EQUAL = {
+MUST_MATCH = {
     "store_id": "store",
     "hook": "hook",
     "held_out_from_row": "first held-out row",
     "d_sae": "number of latents",
 }
-"""Facts of training that SAEs have to share to be compared, and what they are called."""
-NEEDED = (*EQUAL, "held_out_from_context", "k")
-"""Facts without which an SAE cannot be compared."""
-Key = tuple[str, int]
+"""Settings of training that SAEs have to share to be compared, and what they are called."""
+REQUIRED = (*MUST_MATCH, "held_out_from_context", "k")
+"""Settings of training without which an SAE cannot be compared."""
+Key = tuple[Arm, int]
 """Arm and seed."""
 
 
 class Run(NamedTuple):
-    arm: str
+    arm: Arm
     seed: int
     directory: Path
     training: Mapping[str, Any]
@@ -43,11 +44,13 @@ class Run(NamedTuple):
 class Runs(NamedTuple):
     """What can be compared."""
 
-    arms: list[str]
+    baseline: Arm
+    """as the settings name it: an arm, or without its k a family of arms"""
+    arms: list[Arm]
     """the baseline's first"""
     seeds: list[int]
     """those that every arm has"""
-    of: dict[Key, Run]
+    by_key: dict[Key, Run]
     partial: list[str]
     """sentences: what is missing, and what that means"""
     training: dict[str, Any]
@@ -55,7 +58,7 @@ class Runs(NamedTuple):
 
     def check(self) -> None:
         """Read every SAE's files but for the numbers themselves. Raises SaeError for one that is damaged."""
-        for run in self.of.values():
+        for run in self.by_key.values():
             check(run.directory)
 
 
@@ -99,87 +102,112 @@ def read_runs(folder: Path, baseline: str) -> Runs:
             f"runs {folder} is a single SAE, expected the folder that holds those of all arms; give {folder.parent}"
         )
     expected = read_run(folder)
-    there, partial = _scan(folder)
-    known = list(dict.fromkeys([*expected["arms"], *(arm for arm, _ in there)]))
-    ours = [arm for arm in known if arm == baseline or family(arm) == baseline]
-    if not ours:
-        raise SaeError(
-            f"runs {folder} have no arm {baseline!r} to compare with, they have {', '.join(known)}; give --baseline"
-        )
-    if not any(arm in ours for arm, _ in there):
+    trained, partial = _read_saes(folder)
+    known = list(dict.fromkeys([*map(_read_arm, expected["arms"]), *(arm for arm, _ in trained)]))
+    wanted, rungs = _find_baseline(folder, baseline, known)
+    if not any(arm in rungs for arm, _ in trained):
         raise SaeError(
             f"runs {folder} hold no SAE of the baseline {baseline!r} yet; run sae-lm train again with --arms {baseline}"
         )
-    trained = sorted(dict.fromkeys(arm for arm, _ in there), key=lambda arm: (arm not in ours, known.index(arm)))
-    partial += [f"{arm}: no SAE is there; the arm is left out." for arm in known if arm not in trained]
-    seeds = sorted({seed for _, seed in there} | set(range(expected["seeds"])))
-    lacking = {seed: [arm for arm in trained if (arm, seed) not in there] for seed in seeds}
+    arms = sorted(dict.fromkeys(arm for arm, _ in trained), key=lambda arm: (arm not in rungs, known.index(arm)))
+    partial += [f"{arm.name}: no SAE is there; the arm is left out." for arm in known if arm not in arms]
+    seeds = sorted({seed for _, seed in trained} | set(range(expected["seeds"])))
+    lacking = {seed: [arm for arm in arms if (arm, seed) not in trained] for seed in seeds}
     common = [seed for seed in seeds if not lacking[seed]]
-    for seed, arms in lacking.items():
-        if arms:
-            missing = ", ".join(sae_folder(read_arm(arm), seed) for arm in arms)
+    for seed, without in lacking.items():
+        if without:
+            missing = ", ".join(sae_folder(arm, seed) for arm in without)
             partial.append(f"Seed {seed} is left out: {missing} missing; run sae-lm train again with these arms.")
     if not common:
         raise SaeError(
             f"runs {folder} have no seed that all of their arms have, they have "
-            f"{', '.join(run.directory.name for run in list(there.values())[:6])}{', ...' * (len(there) > 6)}; run sae-lm train again with the same "
-            "--seeds for every arm"
+            f"{', '.join(run.directory.name for run in list(trained.values())[:6])}{', ...' * (len(trained) > 6)}; "
+            "run sae-lm train again with the same --seeds for every arm"
         )
-    runs = {(arm, seed): there[arm, seed] for arm in trained for seed in common}
+    runs = {(arm, seed): trained[arm, seed] for arm in arms for seed in common}
     _check_equal(folder, list(runs.values()))
-    return Runs(trained, common, runs, partial, dict(runs[trained[0], common[0]].training))
+    return Runs(wanted, arms, common, runs, partial, dict(runs[arms[0], common[0]].training))
 
 
-def read_narrower(folder: Path, runs: Runs, baseline: str) -> Runs:
+def _find_baseline(folder: Path, baseline: str, known: list[Arm]) -> tuple[Arm, list[Arm]]:
+    """The arm that the settings name, and which of the known arms are rungs of it. Raises SaeError if none is."""
+    try:
+        wanted = parse_arm(baseline)
+        rungs = [arm for arm in known if is_rung(arm, wanted)]
+    except SettingsError:
+        wanted, rungs = None, []
+    if wanted is None or not rungs:
+        raise SaeError(
+            f"runs {folder} have no arm {baseline!r} to compare with, they have {_names(known)}; give --baseline"
+        )
+    return wanted, rungs
+
+
+def read_narrower(folder: Path, runs: Runs) -> Runs:
     """SAEs of fewer latents, to trace those of ``runs`` to. Raises SaeError where there is nothing to trace."""
-    narrower = read_runs(folder, baseline)
+    narrower = read_runs(folder, runs.baseline.name)
     few, many = narrower.training["d_sae"], runs.training["d_sae"]
     if few >= many:
         raise SaeError(
             f"narrower runs {folder} have {few} latents, expected fewer than the {many} of those compared; "
             "give --narrower the folder of SAEs with fewer"
         )
-    alike = {key: runs.training.get(key) for key in (*EQUAL, PER_ARM) if key != "d_sae"}
+    alike = {key: runs.training.get(key) for key in (*MUST_MATCH, PER_ARM) if key != "d_sae"}
     for key, theirs, ours in differences(narrower.training, alike):
         raise SaeError(
-            f"narrower runs {folder} differ from those compared in their {EQUAL.get(key, key)} ({theirs}, "
+            f"narrower runs {folder} differ from those compared in their {MUST_MATCH.get(key, key)} ({theirs}, "
             f"expected {ours}); train them with the same settings but --d-sae"
         )
     if not set(narrower.arms) & set(runs.arms):
         raise SaeError(
-            f"narrower runs {folder} have the arms {', '.join(narrower.arms)}, and none of {', '.join(runs.arms)}; "
+            f"narrower runs {folder} have the arms {_names(narrower.arms)}, and none of {_names(runs.arms)}; "
             "train them with the same --arms"
         )
     return narrower
 
 
-def _scan(folder: Path) -> tuple[dict[Key, Run], list[str]]:
-    """Every SAE directory that is ours, and a sentence for each that is not."""
-    found, partial = {}, []
-    for directory, arm, seed, training, architecture in read_saes(folder):
-        if arm is None or seed is None or training is None:
+def _names(arms: Iterable[Arm]) -> str:
+    return ", ".join(arm.name for arm in arms)
+
+
+def _read_arm(name: str) -> Arm:
+    """Parse the recorded name of a trained arm. Raises SaeError where it is not one."""
+    try:
+        return parse_arm(name)
+    except SettingsError:
+        raise SaeError(
+            f"{name!r} is not an arm of sae-lm train; expected one as none, max_cos:0.25, none@k=16"
+        ) from None
+
+
+def _read_saes(folder: Path) -> tuple[dict[Key, Run], list[str]]:
+    """Every SAE directory that sae-lm train wrote, and a sentence for each that it did not."""
+    runs: dict[Key, Run] = {}
+    partial = []
+    for directory, name, seed, training, architecture in read_saes(folder):
+        if name is None or seed is None or training is None:
             partial.append(
                 f"{directory.name} is left out: an SAE of another program, whose arm, seed and training are not known."
             )
             continue
-        if missing := [key for key in NEEDED if key not in training]:
+        if missing := [key for key in REQUIRED if key not in training]:
             partial.append(f"{directory.name} is left out: its metadata lacks {', '.join(missing)}; train it again.")
             continue
-        run = Run(read_arm(arm).name, seed, directory, training, architecture)
-        if (run.arm, seed) in found:
+        arm = _read_arm(name)
+        if (arm, seed) in runs:
             raise SaeError(
-                f"{directory} and {found[run.arm, seed].directory} are both {arm} with seed {seed}; delete one of them"
+                f"{directory} and {runs[arm, seed].directory} are both {name} with seed {seed}; delete one of them"
             )
-        found[run.arm, seed] = run
-    if not found:
+        runs[arm, seed] = Run(arm, seed, directory, training, architecture)
+    if not runs:
         said = f" that can be compared ({' '.join(partial)})" if partial else " yet"
         raise SaeError(f"runs {folder} hold no SAE{said}; run sae-lm train --out {folder} again")
-    return found, partial
+    return runs, partial
 
 
 def _check_equal(folder: Path, runs: list[Run]) -> None:
     settings = [key for run in runs for key in run.training if key != PER_ARM]
-    for key in dict.fromkeys([*EQUAL, *settings]):
+    for key in dict.fromkeys([*MUST_MATCH, *settings]):
         if not any(differences(run.training, {key: runs[0].training.get(key)}) for run in runs):
             continue
         names: dict[str, list[str]] = {}
@@ -190,7 +218,7 @@ def _check_equal(folder: Path, runs: list[Run]) -> None:
             for value, some in names.items()
         )
         raise SaeError(
-            f"runs {folder} differ in their {EQUAL.get(key, key)} ({by_value}); only SAEs of one store, hook and width "
+            f"runs {folder} differ in their {MUST_MATCH.get(key, key)} ({by_value}); only SAEs of one store, hook and width "
             "that were trained alike can be compared, move the others to a folder of their own"
         )
 

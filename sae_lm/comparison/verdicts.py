@@ -1,4 +1,4 @@
-"""figures of all arms and seeds -> differences from the baseline, verdicts, findings, the answer; measures nothing.
+"""Decide what may be claimed: the difference of each arm from its baseline, and a verdict with its reason.
 
 Rules. Each arm is compared with the baseline at equal L0 (sae_lm.comparison.matching), seed by seed. What decides is
 the p value of Student's t over seeds (sae_lm.metrics.statistics has why); for primary outcomes after Holm's
@@ -9,82 +9,94 @@ penalty on cosines can lower the fraction alone (sae_lm.metrics.absorption).
 """
 
 from collections.abc import Mapping
-from typing import Any
 
-from sae_lm.comparison.matching import Match, Values, counterpart, ladder_of
+from sae_lm.comparison.matching import Match, Matching, Values
 from sae_lm.comparison.outcomes import METRICS, NOT_OUTCOMES, NOT_TESTED, PRIMARY
+from sae_lm.metrics import statistics
 from sae_lm.metrics.statistics import (
     FEWEST_SEEDS,
     LEVEL,
     MOST_SEEDS,
-    Difference,
-    detectable,
     holm,
     paired_difference,
     seeds_needed,
 )
+from sae_lm.pages.schema import Difference, Verdict
+from sae_lm.penalties.arms import Arm
+
+Test = tuple[Arm, str]
+"""An arm and a metric."""
 
 
-def compare_arms(values: Values, baseline: str) -> list[dict[str, Any]]:
+def compare_arms(values: Values, matching: Matching) -> list[Difference]:
     """One entry for each arm that is not the baseline's and each metric: the report's "differences"."""
-    found: list[tuple[str, str, Match, Difference]] = []
+    paired: dict[Test, statistics.Difference] = {}
     for arm in values:
-        if arm in ladder_of(baseline, list(values), baseline):
+        if arm in matching.ladder:
             continue
-        matched = counterpart(arm, values, baseline)
+        match = matching.matches[arm]
         for key in METRICS:
             if key in NOT_OUTCOMES:
                 continue
-            rungs = {rung: values[rung][key] for rung in matched.ladder}
-            others = list(values[matched.name][key]) if key == "l0" else matched.baseline(rungs)
+            rungs = {rung: values[rung][key] for rung in match.ladder}
+            others = list(values[match.rung][key]) if key == "l0" else match.baseline(rungs)
             difference = paired_difference(values[arm][key], others)
-            found.append((arm, key, matched, difference.untested() if key in NOT_TESTED else difference))
-    tested = [
-        (arm, key)
-        for arm, key, matched, d in found
-        if key in PRIMARY and d.seeds >= FEWEST_SEEDS and matched.how != "not matched"
-    ]
-    p = {(arm, key): d.p for arm, key, _, d in found if (arm, key) in set(tested)}
-    corrected = dict(zip(tested, holm([p[test] or 0.0 for test in tested]), strict=True))
-    return [_entry(arm, key, matched, d, corrected) for arm, key, matched, d in found]
+            paired[arm, key] = difference.untested() if key in NOT_TESTED else difference
+    p = {
+        (arm, key): difference.p or 0.0
+        for (arm, key), difference in paired.items()
+        if key in PRIMARY and difference.seeds >= FEWEST_SEEDS and matching.matches[arm].how != "not matched"
+    }
+    corrected = dict(zip(p, holm(list(p.values())), strict=True))
+    return [_entry(test, matching.matches[test[0]], difference, corrected) for test, difference in paired.items()]
 
 
-def _entry(
-    arm: str, key: str, matched: Match, d: Difference, corrected: Mapping[tuple[str, str], float]
-) -> dict[str, Any]:
+def _entry(test: Test, match: Match, d: statistics.Difference, corrected: Mapping[Test, float]) -> Difference:
+    arm, key = test
     # what Holm's first step asks for: a primary outcome is to be found even where no other is
     level = LEVEL / max(1, len(corrected)) if key in PRIMARY else LEVEL
     known = d.mean is not None and d.spread is not None and d.seeds >= FEWEST_SEEDS
     needed = seeds_needed(d.mean, d.spread, level) if known else None  # pyright: ignore[reportArgumentType]
-    p_holm = corrected.get((arm, key))
+    p_holm = corrected.get(test)
+    verdict, reason = _verdict(key, match.how, d, p_holm, needed)
+    line = match.how == "interpolated" and key != "l0"
     return {
-        "arm": arm,
-        "baseline": "/".join(matched.ladder) if matched.how == "interpolated" and key != "l0" else matched.name,
+        "arm": arm.name,
+        "baseline": "/".join(rung.name for rung in match.ladder) if line else match.rung.name,
         "metric": key,
-        **d._asdict(),
+        "per_seed": [*d.per_seed],
+        "mean": d.mean,
+        "low": d.low,
+        "high": d.high,
+        "p": d.p,
+        "p_sign_flip": d.p_sign_flip,
+        "bootstrap_low": d.bootstrap_low,
+        "bootstrap_high": d.bootstrap_high,
+        "spread": d.spread,
         "p_holm": p_holm,
-        "detectable": d.spread * detectable(d.seeds, level) if known and d.spread else None,
+        "detectable": d.spread * statistics.detectable(d.seeds, level) if known and d.spread else None,
         "seeds_needed": needed,
-        "l0": matched.how,
-        "verdict": _verdict(key, matched.how, d, p_holm, needed),
+        "l0": match.how,
+        "verdict": verdict,
+        "reason": reason,
     }
 
 
-def _verdict(key: str, how: str, d: Difference, p_holm: float | None, needed: int | None) -> str:
+def _verdict(
+    key: str, how: str, d: statistics.Difference, p_holm: float | None, needed: int | None
+) -> tuple[Verdict, str | None]:
+    """Also the reason where there is one to give."""
     if not d.seeds:
-        return "no claim (no values)"
+        return "no claim", "no values"
     if d.seeds < FEWEST_SEEDS:
-        return f"no claim (< {FEWEST_SEEDS} seeds)"
+        return "no claim", f"< {FEWEST_SEEDS} seeds"
     if how == "not matched" and key != "l0":
-        return "L0 not matched"
+        return "L0 not matched", None
     if key in NOT_TESTED:
-        return "no claim (pairs of seeds overlap)"
+        return "no claim", "pairs of seeds overlap"
     p = p_holm if key in PRIMARY else d.p
     if p is not None and d.mean is not None and p <= LEVEL:
-        return "lower" if d.mean < 0 else "higher"
+        return "lower" if d.mean < 0 else "higher", None
     if d.mean == 0 and d.spread == 0:
-        return "not distinguishable (equal)"
-    return f"not distinguishable (needs {f'about {needed}' if needed else f'over {MOST_SEEDS}'} seeds)"
-
-
-# --- words
+        return "not distinguishable", "equal"
+    return "not distinguishable", f"needs {f'about {needed}' if needed else f'over {MOST_SEEDS}'} seeds"

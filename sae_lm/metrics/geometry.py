@@ -22,8 +22,6 @@ from sae_lm.sae.nearest import NONE, cosine_tiles, nearest_in_part
 
 CELLS = 1 << 24
 """Cosines held at a time, at most: 64 MiB in float32."""
-DUPLICATE = 0.95
-"""Cosine above which two latents are taken for one."""
 EDGES = tuple(i / 50 for i in range(51))
 """Bins of the histogram of nearest cosines; what is below 0 counts into the first."""
 NULL_ROWS = 4096
@@ -44,20 +42,14 @@ class Geometry(NamedTuple):
     of latents, and not to all of them sharing a part of the space"""
     near_half: float
     """share of latents whose nearest has cosine > .5"""
-    near_70: float
-    """... > .7"""
     near_duplicates: float
     """... > .9"""
-    duplicates: float
-    """... > .95"""
     mean_abs_cos: float
     """mean |cos| over ordered pairs"""
-    mean_abs_cos_all: float
     mean_abs_cos_null: float
     """for uniform directions, about sqrt(2 / (pi d_in))"""
     mean_sq_cos: float
     """mean cos^2 over ordered pairs"""
-    mean_sq_cos_all: float
     mean_sq_cos_null: float
     """for uniform directions, 1 / d_in"""
 
@@ -71,7 +63,6 @@ class Pairs(NamedTuple):
     """of each row among all"""
     abs_cos: float
     """mean |cos| over ordered pairs of the first rows, NaN without any"""
-    abs_cos_all: float
 
 
 def tile_rows(others: int, cells: int = CELLS) -> int:
@@ -81,19 +72,17 @@ def tile_rows(others: int, cells: int = CELLS) -> int:
 
 def compare_pairs(unit: Float[Tensor, "m d_in"], n: int, cells: int = CELLS) -> Pairs:
     """All pairs of unit rows, and apart from them those of the first n; each pair's cosine is taken once."""
-    first, rest, m, nan = unit[:n], unit[n:], len(unit), float("nan")
+    first, rest = unit[:n], unit[n:]
     nearest, total = _within(first, cells)
-    rest_nearest, rest_total = _within(rest, cells)
-    across, across_total = first.new_full((len(first),), NONE), 0.0
+    rest_nearest, _ = _within(rest, cells)
+    across = first.new_full((len(first),), NONE)
     for start, cosines in cosine_tiles(first, rest, tile_rows(len(rest), cells)) if len(rest) else ():
         across[start : start + len(cosines)] = cosines.amax(1)
         rest_nearest = torch.maximum(rest_nearest, cosines.amax(0))
-        across_total += _sum(cosines.abs_())
     return Pairs(
         nearest,
         torch.cat([torch.maximum(nearest, across), rest_nearest]),
-        total / (n * (n - 1)) if n > 1 else nan,
-        (total + rest_total + 2 * across_total) / (m * (m - 1)) if m > 1 else nan,
+        total / (n * (n - 1)) if n > 1 else float("nan"),
     )
 
 
@@ -160,14 +149,10 @@ def geometry(
         nearest_cos_null=null_nearest_cos(n, d_in) if n > 1 else nan,
         nearest_cos_spread=_spread_null(unit[:n], seed) if n > 1 else nan,
         near_half=above(0.5),
-        near_70=above(0.7),
         near_duplicates=above(0.9),
-        duplicates=above(DUPLICATE),
         mean_abs_cos=pairs.abs_cos,
-        mean_abs_cos_all=pairs.abs_cos_all,
         mean_abs_cos_null=math.exp(math.lgamma(d_in / 2) - math.lgamma((d_in + 1) / 2)) / math.sqrt(math.pi),
         mean_sq_cos=mean_sq_cos(unit[:n]),
-        mean_sq_cos_all=mean_sq_cos(unit),
         mean_sq_cos_null=1 / d_in,
     )
     return shape, pairs.nearest

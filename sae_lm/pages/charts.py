@@ -1,12 +1,14 @@
-"""report -> charts: what is drawn, in the data's coordinates; ``figures`` draws it, on the page and for a paper.
+"""Turn a report into charts: what is drawn, in the data's own coordinates. `svg` and `figures` draw them.
 
 Formats, never measures: only means over seeds are taken here.
 """
 
 import itertools
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from sae_lm.pages.schema import Difference, Report, verdict_text
 
 TONES, SHAPES = 9, 6
 """Colours and marks that figures can tell apart; the first colour is the baseline's."""
@@ -28,8 +30,8 @@ class Dot(NamedTuple):
     x: float
     y: float
     arm: str
-    told: str
-    """what a pointer at rest is told"""
+    tooltip: str
+    """shown to a pointer at rest"""
     hollow: bool = False
 
 
@@ -55,44 +57,40 @@ class Chart(NamedTuple):
     """x or y: the axis with a line at 0"""
 
 
-def looks(report: Mapping[str, Any]) -> dict[str, Look]:
+def looks(report: Report) -> dict[str, Look]:
     """Every arm's look. Penalties past the last colour get the first again, with other marks."""
-    families = list(dict.fromkeys(report["arms"][name]["family"] for name in ordered(report)))
-    forms: dict[str, list[str]] = {form(baseline_family(report)): []}
-    for family in families:
-        forms.setdefault(form(family), []).append(family)
-    found = {}
+    families = list(dict.fromkeys(report["arms"][name]["family"] for name in order_arms(report)))
+    variants: dict[str, list[str]] = {}
+    for arm in (report["arms"][name] for name in order_arms(report)):
+        of_variant = variants.setdefault(arm["variant"], [])
+        if arm["family"] not in of_variant:
+            of_variant.append(arm["family"])
+    looks = {}
     for name, arm in report["arms"].items():
-        place = list(forms).index(form(arm["family"]))
+        place = list(variants).index(arm["variant"])
         again, tone = divmod(place - 1, TONES - 1) if place else (0, -1)
-        mark = (forms[form(arm["family"])].index(arm["family"]) + 3 * again) % SHAPES
-        found[name] = Look(tone + 1, mark, families.index(arm["family"]), arm["k"])
-    return found
+        mark = (variants[arm["variant"]].index(arm["family"]) + 3 * again) % SHAPES
+        looks[name] = Look(tone + 1, mark, families.index(arm["family"]), arm["k"])
+    return looks
 
 
-def form(family: str) -> str:
-    """A family without its coefficient: max_cos:0.25@anchored -> max_cos@anchored."""
-    head, at, options = family.partition("@")
-    return head.partition(":")[0] + at + options
-
-
-def baseline_family(report: Mapping[str, Any]) -> str:
+def baseline_family(report: Report) -> str:
     """What the others are compared with, without its k."""
     baseline = report["baseline"]
     return report["arms"][baseline]["family"] if baseline in report["arms"] else baseline
 
 
-def is_baseline(report: Mapping[str, Any], name: str) -> bool:
+def is_baseline(report: Report, name: str) -> bool:
     """Whether an arm is of the baseline's family, of whatever k."""
     return report["arms"][name]["family"] == baseline_family(report)
 
 
-def ordered(report: Mapping[str, Any]) -> list[str]:
+def order_arms(report: Report) -> list[str]:
     """The arms, the baseline's first, else as the report has them."""
     return sorted(report["arms"], key=lambda name: not is_baseline(report, name))
 
 
-def headline(report: Mapping[str, Any]) -> list[str]:
+def headline(report: Report) -> list[str]:
     """The metrics that open the page: primary outcomes, then what they cost."""
     metrics = report["metrics"]
     primary = [key for key, metric in metrics.items() if metric["role"] == "primary"]
@@ -100,29 +98,29 @@ def headline(report: Mapping[str, Any]) -> list[str]:
 
 
 def mean(values: Iterable[float | int | None]) -> float | None:
-    there = [value for value in values if value is not None]
-    return statistics.fmean(there) if there else None
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if known else None
 
 
-def several_l0(report: Mapping[str, Any]) -> bool:
-    """Whether there is a curve over L0 to draw; a spread of a twentieth counts as one L0, as in the verdicts."""
+def several_l0(report: Report) -> bool:
+    """Whether there is a curve over L0 to draw; what counts as equal in the verdicts is one L0."""
     l0 = [value for arm in report["arms"].values() if (value := mean(arm["values"]["l0"])) is not None]
-    return bool(l0) and max(l0) > 1.05 * min(l0)
+    return bool(l0) and max(l0) > (1 + report["l0_tolerance"]) * min(l0)
 
 
 # --- charts
 
 
-def against_l0(report: Mapping[str, Any], key: str) -> Chart | None:
+def against_l0(report: Report, key: str) -> Chart | None:
     """A metric against L0, a line along the k of a family, a thin upright one over the seeds of an arm."""
     dots, lines, ladders = [], [], {}
     for name, arm in report["arms"].items():
-        there = [value for value in arm["values"][key] if value is not None]
-        l0, middle = mean(arm["values"]["l0"]), mean(there)
+        known = [value for value in arm["values"][key] if value is not None]
+        l0, middle = mean(arm["values"]["l0"]), mean(known)
         if l0 is None or middle is None or l0 <= 0:
             continue
-        dots.append(Dot(l0, middle, name, f"{name}: {middle:.4g} at L0 {l0:.3g}, {len(there)} seeds"))
-        lines.append(Line(((l0, min(there)), (l0, max(there))), name, "thin"))
+        dots.append(Dot(l0, middle, name, f"{name}: {middle:.4g} at L0 {l0:.3g}, {len(known)} seeds"))
+        lines.append(Line(((l0, min(known)), (l0, max(known))), name, "thin"))
         ladders.setdefault(arm["family"], []).append(dots[-1])
     if not dots:
         return None
@@ -132,11 +130,11 @@ def against_l0(report: Mapping[str, Any], key: str) -> Chart | None:
     if key == "fvu":
         front = sorted((dot.x, dot.y) for dot in dots if report["arms"][dot.arm].get("pareto"))
         lines += [Line(tuple(front), "", "dashed")] if len(front) > 1 else []
-    ticks = [(l0, f"{l0:.3g}") for l0 in _apart(sorted(dot.x for dot in dots))]
+    ticks = [(l0, f"{l0:.3g}") for l0 in space_out(sorted(dot.x for dot in dots))]
     return Chart(report["metrics"][key]["label"], "L0", "", dots, lines, ticks, log_x=True)
 
 
-def _apart(values: Sequence[float | int]) -> list[float | int]:
+def space_out(values: Sequence[float | int]) -> list[float | int]:
     """Those that leave room for their labels on a log axis, at most six."""
     kept: list[float | int] = []
     least = max(1.05, (values[-1] / values[0]) ** (1 / 7))
@@ -146,9 +144,9 @@ def _apart(values: Sequence[float | int]) -> list[float | int]:
     return kept
 
 
-def by_seed(report: Mapping[str, Any], key: str) -> Chart | None:
+def by_seed(report: Report, key: str) -> Chart | None:
     """A dot per arm and seed, the seeds joined from arm to arm."""
-    names = ordered(report)
+    names = order_arms(report)
     values = {name: report["arms"][name]["values"][key] for name in names}
     dots = [
         Dot(value, -row, name, f"{name}, seed {seed}: {value:.4g}")
@@ -164,56 +162,57 @@ def by_seed(report: Mapping[str, Any], key: str) -> Chart | None:
     return Chart(report["metrics"][key]["label"], "", "", dots, lines, rows=names) if dots else None
 
 
-def forest(report: Mapping[str, Any], key: str) -> Chart | None:
+def forest(report: Report, key: str) -> Chart | None:
     """Differences from the baseline with intervals; full marks have a verdict, the band is what would go unseen."""
-    found = [d for d in report["differences"] if d["metric"] == key and d["mean"] is not None]
-    dots, lines = [], []
-    for row, d in enumerate(found):
-        interval = "" if d["low"] is None else f" [{d['low']:+.4g}, {d['high']:+.4g}]"
-        told = f"{d['arm']} - {d['baseline']}: {d['mean']:+.4g}{interval}, {d['verdict']}"
-        dots.append(Dot(d["mean"], -row, d["arm"], told, d["verdict"] not in ("lower", "higher")))
+    dots, lines, rows = [], [], []
+    for d in report["differences"]:
+        if d["metric"] != key or d["mean"] is None:
+            continue
+        y, interval = -len(rows), _interval(d)
+        ends = f" [{interval[0]:+.4g}, {interval[1]:+.4g}]" if interval else ""
+        tooltip = f"{d['arm']} - {d['baseline']}: {d['mean']:+.4g}{ends}, {verdict_text(d)}"
+        dots.append(Dot(d["mean"], y, d["arm"], tooltip, d["verdict"] not in ("lower", "higher")))
         if d["detectable"] is not None:
-            lines.append(Line(((-d["detectable"], -row), (d["detectable"], -row)), "", "band"))
-        if d["low"] is not None:
-            lines.append(Line(((d["low"], -row), (d["high"], -row)), d["arm"]))
-    rows = [d["arm"] for d in found]
-    return (
-        Chart(report["metrics"][key]["label"], "difference from the baseline", "", dots, lines, rows=rows, zero="x")
-        if found
-        else None
-    )
+            lines.append(Line(((-d["detectable"], y), (d["detectable"], y)), "", "band"))
+        if interval:
+            lines.append(Line(((interval[0], y), (interval[1], y)), d["arm"]))
+        rows.append(d["arm"])
+    label = report["metrics"][key]["label"]
+    return Chart(label, "difference from the baseline", "", dots, lines, rows=rows, zero="x") if rows else None
 
 
-def along_coefficient(report: Mapping[str, Any], key: str) -> Chart | None:
+def _interval(d: Difference) -> tuple[float, float] | None:
+    low, high = d["low"], d["high"]
+    return None if low is None or high is None else (low, high)
+
+
+def along_coefficient(report: Report, key: str) -> Chart | None:
     """The difference from the baseline against the coefficient, for penalties that were given two or more."""
-    curves: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    curves: dict[tuple[str, str, int | None], list[tuple[float, float, Difference]]] = {}
     for d in report["differences"]:
         arm = report["arms"][d["arm"]]
         if d["metric"] == key and d["mean"] is not None and arm["coefficient"] > 0:
-            curves.setdefault((form(arm["family"]), arm["arch"], arm["k"]), []).append(d)
+            variant = (arm["variant"], arm["arch"], arm["k"])
+            curves.setdefault(variant, []).append((arm["coefficient"], d["mean"], d))
     dots, lines = [], []
-    for ladder in curves.values():
-        at = {d["arm"]: report["arms"][d["arm"]]["coefficient"] for d in ladder}
-        if len(set(at.values())) < 2:
+    for curve in curves.values():
+        if len({x for x, _, _ in curve}) < 2:
             continue
-        ladder.sort(key=lambda d: at[d["arm"]])
-        lines += [
-            Line(((at[a["arm"]], a["mean"]), (at[b["arm"]], b["mean"])), b["arm"])
-            for a, b in itertools.pairwise(ladder)
-        ]
-        for d in ladder:
-            x, told = at[d["arm"]], f"{d['arm']}: {d['mean']:+.4g}, {d['verdict']}"
-            dots.append(Dot(x, d["mean"], d["arm"], told, d["verdict"] not in ("lower", "higher")))
-            if d["low"] is not None:
-                lines.append(Line(((x, d["low"]), (x, d["high"])), d["arm"], "thin"))
+        curve.sort(key=lambda point: point[0])
+        lines += [Line(((x, y), (x2, y2)), d["arm"]) for (x, y, _), (x2, y2, d) in itertools.pairwise(curve)]
+        for x, y, d in curve:
+            tooltip = f"{d['arm']}: {y:+.4g}, {verdict_text(d)}"
+            dots.append(Dot(x, y, d["arm"], tooltip, d["verdict"] not in ("lower", "higher")))
+            if interval := _interval(d):
+                lines.append(Line(((x, interval[0]), (x, interval[1])), d["arm"], "thin"))
     if not dots:
         return None
-    ticks = [(x, f"{x:g}") for x in _apart(sorted(dot.x for dot in dots))]
+    ticks = [(x, f"{x:g}") for x in space_out(sorted(dot.x for dot in dots))]
     label = report["metrics"][key]["label"]
     return Chart(label, "coefficient", "difference", dots, lines, ticks, log_x=True, zero="y")
 
 
-def nearest_cosines(report: Mapping[str, Any], names: Sequence[str], title: str) -> Chart | None:
+def nearest_cosines(report: Report, names: Sequence[str], title: str) -> Chart | None:
     """Histograms of the cosine to the nearest other decoder row, over that of random directions."""
     shares, edges = report["nearest_cos"]["arms"], report["nearest_cos"]["edges"]
     drawn = {name: shares[name] for name in names if shares.get(name)}
@@ -221,28 +220,28 @@ def nearest_cosines(report: Mapping[str, Any], names: Sequence[str], title: str)
         return None
     null = report["nearest_cos"]["null"] or []
     # the range of all arms, so that charts beside each other can be compared
-    seen = [bin for of in (*shares.values(), null) for bin, share in enumerate(of) if share and share > 5e-4]
-    first, last = min(seen, default=0), max(seen, default=len(edges) - 2) + 1
+    filled = [bin for values in (*shares.values(), null) for bin, share in enumerate(values) if share and share > 5e-4]
+    first, last = min(filled, default=0), max(filled, default=len(edges) - 2) + 1
 
-    def steps(of: Sequence[float | int | None]) -> tuple[tuple[float, float], ...]:
-        inside = [(float(edges[bin + side]), float(of[bin] or 0)) for bin in range(first, last) for side in (0, 1)]
+    def steps(values: Sequence[float | int | None]) -> tuple[tuple[float, float], ...]:
+        inside = [(float(edges[bin + side]), float(values[bin] or 0)) for bin in range(first, last) for side in (0, 1)]
         return ((float(edges[first]), 0.0), *inside, (float(edges[last]), 0.0))
 
     lines = [Line(steps(null), "", "area")] if null else []
-    lines += [Line(steps(of), name, "step") for name, of in drawn.items()]
+    lines += [Line(steps(values), name, "step") for name, values in drawn.items()]
     return Chart(title, "cosine to the nearest other row", "share of latents", (), lines)
 
 
-def nearest_panels(report: Mapping[str, Any]) -> dict[int | None, list[Chart]]:
+def nearest_panels(report: Report) -> dict[int | None, list[Chart]]:
     """Per k one chart for each penalty, beside the baseline's arm of that k."""
     panels: dict[int | None, list[Chart]] = {}
     ks = list(dict.fromkeys(arm["k"] for arm in report["arms"].values())) if report["nearest_cos"] else []
     for k in ks:
-        here = [name for name in ordered(report) if report["arms"][name]["k"] == k]
+        here = [name for name in order_arms(report) if report["arms"][name]["k"] == k]
         base = [name for name in here if is_baseline(report, name)]
-        forms = dict.fromkeys(form(report["arms"][name]["family"]) for name in here if name not in base)
-        for kind in forms or {report["baseline"]: None}:
-            mine = [n for n in here if n not in base and form(report["arms"][n]["family"]) == kind]
-            chart = nearest_cosines(report, base + mine, f"{kind}, k = {k}" if len(ks) > 1 else kind)
+        variants = dict.fromkeys(report["arms"][name]["variant"] for name in here if name not in base)
+        for variant in variants or {report["baseline"]: None}:
+            own = [name for name in here if name not in base and report["arms"][name]["variant"] == variant]
+            chart = nearest_cosines(report, base + own, f"{variant}, k = {k}" if len(ks) > 1 else variant)
             panels.setdefault(k, []).extend([chart] if chart else [])
     return {k: charts for k, charts in panels.items() if charts}

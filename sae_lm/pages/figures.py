@@ -1,4 +1,4 @@
-"""charts -> pictures: small SVG that follows the page's colours, PNG and SVG for a paper by matplotlib."""
+"""Draw charts for a paper, as PNG and SVG by matplotlib."""
 
 import math
 import warnings
@@ -19,28 +19,23 @@ from sae_lm.pages.charts import (
     nearest_panels,
     several_l0,
 )
-from sae_lm.pages.svg import DASHES, GREY, SHAPES, TONES, fitted, panel
+from sae_lm.pages.schema import Report
+from sae_lm.pages.svg import DASHES, GREY, SHAPES, TONES, panel, shorten_middle
 from sae_lm.pages.text import visible
 from sae_lm.runtime.files import write_whole
 
 SUFFIXES = ("png", "svg")
-FIGURES: dict[str, Callable[[Mapping[str, Any]], list[Chart | None]]] = {
+FIGURES: dict[str, Callable[[Report], list[Chart | None]]] = {
     "fvu_l0": lambda report: [against_l0(report, key) for key in headline(report) if several_l0(report)],
     "seeds": lambda report: [by_seed(report, key) for key in headline(report) if not several_l0(report)],
     "differences": lambda report: [forest(report, key) for key in headline(report)],
     "coefficients": lambda report: [along_coefficient(report, key) for key in headline(report)],
-    "nearest_cos": lambda report: [chart for of in nearest_panels(report).values() for chart in of],
+    "nearest_cos": lambda report: [chart for panel in nearest_panels(report).values() for chart in panel],
 }
 """File name for a paper -> its charts."""
 
 
-# --- painting
-
-
-# --- for a paper
-
-
-def write_figures(report: Mapping[str, Any], folder: Path) -> list[Path]:
+def write_figures(report: Report, folder: Path) -> list[Path]:
     """``fvu_l0``, ``seeds``, ``differences``, ``coefficients`` and ``nearest_cos`` as PNG (300 dpi) and SVG; the files
     written.
 
@@ -52,7 +47,8 @@ def write_figures(report: Mapping[str, Any], folder: Path) -> list[Path]:
         drawn = [chart for chart in charts(report) if chart is not None]
         for suffix in SUFFIXES if drawn else ():
             written.append(folder / f"{name}.{suffix}")
-            write_whole(written[-1], _painter(drawn, looks(report), report, suffix))
+            families = {name: arm["family"] for name, arm in report["arms"].items()}
+            write_whole(written[-1], painter(drawn, looks(report), families, suffix))
     return written
 
 
@@ -61,9 +57,19 @@ def figure_paths(folder: Path) -> list[Path]:
     return [folder / f"{name}.{suffix}" for name in FIGURES for suffix in SUFFIXES]
 
 
-def _painter(
-    charts: Sequence[Chart], styles: Mapping[str, Look], report: Mapping[str, Any], suffix: str
+def painter(
+    charts: Sequence[Chart],
+    styles: Mapping[str, Look],
+    families: Mapping[str, str],
+    suffix: str,
+    title: str = "",
+    across: int = 3,
 ) -> Callable[[Path], None]:
+    """What writes charts side by side to a file, png or svg by its suffix, with one legend of the families of arms.
+
+    styles, families: of every arm. across: charts in a row, at most.
+    """
+
     def paint(part: Path) -> None:
         import matplotlib
         from matplotlib.figure import Figure
@@ -71,12 +77,14 @@ def _painter(
         # text stays text in SVG, ids do not change from run to run, and a name is not mathematics
         style: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "sae_lm", "text.parse_math": False}
         style |= {"font.size": 8, "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 8}
-        columns = min(3, len(charts))
+        columns = min(across, len(charts))
         rows = -(-len(charts) // columns)
         height = max(0.17 * len(chart.rows) + 0.8 if chart.rows else 2.1 for chart in charts)
         with matplotlib.rc_context(style), warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # characters that the font lacks are drawn as boxes
             figure = Figure(figsize=(2.5 * columns + 0.3, height * rows + 0.5), layout="constrained")
+            if title:
+                figure.suptitle(visible(title), fontsize=9)
             axes = figure.subplots(rows, columns, squeeze=False).flatten()
             for place, (chart, axis) in enumerate(zip(charts, axes, strict=False)):
                 paint_axes(axis, chart, styles)
@@ -84,9 +92,9 @@ def _painter(
                     axis.set_yticklabels([])
             for axis in axes[len(charts) :]:
                 axis.set_visible(False)
-            arms = {report["arms"][name]["family"]: look for name, look in styles.items() if _drawn(charts, name)}
+            shown = {families[name]: look for name, look in styles.items() if _drawn(charts, name)}
             stepped = any(line.style == "step" for chart in charts for line in chart.lines)
-            handles = [_handle(look, family, stepped) for family, look in arms.items()] + _grey_handles(charts)
+            handles = [_handle(look, family, stepped) for family, look in shown.items()] + _grey_handles(charts)
             figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(handles)), frameon=False)
             metadata = {"Date": None, "Creator": None} if suffix == "svg" else {"Software": None}
             figure.savefig(part, format=suffix, dpi=300, metadata=metadata)
@@ -111,9 +119,11 @@ def _handle(look: Look, family: str, stepped: bool) -> Any:
 def _grey_handles(charts: Sequence[Chart]) -> list[Any]:
     from matplotlib.patches import Patch
 
-    said = {"area": "random directions", "band": "detectable difference"}
+    labels = {"area": "random directions", "band": "detectable difference"}
     styles = {line.style for chart in charts for line in chart.lines}
-    return [Patch(color=GREY, alpha=0.3, linewidth=0, label=label) for style, label in said.items() if style in styles]
+    return [
+        Patch(color=GREY, alpha=0.3, linewidth=0, label=label) for style, label in labels.items() if style in styles
+    ]
 
 
 def paint_axes(axis: Any, chart: Chart, styles: Mapping[str, Look]) -> None:
@@ -134,7 +144,7 @@ def paint_axes(axis: Any, chart: Chart, styles: Mapping[str, Look]) -> None:
         axis.plot([x], [dot.y], mark, color=tone, markerfacecolor=face, markersize=4, markeredgewidth=0.9)
     axis.set(xlim=frame.x, ylim=frame.y)
     axis.set_xticks([at for at, _ in frame.x_ticks], [label for _, label in frame.x_ticks])
-    axis.set_yticks([at for at, _ in frame.y_ticks], [fitted(label, 28) for _, label in frame.y_ticks])
+    axis.set_yticks([at for at, _ in frame.y_ticks], [shorten_middle(label, 28) for _, label in frame.y_ticks])
 
 
 def _paint_line(axis: Any, chart: Chart, line: Line, look: Look | None) -> None:

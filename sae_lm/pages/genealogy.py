@@ -1,9 +1,10 @@
-"""report -> where its latents come from, as the page shows it: bars, trees, and what became of narrower SAEs."""
+"""Prepare for the page where latents come from: bars, trees, and what became of narrower SAEs."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from sae_lm.pages.charts import mean
+from sae_lm.pages.schema import Report, Widths
 
 KINDS = ("kept", "split", "merged", "absorbed", "novel")
 """Kinds of latents in a genealogy that are parts of one SAE; "lost" ones are of the other."""
@@ -23,7 +24,7 @@ def bars(counts: Mapping[str, int]) -> str:
     return "".join([*out, "</svg>"])
 
 
-def trees(report: Mapping[str, Any]) -> dict[str, Any]:
+def trees(report: Report) -> dict[str, Any]:
     """The trees of every pair that there is room for: each pair has the same number of lines."""
     pairs = [pair for pair in report["genealogy"] if pair["trees"]]
     room, shown = TREE_LINES // max(1, len(pairs)), []
@@ -40,12 +41,12 @@ def trees(report: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def widths(report: Mapping[str, Any]) -> dict[str, Any]:
+def widths(report: Report) -> dict[str, Any]:
     """Per arm, means over seeds of what became of a narrower SAE's latents."""
-    found: dict[str, list[Mapping[str, Any]]] = {}
+    by_arm: dict[str, list[Widths]] = {}
     for entry in report["widths"]:
-        found.setdefault(entry["arm"], []).append(entry)
-    thresholds = [of["threshold"] for of in report["widths"][0]["curve"]] if found else []
+        by_arm.setdefault(entry["arm"], []).append(entry)
+    thresholds = [point["threshold"] for point in report["widths"][0]["curve"]] if by_arm else []
     rows = [
         {
             "arm": arm,
@@ -56,7 +57,7 @@ def widths(report: Mapping[str, Any]) -> dict[str, Any]:
             "stitched": [e["stitched_novel"] for e in entries],
             **{key: mean(e["novelty"][key] if e["novelty"] else None for e in entries) for key in ("threshold", "auc")},
         }
-        for arm, entries in found.items()
+        for arm, entries in by_arm.items()
     ]
     return {
         "thresholds": thresholds,

@@ -170,7 +170,7 @@
     parts.push(make("h3", { textContent: "Most often strongest where main latents are silent" }),
       make("div", { className: "sides" }, absorbers(entry, left), absorbers(entry, right)));
     document.getElementById("explorer").replaceChildren(...parts);
-    const cut = data.left_out ? ` The page holds ${data.held} of the report's ${data.held + data.left_out} events; the rest are in report.json.` : "";
+    const cut = data.left_out ? ` The page holds ${data.shown} of the report's ${data.shown + data.left_out} events; the rest are in report.json.` : "";
     document.getElementById("explorer-count").textContent = `${events.length} of ${entry[3].length} events of this concept and seed.${cut}`;
   }
 

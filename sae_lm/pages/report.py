@@ -1,4 +1,4 @@
-"""report -> a table to read in a terminal, and a page with plots; formats, never measures.
+"""Make the report's page: one HTML file with tables, plots and an explorer. Formats, never measures.
 
 Only means and spreads over seeds are taken here; differences, intervals and verdicts are the report's. The page is one
 file that loads nothing: jinja2 escapes its text, its script is the package's own and named by its hash in the page's
@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from sae_lm.pages import charts
-from sae_lm.pages.charts import Chart, Look, headline, is_baseline, mean, ordered
-from sae_lm.pages.explorer_data import embedded
+from sae_lm.pages.charts import Chart, Look, headline, is_baseline, mean, order_arms
+from sae_lm.pages.explorer_data import explorer_json
 from sae_lm.pages.figures import write_figures
 from sae_lm.pages.genealogy import KINDS, bars, trees, widths
-from sae_lm.pages.summary import ROLES, differences_by_arm, facts, further_metrics, skipped_reasons
+from sae_lm.pages.schema import Report
+from sae_lm.pages.summary import ROLES, differences_by_arm, further_metrics, skipped_reasons, summary_rows
 from sae_lm.pages.svg import TONES, svg, swatch
-from sae_lm.pages.templates import asset, encoded, fill, render
+from sae_lm.pages.templates import asset, encode_page, fill, render
 from sae_lm.pages.terminal import text_table
 from sae_lm.pages.text import number, signed, spread, visible
 from sae_lm.runtime.files import write_whole
@@ -33,9 +34,9 @@ TABLE_ROWS = 1500
 """Rows of a table on the page, at most."""
 
 
-def write_html(report: Mapping[str, Any], path: Path) -> None:
+def write_html(report: Report, path: Path) -> None:
     """The report as one HTML file of at most 5 MB; where events of the explorer had to go, the page says so."""
-    arms, styles, metrics = ordered(report), charts.looks(report), report["metrics"]
+    arms, styles, metrics = order_arms(report), charts.looks(report), report["metrics"]
     keys, primary = headline(report), [key for key in metrics if metrics[key]["role"] == "primary"]
     ks = sorted({arm["k"] for arm in report["arms"].values()}, key=lambda k: (k is None, k))
     several = charts.several_l0(report)
@@ -45,11 +46,11 @@ def write_html(report: Mapping[str, Any], path: Path) -> None:
         "coefficients": _drawn(report, keys, charts.along_coefficient, styles),
         "forests": _drawn(report, keys, charts.forest, styles),
         "nearest": {
-            k: [(of.title, "", svg(of, styles, _alt(of))) for of in found]
-            for k, found in charts.nearest_panels(report).items()
+            k: [(chart.title, "", svg(chart, styles, _alt(chart))) for chart in panel]
+            for k, panel in charts.nearest_panels(report).items()
         },
     }
-    absent = {key for key, of in drawn.items() if not of and key != "curves"}
+    absent = {key for key, plots in drawn.items() if not plots and key != "curves"}
     page = fill(
         "report.html.jinja",
         report=report,
@@ -59,11 +60,11 @@ def write_html(report: Mapping[str, Any], path: Path) -> None:
         several_l0=several,
         swatches={name: swatch(look) for name, look in styles.items()},
         legend=_legend(report, styles),
-        facts=facts(report),
-        sections=[(name, title) for name, title in _sections(several) if _OF.get(name, name) not in absent],
+        facts=summary_rows(report),
+        sections=[(name, title) for name, title in _sections(several) if _DRAWN.get(name, name) not in absent],
         groups={
             "headline": keys,
-            "rest": {title: of for role, title in REST.items() if (of := further_metrics(report, role))},
+            "rest": {title: further for role, title in REST.items() if (further := further_metrics(report, role))},
         },
         differences=differences_by_arm(report),
         statistics=_statistics(report, keys + primary),
@@ -83,11 +84,14 @@ def write_html(report: Mapping[str, Any], path: Path) -> None:
     )
     # texts are escaped, so that the mark is not among them
     before, mark, after = page.partition('<script type="application/json" id="data">')
-    room = PAGE_BYTES - len(encoded(page))
-    write_whole(path, lambda part: part.write_bytes(encoded(before + mark + embedded(report, room) + after)) and None)
+    room = PAGE_BYTES - len(encode_page(page))
+    write_whole(
+        path, lambda part: part.write_bytes(encode_page(before + mark + explorer_json(report, room) + after)) and None
+    )
 
 
-_OF = {"differences": "forests", "geometry": "nearest"}
+_DRAWN = {"differences": "forests", "geometry": "nearest"}
+"""Section -> its plots, where they are called otherwise."""
 
 
 def _sections(several_l0: bool) -> list[tuple[str, str]]:
@@ -97,21 +101,15 @@ def _sections(several_l0: bool) -> list[tuple[str, str]]:
     return [*first, *middle, ("concepts", "Concepts"), ("method", "Method")]
 
 
-# --- of both
-
-
-# --- of the terminal
-
-
 # --- of the page
 
 
-def _drawn(report: Mapping[str, Any], keys: Sequence[str], chart_of: Any, styles: Mapping[str, Look]) -> list[Any]:
+def _drawn(report: Report, keys: Sequence[str], chart_of: Any, styles: Mapping[str, Look]) -> list[Any]:
     """Of each metric that there is something to draw of: label, which way is better, plot."""
-    found = [(key, chart_of(report, key)) for key in keys]
+    drawn = [(key, chart_of(report, key)) for key in keys]
     return [
         (chart.title, f"{better} is better" if better else "", svg(chart, styles, _alt(chart)))
-        for key, chart in found
+        for key, chart in drawn
         if chart is not None
         for better in [report["metrics"][key]["better"]]
     ]
@@ -122,26 +120,26 @@ def _alt(chart: Chart) -> str:
     return f"Plot of {visible(chart.title)}{axes}. Its numbers stand in the tables."
 
 
-def _legend(report: Mapping[str, Any], styles: Mapping[str, Look]) -> list[tuple[str, Look, str]]:
+def _legend(report: Report, styles: Mapping[str, Look]) -> list[tuple[str, Look, str]]:
     """One entry per family: name, look, mark."""
-    families = {report["arms"][name]["family"]: styles[name] for name in ordered(report)}
+    families = {report["arms"][name]["family"]: styles[name] for name in order_arms(report)}
     return [(family, look, swatch(look)) for family, look in families.items()]
 
 
-def _statistics(report: Mapping[str, Any], first: Sequence[str]) -> dict[str, Any]:
+def _statistics(report: Report, first: Sequence[str]) -> dict[str, Any]:
     """Rows of the table of differences, those of the metrics ``first`` before the others."""
     metrics = [key for key in report["metrics"] if key in first] + [k for k in report["metrics"] if k not in first]
-    found = [d for d in report["differences"] if d["metric"] in metrics]
-    found.sort(key=lambda d: metrics.index(d["metric"]))
+    rows = [d for d in report["differences"] if d["metric"] in metrics]
+    rows.sort(key=lambda d: metrics.index(d["metric"]))
     return {
-        "rows": found[:TABLE_ROWS],
-        "left_out": len(found[TABLE_ROWS:]),
-        "roles": sorted({report["metrics"][d["metric"]]["role"] for d in found}, key=ROLES.index),
-        "verdicts": sorted({d["verdict"].partition(" (")[0] for d in found}),
+        "rows": rows[:TABLE_ROWS],
+        "left_out": len(rows[TABLE_ROWS:]),
+        "roles": sorted({report["metrics"][d["metric"]]["role"] for d in rows}, key=ROLES.index),
+        "verdicts": sorted({d["verdict"] for d in rows}),
     }
 
 
-def _per_concept(report: Mapping[str, Any]) -> dict[str, Any]:
+def _per_concept(report: Report) -> dict[str, Any]:
     """One row per concept and arm, with a list of values under each key, one per seed."""
     keys = ("splits", "main_f1", "hole_rate", "fraction", "full", "recovered", "candidates")
     rows: dict[tuple[str, str], dict[str, Any]] = {}
@@ -152,19 +150,20 @@ def _per_concept(report: Mapping[str, Any]) -> dict[str, Any]:
         for key in keys:
             row[key].append(entry.get(key))
     concepts = list(dict.fromkeys(concept for concept, _ in rows))
-    arms = ordered(report)
-    found = sorted(rows.values(), key=lambda r: (concepts.index(r["concept"]), (*arms, r["arm"]).index(r["arm"])))
-    for row in found:
+    arms = order_arms(report)
+    ordered = sorted(rows.values(), key=lambda r: (concepts.index(r["concept"]), (*arms, r["arm"]).index(r["arm"])))
+    for row in ordered:
         row["latents"] = visible("; ".join(row["which"]), 90)
-    return {"rows": found[:TABLE_ROWS], "left_out": len(found[TABLE_ROWS:]), "concepts": concepts}
+    return {"rows": ordered[:TABLE_ROWS], "left_out": len(ordered[TABLE_ROWS:]), "concepts": concepts}
 
 
-def _sweep(report: Mapping[str, Any]) -> dict[str, Any]:
+def _sweep(report: Report) -> dict[str, Any]:
     """Per arm the fraction under other gates, mean over concepts and seeds."""
-    found: dict[str, dict[tuple[float, float], list[float | None]]] = {}
+    by_arm: dict[str, dict[tuple[float, float], list[float | None]]] = {}
     for entry in report["per_concept"]:
         for gate in entry.get("sweep") or ():
-            of = found.setdefault(entry["arm"], {})
-            of.setdefault((gate["cos"], gate["share"]), []).append(gate["fraction"])
-    gates = sorted({gate for of in found.values() for gate in of})
-    return {"gates": gates, "rows": {arm: [mean(of.get(gate, [])) for gate in gates] for arm, of in found.items()}}
+            fractions = by_arm.setdefault(entry["arm"], {})
+            fractions.setdefault((gate["cos"], gate["share"]), []).append(gate["fraction"])
+    gates = sorted({gate for fractions in by_arm.values() for gate in fractions})
+    rows = {arm: [mean(fractions.get(gate, [])) for gate in gates] for arm, fractions in by_arm.items()}
+    return {"gates": gates, "rows": rows}

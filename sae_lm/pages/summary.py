@@ -2,21 +2,20 @@
 
 import re
 from collections import Counter
-from collections.abc import Mapping
-from typing import Any
 
-from sae_lm.pages.charts import headline, mean, ordered
+from sae_lm.pages.charts import headline, mean, order_arms
+from sae_lm.pages.schema import Difference, Report
 from sae_lm.pages.text import visible
 
 ROLES = ("primary", "quality", "check", "context")
 
 
-def facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+def summary_rows(report: Report) -> list[tuple[str, str]]:
     """What was compared, as terms and values."""
     training, store = report["training"], report["store"]
     ks = sorted({str(arm["k"]) for arm in report["arms"].values() if arm["k"] is not None}, key=int)
     used = sum(concept["skipped"] is None for concept in report["concepts"])
-    facts = [
+    rows = [
         ("model", store["recipe"]["model"]["id"]),
         ("hook", training["hook"]),
         ("latents", f"{training['d_sae']:,}"),
@@ -28,32 +27,32 @@ def facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("concepts", f"{used} of {len(report['concepts'])}"),
         ("baseline", report["baseline"]),
     ]
-    return [(term, visible(fact)) for term, fact in facts]
+    return [(term, visible(fact)) for term, fact in rows]
 
 
-def number_of_seeds(report: Mapping[str, Any]) -> str:
+def number_of_seeds(report: Report) -> str:
     return f"{len(report['seeds'])} seed{'s' * (len(report['seeds']) != 1)}"
 
 
-def differences_by_arm(report: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def differences_by_arm(report: Report) -> dict[str, dict[str, Difference]]:
     """Arm -> metric -> its difference from the baseline, in the order of the arms."""
-    found: dict[str, dict[str, Any]] = {}
-    for difference in sorted(report["differences"], key=lambda d: ordered(report).index(d["arm"])):
-        found.setdefault(difference["arm"], {})[difference["metric"]] = difference
-    return found
+    by_arm: dict[str, dict[str, Difference]] = {}
+    for difference in sorted(report["differences"], key=lambda d: order_arms(report).index(d["arm"])):
+        by_arm.setdefault(difference["arm"], {})[difference["metric"]] = difference
+    return by_arm
 
 
-def skipped_reasons(report: Mapping[str, Any]) -> Counter[str]:
+def skipped_reasons(report: Report) -> Counter[str]:
     """How many concepts were skipped for each kind of reason (its first number left out)."""
     reasons = [concept["skipped"] for concept in report["concepts"] if concept["skipped"] is not None]
     return Counter(re.sub(r"\s?\b\d[\d.,]*(?=\s)", "", reason, count=1).strip() for reason in reasons)
 
 
-def further_metrics(report: Mapping[str, Any], role: str) -> list[str]:
+def further_metrics(report: Report, role: str) -> list[str]:
     """The metrics of a role that do not open the page and have a value (some are taken only where asked for)."""
     values, opening = [arm["values"] for arm in report["arms"].values()], headline(report)
     return [
         key
         for key, metric in report["metrics"].items()
-        if metric["role"] == role and key not in opening and any(mean(of[key]) is not None for of in values)
+        if metric["role"] == role and key not in opening and any(mean(metrics[key]) is not None for metrics in values)
     ]

@@ -1,4 +1,4 @@
-"""Charts as small SVG that follows the page's colours."""
+"""Draw charts for the page, as small SVG that follows its colours."""
 
 import html
 import math
@@ -62,16 +62,16 @@ def panel(chart: Chart) -> Panel:
     xs = [p[0] for line in solid for p in line.points] + [dot.x for dot in chart.dots] + [0.0] * (chart.zero == "x")
     ys = [p[1] for line in solid for p in line.points] + [dot.y for dot in chart.dots] + [0.0] * (chart.zero == "y")
     x_scale = math.log10 if chart.log_x else float
-    x = _widened([x_scale(value) for value in xs], 0.04 if any(line.style == "step" for line in solid) else 0.08)
+    x = _add_margins([x_scale(value) for value in xs], 0.04 if any(line.style == "step" for line in solid) else 0.08)
     x_ticks = [(x_scale(at), label) for at, label in chart.x_ticks] or ticks(*x, 5)
     if chart.rows:
         return Panel(x, (0.5 - len(chart.rows), 0.5), x_ticks, [(-row, name) for row, name in enumerate(chart.rows)])
-    low, high = _widened(ys, 0.08)
+    low, high = _add_margins(ys, 0.08)
     low = 0.0 if any(line.style == "area" or line.style == "step" for line in solid) else low
     return Panel(x, (low, high), x_ticks, ticks(low, high, 5))
 
 
-def _widened(values: Sequence[float | int], by: float) -> tuple[float, float]:
+def _add_margins(values: Sequence[float | int], by: float) -> tuple[float, float]:
     low, high = float(min(values)), float(max(values))
     room = (high - low) * by or abs(high) * 0.1 or 0.1
     return low - room, high + room
@@ -91,7 +91,7 @@ def svg(chart: Chart, styles: Mapping[str, Look], alt: str) -> str:
     """The chart as an SVG element that takes colours from the page's variables --t0, --t1, ...; all text escaped."""
     frame = panel(chart)
     most = 22 if chart.rows else 12
-    left = 10 + LETTER * max([len(fitted(label, most)) for _, label in frame.y_ticks], default=0)
+    left = 10 + LETTER * max([len(shorten_middle(label, most)) for _, label in frame.y_ticks], default=0)
     left, right, top = max(left, 30), WIDTH - 12, 8
     height = 20 * len(chart.rows) + 34 if chart.rows else 216
     bottom = height - (20 if not chart.x_label else 34)
@@ -116,7 +116,7 @@ def svg(chart: Chart, styles: Mapping[str, Look], alt: str) -> str:
             out.append(f'<path{zero} d="M{left:.1f} {y:.1f}H{right}"/>')
         title = f"<title>{escape(visible(label))}</title>" if len(visible(label)) > most else ""
         out.append(
-            f'<text x="{left - 6:.1f}" y="{y + 3.5:.1f}" text-anchor="end">{escape(fitted(label, most))}{title}</text>'
+            f'<text x="{left - 6:.1f}" y="{y + 3.5:.1f}" text-anchor="end">{escape(shorten_middle(label, most))}{title}</text>'
         )
     if chart.x_label:
         middle = (left + right) / 2
@@ -132,7 +132,7 @@ def svg(chart: Chart, styles: Mapping[str, Look], alt: str) -> str:
         look = styles[dot.arm]
         out.append(
             f'<path class="dot{" hollow" * dot.hollow}{_classes(look)}"{_switch(look)} '
-            f'd="M{x_of(dot.x):.1f} {y_of(dot.y):.1f}{SHAPES[look.mark][1]}"><title>{escape(visible(dot.told))}</title></path>'
+            f'd="M{x_of(dot.x):.1f} {y_of(dot.y):.1f}{SHAPES[look.mark][1]}"><title>{escape(visible(dot.tooltip))}</title></path>'
         )
     return "".join([*out, "</svg>"])
 
@@ -140,7 +140,7 @@ def svg(chart: Chart, styles: Mapping[str, Look], alt: str) -> str:
 _DEPTH = ("area", "band", "thin", "dashed", "solid", "step")
 
 
-def fitted(text: str, most: int) -> str:
+def shorten_middle(text: str, most: int) -> str:
     """What differs between names of arms is at both ends, so that the middle goes."""
     line = visible(text)
     return line if len(line) <= most else f"{line[: most - 8]}…{line[-7:]}"

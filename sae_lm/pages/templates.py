@@ -4,13 +4,13 @@ from pathlib import Path
 from typing import Any
 
 from sae_lm.pages.charts import mean
-from sae_lm.pages.text import MARKS, chance, number, signed, spread, visible
+from sae_lm.pages.text import MARKS, number, p_value, signed, spread, visible
 from sae_lm.runtime.files import write_whole
 
 
 def render(template: str, path: Path, **values: Any) -> None:
     """Fill a template that lies beside this file, everything escaped, and write the page whole."""
-    page = encoded(fill(template, **values))
+    page = encode_page(fill(template, **values))
     write_whole(path, lambda part: part.write_bytes(page) and None)
 
 
@@ -26,7 +26,7 @@ def fill(template: str, **values: Any) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"number": number, "signed": signed, "spread": spread, "visible": visible}
-    environment.filters |= {"mean": mean, "chance": chance}
+    environment.filters |= {"mean": mean, "p_value": p_value}
     environment.globals["marks"] = MARKS
     return environment.get_template(template).render(**values)
 
@@ -35,5 +35,5 @@ def asset(name: str) -> str:
     return (Path(__file__).parent / name).read_text(encoding="utf-8")
 
 
-def encoded(page: str) -> bytes:
+def encode_page(page: str) -> bytes:
     return page.encode("utf-8", "backslashreplace")

@@ -30,11 +30,11 @@ def signed(value: float | int | None) -> str:
 
 def spread(values: Iterable[float | int | None]) -> str:
     """Mean over seeds, ± standard deviation where there are two or more; missing numbers are left out."""
-    there = [value for value in values if value is not None]
-    middle = number(statistics.fmean(there)) if there else "-"
-    return f"{middle} ± {number(statistics.stdev(there), len(middle.partition('.')[2]))}" if len(there) > 1 else middle
+    known = [value for value in values if value is not None]
+    middle = number(statistics.fmean(known)) if known else "-"
+    return f"{middle} ± {number(statistics.stdev(known), len(middle.partition('.')[2]))}" if len(known) > 1 else middle
 
 
-def chance(p: float | int | None) -> str:
+def p_value(p: float | int | None) -> str:
     """A p value: three digits, never 0."""
     return "-" if p is None else "< .001" if p < 0.001 else f"{p:.3f}"

@@ -67,6 +67,17 @@ class Arm(NamedTuple):
         """The arm it is compared with: the same SAE without a penalty."""
         return Arm("none", 0.0, arch=self.arch, k=self.k)
 
+    @property
+    def family(self) -> "Arm":
+        """The arm without its k: the rungs of a ladder over k are one family."""
+        return self._replace(k=None)
+
+    @property
+    def variant(self) -> str:
+        """The penalty with its options, without coefficient and k: ``max_cos@anchored``, and ``none`` as it is."""
+        penalty, at, options = self.family.name.partition("@")
+        return penalty.partition(":")[0] + at + options
+
 
 def _spell(value: float | int | str) -> str:
     """The shortest text that reads back as the value."""

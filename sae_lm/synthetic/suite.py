@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from sae_lm.metrics.statistics import paired_difference
+from sae_lm.pages.terminal import columns
 from sae_lm.runtime.files import write_json
 from sae_lm.runtime.progress import Progress
 from sae_lm.synthetic.ab_toy import exact_construction, judge
@@ -144,33 +145,40 @@ def _numbers(values: Sequence[float | None]) -> list[float]:
 def table(result: dict[str, Any]) -> str:
     """The suite as plain text: per experiment a line for each arm, means over seeds."""
     exact = result["exact_construction"]
+    rows = ("encoder", "decoder")
+    made = [[head, *(f"{exact[f'{row}_{key}']:.3f}" for row in rows)] for head, key in _MADE.items()]
     lines = [
         'Made by hand, latents "A and not B", "A and B", "B and not A" '
-        f"({'no' if exact['is_one_hot'] else 'some'} reconstruction error):",
-        "           mean |cos|   OrtSAE term (signed nearest cosine, clamped, squared)",
-        *(f"  {on}  {exact[f'{on}_abs_cos']:10.3f}   {exact[f'{on}_max_cos']:11.3f}" for on in ("encoder", "decoder")),
+        f"({'no' if exact['is_one_hot'] else 'some'} reconstruction error); "
+        "OrtSAE's term is the signed nearest cosine, clamped and squared:",
+        *_indented(["", *rows], made),
     ]
     for experiment in result["experiments"]:
-        width = max(map(len, experiment["arms"])) + 2
-        shown = experiment["shown"]
-        lines += ["", experiment["title"], " " * (width + 2) + "".join(f"{_HEADS.get(m, m):>12}" for m in shown)]
-        for name, arm in experiment["arms"].items():
-            cells = (_cell(metric, arm["values"][metric]) for metric in shown)
-            lines.append(f"  {name:{width}}" + "".join(f"{cell:>12}" for cell in cells))
+        arms = experiment["arms"]
+        cells = [
+            [_HEADS.get(metric, metric), *(_cell(metric, arm["values"][metric]) for arm in arms.values())]
+            for metric in experiment["shown"]
+        ]
+        lines += ["", experiment["title"], *_indented(["", *arms], cells)]
         if experiment["key"].startswith("superposition"):
             lines += ["", *halving(experiment)]
     kind = "long lists" if result["full"] else "short lists"
     return "\n".join([*lines, "", f"{result['seeds']} seeds, {kind} of arms, {result['seconds']:.0f} s"])
 
 
+def _indented(labels: Sequence[str], cells: Sequence[Sequence[str]]) -> list[str]:
+    return [f"  {line}".rstrip() for line in columns(labels, cells)]
+
+
+_MADE = {"mean |cos|": "abs_cos", "OrtSAE term": "max_cos"}
 _HEADS = {"nearest_cos": "nearest cos", "parent_f1": "parent F1", "mcc": "MCC", "fvu": "FVU", "f1": "F1"}
 
 
 def _cell(metric: str, per_seed: list[float | None]) -> str:
-    there = [value for value in per_seed if value is not None]
+    known = [value for value in per_seed if value is not None]
     if metric in ("composite", "recovered"):
-        return f"{sum(there):.3g}/{len(there)}"
-    return f"{sum(there) / len(there):.3f}" if there else ""
+        return f"{sum(known):.3g}/{len(known)}"
+    return f"{sum(known) / len(known):.3f}" if known else ""
 
 
 def halving(experiment: dict[str, Any]) -> list[str]:
@@ -179,10 +187,7 @@ def halving(experiment: dict[str, Any]) -> list[str]:
     An arm halves them where its holes less half of the baseline's are below 0 with their whole interval; it is
     cheap where the interval of its FVU less the baseline's is below `FVU_BUDGET`.
     """
-    width = max(map(len, experiment["arms"]))
-    lines = [
-        f"  {f'against no penalty (cheap: FVU less than {FVU_BUDGET:g} above it)':{width}}  holes, times   difference of holes        of FVU"
-    ]
+    names, rows = [], []
     for name, arm in experiment["arms"].items():
         if name == arm["baseline"]:
             continue
@@ -194,16 +199,19 @@ def halving(experiment: dict[str, Any]) -> list[str]:
             one["high"] is not None and one["high"] < most for one, most in ((half, 0.0), (fvu, FVU_BUDGET))
         )
         verdict = "halved" * halves + " and cheap" * (halves and cheap)
-        against = "" if arm["baseline"] == "none" else f"  (against {arm['baseline']})"
-        lines.append(
-            f"  {name:{width}}  x{sum(holes) / sum(before):.2f}   {_spoken(fewer)}   {_spoken(fvu)}   {verdict}{against}"
-        )
-    return lines
+        names.append(name)
+        rows.append([f"x{sum(holes) / sum(before):.2f}", _interval_text(fewer), _interval_text(fvu), verdict])
+    heads = ("holes, times", "difference of holes", "of FVU", "holes halved?")
+    cells = [[head, *column] for head, column in zip(heads, zip(*rows, strict=True), strict=True)] if rows else []
+    title = (
+        f"  against no penalty, on the arm's architecture if it is there (cheap: FVU less than {FVU_BUDGET:g} above it)"
+    )
+    return [title, *_indented(["", *names], cells)]
 
 
-def _spoken(difference: dict[str, Any]) -> str:
-    ends = "" if difference["low"] is None else f"[{difference['low']:+.3f}, {difference['high']:+.3f}]"
-    return f"{difference['mean']:+.3f} {ends:16}"
+def _interval_text(difference: dict[str, Any]) -> str:
+    ends = "" if difference["low"] is None else f" [{difference['low']:+.3f}, {difference['high']:+.3f}]"
+    return f"{difference['mean']:+.3f}{ends}"
 
 
 def write(result: dict[str, Any], folder: Path) -> Path:

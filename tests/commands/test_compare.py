@@ -14,8 +14,10 @@ import sae_lm
 from sae_lm.commands.cache import cache
 from sae_lm.commands.compare import compare
 from sae_lm.commands.train import train
-from sae_lm.comparison.outcomes import METRICS
+from sae_lm.comparison.outcomes import METRICS, NOT_OUTCOMES
 from sae_lm.errors import SaeError, SaeLmError, SettingsError, StoreError
+from sae_lm.metrics.meta_sae import Composition
+from sae_lm.pages.schema import ArmEntry, ConceptEntry, Difference, Genealogy, PerConcept, Report
 from sae_lm.runtime.files import write_whole
 from sae_lm.sae.formats.saelens import save
 from sae_lm.settings import CompareSettings, TrainSettings
@@ -54,12 +56,19 @@ def test_the_report_holds_what_its_schema_says(report):
     values, out = report
     assert json.loads((out / "report.json").read_text()) == json.loads(json.dumps(values))
     assert (out / "report.html").stat().st_size > 10_000 and list((out / "figures").glob("*.svg"))
-    assert (values["format"], values["version"], values["partial"]) == ("sae_lm comparison", 2, [])
+    assert (values["format"], values["version"], values["partial"]) == ("sae_lm comparison", 3, [])
     arms = ["none@k=4", "none@k=6", "max_cos:0.5@k=4", "max_cos:0.5@k=6"]
     assert list(values["arms"]) == arms and values["seeds"] == [0, 1]
     assert {(a["family"], a["k"], a["arch"]) for a in values["arms"].values()} == {
         (family, k, "topk") for family in ("none", "max_cos:0.5") for k in (4, 6)
     }
+    assert values.keys() == Report.__annotations__.keys()
+    for section, kind in (("differences", Difference), ("concepts", ConceptEntry), ("genealogy", Genealogy)):
+        assert all(kind.__required_keys__ <= entry.keys() <= kind.__annotations__.keys() for entry in values[section])
+        assert values[section], section
+    assert all(arm.keys() == ArmEntry.__annotations__.keys() for arm in values["arms"].values())
+    for concept in values["per_concept"]:
+        assert PerConcept.__required_keys__ <= concept.keys() <= PerConcept.__annotations__.keys()
     optional = {"composition_rate", "composition_null", "recovered_on_holes", "split_ratio", "stitched_novel"}
     for arm in values["arms"].values():
         assert list(arm["values"]) == list(METRICS)
@@ -68,10 +77,11 @@ def test_the_report_holds_what_its_schema_says(report):
     assert {(d["arm"], d["baseline"]) for d in values["differences"]} == {
         (a, a.replace("max_cos:0.5", "none")) for a in arms[2:]
     }
-    assert all(
-        d["verdict"] == "no claim (< 3 seeds)" or None in d["per_seed"] or d["metric"] in optional
-        for d in values["differences"]
-    )
+    claims = {d["metric"]: (d["verdict"], d["reason"]) for d in values["differences"] if d["metric"] not in optional}
+    assert set(claims) == METRICS.keys() - optional - set(NOT_OUTCOMES)
+    assert set(claims.values()) == {("no claim", "< 3 seeds")}
+    unasked = {d["reason"] for d in values["differences"] if d["metric"] == "composition_rate"}
+    assert unasked == {"no values"}
     for key in ("hole_rate", "absorption_fraction", "fvu", "l0", "ce_spliced"):
         assert values["noise"][key]["evaluation"] is not None and values["noise"][key]["training"] is not None, key
     shares = values["nearest_cos"]
@@ -129,7 +139,7 @@ def test_one_seed_and_a_missing_one_make_a_partial_report(runs, tmp_path):
     shutil.rmtree(copy / "max_cos_0.5@k=6-seed1")
     values = compare(comparing(copy, tmp_path / "out", min_types=10_000))
     assert values["seeds"] == [0] and "max_cos_0.5@k=6-seed1 missing" in values["partial"][0]
-    assert all(d["verdict"].startswith("no claim") for d in values["differences"])
+    assert values["differences"] and {d["verdict"] for d in values["differences"]} == {"no claim"}
     assert [g["to_seed"] for g in values["genealogy"]] == [0, 0, 0]
 
 
@@ -302,13 +312,25 @@ def narrow(tiny_store, tmp_path_factory):
     return train(TrainSettings(store=tiny_store, arms="none@k=4,max_cos:0.5@k=4", seeds=2, out=out, **settings))
 
 
-def test_a_damaged_narrower_sae_is_named_before_the_long_part_of_the_work(runs, narrow, tmp_path, monkeypatch):
-    monkeypatch.setattr("sae_lm.comparison.measure._build_evaluation_set", no_measuring)
+def test_a_damaged_narrower_sae_is_named_before_the_long_part_of_the_work(runs, narrow, tmp_path):
     copy = shutil.copytree(narrow, tmp_path / "narrow")
     path = copy / "max_cos_0.5@k=4-seed1" / "sae_weights.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(SaeError, match="max_cos_0.5@k=4-seed1.* cannot be read"):
-        compare(comparing(runs, tmp_path / "out", narrower=copy))
+        # what the concepts' rows are taken from is asked for later, and is refused
+        compare(comparing(runs, tmp_path / "out", narrower=copy, prompts=True))
+
+
+def test_every_metric_is_measured_where_all_is_asked_for(runs, narrow, tiny_model, tmp_path, monkeypatch):
+    # a meta-SAE takes ten seconds to train
+    monkeypatch.setattr("sae_lm.comparison.measure.composition", lambda W_dec, alive, seed: Composition(0.5, 0.4))
+    asked = {"narrower": narrow, "composition": True, "contextual": True, "model": str(tiny_model), "ce_contexts": 4}
+    values = compare(comparing(runs, tmp_path / "out", **asked))
+    of_narrow = values["arms"]["none@k=4"]["values"], values["arms"]["max_cos:0.5@k=4"]["values"]
+    measured = {
+        key for per_seed in of_narrow for key, numbers in per_seed.items() if any(n is not None for n in numbers)
+    }
+    assert measured == METRICS.keys()
 
 
 def test_latents_are_traced_from_narrower_saes_of_the_next_seed(runs, narrow, tiny_store, tmp_path):
@@ -362,8 +384,10 @@ def test_prompts_without_a_language_model_are_refused(runs, tmp_path):
 
 
 def test_prompts_and_places_are_measured_like_tokens_in_text(runs, tiny_model, tmp_path):
-    changes = {"prompts": True, "contextual": True, "model": str(tiny_model), "ce_contexts": 4}
+    changes = {"prompts": True, "contextual": True, "model": str(tiny_model), "ce_contexts": 4, "probe_gate": 0.2}
     values = compare(comparing(runs, tmp_path, **changes))
     kinds = {c["kind"] for c in values["concepts"]}
     assert "token" in kinds and "contextual" in kinds
-    assert all(event["before"] == "" for e in values["explorer"] for event in e["events"] if e["concept"] == "digit")
+    of_tokens = {c["name"] for c in values["concepts"] if c["kind"] == "token"}
+    before = [event["before"] for e in values["explorer"] if e["concept"] in of_tokens for event in e["events"]]
+    assert before and not any(before), "a token alone stands in no text"

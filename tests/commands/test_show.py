@@ -18,7 +18,7 @@ from sae_lm.data.shards import OpenShard, rows_wanted
 from sae_lm.data.store import Store, open_store
 from sae_lm.data.tokens import START, Block
 from sae_lm.errors import SaeError, SettingsError
-from sae_lm.interp.max_activating import search, spread_latents
+from sae_lm.interp.max_activating import fitting_hook, search, spread_latents
 from sae_lm.runtime.files import sha256, write_json
 from sae_lm.sae.formats.saelens import save
 from sae_lm.sae.model import SAE, SaeConfig
@@ -258,8 +258,18 @@ def test_an_sae_of_another_width_is_refused(settings: ShowSettings, tmp_path: Pa
     ("one", "other", "same"),
     [("pythia-70m", "EleutherAI/pythia-70m", True), ("gpt2-small", "openai-community/gpt2", True), ("a", "b", False)],
 )
-def test_a_model_is_the_same_under_its_short_name(one: str, other: str, same: bool) -> None:
-    assert show_module._same_model(one, other) is show_module._same_model(other, one) is same
+def test_an_sae_fits_a_store_of_its_model_under_its_short_name(
+    tmp_path: Path, one: str, other: str, same: bool
+) -> None:
+    for of_store, of_sae in ((one, other), (other, one)):
+        store = write_store(tmp_path / of_store.replace("/", "-"), CONTEXTS)
+        store.manifest.recipe.model["id"] = of_store
+        sae = write_sae(tmp_path / "sae", model_name=of_sae)
+        if same:
+            assert fitting_hook("sae", sae, store) == HOOK
+        else:
+            with pytest.raises(SaeError, match=f"trained on model '{of_sae}', store .* activations of '{of_store}'"):
+                fitting_hook("sae", sae, store)
 
 
 def test_the_store_an_sae_was_trained_on_fits_whatever_its_model_is_called(

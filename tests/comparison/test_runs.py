@@ -35,13 +35,17 @@ def fake_runs(folder, there, arms=("none", "abs_cos:1"), seeds=3):
     return folder
 
 
+def names(runs):
+    return [arm.name for arm in runs.arms]
+
+
 WHOLE = [(arm, seed) for arm in ("none", "abs_cos:1") for seed in range(3)]
 
 
 def test_a_whole_folder_has_nothing_partial_and_its_baseline_first(tmp_path):
     runs = read_runs(fake_runs(tmp_path, WHOLE, arms=("abs_cos:1", "none")), "none")
-    assert (runs.arms, runs.seeds, runs.partial) == (["none", "abs_cos:1"], [0, 1, 2], [])
-    assert list(runs.of) == [(arm, seed) for arm in runs.arms for seed in runs.seeds]
+    assert (names(runs), runs.seeds, runs.partial) == (["none", "abs_cos:1"], [0, 1, 2], [])
+    assert list(runs.by_key) == [(arm, seed) for arm in runs.arms for seed in runs.seeds]
 
 
 def test_a_missing_seed_of_one_arm_is_left_out_of_all_and_told(tmp_path):
@@ -53,7 +57,7 @@ def test_a_missing_seed_of_one_arm_is_left_out_of_all_and_told(tmp_path):
 
 def test_an_arm_that_was_never_trained_is_left_out_and_told(tmp_path):
     runs = read_runs(fake_runs(tmp_path, WHOLE, arms=("none", "abs_cos:1", "max_cos:1")), "none")
-    assert runs.arms == ["none", "abs_cos:1"]
+    assert names(runs) == ["none", "abs_cos:1"]
     assert runs.partial == ["max_cos:1: no SAE is there; the arm is left out."]
 
 
@@ -63,7 +67,7 @@ def test_an_sae_of_another_program_is_left_out_and_told(tmp_path, metadata):
     (folder / "theirs").mkdir()
     (folder / "theirs" / "cfg.json").write_text(json.dumps({"architecture": "standard", "metadata": metadata}))
     runs = read_runs(folder, "none")
-    assert len(runs.of) == 6 and "theirs is left out: an SAE of another program" in runs.partial[0]
+    assert len(runs.by_key) == 6 and "theirs is left out: an SAE of another program" in runs.partial[0]
 
 
 @pytest.mark.parametrize(
@@ -83,6 +87,11 @@ def test_saes_of_different_stores_hooks_widths_or_training_are_refused_by_name(t
         fake_run(folder, "max_cos:1", seed, **changes)
     with pytest.raises(SaeError, match=says):
         read_runs(folder, "none")
+
+
+def test_the_baseline_may_be_spelt_without_its_default_coefficient(tmp_path):
+    runs = read_runs(fake_runs(tmp_path, WHOLE), "abs_cos")
+    assert (runs.baseline.name, names(runs)) == ("abs_cos:1", ["abs_cos:1", "none"])
 
 
 def test_without_a_baseline_or_a_common_seed_there_is_one_sentence(tmp_path):
@@ -134,7 +143,7 @@ def test_narrower_runs_have_fewer_latents_and_all_else_alike(tmp_path):
         return fake_runs(tmp_path / name, [], arms=("none",))
 
     runs = read_runs(fake_runs(tmp_path / "wide", WHOLE), "none")
-    assert read_narrower(of("a", d_sae=24), runs, "none").arms == ["none"]
+    assert read_narrower(of("a", d_sae=24), runs).arms == [runs.baseline]
     for name, changes, says in (
         ("b", {}, "have 48 latents, expected fewer than the 48 of those compared; give --narrower the folder"),
         (
@@ -146,4 +155,4 @@ def test_narrower_runs_have_fewer_latents_and_all_else_alike(tmp_path):
         ("e", {"d_sae": 24, "held_out_from_row": 1}, "differ from those compared in their first held-out row"),
     ):
         with pytest.raises(SaeError, match=says):
-            read_narrower(of(name, **changes), runs, "none")
+            read_narrower(of(name, **changes), runs)

@@ -9,7 +9,6 @@ import reference
 import torch
 from scipy import stats
 
-from sae_lm.comparison.matching import interpolate, match, pareto
 from sae_lm.metrics.statistics import (
     bootstrap,
     detectable,
@@ -176,40 +175,3 @@ def test_the_bootstraps_spread_of_a_mean_is_its_standard_error():
 def test_spreads_are_pooled_by_their_squares_and_none_is_left_out():
     assert pooled([3.0, None, 4.0]) == pytest.approx(12.5**0.5) and pooled([None]) is None
     assert spread_of([1.0, NAN, 3.0]) == pytest.approx(2**0.5) and spread_of([1.0]) is None
-
-
-# --- equal L0
-
-
-def test_an_arm_of_equal_l0_is_matched_to_the_rung_of_its_k():
-    ladder = {"none@k=8": [8.0, 8.0], "none@k=16": [16.0, 16.2]}
-    found = match([16.5, 16.5], ladder, prefer="none@k=16")
-    assert (found.how, found.name) == ("matched", "none@k=16")
-    assert found.baseline({"none@k=8": [1.0, 1.0], "none@k=16": [0.5, 0.6]}) == [0.5, 0.6]
-    assert match([8.1, 8.1], ladder, prefer="none@k=16").name == "none@k=8", "another rung fits better than its k's"
-
-
-def test_between_rungs_the_baseline_is_interpolated_seed_by_seed_in_log_l0():
-    ladder = {"a": [8.0, 8.0], "b": [32.0, 32.0], "c": [16.0, 16.0]}
-    found = match([11.3137085, 22.627417], ladder)  # the geometric means of 8, 16 and of 16, 32
-    assert found.how == "interpolated"
-    assert found.baseline({"a": [0.4, 0.5], "b": [0.1, 0.1], "c": [0.3, 0.2]}) == pytest.approx([0.35, 0.15])
-    assert found.baseline({"a": [0.4, 0.5], "b": [0.1, 0.1], "c": [NAN, 0.2]})[1] == pytest.approx(0.15)
-
-
-def test_outside_the_ladder_of_any_seed_l0_is_not_matched():
-    ladder = {"a": [8.0, 8.0], "b": [16.0, 16.0]}
-    assert match([12.0, 17.0], ladder).how == match([40.0, 40.0], ladder).how == "not matched"
-    assert match([20.0], {"a": [16.0]}).how == "not matched"
-
-
-def test_interpolation_meets_its_rungs_and_guesses_nothing_beyond():
-    rungs = [(16.0, 0.2), (8.0, 0.4)]
-    assert interpolate(8.0, rungs) == 0.4 and interpolate(16.0, rungs) == 0.2
-    assert math.isnan(interpolate(7.9, rungs)) and math.isnan(interpolate(16.1, rungs))
-
-
-def test_the_pareto_front_holds_what_nothing_beats_at_its_l0():
-    points = {"a": (8.0, 0.4), "b": (16.0, 0.3), "worse": (16.0, 0.31), "c": (32.0, 0.2), "dense": (40.0, 0.25)}
-    assert pareto(points) == {"a", "b", "c"}
-    assert pareto({"a": (16.0, 0.3), "b": (15.9, 0.31)}) == {"a"}, "L0 within 5% counts as equal"

@@ -19,9 +19,10 @@ from sae_lm.pages import charts
 from sae_lm.pages.figures import write_figures
 from sae_lm.pages.genealogy import TREE_LINES
 from sae_lm.pages.report import PAGE_BYTES, visible, write_html
+from sae_lm.pages.schema import ArmEntry, Report
 from sae_lm.pages.svg import SHAPES, TONES, panel, svg, ticks
-from sae_lm.pages.terminal import TERMINAL_FINDINGS, text_table
-from sae_lm.pages.text import chance, number, signed, spread
+from sae_lm.pages.terminal import TERMINAL_FINDINGS, columns, text_table
+from sae_lm.pages.text import number, p_value, signed, spread
 from sae_lm.settings import CompareSettings
 
 MANY = tuple(["none", *(f"{p}:{c}" for p in ("abs_cos", "sq_cos", "max_cos", "coactive") for c in (0.1, 0.3, 1))])
@@ -65,7 +66,7 @@ def test_numbers_have_about_four_digits_and_missing_ones_are_a_dash() -> None:
         "-", "0.1235", "1.235", "12.35", "1,234.6",
     ]  # fmt: skip
     assert [signed(value) for value in (None, 0.5, -0.5)] == ["-", "+0.5000", "-0.5000"]
-    assert [chance(p) for p in (None, 0.0625, 0.00001, 1)] == ["-", "0.062", "< .001", "1.000"]
+    assert [p_value(p) for p in (None, 0.0625, 0.00001, 1)] == ["-", "0.062", "< .001", "1.000"]
     assert spread([0.5, 0.6, 0.7]) == "0.6000 ± 0.1000"
     assert spread([0.5, None]) == "0.5000"
     assert spread([None, None]) == "-"
@@ -76,7 +77,30 @@ def test_every_character_shows_and_a_long_text_is_cut() -> None:
     assert visible("abcdef", 4) == "abc…" and visible("abcd", 4) == "abcd"
 
 
+# --- the report itself
+
+
+def test_the_report_made_by_hand_has_the_keys_of_a_real_one() -> None:
+    report = make_report()
+    assert report.keys() == Report.__annotations__.keys()
+    assert all(arm.keys() == ArmEntry.__annotations__.keys() for arm in report["arms"].values())
+
+
 # --- the terminal
+
+
+def test_columns_are_aligned_below_heads_of_several_lines_and_go_on_in_a_block_below() -> None:
+    table = columns(["", "a", "longer"], [["head", "1", "22"], ["a head of several words", "3", "4"]])
+    assert table == [
+        "                  a head of",
+        "        head  several words",
+        "---------------------------",
+        "a          1              3",
+        "longer    22              4",
+    ]
+    wide = columns(["", "a"], [["head", "x" * 50] for _ in range(3)])
+    assert [line.split() for line in wide if line.startswith("a")] == [["a", "x" * 50, "x" * 50], ["a", "x" * 50]]
+    assert columns(["rows:", "disk:"], [["12", "3.5 GB"]], heads=False, left=True) == ["rows:  12", "disk:  3.5 GB"]
 
 
 def test_the_table_says_what_was_compared_and_opens_with_the_answer() -> None:
@@ -362,7 +386,7 @@ def test_the_explorers_data_are_the_reports_events_in_the_order_of_the_arms(tmp_
     assert (before, token, after) == ("he said.↵", " token0 of digit, seed 0", " and went")
     assert sides[0] == [1, [[5, 0.0]], [77, 3.25, 0.61, 0.21, 0.05, " The"]]
     assert sides[1] == [0, [[5, 2.5]], None]
-    assert data["held"] == 12 and data["left_out"] == 0
+    assert data["shown"] == 12 and data["left_out"] == 0
 
 
 def test_of_several_k_the_explorer_begins_with_arms_of_one(tmp_path: Path) -> None:
@@ -386,7 +410,7 @@ def test_events_that_do_not_fit_are_left_out_evenly_and_counted(
     page = page_of(make_report(concepts=3, events=40), tmp_path)
     assert 109_000 < len(page.encode()) <= 110_000
     data = data_of(page)
-    assert 0 < data["held"] < 240 and data["held"] + data["left_out"] == 3 * 2 * 40
+    assert 0 < data["shown"] < 240 and data["shown"] + data["left_out"] == 3 * 2 * 40
     kept = [len(entry[3]) for entry in data["entries"] if entry[1] == 0]
     assert len(kept) == 3 and max(kept) - min(kept) <= 1, "no concept is left out for another"
 

@@ -1,6 +1,7 @@
 """A report made by hand: small, whole, with numbers that are easy to say, and with texts that try to break a page."""
 
 import math
+import re
 from typing import Any
 
 METRICS = {
@@ -21,6 +22,7 @@ VERDICTS = (
     "no claim (< 3 seeds)",
     "no claim (no values)",
 )
+"""Verdict, and its reason in brackets."""
 SCRIPT = "<script>alert(1)</script>"
 HOSTILE = (
     SCRIPT,
@@ -48,6 +50,7 @@ def make_report(
     arms = {
         name: {
             "family": family,
+            "variant": re.sub(r":[^@]*", "", family, count=1),
             "penalty": family.partition("@")[0].partition(":")[0],
             "coefficient": float(family.partition("@")[0].partition(":")[2] or 0),
             "arch": "topk",
@@ -64,7 +67,7 @@ def make_report(
     others = [name for name, (family, _) in names.items() if family != families[0]]
     return {
         "format": "sae_lm comparison",
-        "version": 2,
+        "version": 3,
         "answer": "Compared with none: less absorption with max_cos:0.25 (FVU +0.0100).",
         "findings": [f"{arm}: less absorption; splitting not distinguishable." for arm in others],
         "partial": [],
@@ -80,6 +83,7 @@ def make_report(
         "versions": {"sae_lm": "0", "torch": "2"},
         "baseline": families[0],
         "seeds": list(range(seeds)),
+        "l0_tolerance": 0.05,
         "metrics": {
             key: {"label": label, "unit": unit, "better": better, "role": role, "explain": f"What {label} means."}
             for key, (label, unit, better, role) in METRICS.items()
@@ -138,7 +142,9 @@ def hostile_report() -> dict[str, Any]:
     for entry in (*report["per_concept"], *report["explorer"]):
         entry["concept"] += SCRIPT
     for difference in report["differences"]:
-        difference["verdict"] = f'"lower"{SCRIPT}'
+        difference |= {"verdict": f'"lower"{SCRIPT}', "reason": SCRIPT}
+    for arm in report["arms"].values():
+        arm["variant"] += SCRIPT
     for tree in report["genealogy"]:
         tree["trees"][0]["children"][0]["kind"] = SCRIPT
     for entry in report["explorer"]:
@@ -161,6 +167,7 @@ def _renamed(value: Any, names: dict[str, str]) -> Any:
 
 
 def _difference(arm: str, baseline: str, key: str, row: int, seeds: int) -> dict[str, Any]:
+    verdict, _, reason = VERDICTS[row % len(VERDICTS)].rstrip(")").partition(" (")
     return {
         "arm": arm,
         "baseline": baseline,
@@ -174,7 +181,8 @@ def _difference(arm: str, baseline: str, key: str, row: int, seeds: int) -> dict
         "detectable": 0.05,
         "seeds_needed": 38,
         "l0": "matched",
-        "verdict": VERDICTS[row % len(VERDICTS)],
+        "verdict": verdict,
+        "reason": reason or None,
     }
 
 

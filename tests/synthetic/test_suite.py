@@ -10,7 +10,7 @@ from sae_lm.penalties.arms import parse_arm, parse_arms
 from sae_lm.settings import DemoSettings
 from sae_lm.synthetic import suite
 from sae_lm.synthetic.batched_training import ToyRecipe, ToyTrial
-from sae_lm.synthetic.curves import ladders, mean_and_reach, write_curves
+from sae_lm.synthetic.curves import curve, ladders, mean_and_reach, write_curves
 from sae_lm.synthetic.experiments import EXPERIMENTS, NONE
 from sae_lm.synthetic.worlds import Trees, forest
 
@@ -90,9 +90,10 @@ def test_holes_count_as_halved_and_cheap_only_with_their_whole_interval():
             }
         }
     )
-    ends = {line.split()[0]: line.split("]")[-1].strip() for line in lines[1:]}
+    rows = lines[[line.strip("- ") for line in lines].index("") + 1 :]  # what is below the rule
+    ends = {line.split()[0]: line.split("]")[-1].strip() for line in rows}
     assert ends == {"good": "halved and cheap", "dear": "halved", "unsure": ""}
-    assert "x0.35" in lines[1] and "+0.012 [+0.010, +0.014]" in lines[1]  # .63 / 1.8
+    assert "x0.35" in rows[0] and "+0.012 [+0.010, +0.014]" in rows[0]  # .63 / 1.8
 
 
 def test_the_table_holds_a_line_for_every_arm_with_its_counts(small):
@@ -156,3 +157,13 @@ def test_curves_are_drawn_for_experiments_with_ladders(small, tmp_path):
     (path,) = write_curves(result, tmp_path)
     drawn = path.read_text()
     assert path.name == "superposition.svg" and drawn.startswith("<?xml") and "max_cos" in drawn
+
+
+def test_a_curve_has_a_mark_and_an_interval_per_coefficient_and_the_baseline_in_grey():
+    ladder = [(0.1, {"fvu": [0.2, 0.4]}), (1.0, {"fvu": [0.5, 0.5]}), (3.0, {"fvu": [None, None]})]
+    chart = curve({"max_cos": ladder}, "fvu", base=0.25)
+    assert chart is not None
+    assert [(dot.x, round(dot.y, 9), dot.arm) for dot in chart.dots] == [(0.1, 0.3, "max_cos"), (1.0, 0.5, "max_cos")]
+    assert [line.points for line in chart.lines if not line.arm] == [((0.1, 0.25), (1.0, 0.25))]
+    assert [line.style for line in chart.lines if line.arm] == ["thin", "thin", "solid"]
+    assert curve({"max_cos": ladder[2:]}, "fvu", base=0.25) is None

@@ -1,0 +1,202 @@
+"""Choose what all SAEs of a comparison are evaluated on: held-out rows, concepts, and bootstrap samples of documents.
+
+It is made once (`build_evaluation_set`) and is the same for every SAE.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sae_lm.comparison.runs import Runs
+from sae_lm.concepts.context_labels import CONTEXTUAL
+from sae_lm.concepts.probes import Probe, fit_probes
+from sae_lm.concepts.rows import TEST, ConceptRows, contextual_rows, sample_rows, vocabulary_rows
+from sae_lm.concepts.token_labels import LABELS, read_labels
+from sae_lm.data.store import Store
+from sae_lm.errors import SettingsError, StoreError
+from sae_lm.metrics.statistics import resamples, sums_of_units
+from sae_lm.settings import CompareSettings
+
+SUMMED_ROWS = 4096
+"""Held-out rows read at once where no SAE is concerned."""
+CACHED_BYTES = 1 << 30
+"""Held-out rows of up to this size are read once for all SAEs; more are read again for each."""
+SAMPLES = 200
+"""Bootstrap samples of documents: the spread over them has a relative error of 5%."""
+
+
+class Documents(NamedTuple):
+    """Which document each of some rows is of, numbered from 0, and the samples of these documents."""
+
+    of_row: Int[Tensor, " rows"]
+    counts: Float[Tensor, "samples documents"]
+
+
+class SampleSums(NamedTuple):
+    """What the samples of documents have, whatever the SAE; float64."""
+
+    rows: Float[Tensor, " samples"]
+    squares: Float[Tensor, " samples"]
+    """sum of ||x||^2"""
+    variance: Float[Tensor, " samples"]
+    """mean ||x - mean x||^2"""
+
+
+class ConceptSet(NamedTuple):
+    """Rows, and the concepts in use on them; several sets have rows of their own."""
+
+    rows: ConceptRows
+    used: list[int]
+    """columns of ``rows.labels`` that passed their gate"""
+
+
+class Candidates(NamedTuple):
+    """Rows of one concept on which absorption is scored: of unseen types, with the concept, and the probe says so."""
+
+    set: int
+    """number of its concept set"""
+    concept: int
+    """its column there"""
+    probe: Probe
+    rows: Int[Tensor, " n"]
+    """their places among the set's rows"""
+    x: Float[Tensor, "n d_in"]
+    token_id: Int[Tensor, " n"]
+    type: Int[Tensor, " n"]
+    """token types numbered from 0"""
+    weight: Float[Tensor, "samples n"]
+    """how often each row's document is in each sample"""
+    type_weight: Float[Tensor, "samples types"]
+
+
+class EvaluationSet(NamedTuple):
+    """What all SAEs are measured on."""
+
+    read: Callable[[int], Iterator[Tensor]]
+    """rows at once -> the held-out rows, batch by batch"""
+    documents: Documents
+    """of the held-out rows"""
+    sums: SampleSums
+    """over the samples of these documents"""
+    sets: list[ConceptSet]
+    candidates: list[Candidates]
+    """one for each concept in use; lists of a concept's splits have this order"""
+    seed: int
+
+
+def sample_documents(of_row: Int[Tensor, " rows"], seed: int) -> Documents:
+    """Number the documents and draw samples of them."""
+    numbers, of_row = of_row.unique(return_inverse=True)
+    return Documents(of_row, resamples(len(numbers), SAMPLES, seed))
+
+
+def reader(store: Store, hook: str, start: int, stop: int) -> Callable[[int], Iterator[Tensor]]:
+    """Held-out rows in the store's dtype, kept in memory where they are few."""
+    fits = (stop - start) * store.column_bytes(hook) <= CACHED_BYTES
+    cached = store.rows(hook, start, stop) if fits else None
+
+    def read(size: int) -> Iterator[Tensor]:
+        if cached is not None:
+            yield from cached.split(size)
+            return
+        for first in range(start, stop, size):
+            yield store.rows(hook, first, min(stop, first + size))
+
+    return read
+
+
+def find_candidates(
+    number: int, rows: ConceptRows, used: Sequence[tuple[int, Probe]], documents: Documents
+) -> list[Candidates]:
+    """Of the concept set of this number. used: column and probe; documents: of its rows."""
+    candidates = []
+    for column, probe in used:
+        predicted = rows.x @ probe.weight + probe.bias > 0
+        places = ((rows.part == TEST) & rows.labels[:, column] & predicted).nonzero().flatten()
+        types, type_of_row = rows.token_id[places].unique(return_inverse=True)
+        weight = documents.counts[:, documents.of_row[places]]
+        type_weight = torch.zeros(len(weight), len(types)).index_add_(1, type_of_row, weight)
+        x, token_id = rows.x[places], rows.token_id[places]
+        candidates.append(Candidates(number, column, probe, places, x, token_id, type_of_row, weight, type_weight))
+    return candidates
+
+
+@torch.no_grad()
+def sum_samples(read: Callable[[int], Iterator[Tensor]], documents: Documents) -> SampleSums:
+    """Over the held-out rows once; the same for every SAE."""
+    counts, first = documents.counts, 0
+    total: Tensor = torch.zeros(())
+    squares = []
+    for x in read(SUMMED_ROWS):
+        weight = counts[:, documents.of_row[first : first + len(x)]]
+        total = total + (weight @ x.float()).double()
+        squares.append(x.double().square().sum(1))
+        first += len(x)
+    square, n = (
+        counts.double() @ sums_of_units(values, documents.of_row, counts.shape[1])
+        for values in (torch.cat(squares), torch.ones(first, dtype=torch.float64))
+    )
+    return SampleSums(n, square, square / n - (total / n[:, None]).square().sum(1))
+
+
+def build_evaluation_set(
+    settings: CompareSettings, store: Store, runs: Runs, model: Any
+) -> tuple[EvaluationSet, list[Probe], list[str]]:
+    """Also the probes of all concepts, and sentences on what of a user's labels could not be used.
+
+    model: the language model, or None. Raises SettingsError, and StoreError for a damaged store.
+    """
+    hook, start = runs.training["hook"], runs.training["held_out_from_row"]
+    labels = None if settings.labels is None else read_labels(settings.labels, store.vocabulary, (*LABELS, *CONTEXTUAL))
+    if settings.prompts and model is None:
+        raise SettingsError("prompts need the language model, and model is none; leave out one of them")
+    if settings.prompts:
+        sets = [vocabulary_rows(model, hook, store, settings.seed, labels)]
+    else:
+        sets = [sample_rows(store, hook, start, settings.per_type, settings.seed, labels)]
+    if settings.contextual:
+        sets += contextual_rows(store, hook, start, settings.per_type, settings.seed, labels)
+    document = store.tokens(start)["document"].long()
+    concept_sets: list[ConceptSet] = []
+    candidates, probes = [], []
+    for number, rows in enumerate(sets):
+        _check_finite(rows.x if rows.row is None else rows.x[rows.row >= 0], store, hook)
+        fitted = fit_probes(rows, settings.min_types, settings.probe_gate, settings.seed)
+        used = [(column, probe) for column, probe in enumerate(fitted) if probe.skipped is None]
+        if used:
+            documents = sample_documents(_documents_of(rows, document, start), settings.seed)
+            candidates += find_candidates(number, rows, used, documents)
+        probes += fitted
+        concept_sets.append(ConceptSet(rows, [column for column, _ in used]))
+    stop = min(len(store), start + settings.tokens)
+    read, documents = reader(store, hook, start, stop), sample_documents(document[: stop - start], settings.seed)
+    sums = sum_samples(read, documents)
+    _check_finite(sums.squares, store, hook)
+    evaluation_set = EvaluationSet(
+        read=read,
+        documents=documents,
+        sums=sums,
+        sets=concept_sets,
+        candidates=candidates,
+        seed=settings.seed,
+    )
+    return evaluation_set, probes, [labels.unknown] if labels and labels.unknown else []
+
+
+def _check_finite(values: Tensor, store: Store, hook: str) -> None:
+    if not torch.isfinite(values).all():
+        raise StoreError(
+            f"store {store.path} is damaged: rows of {hook} hold NaN or infinity, and none did when it was cached; run "
+            f"sae-lm verify {store.path} --repair"
+        )
+
+
+def _documents_of(rows: ConceptRows, document: Tensor, start: int) -> Tensor:
+    """The document of each row; one that is not from the store is a document of its own."""
+    own = -1 - torch.arange(len(rows.x))
+    if rows.row is None:
+        return own
+    return torch.where(rows.row < 0, own, document[(rows.row - start).clamp_min(0)])

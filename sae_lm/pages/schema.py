@@ -1,0 +1,249 @@
+"""What report.json holds: the comparison writes it, and pages, figures and the terminal's table read it.
+
+Null stands for what is not known. Version 3 splits what a verdict was in version 2 into verdict and reason.
+"""
+
+from typing import Any, Literal, TypedDict
+
+FORMAT, VERSION = "sae_lm comparison", 3
+
+Verdict = Literal["lower", "higher", "not distinguishable", "no claim", "L0 not matched"]
+
+
+class MetricEntry(TypedDict):
+    label: str
+    unit: str
+    better: str | None
+    """lower, higher or null"""
+    role: str
+    """primary, quality, check or context"""
+    explain: str
+    """one sentence"""
+
+
+class ArmEntry(TypedDict):
+    family: str
+    """name without k"""
+    variant: str
+    """name without coefficient and k: a penalty and its options"""
+    penalty: str
+    coefficient: float
+    arch: str
+    """as it was trained"""
+    k: int | None
+    pareto: bool
+    """no arm has less FVU at its L0"""
+    values: dict[str, list[float | None]]
+    """metric -> one value per seed"""
+
+
+class Difference(TypedDict):
+    """One metric of one arm less the baseline's, paired by seed (`sae_lm.metrics.statistics`)."""
+
+    arm: str
+    baseline: str
+    """the arm it is taken from; where that is a line between the rungs of a ladder, all of them"""
+    metric: str
+    per_seed: list[float | None]
+    mean: float | None
+    low: float | None
+    """95% interval of the mean"""
+    high: float | None
+    p: float | None
+    p_sign_flip: float | None
+    bootstrap_low: float | None
+    bootstrap_high: float | None
+    spread: float | None
+    p_holm: float | None
+    """of primary outcomes that are tested"""
+    detectable: float | None
+    """the difference that these seeds find with 80% chance; of primary outcomes at Holm's first step, .05 / tests"""
+    seeds_needed: int | None
+    """to find a difference of this size; at the same level"""
+    l0: str
+    """matched, interpolated or not matched"""
+    verdict: Verdict
+    reason: str | None
+    """why there is no verdict, or what it would take: needs about 38 seeds"""
+
+
+class NoiseEntry(TypedDict):
+    """Standard deviations."""
+
+    evaluation: float | None
+    """of one SAE, over documents"""
+    evaluation_of_difference: float | None
+    """of a paired difference, over documents"""
+    training: float | None
+    """over seeds"""
+
+
+class NearestCosines(TypedDict):
+    """Histograms of the cosine to the nearest other decoder row, of alive latents at the first seed."""
+
+    edges: list[float]
+    """[bins + 1]"""
+    arms: dict[str, list[float | None]]
+    """share in each bin"""
+    null: list[float | None]
+    """of as many random directions"""
+
+
+class ConceptEntry(TypedDict):
+    name: str
+    kind: str
+    types: int
+    """token types that have it"""
+    rows: int
+    probe_f1: float | None
+    permuted_f1: float | None
+    """of a probe on permuted labels"""
+    skipped: str | None
+    """why it is not used, or null"""
+
+
+class Gate(TypedDict):
+    """Absorption scores under other gates than the published ones."""
+
+    centred: bool
+    cos: float
+    share: float
+    full: float | None
+    fraction: float | None
+
+
+class _WhereScored(TypedDict, total=False):
+    """Missing where no row of the concept can be scored."""
+
+    candidates: int
+    """rows that absorption is scored on"""
+    types: int
+    full: float | None
+    fraction: float | None
+    hole_rate: float | None
+    recovered: float | None
+    candidates_own_k: int
+    types_own_k: int
+    full_own_k: float | None
+    fraction_own_k: float | None
+    hole_rate_own_k: float | None
+    recovered_own_k: float | None
+    control_hole_rate: float | None
+    control_fraction: float | None
+    sweep: list[Gate]
+    """of the first seed"""
+
+
+class PerConcept(_WhereScored):
+    """One SAE on one concept. Keys ending in _own_k are with its own number of main latents, not the common one."""
+
+    arm: str
+    """or the control's name"""
+    seed: int
+    concept: str
+    latents: list[int]
+    """its own main latents"""
+    splits: int
+    common_k: int
+    """main latents that every SAE is scored with"""
+    f1_by_k: list[float]
+    main_f1: float | None
+    main_recall: float | None
+    main_precision: float | None
+    hubs: list[int]
+    """main latents that fire on half of all rows or more"""
+
+
+_From = TypedDict("_From", {"from": str})
+
+
+class _OfWidths(TypedDict, total=False):
+    """Between SAEs of different widths only."""
+
+    from_latents: int
+    to_latents: int
+
+
+class Genealogy(_From, _OfWidths):
+    """Where the latents of one SAE come from: from the baseline to every arm, then to itself at the next seed; where
+    there are narrower SAEs, from them to the same arm."""
+
+    to: str
+    seed: int
+    to_seed: int
+    threshold: float
+    counts: dict[str, int]
+    """kept, split, merged, absorbed, novel, lost"""
+    trees: list[dict[str, Any]]
+    """parent, children (latent, cos, kind)"""
+
+
+class Widths(TypedDict):
+    """What the latents of a narrower SAE became in a wider one of the same arm."""
+
+    arm: str
+    seed: int
+    """of the narrower SAE"""
+    to_seed: int
+    from_latents: int
+    to_latents: int
+    curve: list[dict[str, float | None]]
+    """threshold, split_ratio (children per parent that has one), novel, lost"""
+    stitched_novel: float | None
+    novelty: dict[str, float | None] | None
+    """the cosine to the narrower SAE that tells these best: threshold, auc, true_positive, false_positive"""
+
+
+class ExplorerEntry(TypedDict):
+    """`sae_lm.metrics.absorption_events` has what is in them."""
+
+    concept: str
+    seed: int
+    absorbers: dict[str, list[dict[str, Any]]]
+    """of each arm"""
+    events: list[dict[str, Any]]
+
+
+class Report(TypedDict):
+    format: str
+    version: int
+    answer: str
+    """one sentence"""
+    findings: list[str]
+    """sentences, one per arm and then on all"""
+    partial: list[str]
+    """sentences: what is missing, and why; empty for a whole report"""
+    settings: dict[str, Any]
+    """CompareSettings"""
+    training: dict[str, Any]
+    """what the SAEs' training had in common"""
+    store: dict[str, Any]
+    """id, rows, held_out_rows, recipe"""
+    cross_entropy: dict[str, Any] | None
+    """model, tokens, and in nats clean, ablated (zeros), mean_ablated (the mean row)"""
+    versions: dict[str, str]
+    baseline: str
+    """the arm, or family of arms, compared with"""
+    seeds: list[int]
+    """those that all arms have"""
+    l0_tolerance: float
+    """relative difference of L0 up to which arms count as equals"""
+    metrics: dict[str, MetricEntry]
+    arms: dict[str, ArmEntry]
+    controls: dict[str, dict[str, float | None]]
+    """random: an SAE of random directions, at the L0 of the baseline's middle rung; metric -> value"""
+    differences: list[Difference]
+    noise: dict[str, NoiseEntry]
+    """of each metric"""
+    nearest_cos: NearestCosines
+    concepts: list[ConceptEntry]
+    per_concept: list[PerConcept]
+    genealogy: list[Genealogy]
+    widths: list[Widths]
+    explorer: list[ExplorerEntry]
+
+
+def verdict_text(difference: Difference) -> str:
+    """``not distinguishable (needs about 38 seeds)``."""
+    reason = difference["reason"]
+    return f"{difference['verdict']} ({reason})" if reason else difference["verdict"]
