@@ -27,7 +27,7 @@ from sae_lm.hub.errors import quiet
 from sae_lm.hub.repository import SCHEME, Branch, address_of, download
 from sae_lm.hub.revision import pin
 from sae_lm.lm.hooks import expand_hooks
-from sae_lm.runtime.files import PART, sha256, write_whole
+from sae_lm.runtime.files import PART, free_bytes, sha256, write_whole
 from sae_lm.runtime.progress import Progress
 
 if TYPE_CHECKING:
@@ -247,9 +247,7 @@ def _check_folder(out: Path, address: str, manifest: Manifest) -> None:
             if path.is_file() and name.split("/")[0] != STAGING and name.removesuffix(PART) not in {*files, MANIFEST}:
                 raise StoreError(f"{out} is not empty: {name} is not of {address}; pull into a new folder")
     needed = sum(record.bytes for name, record in files.items() if not _has_size(out / name, record))
-    disk = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
-    free = shutil.disk_usage(disk).free
-    if needed > free:
+    if needed > (free := free_bytes(out)):
         raise StoreError(
             f"{out}: the store needs {needed / 1e9:.1f} GB more, the disk has {free / 1e9:.1f} GB free; "
             "pull fewer hooks, or to another disk"
