@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from sae_lm.data.manifest import MANIFEST, FileRecord, Manifest, read_manifest, shard_of, write_manifest
 from sae_lm.errors import HubError, StoreError
-from sae_lm.hub.errors import quiet
 from sae_lm.hub.repository import SCHEME, Branch, address_of, download
 from sae_lm.hub.revision import pin
 from sae_lm.lm.hooks import expand_hooks
@@ -184,7 +183,6 @@ def _open(address: str) -> _Remote:
     found = re.fullmatch(rf"(?:{SCHEME})?(?:datasets/)?([^/@:]+/[^/@:]+)/?(?:@(.+))?", address)
     if not found or found[1].split("/")[0] in ("datasets", "models", "spaces"):
         raise HubError(f"{address!r} is no address of a store, which reads {SCHEME}datasets/OWNER/NAME[@REVISION]")
-    quiet()
     repo_id, commit, _ = pin(found[1], "dataset", found[2])
     folder = download(repo_id, commit, MANIFEST).parent
     try:

@@ -78,7 +78,7 @@ def cross_entropies(
     mean: the hook's mean row, for the mean-ablated reference. tell: called with the contexts done for an SAE.
     Definition: SAEBench evals/core/main.py, pooled per token over all contexts, a ratio of means.
     """
-    from sae_lm.lm.bridge import LEAN, replaced
+    from sae_lm.lm.bridge import FORWARD_KWARGS, replace_activation
 
     device = next(model.parameters()).device
     batch_size = max(1, min(batch_size, LOGITS // max(1, blocks.shape[1] * model.cfg.d_vocab)))
@@ -94,8 +94,8 @@ def cross_entropies(
         count += len(target)
 
         def logits(function: Callable[[Tensor], Tensor], ids: Tensor = ids, counted: Tensor = counted) -> Tensor:
-            with replaced(model, hook, function):
-                return model(ids, return_type="logits", **LEAN)[:, :-1][counted].float()
+            with replace_activation(model, hook, function):
+                return model(ids, return_type="logits", **FORWARD_KWARGS)[:, :-1][counted].float()
 
         with before.recorded():
             clean = logits(lambda x: x)
