@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import torch
 
-from sae_lm.data.batches import shuffled_batches
 from sae_lm.data.store import Store
 from sae_lm.errors import SaeError
 from sae_lm.runtime.distributed import SINGLE, Team
@@ -41,11 +40,10 @@ class Data(NamedTuple):
     team: Team = SINGLE
 
     def batches(self, seed: int, first: int, number: int) -> Iterator[torch.Tensor]:
-        made = shuffled_batches(
-            self.store, [self.hook], self.batch_size, seed, number, 0, self.stop,
-            first=first, rank=self.team.rank, world_size=self.team.size,
+        return self.store.batches(
+            self.batch_size, seed, hook=self.hook, stop=self.stop, steps=number, first=first,
+            rank=self.team.rank, world_size=self.team.size,
         )  # fmt: skip
-        return (batch[self.hook] for batch in made)
 
 
 def train_group(

@@ -10,7 +10,7 @@ from conftest import TEXTS
 import sae_lm
 from sae_lm.commands.cache import cache
 from sae_lm.commands.verify import verify
-from sae_lm.data.batches import shuffled_batches
+from sae_lm.data.batches import row_order, shuffled_batches
 from sae_lm.data.manifest import MANIFEST, PROGRESS, RECIPE
 from sae_lm.data.shards import OpenShard
 from sae_lm.errors import ModelError, SettingsError, StoreError, TextError
@@ -74,7 +74,8 @@ def test_rows_and_gather_read_across_shard_borders(tiny_store):
 def test_every_row_comes_once_per_epoch_whatever_the_window(tiny_store, window_bytes):
     store = sae_lm.open_store(tiny_store)
     hook = "blocks.0.hook_out"
-    made = shuffled_batches(store, [hook], 60, 0, 40, 100, 1300, window_bytes=window_bytes)
+    order = row_order(store, 0, 100, 1300, window_bytes=window_bytes)
+    made = shuffled_batches(store, [hook], order, 60, range(40))
     batches = [batch[hook] for batch in made]  # 1200 rows: 20 batches an epoch
     expected = store.rows(hook, 100, 1300).sort(dim=0).values
     for epoch in (batches[:20], batches[20:]):
