@@ -35,6 +35,34 @@ class Moments(NamedTuple):
         return self.mean_squared_norm - float(self.mean.square().sum())
 
 
+class TextAround(NamedTuple):
+    """A row's token between the tokens around it, within its context."""
+
+    document: int
+    context: int
+    position: int
+    """of the row's token in its context"""
+    first: int
+    """position of the first of ``tokens``"""
+    tokens: list[str]
+    """texts of neighbouring tokens, special ones included"""
+    more_before: bool
+    """whether the context has tokens before these"""
+    more_after: bool
+
+    @property
+    def before(self) -> str:
+        return "".join(self.tokens[: self.position - self.first])
+
+    @property
+    def token(self) -> str:
+        return self.tokens[self.position - self.first]
+
+    @property
+    def after(self) -> str:
+        return "".join(self.tokens[self.position - self.first + 1 :])
+
+
 class Store:
     """A whole activation store. Row numbers run over all shards, in the order of the text."""
 
@@ -118,6 +146,15 @@ class Store:
         stop = self.manifest.contexts if stop is None else stop
         empty = torch.empty(0, self.manifest.recipe.context_size, dtype=torch.int32)
         return torch.cat([empty, *self._slices("tokens", "blocks", start, stop, self.first_context)])
+
+    def text_around(self, row: int, before: int, after: int) -> TextAround:
+        """A row's token with at most so many tokens before and after it, of its own context."""
+        columns = self.tokens(row, row + 1)
+        document, context, position = (int(columns[name]) for name in ("document", "context", "position"))
+        ids = self.blocks(context, context + 1)[0].tolist()
+        first, last = max(0, position - before), min(len(ids), position + after + 1)
+        texts = [self.vocabulary[token] for token in ids[first:last]]
+        return TextAround(document, context, position, first, texts, first > 0, last < len(ids))
 
     def held_out_from(self, share: float) -> tuple[int, int]:
         """(context, row) where the last ``share`` of the contexts begins; no context is on both sides."""

@@ -70,6 +70,23 @@ def test_rows_and_gather_read_across_shard_borders(tiny_store):
         store.rows(hook, 0, 1501)
 
 
+@pytest.mark.parametrize(("before", "after"), [(0, 0), (3, 1), (24, 8)])
+def test_the_text_around_a_row_is_of_its_own_context(tiny_store, before, after):
+    store = sae_lm.open_store(tiny_store)
+    tokens, blocks, words = store.tokens(), store.blocks(), store.vocabulary
+    for row in (0, 7, 14, 15, 700, 1499):
+        got, block = store.text_around(row, before, after), blocks[tokens["context"][row]].tolist()
+        place = got.position
+        assert (got.document, got.context, place) == tuple(
+            int(tokens[name][row]) for name in ("document", "context", "position")
+        )
+        assert got.before == "".join(words[token] for token in block[max(0, place - before) : place])
+        assert got.token == words[int(tokens["token_id"][row])]
+        assert got.after == "".join(words[token] for token in block[place + 1 : place + 1 + after])
+        assert got.tokens == [words[token] for token in block[got.first : place + 1 + after]]
+        assert (got.more_before, got.more_after) == (got.first > 0, place + after < 15)
+
+
 @pytest.mark.parametrize("window_bytes", [1, 20_000, 2 << 30])
 def test_every_row_comes_once_per_epoch_whatever_the_window(tiny_store, window_bytes):
     store = sae_lm.open_store(tiny_store)
