@@ -12,7 +12,7 @@ from sae_lm.commands.cache import cache
 from sae_lm.commands.verify import verify
 from sae_lm.data.batches import row_order, shuffled_batches
 from sae_lm.data.manifest import MANIFEST, PROGRESS, RECIPE
-from sae_lm.data.shards import OpenShard
+from sae_lm.data.shards import hook_tensors
 from sae_lm.errors import ModelError, SettingsError, StoreError, TextError
 
 
@@ -264,29 +264,6 @@ def copied_store(tiny_store, tmp_path):
     return shutil.copytree(tiny_store, tmp_path / "copy")
 
 
-def test_verify_finds_flips_truncation_missing_and_foreign_files(copied_store):
-    assert verify(copied_store) == []
-    victim = copied_store / "blocks.0.hook_out" / "00002.safetensors"
-    whole = victim.read_bytes()
-    for byte in (8, len(whole) // 2, len(whole) - 1):
-        flipped = bytearray(whole)
-        flipped[byte] ^= 1
-        victim.write_bytes(bytes(flipped))
-        assert verify(copied_store) == ["blocks.0.hook_out/00002.safetensors: content does not match its checksum"]
-    victim.write_bytes(whole[:-5])
-    assert "expected" in verify(copied_store)[0]
-    with pytest.raises(StoreError, match="00002.safetensors has"):
-        sae_lm.open_store(copied_store)
-    victim.unlink()
-    (copied_store / "stray").write_text("?")
-    assert verify(copied_store) == [
-        "blocks.0.hook_out/00002.safetensors: missing",
-        "stray: does not belong to the store",
-    ]
-    with pytest.raises(StoreError, match="is missing"):
-        sae_lm.open_store(copied_store)
-
-
 @pytest.mark.parametrize(
     ("change", "says"),
     [
@@ -328,7 +305,6 @@ def test_the_manifest_names_no_path_of_this_machine(tiny_store, tiny_model):
 
 
 def test_rows_that_are_not_finite_are_counted():
-    shard = object.__new__(OpenShard)
-    shard.rows = {"hook": [torch.tensor([[1.0, 2.0], [float("nan"), 0.0]]), torch.tensor([[float("inf"), 1.0]])]}
-    tensors = shard._hook_tensors("hook", 2, 3)
+    rows = torch.tensor([[1.0, 2.0], [float("nan"), 0.0], [float("inf"), 1.0]])
+    tensors = hook_tensors(rows)
     assert int(tensors["non_finite"]) == 2 and len(tensors["rows"]) == 3
