@@ -1,4 +1,4 @@
-"""activations -> shards: one tokens file and one file per hook, each written whole or not at all."""
+"""Write a shard of a store: one file of tokens and one of each hook, each written whole or not at all."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -49,7 +49,7 @@ class OpenShard:
         for hook, value in values.items():
             rows = value[mask]
             if not torch.isfinite(norms(rows)).all():
-                self._complain(hook, rows, which, kept)
+                self._refuse_non_finite(hook, rows, which, kept)
             for context, part in zip(which, rows.split(counts), strict=True):
                 self.rows[hook][context] = part
 
@@ -97,7 +97,7 @@ class OpenShard:
         """The first rows of the first contexts; the last context may end before its own last row. Forgets them."""
         return torch.cat(self.rows.pop(hook)[:contexts])[:count]
 
-    def _complain(self, hook: str, rows: Tensor, which: Sequence[int], kept: np.ndarray) -> None:
+    def _refuse_non_finite(self, hook: str, rows: Tensor, which: Sequence[int], kept: np.ndarray) -> None:
         bad = (~torch.isfinite(rows).all(1)).nonzero().flatten()
         if not len(bad):  # finite values whose squares are not
             raise StoreError(

@@ -13,8 +13,8 @@ from sae_lm.sae.model import SAE
 
 def sae_directories(folder: Path) -> list[Path]:
     """The SAEs in a folder, by name; not what a kill left half made."""
-    found = sorted(config.parent for config in folder.glob(f"*/{CONFIG}"))
-    return [directory for directory in found if not directory.name.endswith(PART)]
+    directories = sorted(config.parent for config in folder.glob(f"*/{CONFIG}"))
+    return [directory for directory in directories if not directory.name.endswith(PART)]
 
 
 def load(path: str | os.PathLike[str], device: str = "cpu") -> SAE:
