@@ -1,32 +1,25 @@
-"""sae-lm cache: text to a store. Run the model over contexts, fill shards, commit the manifest last.
+"""sae-lm cache: run a language model over a text and store what its hooks see.
 
 A run that was killed goes on with the shards that are missing, and ranks take turns at them; either way the
-store ends with the same bytes. Tokens are made ahead of the model and rows are written behind it, each in a
+store ends with the same bytes. The manifest comes last: it commits the store. Tokens are made ahead of the model and rows are written behind it, each in a
 thread of its own.
 """
 
-import shutil
 from collections.abc import Iterator
-from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 
-import torch
 from safetensors.torch import save_file
 
 from sae_lm.data.manifest import Manifest, Recipe, write_manifest
-from sae_lm.data.partial_store import PartialStore, check_folder, read_partial_store, written_by_one
+from sae_lm.data.partial_store import PartialStore, check_folder, open_for_writing
 from sae_lm.data.shards import OpenShard
 from sae_lm.data.store import open_store
-from sae_lm.data.text import open_text
 from sae_lm.data.tokens import vocabulary
-from sae_lm.data.writer import BATCHES_BEHIND, Job, ShardMaker, bytes_per_row, describe_recipe, file_record, statistics
+from sae_lm.data.writer import BATCHES_BEHIND, Job, ShardMaker, bytes_per_row, file_record, open_writer, statistics
 from sae_lm.errors import SettingsError, StoreError, TextError
-from sae_lm.lm.forward import open_forward
-from sae_lm.lm.source import find_model, load_tokenizer
-from sae_lm.runtime.device import pick_device
 from sae_lm.runtime.distributed import Ranks, join_ranks
-from sae_lm.runtime.files import write_json, write_whole
+from sae_lm.runtime.files import free_bytes, write_json, write_whole
 from sae_lm.runtime.progress import Progress
 from sae_lm.runtime.signals import stop_on_signal
 from sae_lm.runtime.threads import WriteBehind, read_ahead
@@ -40,40 +33,37 @@ def cache(settings: CacheSettings) -> Path:
     refused (StoreError). Under torchrun all ranks write one store. SIGINT and SIGTERM raise Stopped
     after the current shard.
     """
+    _check_out(settings)
+    with (
+        join_ranks() as ranks,
+        open_writer(settings, local_rank=ranks.local_rank if ranks.size > 1 else None) as maker,
+        open_for_writing(settings.out, maker.recipe, lock=ranks.rank == 0) as state,
+    ):
+        if state is None:
+            if ranks.rank == 0:
+                print(f"{open_store(settings.out)!r} is there already; reused", flush=True)
+        else:
+            _write_store(maker, state, ranks)
+    return settings.out
+
+
+def _check_out(settings: CacheSettings) -> None:
+    """Raise StoreError or SettingsError where the store cannot be written, before anything is loaded."""
     check_folder(settings.out)
     folder = Path(settings.text).expanduser()
     if folder.is_dir() and folder.resolve() in (settings.out.resolve(), *settings.out.resolve().parents):
         raise SettingsError(
             f"out ({settings.out}) is inside the text's folder, whose files are the text; give another --out"
         )
-    source = find_model(settings.model, settings.revision)
-    text = open_text(settings.text, settings.split, settings.text_column)
-    tokenizer = load_tokenizer(source)
-    with join_ranks() as ranks:
-        device = pick_device(settings.device, ranks.local_rank if ranks.size > 1 else None)
-        dtype = getattr(torch, settings.model_dtype)
-        with open_forward(source, settings.hooks, kind=settings.forward, device=device, dtype=dtype) as forward:
-            maker = ShardMaker(forward, describe_recipe(settings, forward, source, text, tokenizer), tokenizer, text,
-                               settings.batch_size, device)  # fmt: skip
-            if read_partial_store(settings.out, maker.recipe) is None:
-                if ranks.rank == 0:
-                    print(f"{open_store(settings.out)!r} is there already; reused", flush=True)
-                return settings.out
-            with written_by_one(settings.out) if ranks.rank == 0 else nullcontext():
-                _write_store(maker, settings, ranks)
-    return settings.out
 
 
-def _write_store(maker: "ShardMaker", settings: CacheSettings, ranks: Ranks) -> None:
-    state = read_partial_store(settings.out, maker.recipe)
-    if state is None:
-        return  # another process has finished it a moment ago
+def _write_store(maker: ShardMaker, state: PartialStore, ranks: Ranks) -> None:
+    """Cache the shards that are missing, with all ranks, and commit the store."""
     if ranks.rank == 0:
-        _check_space(settings.out, maker.recipe, state)
-        state.begin(settings.batch_size, maker.sink_norms() if maker.recipe.drop_sinks else {})
+        _check_space(maker.recipe, state)
+        state.begin(maker.batch_size, maker.sink_norms() if maker.recipe.drop_sinks else {})
     ranks.barrier()
-    state = state.reread()
-    _fill(maker, state, ranks)
+    _fill(maker, state if ranks.rank == 0 else state.reread(), ranks)
     ranks.barrier()
     if ranks.rank == 0:
         _commit(state.reread(), vocabulary(maker.tokenizer, maker.recipe.model["d_vocab"]))
@@ -131,13 +121,12 @@ def _write(out: Path, shard: OpenShard, limit: int) -> None:
 # --- the end
 
 
-def _check_space(out: Path, recipe: Recipe, state: PartialStore) -> None:
+def _check_space(recipe: Recipe, state: PartialStore) -> None:
     rows = recipe.tokens - sum(record.rows for record in state.records.values())
-    there = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
-    needed, free = rows * bytes_per_row(recipe), shutil.disk_usage(there).free
+    needed, free = rows * bytes_per_row(recipe), free_bytes(state.out)
     if needed > free:
         raise StoreError(
-            f"{out}: the store needs {needed / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB free; ask for fewer tokens or hooks"
+            f"{state.out}: the store needs {needed / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB free; ask for fewer tokens or hooks"
         )
 
 

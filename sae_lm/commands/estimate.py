@@ -1,23 +1,17 @@
-"""sae-lm estimate: what caching would cost. Rows, bytes, free space, and time from a short trial."""
+"""sae-lm estimate: the rows, bytes and time that caching would take, measured in a short trial."""
 
-import shutil
 import tempfile
 import time
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
-
 from sae_lm.data.shards import rows_wanted
-from sae_lm.data.text import open_text
 from sae_lm.data.tokens import START
-from sae_lm.data.writer import BATCHES_BEHIND, Job, ShardMaker, describe_recipe
+from sae_lm.data.writer import BATCHES_BEHIND, Job, ShardMaker, open_writer
 from sae_lm.errors import TextError
-from sae_lm.lm.forward import open_forward
-from sae_lm.lm.source import find_model, load_tokenizer
 from sae_lm.pages.terminal import columns
-from sae_lm.runtime.device import pick_device
+from sae_lm.runtime.files import free_bytes
 from sae_lm.runtime.threads import WriteBehind
 from sae_lm.settings import EstimateSettings
 
@@ -56,16 +50,10 @@ class Estimate(NamedTuple):
 
 def estimate(settings: EstimateSettings) -> Estimate:
     """Run the model over the text's beginning for ``settings.trial`` seconds, in a folder that is deleted again."""
-    source = find_model(settings.model, settings.revision)
-    text = open_text(settings.text, settings.split, settings.text_column)
-    tokenizer = load_tokenizer(source)
-    device, dtype = pick_device(settings.device), getattr(torch, settings.model_dtype)
-    with open_forward(source, settings.hooks, kind=settings.forward, device=device, dtype=dtype) as forward:
-        recipe = describe_recipe(settings, forward, source, text, tokenizer)
-        maker = ShardMaker(forward, recipe, tokenizer, text, settings.batch_size, device)
+    with open_writer(settings) as maker:
         trial = _trial(maker, settings.trial)
+    recipe = maker.recipe
     wanted = min(recipe.tokens, trial.rows) if trial.ended else recipe.tokens
-    there = next(folder for folder in (settings.out, *settings.out.absolute().parents) if folder.exists())
     per_shard = max(1, recipe.shard_contexts * trial.rows // trial.contexts)
     return Estimate(
         rows=wanted,
@@ -73,9 +61,9 @@ def estimate(settings: EstimateSettings) -> Estimate:
         shards=-(-wanted // per_shard),
         hooks=recipe.hooks,
         bytes=wanted * trial.bytes // trial.rows,
-        free=shutil.disk_usage(there).free,
+        free=free_bytes(settings.out),
         rows_per_second=trial.timed_rows / trial.seconds,
-        forward=forward.attention,
+        forward=recipe.forward,
     )
 
 

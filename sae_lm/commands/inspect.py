@@ -67,13 +67,11 @@ def _decoded(store: Store, rows: int) -> list[str]:
     hook = next(iter(store.hooks))
     lines = [f"{len(numbers)} rows (token in brackets, first values of {hook}):"] if numbers else []
     for number in numbers:
-        token = {name: int(value) for name, value in store.tokens(number, number + 1).items()}
-        ids = store.blocks(token["context"], token["context"] + 1)[0].tolist()
-        at = token["position"]
-        words = [store.vocabulary[i] for i in ids]
-        text = "".join(words[max(0, at - 8) : at]) + "[" + words[at] + "]" + "".join(words[at + 1 : at + 4])
+        around = store.text_around(number, 8, 3)
+        text = f"{around.before}[{around.token}]{around.after}"
         values = ", ".join(f"{value:.3g}" for value in store.rows(hook, number, number + 1)[0, :4].tolist())
-        lines.append(f"  {number:>9,}  document {token['document']}, position {at}: {text!r}  {values}, ...")
+        where = f"document {around.document}, position {around.position}"
+        lines.append(f"  {number:>9,}  {where}: {text!r}  {values}, ...")
     return lines
 
 

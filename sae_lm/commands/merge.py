@@ -1,4 +1,4 @@
-"""sae-lm merge: stores of one configuration to one store."""
+"""sae-lm merge: lay stores of one configuration end to end in a new one."""
 
 from sae_lm.data.merge import merge
 from sae_lm.settings import MergeSettings

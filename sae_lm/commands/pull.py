@@ -1,4 +1,4 @@
-"""sae-lm pull: a data set repository of the hub to a store on this disk."""
+"""sae-lm pull: download a store from a data set repository of the hub."""
 
 from sae_lm.data.remote import pull
 from sae_lm.settings import PullSettings

@@ -1,4 +1,4 @@
-"""sae-lm push: a store to a data set repository of the hub."""
+"""sae-lm push: upload a store to a data set repository of the hub."""
 
 from sae_lm.data.remote import push
 from sae_lm.settings import PushSettings

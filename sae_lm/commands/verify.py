@@ -23,7 +23,7 @@ def verify(path: Path) -> list[str]:
         except StoreError as problem:
             return [str(problem)]
         return [f"{name}: {what}" for part in problems for name, what in part.items()]
-    inside = [found.name for found in sae_directories(path)]
+    inside = [directory.name for directory in sae_directories(path)]
     if inside:
         raise StoreError(f"{path} holds several SAEs; name one of {', '.join(inside)}")
     raise StoreError(f"{path} is neither an activation store ({MANIFEST}) nor an SAE directory ({CONFIG}); name one")

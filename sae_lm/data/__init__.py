@@ -1,1 +1,1 @@
-"""text -> tokens -> activations -> shards -> batches; knows nothing of SAEs."""
+"""From text by tokens, activations and shards to batches; knows nothing of SAEs."""

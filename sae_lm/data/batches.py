@@ -1,4 +1,4 @@
-"""shards -> batches: every row once per epoch, in an order that depends on (seed, epoch) alone.
+"""Shuffled batches of a store's rows: every row once per epoch, in an order that depends on seed and epoch alone.
 
 Shards are cut into pieces of neighbouring rows. The pieces of the whole store are permuted and read one
 after another, each in one sequential read, into a window in memory; the window's rows are permuted; the
@@ -59,77 +59,106 @@ class Window(NamedTuple):
     """permutation of the spans' rows laid end to end"""
 
 
-def shuffled_batches(
-    store: Columns,
-    columns: Sequence[str],
-    batch_size: int,
-    seed: int,
-    num_batches: int,
-    start: int,
-    stop: int,
-    *,
-    first: int = 0,
-    rank: int = 0,
-    world_size: int = 1,
-    window_bytes: int = WINDOW_BYTES,
-) -> Iterator[dict[str, Tensor]]:
-    """Batches ``first`` to ``num_batches`` of the sequence over rows start to stop of the store.
+class RowOrder(NamedTuple):
+    """The sequence without end of a store's rows start to stop, epoch after epoch, which batches are cut from."""
 
-    columns: hooks and columns of the tokens. Yields {column: [batch_size / world_size, ...]}: the rank-th
-    slice of each batch. Raises SettingsError where the batch does not divide.
+    first_row: Sequence[int]
+    """as in `Columns`"""
+    start: int
+    stop: int
+    seed: int
+    window_rows: int
+    """rows that are mixed at a time"""
+
+    def windows(self, place: int) -> Iterator[Window]:
+        """The windows of the sequence, from the one that holds ``place`` on."""
+        piece = max(1, self.window_rows // PIECES)
+        edges = [(max(a, self.start), min(b, self.stop)) for a, b in pairwise(self.first_row)]
+        pieces = [(c, min(c + piece, b)) for a, b in edges for c in range(a, b, piece)]
+        sizes = np.array([b - a for a, b in pieces])
+        rows = self.stop - self.start
+        for epoch in count(place // rows):
+            order = torch.randperm(len(pieces), generator=_generator("pieces", self.seed, epoch)).numpy()
+            ends = np.cumsum(sizes[order])
+            taken = 0
+            while taken < len(pieces):
+                before = int(ends[taken - 1]) if taken else 0
+                upto = max(taken + 1, int(np.searchsorted(ends, before + self.window_rows, "right")))
+                total = int(ends[upto - 1]) - before
+                window_first = epoch * rows + before
+                if window_first + total > place:
+                    permutation = torch.randperm(total, generator=_generator("rows", self.seed, epoch, taken))
+                    yield Window(window_first, [pieces[i] for i in order[taken:upto]], permutation)
+                taken = upto
+
+    def rows(self, place: int, number: int) -> Tensor:
+        """Row numbers at places ``place`` to ``place + number``: what ``shuffled_batches`` reads there."""
+        parts: list[Tensor] = []
+        for window in self.windows(place):
+            numbers = torch.cat([torch.arange(a, b) for a, b in window.spans])[window.order]
+            a, b = max(place, window.first), min(place + number, window.first + len(numbers))
+            parts.append(numbers[a - window.first : b - window.first])
+            if b == place + number:
+                break
+        return torch.cat(parts)
+
+
+def row_order(
+    store: Columns, seed: int, start: int = 0, stop: int | None = None, *, window_bytes: int = WINDOW_BYTES
+) -> RowOrder:
+    """The order of rows start to stop (default: all). window_bytes: see `WINDOW_BYTES`."""
+    widest = max(store.column_bytes(hook) for hook in store.hooks)
+    last = len(store) if stop is None else stop
+    return RowOrder(store.first_row, start, last, seed, max(1, window_bytes // widest))
+
+
+class Slice(NamedTuple):
+    """Which part of each batch a process reads: the rank-th of ``size`` equal ones."""
+
+    rank: int
+    size: int
+
+
+WHOLE = Slice(0, 1)
+"""One process that reads whole batches."""
+
+
+def shuffled_batches(
+    store: Columns, columns: Sequence[str], order: RowOrder, batch_size: int, numbers: range, part: Slice = WHOLE
+) -> Iterator[dict[str, Tensor]]:
+    """The batches of the given numbers; batch i is rows i * batch_size to (i + 1) * batch_size of the order.
+
+    columns: hooks and columns of the tokens. Yields {column: [batch_size / part.size, ...]}.
+    Raises SettingsError where the batch does not divide.
     """
-    if batch_size % world_size:
+    if batch_size % part.size:
         raise SettingsError(
-            f"batch_size is {batch_size}, which does not divide among {world_size} processes; give a multiple of {world_size}"
+            f"batch_size is {batch_size}, which does not divide among {part.size} processes; give a multiple of {part.size}"
         )
-    share = batch_size // world_size
-    windows = _windows(store.first_row, start, stop, seed, first * batch_size, _window_rows(store, window_bytes))
-    loaded = read_ahead(_load(store, columns, windows, num_batches * batch_size), 1)
-    parts: list[dict[str, Tensor]] = []
-    made = first
+    share = batch_size // part.size
+    windows = order.windows(numbers.start * batch_size)
+    loaded = read_ahead(_load(store, columns, windows, numbers.stop * batch_size), 1)
+    pieces: list[dict[str, Tensor]] = []
+    made = numbers.start
     try:
         for window, buffers in loaded:
             last = window.first + len(window.order)
-            while made < num_batches:
-                low = made * batch_size + rank * share  # this rank's rows of batch `made`, as places in the sequence
+            while made < numbers.stop:
+                low = (
+                    made * batch_size + part.rank * share
+                )  # this rank's rows of batch `made`, as places in the sequence
                 a, b = max(low, window.first), min(low + share, last)
                 if a < b:
                     rows = window.order[a - window.first : b - window.first]
-                    parts.append({name: buffer[rows] for name, buffer in buffers.items()})
+                    pieces.append({name: buffer[rows] for name, buffer in buffers.items()})
                 if low + share > last:
                     break
-                yield parts[0] if len(parts) == 1 else {n: torch.cat([part[n] for part in parts]) for n in columns}
-                parts, made = [], made + 1
-            if made >= num_batches:
+                yield pieces[0] if len(pieces) == 1 else {n: torch.cat([piece[n] for piece in pieces]) for n in columns}
+                pieces, made = [], made + 1
+            if made >= numbers.stop:
                 return
     finally:
         loaded.close()
-
-
-def _window_rows(store: Columns, window_bytes: int) -> int:
-    return max(1, window_bytes // max(store.column_bytes(hook) for hook in store.hooks))
-
-
-def _windows(first_row: Sequence[int], start: int, stop: int, seed: int, place: int, limit: int) -> Iterator[Window]:
-    """The windows of the sequence without end, from the one that holds ``place`` on. limit: rows to a window."""
-    piece = max(1, limit // PIECES)
-    edges = [(max(a, start), min(b, stop)) for a, b in pairwise(first_row)]
-    pieces = [(c, min(c + piece, b)) for a, b in edges for c in range(a, b, piece)]
-    sizes = np.array([b - a for a, b in pieces])
-    rows = stop - start
-    for epoch in count(place // rows):
-        order = torch.randperm(len(pieces), generator=_generator("pieces", seed, epoch)).numpy()
-        ends = np.cumsum(sizes[order])
-        taken = 0
-        while taken < len(pieces):
-            before = int(ends[taken - 1]) if taken else 0
-            upto = max(taken + 1, int(np.searchsorted(ends, before + limit, "right")))
-            total = int(ends[upto - 1]) - before
-            window_first = epoch * rows + before
-            if window_first + total > place:
-                permutation = torch.randperm(total, generator=_generator("rows", seed, epoch, taken))
-                yield Window(window_first, [pieces[i] for i in order[taken:upto]], permutation)
-            taken = upto
 
 
 def _generator(what: str, *numbers: int) -> torch.Generator:
@@ -179,39 +208,25 @@ def shuffle_quality(
 
     Taken over ``batches`` batches spread over the first epoch. Reads the documents' column alone.
     """
-    stop = len(store) if stop is None else stop
-    per_epoch = (stop - start) // batch_size
+    order = row_order(store, seed, start, stop, window_bytes=window_bytes)
+    rows = order.stop - start
+    per_epoch = rows // batch_size
     if not per_epoch:
-        raise SettingsError(f"batch_size is {batch_size}, more than the {stop - start} rows; give a smaller one")
-    limit = _window_rows(store, window_bytes)
-    wanted = [
-        sequence_rows(store.first_row, start, stop, seed, int(index) * batch_size, batch_size, limit)
+        raise SettingsError(f"batch_size is {batch_size}, more than the {rows} rows; give a smaller one")
+    drawn = [
+        order.rows(int(index) * batch_size, batch_size)
         for index in np.linspace(0, per_epoch - 1, min(batches, per_epoch)).astype(int)
     ]
-    counts, found = torch.zeros(0, dtype=torch.int64), [[] for _ in wanted]
+    counts, documents_drawn = torch.zeros(0, dtype=torch.int64), [[] for _ in drawn]
     for a, b in pairwise(store.first_row):
-        a, b = max(a, start), min(b, stop)
+        a, b = max(a, start), min(b, order.stop)
         if a < b:
             documents = store.empty_column("document", b - a)
             store.read_into("document", a, b, documents)
             here = torch.bincount(documents, minlength=len(counts))
             here[: len(counts)] += counts
             counts = here
-            for rows, seen in zip(wanted, found, strict=True):
-                seen.append(documents[rows[(rows >= a) & (rows < b)] - a])
-    ideal = float((1 - (1 - counts[counts > 0].double() / (stop - start)).pow(batch_size)).sum())
-    return float(np.mean([len(torch.cat(seen).unique()) for seen in found])) / ideal
-
-
-def sequence_rows(
-    first_row: Sequence[int], start: int, stop: int, seed: int, place: int, number: int, limit: int
-) -> Tensor:
-    """Row numbers at places ``place`` to ``place + number`` of the sequence: what ``shuffled_batches`` reads there."""
-    rows: list[Tensor] = []
-    for window in _windows(first_row, start, stop, seed, place, limit):
-        numbers = torch.cat([torch.arange(a, b) for a, b in window.spans])[window.order]
-        a, b = max(place, window.first), min(place + number, window.first + len(numbers))
-        rows.append(numbers[a - window.first : b - window.first])
-        if b == place + number:
-            break
-    return torch.cat(rows)
+            for numbers, parts in zip(drawn, documents_drawn, strict=True):
+                parts.append(documents[numbers[(numbers >= a) & (numbers < b)] - a])
+    ideal = float((1 - (1 - counts[counts > 0].double() / rows).pow(batch_size)).sum())
+    return float(np.mean([len(torch.cat(parts).unique()) for parts in documents_drawn])) / ideal

@@ -27,7 +27,7 @@ def check_files(path: Path, manifest: Manifest) -> Problems:
             damaged[name] = f"{file.stat().st_size} bytes, expected {record.bytes}"
         elif sha256(file) != record.sha256:
             damaged[name] = "content does not match its checksum"
-    there = {file.relative_to(path).as_posix() for file in path.rglob("*") if not file.is_dir()}
+    present = {file.relative_to(path).as_posix() for file in path.rglob("*") if not file.is_dir()}
     leftover = re.compile(rf"{PROGRESS}/(recipe\.json|lock|\d{{5,}}\.json)")  # of a kill just after the commit
-    foreign = sorted(name for name in there - set(expected) - {MANIFEST} if not leftover.fullmatch(name))
+    foreign = sorted(name for name in present - set(expected) - {MANIFEST} if not leftover.fullmatch(name))
     return Problems(damaged, {name: "does not belong to the store" for name in foreign})

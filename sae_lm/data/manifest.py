@@ -149,11 +149,11 @@ def write_manifest(store: Path, manifest: Manifest) -> None:
 def manifest_is_intact(store: Path) -> bool:
     """Whether every byte of a store's manifest is as it was written."""
     content = (store / MANIFEST).read_bytes()
-    found = re.search(rb'"sha256": "([0-9a-f]{64})"', content)
-    if not found:
+    stored = re.search(rb'"sha256": "([0-9a-f]{64})"', content)
+    if not stored:
         return False
-    blank = content[: found.start(1)] + ZEROS.encode() + content[found.end(1) :]
-    return hashlib.sha256(blank).hexdigest() == found[1].decode()
+    blank = content[: stored.start(1)] + ZEROS.encode() + content[stored.end(1) :]
+    return hashlib.sha256(blank).hexdigest() == stored[1].decode()
 
 
 def read_manifest(store: Path) -> Manifest:
@@ -205,5 +205,5 @@ def shard_file(folder: str, index: int) -> str:
 
 def shard_of(name: str) -> int | None:
     """Number of the shard that a file belongs to; None for the files of no shard."""
-    found = re.fullmatch(r"[^/]+/(\d{5,})\.safetensors", name)
-    return int(found[1]) if found else None
+    parsed = re.fullmatch(r"[^/]+/(\d{5,})\.safetensors", name)
+    return int(parsed[1]) if parsed else None

@@ -1,4 +1,4 @@
-"""stores of one configuration -> one store: hook files as they are, tokens renumbered."""
+"""Merge stores of one configuration into one: files of activations as they are, tokens renumbered."""
 
 import hashlib
 import shutil
@@ -16,7 +16,7 @@ from sae_lm.runtime.differences import differences
 from sae_lm.runtime.files import PART, sha256, write_json, write_whole
 from sae_lm.settings import MergeSettings
 
-ALIKE = {"model", "tokenizer_sha256", "forward", "context_size", "pack", "keep_special", "drop_sinks", "bos", "separator", "dtype", "hooks"}  # fmt: skip
+MUST_MATCH = {"model", "tokenizer_sha256", "forward", "context_size", "pack", "keep_special", "drop_sinks", "bos", "separator", "dtype", "hooks"}  # fmt: skip
 """Parts of the recipes that must agree. Texts and numbers of tokens may differ."""
 
 
@@ -33,7 +33,7 @@ def merge(settings: MergeSettings) -> Path:
     if len(settings.stores) < 2:
         raise SettingsError(f"merge: got {len(settings.stores)} store, expected several; name them one after another")
     stores = [open_store(path) for path in settings.stores]
-    _check_alike(stores)
+    _check_they_match(stores)
     out.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(PART, f"{out.name}.", out.parent))
     try:
@@ -58,10 +58,10 @@ def _merge_into(part: Path, stores: list[Store]) -> None:
     write_manifest(part, _manifest(stores, shards, contexts, documents, part))
 
 
-def _check_alike(stores: list[Store]) -> None:
-    first = stores[0].manifest.recipe.model_dump(include=ALIKE)
+def _check_they_match(stores: list[Store]) -> None:
+    first = stores[0].manifest.recipe.model_dump(include=MUST_MATCH)
     for store in stores[1:]:
-        differing = differences(store.manifest.recipe.model_dump(include=ALIKE), first)
+        differing = differences(store.manifest.recipe.model_dump(include=MUST_MATCH), first)
         if differing:
             values = "; ".join(f"{key} is {its} and {firsts}" for key, its, firsts in differing)
             raise StoreError(

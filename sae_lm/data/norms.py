@@ -1,4 +1,4 @@
-"""rows -> a histogram of their norms -> quantiles: counts add up over shards without rounding.
+"""Quantiles of the rows' norms, from histograms whose counts add up over shards without rounding.
 
 A norm's bin is the upper bits of its float32: exponent and six bits of mantissa, so 64 bins to the
 octave and a bin never wider than 1.6% of its values.

@@ -1,9 +1,9 @@
-"""what a store is before its manifest: a recipe, and a record for each shard that is whole."""
+"""A store that is being written: its recipe, and a record for each shard whose files are whole."""
 
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
 
@@ -23,17 +23,32 @@ def check_folder(out: Path) -> None:
         raise StoreError(f"{out} is a file; give --out a folder")
     if not out.is_dir() or (out / MANIFEST).is_file() or (out / RECIPE).is_file():
         return
-    there = {path.relative_to(out).as_posix() for path in out.rglob("*")}
-    if not there <= {PROGRESS, LOCK, f"{RECIPE}{PART}"}:  # what a run leaves that was killed in its first moments
+    names = {path.relative_to(out).as_posix() for path in out.rglob("*")}
+    if not names <= {PROGRESS, LOCK, f"{RECIPE}{PART}"}:  # what a run leaves that was killed in its first moments
         raise StoreError(f"{out} is not empty and not an activation store; give --out a new folder")
 
 
 @contextmanager
-def written_by_one(out: Path) -> Iterator[None]:
-    """Inside the block no other process writes this store. Raises StoreError where one does.
+def open_for_writing(out: Path, recipe: Recipe, *, lock: bool = True) -> Iterator["PartialStore | None"]:
+    """What there is of a store of this recipe; None where it is finished, which needs no lock.
 
-    The lock is the system's, on a file: it ends with the process, however that ends. Where there are no such
-    locks (Windows), nobody is kept out.
+    Inside the block no other process writes the store, unless ``lock`` is False: of several processes that write one
+    store together the first holds the lock. Raises StoreError where another process writes it, or where the folder
+    holds a store of another recipe.
+    """
+    if _is_finished(out, recipe):
+        yield None
+        return
+    with _only_writer(out) if lock else nullcontext():
+        yield read_partial_store(out, recipe)
+
+
+@contextmanager
+def _only_writer(out: Path) -> Iterator[None]:
+    """Hold the store's lock. Raises StoreError where another process holds it.
+
+    The lock is the system's, on a file: it ends with the process, however that ends. Windows has no such locks, and
+    nobody is kept out there.
     """
     try:
         import fcntl
@@ -68,11 +83,12 @@ class PartialStore:
         """Write the recipe and what this run adds to an earlier one's notes. An earlier run's norms stay."""
         self._clear()
         here = {name: version(name) for name in ("sae_lm", "torch", "transformers", "transformer-lens", "datasets")}
-        merged = {
+        self.versions = {
             name: ", ".join(dict.fromkeys([*filter(None, self.versions.get(name, "").split(", ")), number]))
             for name, number in here.items()
         }
-        notes = {"batch_size": batch_size, "sink_norms": self.sink_norms or sink_norms, "versions": merged}
+        self.batch_size, self.sink_norms = batch_size, self.sink_norms or sink_norms
+        notes = {"batch_size": self.batch_size, "sink_norms": self.sink_norms, "versions": self.versions}
         write_json(self.out / RECIPE, {"recipe": self.recipe.model_dump(), **notes})
 
     def _clear(self) -> None:
@@ -107,35 +123,49 @@ class PartialStore:
 def read_partial_store(out: Path, recipe: Recipe) -> PartialStore | None:
     """What there is of a store; empty for a new one, None for a finished one of this recipe.
 
-    Records whose files are not there in full are left out. Raises StoreError where the folder holds
+    Records whose files are missing or cut short are left out. Raises StoreError where the folder holds
     another store, naming what differs.
     """
-    if (out / MANIFEST).exists():
-        check_same(out, read_manifest(out).recipe, recipe)
-        shutil.rmtree(out / PROGRESS, ignore_errors=True)  # a kill between the commit and the end leaves it
+    if _is_finished(out, recipe):
         return None
     state = PartialStore(out, recipe)
     if not (out / RECIPE).exists():
         return state
     content = read_json(out / RECIPE, StoreError, "an activation store")
     try:
-        there = Recipe.model_validate(content.get("recipe"))
         state.sink_norms, state.versions = dict(content["sink_norms"]), dict(content["versions"])
         state.batch_size = int(content["batch_size"])
         for file in sorted((out / PROGRESS).glob("*.json")):
             if re.fullmatch(r"\d{5,}", file.stem):
                 record = ShardRecord.model_validate(read_json(file, StoreError, "a shard's record"))
-                if _is_there(out, record):
+                if _files_are_whole(out, record):
                     state.records[int(file.stem)] = record
     except (ValidationError, KeyError, TypeError, ValueError):
-        raise StoreError(
-            f"{out / PROGRESS} is not understood, so caching cannot go on; delete {out} and cache again"
-        ) from None
-    check_same(out, there, recipe)
+        raise _not_understood(out) from None
     return state
 
 
-def _is_there(out: Path, record: ShardRecord) -> bool:
+def _is_finished(out: Path, recipe: Recipe) -> bool:
+    """Whether there is a whole store. Raises StoreError where a whole or unfinished one is of another recipe."""
+    if (out / MANIFEST).exists():
+        check_same(out, read_manifest(out).recipe, recipe)
+        shutil.rmtree(out / PROGRESS, ignore_errors=True)  # a kill between the commit and the end leaves it
+        return True
+    if (out / RECIPE).exists():
+        content = read_json(out / RECIPE, StoreError, "an activation store")
+        try:
+            stored = Recipe.model_validate(content.get("recipe"))
+        except ValidationError:
+            raise _not_understood(out) from None
+        check_same(out, stored, recipe)
+    return False
+
+
+def _not_understood(out: Path) -> StoreError:
+    return StoreError(f"{out / PROGRESS} is not understood, so caching cannot go on; delete {out} and cache again")
+
+
+def _files_are_whole(out: Path, record: ShardRecord) -> bool:
     paths = {out / name: file.bytes for name, file in record.files.items()}
     return all(path.is_file() and path.stat().st_size == size for path, size in paths.items())
 

@@ -1,4 +1,4 @@
-"""store <-> data-set repository of the hub: pushed whole, pulled whole or by hook, read shard by shard.
+"""Push a store to a data-set repository of the hub, pull it whole or by hook, or read it from there shard by shard.
 
 An address reads ``hf://datasets/OWNER/NAME[@REVISION]``, or short ``hf://OWNER/NAME[@REVISION]``; REVISION is a
 branch, a tag or a commit, the main branch unless given. A repository holds a store as a folder does (see
@@ -23,12 +23,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from sae_lm.data.manifest import MANIFEST, FileRecord, Manifest, read_manifest, shard_of, write_manifest
 from sae_lm.errors import HubError, StoreError
-from sae_lm.hub.errors import quiet
 from sae_lm.hub.repository import SCHEME, Branch, address_of, download
 from sae_lm.hub.revision import pin
 from sae_lm.lm.hooks import expand_hooks
 from sae_lm.runtime.differences import differences
-from sae_lm.runtime.files import PART, sha256, write_whole
+from sae_lm.runtime.files import PART, free_bytes, sha256, write_whole
 from sae_lm.runtime.progress import Progress
 
 if TYPE_CHECKING:
@@ -158,22 +157,22 @@ def push(store: Path, repo_id: str, *, private: bool = True, revision: str | Non
         if not _has_size(store / name, record):
             raise _damaged(store, name)
     branch = Branch(f"pushing {store}", repo_id, revision, private)
-    there = branch.tree()
-    missing = [name for name, record in files.items() if not _is_there(there.get(name), store / name, record)]
-    if MANIFEST in there:
+    pushed = branch.tree()
+    missing = [name for name, record in files.items() if not _is_kept(pushed.get(name), store / name, record)]
+    if MANIFEST in pushed:
         _check_same(branch, manifest)
-    elif foreign := [name for name in there if name in missing or (name not in files and shard_of(name) is not None)]:
+    elif foreign := [name for name in pushed if name in missing or (name not in files and shard_of(name) is not None)]:
         raise HubError(
             f"the data set {repo_id!r} holds part of another store ({foreign[0]}); push to another repository, "
             "or delete that one"
         )
     _send(branch, store, files, missing)
-    kept = branch.tree() if missing else there
+    kept = branch.tree() if missing else pushed
     for name, record in files.items():
-        if not _is_there(kept.get(name), store / name, record):
+        if not _is_kept(kept.get(name), store / name, record):
             raise HubError(f"the data set {repo_id!r} did not keep {name}; see whether a .gitignore there names it")
     last = {MANIFEST: committed, CARD: _card(manifest, address_of(repo_id, revision)).encode()}
-    if operations := [CommitOperationAdd(name, last[name]) for name in last if name not in there]:
+    if operations := [CommitOperationAdd(name, last[name]) for name in last if name not in pushed]:
         branch.commit(f"Complete activation store {manifest.id[:12]}", operations)
     return address_of(repo_id, branch.head)
 
@@ -182,11 +181,10 @@ def push(store: Path, repo_id: str, *, private: bool = True, revision: str | Non
 
 
 def _open(address: str) -> _Remote:
-    found = re.fullmatch(rf"(?:{SCHEME})?(?:datasets/)?([^/@:]+/[^/@:]+)/?(?:@(.+))?", address)
-    if not found or found[1].split("/")[0] in ("datasets", "models", "spaces"):
+    parsed = re.fullmatch(rf"(?:{SCHEME})?(?:datasets/)?([^/@:]+/[^/@:]+)/?(?:@(.+))?", address)
+    if not parsed or parsed[1].split("/")[0] in ("datasets", "models", "spaces"):
         raise HubError(f"{address!r} is no address of a store, which reads {SCHEME}datasets/OWNER/NAME[@REVISION]")
-    quiet()
-    repo_id, commit, _ = pin(found[1], "dataset", found[2])
+    repo_id, commit, _ = pin(parsed[1], "dataset", parsed[2])
     folder = download(repo_id, commit, MANIFEST).parent
     try:
         remote = _Remote(repo_id, commit, folder, read_manifest(folder))
@@ -248,9 +246,7 @@ def _check_folder(out: Path, address: str, manifest: Manifest) -> None:
             if path.is_file() and name.split("/")[0] != STAGING and name.removesuffix(PART) not in {*files, MANIFEST}:
                 raise StoreError(f"{out} is not empty: {name} is not of {address}; pull into a new folder")
     needed = sum(record.bytes for name, record in files.items() if not _has_size(out / name, record))
-    disk = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
-    free = shutil.disk_usage(disk).free
-    if needed > free:
+    if needed > (free := free_bytes(out)):
         raise StoreError(
             f"{out}: the store needs {needed / 1e9:.1f} GB more, the disk has {free / 1e9:.1f} GB free; "
             "pull fewer hooks, or to another disk"
@@ -305,7 +301,7 @@ def _check_same(branch: Branch, manifest: Manifest) -> None:
         raise HubError(f"{address} is another store, other in {what}; push to another repository, or delete it")
 
 
-def _is_there(entry: "RepoFile | None", path: Path, record: FileRecord) -> bool:
+def _is_kept(entry: "RepoFile | None", path: Path, record: FileRecord) -> bool:
     if entry is None or entry.size != record.bytes:
         return False
     if entry.lfs is not None:

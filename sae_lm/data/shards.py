@@ -1,4 +1,4 @@
-"""activations -> shards: one tokens file and one file per hook, each written whole or not at all."""
+"""Write a shard of a store: one file of tokens and one of each hook, each written whole or not at all."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -49,7 +49,7 @@ class OpenShard:
         for hook, value in values.items():
             rows = value[mask]
             if not torch.isfinite(norms(rows)).all():
-                self._complain(hook, rows, which, kept)
+                self._refuse_non_finite(hook, rows, which, kept)
             for context, part in zip(which, rows.split(counts), strict=True):
                 self.rows[hook][context] = part
 
@@ -78,7 +78,7 @@ class OpenShard:
         files = {}
         for folder in ("tokens", *self.recipe.hooks) if only is None else only:
             name = shard_file(folder, self.index)
-            tensors = contents[folder] if folder in contents else self._hook_tensors(folder, used, len(context))
+            tensors = contents[folder] if folder in contents else hook_tensors(self._rows(folder, used, len(context)))
             write_whole(store / name, lambda part, tensors=tensors: save_file(tensors, part))
             files[name] = FileRecord(bytes=(store / name).stat().st_size, sha256=sha256(store / name))
         padding = sum(len(block.ids) - block.length for block in blocks)
@@ -93,20 +93,11 @@ class OpenShard:
             files=files,
         )
 
-    def _hook_tensors(self, hook: str, contexts: int, count: int) -> dict[str, Tensor]:
-        rows = torch.cat(self.rows.pop(hook)[:contexts])[:count]  # the last context may end before its own last row
-        lengths = norms(rows)
-        bins, counts = norm_histogram(lengths)
-        return {
-            "rows": rows,
-            "sum": _column_sums(rows),
-            "sum_squared_norm": lengths.double().square().sum(),
-            "non_finite": (~lengths.isfinite()).sum(),
-            "norm_bins": bins,
-            "norm_counts": counts,
-        }
+    def _rows(self, hook: str, contexts: int, count: int) -> Tensor:
+        """The first rows of the first contexts; the last context may end before its own last row. Forgets them."""
+        return torch.cat(self.rows.pop(hook)[:contexts])[:count]
 
-    def _complain(self, hook: str, rows: Tensor, which: Sequence[int], kept: np.ndarray) -> None:
+    def _refuse_non_finite(self, hook: str, rows: Tensor, which: Sequence[int], kept: np.ndarray) -> None:
         bad = (~torch.isfinite(rows).all(1)).nonzero().flatten()
         if not len(bad):  # finite values whose squares are not
             raise StoreError(
@@ -123,6 +114,20 @@ class OpenShard:
             f"{block.ids[position]} (position {position} of its context; {len(bad)} such of {len(rows)} rows in this batch); "
             "run the model in float32 or leave that document out"
         )
+
+
+def hook_tensors(rows: Float[Tensor, "rows width"]) -> dict[str, Tensor]:
+    """What a shard's file of one hook holds: the rows, and what their statistics are made of."""
+    lengths = norms(rows)
+    bins, counts = norm_histogram(lengths)
+    return {
+        "rows": rows,
+        "sum": _column_sums(rows),
+        "sum_squared_norm": lengths.double().square().sum(),
+        "non_finite": (~lengths.isfinite()).sum(),
+        "norm_bins": bins,
+        "norm_counts": counts,
+    }
 
 
 def norms(rows: Float[Tensor, "rows width"]) -> Float[Tensor, " rows"]:

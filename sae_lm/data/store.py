@@ -1,4 +1,4 @@
-"""shards -> rows: a finished activation store, opened for reading."""
+"""A finished activation store, opened for reading: rows, tokens, statistics and shuffled batches."""
 
 import json
 from bisect import bisect_right
@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from sae_lm.data.batches import shuffled_batches
+from sae_lm.data.batches import Slice, row_order, shuffled_batches
 from sae_lm.data.manifest import QUANTILES, Manifest, read_manifest, shard_file
 from sae_lm.errors import SettingsError, StoreError
 from sae_lm.lm.hooks import canonical_hook
@@ -33,6 +33,34 @@ class Moments(NamedTuple):
     def variance(self) -> float:
         """Mean squared distance of a row from the mean row: what predicting the mean costs."""
         return self.mean_squared_norm - float(self.mean.square().sum())
+
+
+class TextAround(NamedTuple):
+    """A row's token between the tokens around it, within its context."""
+
+    document: int
+    context: int
+    position: int
+    """of the row's token in its context"""
+    first: int
+    """position of the first of ``tokens``"""
+    tokens: list[str]
+    """texts of neighbouring tokens, special ones included"""
+    more_before: bool
+    """whether the context has tokens before these"""
+    more_after: bool
+
+    @property
+    def before(self) -> str:
+        return "".join(self.tokens[: self.position - self.first])
+
+    @property
+    def token(self) -> str:
+        return self.tokens[self.position - self.first]
+
+    @property
+    def after(self) -> str:
+        return "".join(self.tokens[self.position - self.first + 1 :])
 
 
 class Store:
@@ -119,6 +147,15 @@ class Store:
         empty = torch.empty(0, self.manifest.recipe.context_size, dtype=torch.int32)
         return torch.cat([empty, *self._slices("tokens", "blocks", start, stop, self.first_context)])
 
+    def text_around(self, row: int, before: int, after: int) -> TextAround:
+        """A row's token with at most so many tokens before and after it, of its own context."""
+        columns = self.tokens(row, row + 1)
+        document, context, position = (int(columns[name]) for name in ("document", "context", "position"))
+        ids = self.blocks(context, context + 1)[0].tolist()
+        first, last = max(0, position - before), min(len(ids), position + after + 1)
+        texts = [self.vocabulary[token] for token in ids[first:last]]
+        return TextAround(document, context, position, first, texts, first > 0, last < len(ids))
+
     def held_out_from(self, share: float) -> tuple[int, int]:
         """(context, row) where the last ``share`` of the contexts begins; no context is on both sides."""
         context = int(self.manifest.contexts * (1 - share))
@@ -174,6 +211,7 @@ class Store:
         hook: str | None = None,
         columns: Sequence[str] | None = None,
         epochs: int = 1,
+        steps: int | None = None,
         start: int = 0,
         stop: int | None = None,
         first: int = 0,
@@ -185,23 +223,23 @@ class Store:
         Yields [batch, width] of the hook, or, where ``columns`` names hooks and columns of the tokens (token_id,
         document, position, context), {column: its rows}. The order depends on seed and epoch alone.
 
+        steps: end before the batch of this number, however many epochs that takes (default: after ``epochs``, less an
+            incomplete last batch).
         first: number of the first batch, to go on where another run ended.
         rank, world_size: each batch is cut into world_size slices; yield the rank-th.
-        An incomplete last batch is dropped.
+        Raises SettingsError for numbers out of bounds, StoreError for a hook the store lacks.
         """
-
-        wanted = [self.hook(hook)] if columns is None else [self._column(name) for name in columns]
+        names = [self.hook(hook)] if columns is None else [self._column(name) for name in columns]
         last = len(self) if stop is None else stop
         if not 0 <= start < last <= len(self) or batch_size < 1 or not 0 <= rank < world_size:
             raise SettingsError(
                 f"batches of {batch_size} rows from {start} to {last}, rank {rank} of {world_size}: expected 0 <= start < stop <= "
                 f"{len(self)}, batch_size >= 1 and 0 <= rank < world_size"
             )
-        number = (last - start) * epochs // batch_size
-        made = shuffled_batches(
-            self, wanted, batch_size, seed, number, start, last, first=first, rank=rank, world_size=world_size
-        )
-        return (batch[wanted[0]] for batch in made) if columns is None else made
+        numbers = range(first, (last - start) * epochs // batch_size if steps is None else steps)
+        order = row_order(self, seed, start, last)
+        made = shuffled_batches(self, names, order, batch_size, numbers, Slice(rank, world_size))
+        return (batch[names[0]] for batch in made) if columns is None else made
 
     def _column(self, name: str) -> str:
         return name if name in TOKEN_COLUMNS else self.hook(name)

@@ -1,6 +1,6 @@
-"""text -> documents: the interpreter's own documentation, local files, or a data set of the hub.
+"""Open a text and read its documents: the embedded text, local files, or a data set of the hub.
 
-A source is opened once (what is wrong with it is said then), has a fingerprint for the manifests, and can be
+A source is opened once (and what is wrong with it is an error then), has a fingerprint for the manifests, and can be
 read any number of times, always in the same order.
 """
 
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from sae_lm.embedded.text import embedded_dataset
 from sae_lm.errors import TextError
+from sae_lm.hub.quiet import quiet
 from sae_lm.hub.revision import pin
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ def open_text(text: str, split: str | None = None, column: str | None = None, re
         source = (repo_id, pinned.revision) if pinned.local is None else (str(pinned.local), None)
         splits = _load_hub(text, *source, config or None)
         _check_split(text, split, map(str, splits))
-        rows = splits[split]
+        rows = _HubRows(splits[split])
     return Text(text, split, _choose_column(text, rows, column), fingerprint, rows)
 
 
@@ -123,7 +124,7 @@ def _files(path: Path) -> dict[str, Path]:
 
 
 def _load_files(files: dict[str, Path], name: str) -> Rows:
-    from datasets import config, disable_progress_bars, load_dataset
+    from datasets import config, load_dataset
 
     # A file name is taken as a pattern, and a file without a byte as an error.
     patterns = [glob.escape(os.path.abspath(file)) for file in files.values() if file.stat().st_size]
@@ -131,11 +132,11 @@ def _load_files(files: dict[str, Path], name: str) -> Rows:
         raise _empty(name)
     reader = READERS[next(iter(files.values())).suffix.lower()]
     options: dict[str, Any] = {"sample_by": "document"} if reader == "text" else {}
-    disable_progress_bars()
     counted = config.HF_UPDATE_DOWNLOAD_COUNTS
     config.HF_UPDATE_DOWNLOAD_COUNTS = False  # else a distant server is asked to count each local read
     try:
-        return load_dataset(reader, data_files=patterns, split="train", streaming=True, **options)
+        with quiet("datasets"):
+            return load_dataset(reader, data_files=patterns, split="train", streaming=True, **options)
     except Exception as error:
         raise _unreadable(name, error) from error
     finally:
@@ -143,17 +144,33 @@ def _load_files(files: dict[str, Path], name: str) -> Rows:
 
 
 def _load_hub(name: str, source: str, revision: str | None, config: str | None) -> "IterableDatasetDict":
-    from datasets import disable_progress_bars, load_dataset
+    from datasets import load_dataset
 
-    from sae_lm.hub.errors import quiet
-
-    disable_progress_bars()
-    quiet()
     try:
-        return load_dataset(source, config, revision=revision, streaming=True)
+        with quiet("datasets"):
+            return load_dataset(source, config, revision=revision, streaming=True)
     except Exception as error:
         hint = "" if config else "; a configuration is chosen as ID:CONFIGURATION"
         raise _unreadable(name, error, hint) from error
+
+
+class _HubRows:
+    """Rows of the hub, which are fetched while they are read: each is read quietly.
+
+    For each row alone, since a reader may stop at any of them or read on much later.
+    """
+
+    def __init__(self, rows: Rows) -> None:
+        self.rows = rows
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        iterator = iter(self.rows)
+        while True:
+            with quiet("datasets"):
+                row = next(iterator, None)
+            if row is None:
+                return
+            yield row
 
 
 def _guarded(rows: Rows, name: str) -> Iterator[dict[str, Any]]:
@@ -222,5 +239,5 @@ def _not_text(name: str, column: str, value: object) -> TextError:
 
 
 def _unreadable(name: str, error: Exception, hint: str = "") -> TextError:
-    said = re.sub(r"//[^/\s@]*@", "//", " ".join(str(error).split()))[:300]  # an address may hold a password
-    return TextError(f"{name}: cannot be read, {type(error).__name__}: {said}{hint}")
+    reason = re.sub(r"//[^/\s@]*@", "//", " ".join(str(error).split()))[:300]  # an address may hold a password
+    return TextError(f"{name}: cannot be read, {type(error).__name__}: {reason}{hint}")

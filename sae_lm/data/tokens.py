@@ -1,4 +1,4 @@
-"""documents -> blocks: token ids cut into contexts of one length.
+"""Tokenize documents and cut them into contexts of one length, which are called blocks here.
 
 Documents are tokenized without special tokens and laid end to end, one separator after each (the
 tokenizer's EOS or SEP, else its BOS, else none). The stream is cut into contexts of ``context_size``

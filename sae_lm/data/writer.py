@@ -4,9 +4,9 @@ Shards are whole contexts of one stream of blocks, and a forward batch never cro
 shard's bytes depend on the recipe and its number alone, whoever makes it and whatever was made before.
 """
 
-import hashlib
-import json
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import count, islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,11 +18,14 @@ from torch import Tensor
 
 from sae_lm.data.manifest import QUANTILES, FileRecord, Recipe, ShardRecord, shard_file
 from sae_lm.data.norms import add_histograms, norm_quantiles
+from sae_lm.data.recipe import describe_recipe
 from sae_lm.data.shards import OpenShard, first_rows, norms, rows_wanted
-from sae_lm.data.text import Text
+from sae_lm.data.text import Text, open_text
 from sae_lm.data.tokens import START, Block, Position, blocks, special_tokens
-from sae_lm.errors import SettingsError
-from sae_lm.lm.capture import Forward, context_limit, describe_model
+from sae_lm.lm.capture import Forward
+from sae_lm.lm.forward import open_forward
+from sae_lm.lm.source import find_model, load_tokenizer
+from sae_lm.runtime.device import pick_device
 from sae_lm.runtime.files import sha256
 from sae_lm.runtime.progress import Progress
 from sae_lm.settings import CacheSettings
@@ -30,37 +33,8 @@ from sae_lm.settings import CacheSettings
 BATCHES_BEHIND = 4
 """Forward batches that may wait to be written at least. A shard's worth of them may, so that the model runs on while a
 shard is written: rows of two shards are in memory at most."""
-
-
 SINK_SAMPLE = 8192
 """Positions whose median norm decides what a sink is."""
-
-
-def describe_recipe(settings: CacheSettings, forward: Forward, source: Any, text: Text, tokenizer: Any) -> Recipe:
-    """Everything the rows depend on. Raises SettingsError for a context the model does not take."""
-    limit = context_limit(forward.config)
-    if limit and settings.context_size > limit:
-        raise SettingsError(
-            f"context_size is {settings.context_size}, the model takes at most {limit} tokens; give --context-size {limit}"
-        )
-    special = special_tokens(tokenizer, settings.prepend_bos)
-    return Recipe(
-        model=describe_model(source, forward.config, forward.dtype),
-        tokenizer_sha256=_tokenizer_digest(tokenizer),
-        text={"id": text.id, "split": text.split, "column": text.column, "fingerprint": text.fingerprint},
-        forward=forward.attention,
-        context_size=settings.context_size,
-        pack=settings.pack,
-        repeat=settings.repeat,
-        keep_special=settings.keep_special,
-        drop_sinks=settings.drop_sinks,
-        bos=special.bos,
-        separator=special.separator,
-        dtype=settings.dtype,
-        hooks=forward.hooks,
-        tokens=settings.tokens,
-        shard_contexts=max(1, settings.shard_tokens // settings.context_size),
-    )
 
 
 class Job(NamedTuple):
@@ -73,15 +47,17 @@ class Job(NamedTuple):
     """[contexts, context_size] bool: tokens that get a row, unless they are sinks"""
 
 
+@dataclass(frozen=True)
 class ShardMaker:
     """Makes shard number i of a recipe: the same bytes whoever asks, and whatever was made before."""
 
-    def __init__(
-        self, forward: Forward, recipe: Recipe, tokenizer: Any, text: Text, batch_size: int, device: str
-    ) -> None:
-        self.forward, self.recipe, self.tokenizer, self.text = forward, recipe, tokenizer, text
-        self.batch_size, self.device = batch_size, device
-        self.dtype = getattr(torch, recipe.dtype)
+    forward: Forward
+    recipe: Recipe
+    tokenizer: Any
+    text: Text
+    batch_size: int
+    """contexts per forward pass"""
+    device: str
 
     def stream(self, start: Position) -> Iterator[Block]:
         recipe = self.recipe
@@ -156,22 +132,42 @@ class ShardMaker:
         mask = None
         if int(lengths.min()) < longest:
             mask = (torch.arange(longest) < lengths[:, None]).long().to(self.device)
-        return {name: value.to(self.dtype).to("cpu") for name, value in self.forward(ids, mask).items()}
+        dtype = getattr(torch, self.recipe.dtype)
+        return {name: value.to(dtype).to("cpu") for name, value in self.forward(ids, mask).items()}
 
     def sink_norms(self) -> dict[str, float]:
         """Per hook, the norm beyond which a token is a sink: the recipe's multiple of the median over the text's head."""
         assert self.recipe.drop_sinks is not None
         size = self.recipe.context_size
         head = list(islice(self.stream(START), -(-SINK_SAMPLE // size)))
-        found: dict[str, list[Tensor]] = {hook: [] for hook in self.recipe.hooks}
+        lengths: dict[str, list[Tensor]] = {hook: [] for hook in self.recipe.hooks}
         for first in range(0, len(head), self.batch_size):
             batch = head[first : first + self.batch_size]
             mask = torch.from_numpy(rows_wanted(batch, self.recipe))
             for hook, value in self.activations(batch, size).items():
                 length = norms(value[mask])
-                found[hook].append(length[length.isfinite()])
-        medians = {hook: torch.cat([torch.empty(0), *parts]) for hook, parts in found.items()}
+                lengths[hook].append(length[length.isfinite()])
+        medians = {hook: torch.cat([torch.empty(0), *parts]) for hook, parts in lengths.items()}
         return {hook: self.recipe.drop_sinks * float(part.median()) for hook, part in medians.items() if len(part)}
+
+
+@contextmanager
+def open_writer(
+    settings: CacheSettings, *, local_rank: int | None = None, text_revision: str | None = None
+) -> Iterator[ShardMaker]:
+    """Open the model, its tokenizer and the text that ``settings`` name; the model is hooked inside the block.
+
+    local_rank: of several processes on this machine, which take one GPU each.
+    text_revision: commit of a text of the hub (default: the newest).
+    Raises ModelError, TextError, HubError, SettingsError for what cannot be opened.
+    """
+    source = find_model(settings.model, settings.revision)
+    text = open_text(settings.text, settings.split, settings.text_column, text_revision)
+    tokenizer = load_tokenizer(source)
+    device, dtype = pick_device(settings.device, local_rank), getattr(torch, settings.model_dtype)
+    with open_forward(source, settings.hooks, kind=settings.forward, device=device, dtype=dtype) as forward:
+        recipe = describe_recipe(settings, forward, source, text, tokenizer)
+        yield ShardMaker(forward, recipe, tokenizer, text, settings.batch_size, device)
 
 
 def bytes_per_row(recipe: Recipe) -> int:
@@ -195,9 +191,3 @@ def statistics(out: Path, recipe: Recipe, shards: int) -> dict[str, Tensor]:
 
 def file_record(path: Path) -> FileRecord:
     return FileRecord(bytes=path.stat().st_size, sha256=sha256(path))
-
-
-def _tokenizer_digest(tokenizer: Any) -> str:
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    content = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
-    return hashlib.sha256(content.encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""interpreter -> documents: the Python documentation that ships with every CPython.
+"""The embedded text: the Python documentation that ships with every CPython.
 
 Two sources, read at run time, so that no text is committed:
 

@@ -1,1 +1,1 @@
-"""The Hugging Face hub: names pinned to commits, files fetched and sent, failures told in one sentence."""
+"""The Hugging Face hub: names pinned to commits, files fetched and sent, failures as one sentence."""

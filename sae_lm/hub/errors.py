@@ -1,30 +1,31 @@
-"""What the Hugging Face hub and its library raise, told in one sentence that says what to do."""
+"""What the Hugging Face hub and its library raise, as one sentence that says what to do."""
 
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import Literal
 from urllib.parse import urlsplit
 
 from sae_lm.errors import HubError, SaeLmError
 
-if TYPE_CHECKING:
-    pass
+Kind = Literal["model", "dataset"]
+LOG_IN = "run `hf auth login` or set HF_TOKEN"
 
 
 def endpoint() -> str:
+    """The hub's address, without the password that a mirror's may hold."""
     from huggingface_hub import constants
 
     parts = urlsplit(constants.ENDPOINT)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()  # a mirror's address may hold a password
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
 def status_of(error: Exception) -> int | None:
+    """The HTTP status that the hub answered with, if it answered."""
     return getattr(getattr(error, "response", None), "status_code", None)
 
 
 def reason_of(error: Exception) -> str:
-    """Never ``str(error)``: a malformed token is quoted there."""
+    """Why there was no answer, in a few words. Never ``str(error)``: a malformed token is quoted there."""
     from huggingface_hub.errors import OfflineModeIsEnabled
 
     if isinstance(error, OfflineModeIsEnabled):
@@ -39,10 +40,30 @@ def reason_of(error: Exception) -> str:
     return type(error).__name__
 
 
+def called(kind: Kind, repo_id: str) -> str:
+    """What an error calls a repository: ``data set 'OWNER/NAME'``."""
+    return f"{'data set' if kind == 'dataset' else 'model'} {repo_id!r}"
+
+
+def is_missing(error: Exception) -> bool:
+    """Whether the hub has answered that there is no such repository, or none that this account may see."""
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    return status_of(error) == 404 or isinstance(error, RepositoryNotFoundError)
+
+
+def missing(repository: str) -> str:
+    """The sentence for `is_missing`; repository: what it is `called`."""
+    return f"{endpoint()} has no {repository}, or it is private; check the spelling, or {LOG_IN} if it is private"
+
+
 @contextmanager
-def one_sentence(doing: str, repo_id: str) -> Iterator[None]:
-    """Whatever huggingface_hub raises becomes a HubError that says what to do."""
-    from huggingface_hub.errors import OfflineModeIsEnabled, RepositoryNotFoundError
+def one_sentence(doing: str, repo_id: str, kind: Kind = "dataset") -> Iterator[None]:
+    """Whatever huggingface_hub raises inside the block becomes a HubError that says what to do.
+
+    doing: what failed, if it does; the sentence begins with it.
+    """
+    from huggingface_hub.errors import OfflineModeIsEnabled
 
     try:
         yield
@@ -55,33 +76,23 @@ def one_sentence(doing: str, repo_id: str) -> Iterator[None]:
             chain.append(cause)
             cause = cause.__cause__ or cause.__context__
         status = next(filter(None, map(status_of, chain)), None)
-        hub, what = endpoint(), f"data set {repo_id!r}"
-        if status == 404 or isinstance(error, RepositoryNotFoundError):
-            said = f"{hub} has no {what}, or it is private; check the name, run `hf auth login` or set HF_TOKEN"
+        hub, repository = endpoint(), called(kind, repo_id)
+        if status == 404 or is_missing(error):
+            sentence = missing(repository)
         elif status == 401:
-            said = f"{hub} asks for a valid token; run `hf auth login` or set HF_TOKEN"
+            sentence = f"{hub} asks for a valid token; {LOG_IN}"
         elif status == 403:
-            said = f"{hub} does not let this account at the {what}; use a token that may, or a repository of your own"
+            sentence = f"{hub} does not let this account at the {repository}; use a token that may, or a repository of your own"
         elif status in (409, 412):
-            said = f"someone else has changed the {what} meanwhile; run the same again"
+            sentence = f"someone else has changed the {repository} meanwhile; run the same again"
         elif status is not None and 400 <= status < 500 and status not in (408, 429):
-            said = f"{hub} refuses it (status {status}); see the limits of your account there"
+            sentence = f"{hub} refuses it (status {status}); see the limits of your account there"
         else:
-            told = (
+            telling = (
                 e for e in chain if isinstance(e, OfflineModeIsEnabled) or status_of(e) or getattr(e, "strerror", 0)
             )
-            reason = reason_of(next(told, chain[-1]))
-            said = (
+            reason = reason_of(next(telling, chain[-1]))
+            sentence = (
                 f"no answer from {hub} ({reason}); what has arrived is kept, run the same again when it can be reached"
             )
-        raise HubError(f"{doing} failed: {said}") from None
-
-
-def quiet() -> None:
-    """No progress bars of huggingface_hub, and no notices of its retries, which name the hub with its password."""
-    from huggingface_hub.utils import disable_progress_bars
-
-    disable_progress_bars()
-    logger = logging.getLogger("huggingface_hub")
-    if logger.level == logging.WARNING:  # else somebody has asked for another level
-        logger.setLevel(logging.ERROR)
+        raise HubError(f"{doing} failed: {sentence}") from None

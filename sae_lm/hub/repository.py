@@ -1,4 +1,4 @@
-"""data-set repository of the hub -> its files, and commits to it; what goes wrong is one sentence.
+"""Fetch files from repositories of the hub, and commit to those of data sets; what goes wrong is one sentence.
 
 Tokens are huggingface_hub's business: none is read, kept or named here, and none of its messages is passed on,
 as some quote a malformed token or an address with its password.
@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sae_lm.errors import HubError, StoreError
-from sae_lm.hub.errors import one_sentence, quiet
+from sae_lm.hub.errors import one_sentence
+from sae_lm.hub.quiet import quiet
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd
@@ -32,13 +33,22 @@ def download(repo_id: str, commit: str, name: str, again: bool = False, folder: 
 
     options = {"repo_type": "dataset", "revision": commit, "force_download": again, "local_dir": folder}
     address = address_of(repo_id, commit)
-    with one_sentence(f"fetching {name} of {address}", repo_id):
+    with quiet(), one_sentence(f"fetching {name} of {address}", repo_id):
         try:
             return Path(hf_hub_download(repo_id, name, **options))
         except LocalEntryNotFoundError:  # a kind of the next one, and means that the hub is out of reach
             raise
         except EntryNotFoundError:
             raise StoreError(f"{address} has no {name}: it holds no whole store, or a push has not ended") from None
+
+
+def download_snapshot(repo_id: str, commit: str, folder: str = "") -> Path:
+    """All files of a model repository, or of one ``folder`` of it, in the local hub cache. Raises HubError."""
+    from huggingface_hub import snapshot_download
+
+    with one_sentence(f"fetching the model {repo_id!r}", repo_id, "model"):  # with the user's progress bars
+        patterns = [f"{folder}/*"] if folder else None
+        return Path(snapshot_download(repo_id, revision=commit, allow_patterns=patterns))
 
 
 class Branch:
@@ -48,9 +58,8 @@ class Branch:
         """doing: what failed, if it does. private: of a repository made here; one that is public is then refused."""
         from huggingface_hub import HfApi
 
-        quiet()
         self.api, self.doing, self.repo_id, self.revision = HfApi(), doing, repo_id, revision
-        with one_sentence(doing, repo_id):
+        with quiet(), one_sentence(doing, repo_id):
             self.api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
             if revision is not None:  # a new one begins where the repository did, not with what main holds now
                 first = self.api.list_repo_commits(repo_id, repo_type="dataset")[-1].commit_id
@@ -66,7 +75,7 @@ class Branch:
         """Path -> size and checksum of each file."""
         from huggingface_hub.hf_api import RepoFile
 
-        with one_sentence(self.doing, self.repo_id):
+        with quiet(), one_sentence(self.doing, self.repo_id):
             entries = self.api.list_repo_tree(self.repo_id, repo_type="dataset", revision=self.head, recursive=True)
             return {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
 
@@ -76,13 +85,13 @@ class Branch:
 
         xet = find_spec("hf_xet") is not None and not constants.HF_HUB_DISABLE_XET  # never asks whether a hub has it
         way = " through Xet (which HF_HUB_DISABLE_XET=1 turns off)" if xet else ""
-        with one_sentence(self.doing + way, self.repo_id):
+        with quiet(), one_sentence(self.doing + way, self.repo_id):
             self.api.preupload_lfs_files(
                 self.repo_id, operations, repo_type="dataset", revision=self.revision, free_memory=False
             )
 
     def commit(self, title: str, operations: list["CommitOperationAdd"]) -> None:
-        with one_sentence(self.doing, self.repo_id):
+        with quiet(), one_sentence(self.doing, self.repo_id):
             made = self.api.create_commit(
                 self.repo_id,
                 operations,

@@ -1,4 +1,4 @@
-"""model name or hub id -> a folder or a pinned revision, or one clear sentence within seconds.
+"""Find the commit that a hub id stands for now, or say in one sentence within seconds why there is none.
 
 The libraries that load from the hub retry a dead connection for 20 seconds and more and then report a
 chain of errors. So every hub id is asked for here first: one request, a deadline, one sentence.
@@ -7,17 +7,16 @@ chain of errors. So every hub id is asked for here first: one request, a deadlin
 import errno
 import threading
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from sae_lm.errors import HubError
-from sae_lm.hub.errors import endpoint, reason_of, status_of
+from sae_lm.hub.errors import Kind, called, endpoint, is_missing, missing, reason_of, status_of
+from sae_lm.hub.quiet import quiet
 
 TIMEOUT = 5.0
 """Seconds for each step of the request, as the HTTP client counts them."""
 DEADLINE = 5.5
 """Seconds for the request as a whole."""
-
-Kind = Literal["model", "dataset"]
 
 
 class Pinned(NamedTuple):
@@ -44,35 +43,38 @@ def pin(repo_id: str, kind: Kind, revision: str | None = None) -> Pinned:
             f"{repo_id!r} is neither an existing folder nor a hub id, which reads NAME or OWNER/NAME; "
             "check the path or the spelling"
         ) from None
-    what = f"{'data set' if kind == 'dataset' else 'model'} {repo_id!r}"
+    with quiet():
+        return _pinned(repo_id, kind, revision)
+
+
+def _pinned(repo_id: str, kind: Kind, revision: str | None) -> Pinned:
+    from huggingface_hub import errors
+
+    repository = called(kind, repo_id)
     try:
         return Pinned(repo_id, _commit(repo_id, kind, revision), None)
     except errors.RevisionNotFoundError:
         raise HubError(
-            f"{endpoint()} has the {what}, but no revision {revision!r} of it; "
+            f"{endpoint()} has the {repository}, but no revision {revision!r} of it; "
             "give a branch, a tag or a commit that exists there"
         ) from None
     except errors.GatedRepoError:
         raise HubError(
-            f"the {what} at {endpoint()} is gated and this account has no access; ask for access on its "
+            f"the {repository} at {endpoint()} is gated and this account has no access; ask for access on its "
             "page, then run `hf auth login` or set HF_TOKEN, or give a local folder"
         ) from None
     # What a dead connection raises depends on the version: OSError, or an error of requests, httpx or httpx2.
     except Exception as error:
-        status = status_of(error)
-        if status == 404 or isinstance(error, errors.RepositoryNotFoundError):
+        if is_missing(error):
+            raise HubError(missing(repository)) from None
+        if (status := status_of(error)) in (401, 403):
             raise HubError(
-                f"{endpoint()} has no {what}, or it is private; check the spelling, "
-                "or run `hf auth login` or set HF_TOKEN if it is private"
-            ) from None
-        if status in (401, 403):
-            raise HubError(
-                f"{endpoint()} refuses the {what} to this account (status {status}); "
+                f"{endpoint()} refuses the {repository} to this account (status {status}); "
                 "renew the token with `hf auth login` or HF_TOKEN, or give a local folder"
             ) from None
         snapshot = _cached(repo_id, kind, revision)
         if snapshot is None:
-            wanted = what if revision is None else f"revision {revision!r} of the {what}"
+            wanted = repository if revision is None else f"revision {revision!r} of the {repository}"
             raise HubError(
                 f"cannot reach {endpoint()} ({reason_of(error)}), and the local hub cache does not hold the "
                 f"{wanted}; give a local folder or `embedded`, or connect"

@@ -11,7 +11,7 @@ from transformer_lens.hook_points import HookPoint
 from transformer_lens.model_bridge import TransformerBridge
 
 from sae_lm.errors import SaeError
-from sae_lm.lm.bridge import replaced
+from sae_lm.lm.bridge import replace_activation
 from sae_lm.sae.model import SAE
 
 
@@ -57,7 +57,7 @@ def splice(
             raise SaeError(f"keep has shape {tuple(keep.shape)}, the forward pass has {tuple(x.shape[:-1])}")
         return torch.where(keep.to(x.device)[..., None], x, y)
 
-    with replaced(model, str(name), reconstruct):
+    with replace_activation(model, str(name), reconstruct):
         yield spliced
 
 

@@ -1,4 +1,4 @@
-"""blocks -> activations: the one module that loads a language model through TransformerLens."""
+"""Load a language model as a TransformerBridge, capture activations at its hooks, and replace them."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from sae_lm.errors import ModelError, SaeLmError
+from sae_lm.errors import ModelError
 from sae_lm.lm.capture import Stop, probe_widths
 from sae_lm.lm.hooks import canonical_hook, expand_hooks
-from sae_lm.lm.source import ModelSource, find_model
+from sae_lm.lm.source import ModelSource, find_model, loading_quietly
 from sae_lm.runtime.device import pick_device
 
-LEAN: dict[str, Any] = {"use_cache": False, "output_attentions": False}
-"""Forward arguments that keep a bridge from holding what nobody reads."""
+FORWARD_KWARGS: dict[str, Any] = {"use_cache": False, "output_attentions": False}
+"""Arguments of every forward pass: a bridge does not keep a cache and attentions that nobody reads."""
 
 
 def load_model(
@@ -35,22 +35,10 @@ def load_model(
 
 def boot(source: ModelSource, *, device: str, dtype: torch.dtype) -> TransformerBridge:
     """``load_model`` for a model that was found already, so that the hub is asked once."""
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()  # a model loads in seconds here, and its bar would not become lines in a pipe
     keywords: dict[str, Any] = {} if source.is_local or not source.revision else {"revision": source.revision}
-    try:
-        bridge = TransformerBridge.boot_transformers(
-            source.location, device=pick_device(device), dtype=dtype, **keywords
-        )
-    except SaeLmError:
-        raise
-    except Exception as problem:  # transformers raises OSError, ValueError, KeyError, SafetensorError, ...
-        reason = " ".join(str(problem).split())[:300]
-        raise ModelError(
-            f"model {source.id!r} cannot be loaded ({type(problem).__name__}: {reason}); expected a causal language model "
-            "with weights and tokenizer in Hugging Face format"
-        ) from problem
+    device = pick_device(device)
+    with loading_quietly(source, "a causal language model with weights and tokenizer in Hugging Face format"):
+        bridge = TransformerBridge.boot_transformers(source.location, device=device, dtype=dtype, **keywords)
     bridge.eval()
     for parameter in bridge.parameters():
         parameter.requires_grad_(False)
@@ -113,7 +101,7 @@ class Capture:
         self.seen = {}
         try:
             with torch.inference_mode():
-                self.bridge(tokens, return_type=None, attention_mask=mask, **LEAN)
+                self.bridge(tokens, return_type=None, attention_mask=mask, **FORWARD_KWARGS)
         except Stop:
             return self.seen
         missing = ", ".join(sorted(set(self.names) - set(self.seen)))
@@ -123,7 +111,7 @@ class Capture:
 
 
 @contextmanager
-def replaced(bridge: TransformerBridge, name: str, function: Callable[[Tensor], Tensor]) -> Iterator[None]:
+def replace_activation(bridge: TransformerBridge, name: str, function: Callable[[Tensor], Tensor]) -> Iterator[None]:
     """Inside the block every forward uses ``function(activation)`` in place of the activation at ``name``."""
 
     def hook_function(tensor: Tensor, hook: Any) -> Tensor:

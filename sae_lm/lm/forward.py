@@ -1,10 +1,10 @@
-"""blocks -> activations: which model runs, with what attention, and what its hooks give.
+"""Open a language model for caching: the plain Hugging Face model where it serves, else a TransformerBridge.
 
 Hook names mean what a TransformerBridge means by them. Residual streams at the borders of blocks are
 values that the Hugging Face model computes as well, under its own attention kernels (usually sdpa,
 which is much faster on long contexts than the bridge's eager code), so where every hook asked for is
 such a border and the architecture is one whose plain forward is tested against the bridge, the plain
-model runs; else the bridge does. ``--forward`` decides otherwise.
+model runs; else the bridge does. ``--forward`` decides where it is given.
 """
 
 from collections.abc import Iterator, Sequence

@@ -1,4 +1,4 @@
-"""what a user calls hooks -> hook names: layer numbers, aliases and glob patterns."""
+"""Names of hooks: what layer numbers, aliases and glob patterns stand for."""
 
 import re
 from collections.abc import Iterable
@@ -17,14 +17,14 @@ def canonical_hook(name: str) -> str:
     """
     if re.fullmatch(r"\d+", name):
         return f"blocks.{name}.hook_out"
-    found = re.fullmatch(r"(blocks\.[^.]+)\.(hook_resid_post|hook_resid_pre)", name)
-    return f"{found[1]}.{_ALIASES[found[2]]}" if found else name
+    parsed = re.fullmatch(r"(blocks\.[^.]+)\.(hook_resid_post|hook_resid_pre)", name)
+    return f"{parsed[1]}.{_ALIASES[parsed[2]]}" if parsed else name
 
 
 def layer_of(hook: str) -> tuple[int, str] | None:
     """``blocks.3.hook_out`` -> (3, "hook_out"); None for what is no residual stream at a block's border."""
-    found = re.fullmatch(r"blocks\.(\d+)\.(hook_in|hook_out)", hook)
-    return (int(found[1]), found[2]) if found else None
+    parsed = re.fullmatch(r"blocks\.(\d+)\.(hook_in|hook_out)", hook)
+    return (int(parsed[1]), parsed[2]) if parsed else None
 
 
 def expand_hooks(patterns: Iterable[str], layers: int, names: Iterable[str] | None = None) -> list[str] | None:
@@ -36,7 +36,7 @@ def expand_hooks(patterns: Iterable[str], layers: int, names: Iterable[str] | No
     pattern that stands for nothing.
     """
     known = list(names) if names is not None else None
-    found: list[str] = []
+    expanded: list[str] = []
     for pattern in patterns:
         wanted = canonical_hook(pattern)
         if re.fullmatch(r"-\d+", pattern):
@@ -52,8 +52,8 @@ def expand_hooks(patterns: Iterable[str], layers: int, names: Iterable[str] | No
                 f"hook {pattern!r} is not a hook point of this model, which has {layers} layers; residual streams are "
                 f"0 to {layers - 1}, that is blocks.0.hook_out (after block 0) to blocks.{layers - 1}.hook_out, or blocks.*.hook_out"
             )
-        found += hits
-    return list(dict.fromkeys(found))
+        expanded += hits
+    return list(dict.fromkeys(expanded))
 
 
 def _matches(name: str, pattern: str) -> bool:

@@ -1,4 +1,4 @@
-"""blocks -> activations, through the plain Hugging Face model: the fast path, and the tokenizer.
+"""Capture residual streams from the plain Hugging Face model: the fast path.
 
 The base model without its head is loaded, forward hooks sit on its blocks, and the pass ends in the
 last of them. What a bridge would give is the oracle in tests/lm/test_forward.py.
@@ -58,10 +58,10 @@ class PlainForward:
         raise ModelError(f"model {type(self.model).__name__} ran to its end without reaching {', '.join(self.names)}")
 
     def _hook(self, name: str) -> Any:
-        found = layer_of(name)
-        assert found is not None
-        block = self.blocks[found[0]]
-        if found[1] == "hook_out":
+        layer = layer_of(name)
+        assert layer is not None
+        block = self.blocks[layer[0]]
+        if layer[1] == "hook_out":
             return block.register_forward_hook(self._grab_output(name))
         return block.register_forward_pre_hook(self._grab_input(name), with_kwargs=True)
 

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sae_lm.embedded import MODEL_DIR
-from sae_lm.errors import ModelError
+from sae_lm.errors import ModelError, SaeLmError
+from sae_lm.hub.quiet import quiet
 from sae_lm.hub.revision import pin
 
 
@@ -67,18 +68,17 @@ def load_tokenizer(source: ModelSource) -> Any:
 
 @contextmanager
 def loading_quietly(source: ModelSource, expected: str) -> Iterator[None]:
-    """No progress bars and load reports; whatever transformers raises becomes one sentence."""
-    from transformers.utils import logging
+    """No progress bars and load reports inside the block; whatever transformers raises becomes one sentence.
 
-    verbosity = logging.get_verbosity()
-    logging.disable_progress_bar()  # a model loads in seconds here, and its bar would not become lines in a pipe
-    logging.set_verbosity_error()
+    expected: what should have been there. Raises ModelError.
+    """
     try:
-        yield
+        with quiet("transformers"):  # a model loads in seconds here, and its bar would not become lines in a pipe
+            yield
+    except SaeLmError:
+        raise
     except Exception as problem:  # transformers raises OSError, ValueError, KeyError, SafetensorError, ...
         reason = " ".join(str(problem).split())[:300]
         raise ModelError(
             f"model {source.id!r} cannot be loaded ({type(problem).__name__}: {reason}); expected {expected}"
         ) from problem
-    finally:
-        logging.set_verbosity(verbosity)

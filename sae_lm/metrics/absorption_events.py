@@ -151,11 +151,8 @@ def window(store: Store, row: int, token_id: int) -> tuple[str, str, str]:
     """Text before, text of, and text after a row's token, within its context."""
     if row < 0:
         return "", store.vocabulary[token_id], ""
-    where = store.tokens(row, row + 1)
-    context, position = int(where["context"]), int(where["position"])
-    texts = [store.vocabulary[token] for token in store.blocks(context, context + 1)[0].tolist()]
-    before, after = texts[max(0, position - BEFORE) : position], texts[position + 1 : position + 1 + AFTER]
-    return "".join(before), texts[position], "".join(after)
+    around = store.text_around(row, BEFORE, AFTER)
+    return around.before, around.token, around.after
 
 
 def _holes(view: View, x: Tensor, token_id: Tensor, probe: Tensor, candidates: Tensor) -> _Holes:

@@ -160,10 +160,10 @@ def _logits(
     model: "TransformerBridge", batch: HeldOutText, function: Callable[[Tensor], Tensor]
 ) -> Float[Tensor, "n d_vocab"]:
     """Of the predictions that count, with the hook's activation replaced by this function of it."""
-    from sae_lm.lm.bridge import LEAN, replaced
+    from sae_lm.lm.bridge import FORWARD_KWARGS, replace_activation
 
-    with replaced(model, batch.hook, function):
-        return model(batch.blocks, return_type="logits", **LEAN)[:, :-1][~batch.special[:, :-1]].float()
+    with replace_activation(model, batch.hook, function):
+        return model(batch.blocks, return_type="logits", **FORWARD_KWARGS)[:, :-1][~batch.special[:, :-1]].float()
 
 
 def _clean(logits: Tensor, batch: HeldOutText) -> _Clean:

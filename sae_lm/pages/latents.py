@@ -26,19 +26,19 @@ def latent_card(store: Store, hook: str, sae: SAE, latent: int, column: int, fou
 
 def _window(store: Store, hook: str, sae: SAE, latent: int, row: int, value: float) -> dict[str, Any]:
     """The tokens around a row: text and activation, None for special tokens, which have no row."""
+    around = store.text_around(row, BEFORE, AFTER)
     near = slice(max(0, row - BEFORE), min(len(store), row + AFTER + 1))
     tokens = store.tokens(near.start, near.stop)
     z = sae.encode(store.rows(hook, near.start, near.stop).to(sae.W_enc))[:, latent]
-    here = row - near.start
-    context, position, document = (int(tokens[key][here]) for key in ("context", "position", "document"))
-    same = tokens["context"] == context
+    same = tokens["context"] == around.context
     fires = dict(zip(tokens["position"][same].tolist(), z.cpu()[same].tolist(), strict=True))
-    fires[position] = value  # a product of fewer rows may round differently
-    ids = store.blocks(context, context + 1)[0].tolist()
-    places = range(max(0, position - BEFORE), min(len(ids), position + AFTER + 1))
+    fires[around.position] = value  # a product of fewer rows may round differently
     return {
-        "tokens": [(visible(store.vocabulary[ids[place]]), fires.get(place), place == position) for place in places],
+        "tokens": [
+            (visible(text), fires.get(place), place == around.position)
+            for place, text in enumerate(around.tokens, around.first)
+        ],
         "value": value,
-        "where": f"document {document}, context {context}, position {position}",
-        "cut": (places.start > 0, places.stop < len(ids)),
+        "where": f"document {around.document}, context {around.context}, position {around.position}",
+        "cut": (around.more_before, around.more_after),
     }

@@ -57,6 +57,12 @@ def check_folder(path: Path) -> None:
         ) from None
 
 
+def free_bytes(path: Path) -> int:
+    """Bytes free on the disk where ``path`` is or would be made."""
+    existing = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    return shutil.disk_usage(existing).free
+
+
 def json_bytes(value: Any) -> bytes:
     return (json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
 

@@ -33,9 +33,8 @@ def load(path: str | os.PathLike[str], device: str = "cpu") -> SAE:
 
 
 def _download(name: str) -> Path:
-    from huggingface_hub import snapshot_download
-
     from sae_lm.errors import HubError
+    from sae_lm.hub.repository import download_snapshot
     from sae_lm.hub.revision import pin
 
     repository, _, folder = name.partition(":")
@@ -43,7 +42,4 @@ def _download(name: str) -> Path:
         pinned = pin(repository, "model")
     except HubError as problem:
         raise SaeError(f"SAE {name!r} is not a directory, and not on the hub either: {problem}") from None
-    root = pinned.local or Path(
-        snapshot_download(repository, revision=pinned.revision, allow_patterns=[f"{folder}/*"] if folder else None)
-    )
-    return root / folder
+    return (pinned.local or download_snapshot(repository, pinned.revision, folder)) / folder

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import torch
 
-from sae_lm.data.batches import shuffled_batches
 from sae_lm.data.store import Store
 from sae_lm.errors import SaeError
 from sae_lm.penalties.arms import Arm
@@ -48,11 +47,10 @@ class TrainingRun(NamedTuple):
     def batches(self, seed: int, first: int, stop: int) -> Iterator[torch.Tensor]:
         """This member's slices of batches ``first`` to ``stop`` of a seed, in the store's units."""
         recipe, team = self.recipe, self.team
-        batches = shuffled_batches(
-            self.store, [recipe.hook], recipe.batch_size, seed, stop, 0, recipe.held_out_from_row,
-            first=first, rank=team.rank, world_size=team.size,
+        return self.store.batches(
+            recipe.batch_size, seed, hook=recipe.hook, stop=recipe.held_out_from_row, steps=stop, first=first,
+            rank=team.rank, world_size=team.size,
         )  # fmt: skip
-        return (batch[recipe.hook] for batch in batches)
 
 
 def train_group(

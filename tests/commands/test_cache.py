@@ -16,7 +16,6 @@ import sae_lm
 from sae_lm.commands.cache import cache
 from sae_lm.commands.verify import verify
 from sae_lm.data.manifest import MANIFEST, PROGRESS
-from sae_lm.data.tokens import Position, SpecialTokens, blocks
 from sae_lm.errors import ModelError, SaeLmError, SettingsError, StoreError, TextError
 
 SUPPORT = Path(__file__).parents[1] / "support"
@@ -37,33 +36,6 @@ def flags(settings):
 
 
 # --- which tokens
-
-
-class Letters:
-    """A tokenizer of one token per letter."""
-
-    def __call__(self, texts, **options):
-        return {"input_ids": [[10 + ord(letter) for letter in text] for text in texts]}
-
-
-@pytest.mark.parametrize("pack", [True, False])
-@pytest.mark.parametrize("special", [SpecialTokens(1, 2), SpecialTokens(None, 2)])
-def test_blocks_can_be_made_from_any_block_on(pack, special):
-    draw = torch.Generator().manual_seed(0)
-    lengths = torch.randint(0, 40, (150,), generator=draw).tolist()
-    documents = ["".join(chr(97 + (i * j) % 26) for j in range(n)) for i, n in enumerate(lengths)]
-
-    def make(**options):
-        found = blocks(lambda: documents, Letters(), special, 8, pack=pack, **options)
-        return [(b.ids.tolist(), b.documents.tolist(), b.special.tolist(), b.length, b.next) for b in found]
-
-    whole = make()
-    for at in torch.randint(0, len(whole) - 1, (25,), generator=draw).tolist():
-        assert make(start=whole[at][-1]) == whole[at + 1 :]
-    text = [token for ids, _, _, length, _ in whole for token in ids[special.bos is not None : length]]
-    expected = [token for document in documents for token in [*(10 + ord(letter) for letter in document), 2]]
-    assert text == expected[: len(text)] and len(text) > len(expected) - 8
-    assert whole[-1][-1] == Position(150, 0) or pack
 
 
 def test_packing_and_batch_order_do_not_change_which_tokens_are_cached(cache_settings, tmp_path):
@@ -264,16 +236,18 @@ def test_a_store_inside_the_folder_of_its_text_is_refused(cache_settings, text_f
 def test_a_shard_that_vanished_while_caching_is_not_taken_for_the_texts_end(
     cache_settings, tmp_path, monkeypatch, tiny_store
 ):
-    from sae_lm.commands import cache as caching
+    from sae_lm.data.shards import OpenShard
 
-    settings, real = cache_settings(tmp_path / "store"), caching._fill
+    settings, real = cache_settings(tmp_path / "store"), OpenShard.write
+    last = len(sae_lm.open_store(tiny_store).manifest.shards) - 1
 
-    def loses_one(maker, state, ranks):
-        real(maker, state, ranks)
-        (settings.out / "tokens" / "00002.safetensors").unlink()
+    def loses_one(shard, *arguments):
+        if shard.index == last:
+            (settings.out / "tokens" / "00002.safetensors").unlink()
+        return real(shard, *arguments)
 
     with monkeypatch.context() as patch, pytest.raises(StoreError, match="files of a shard are gone"):
-        patch.setattr(caching, "_fill", loses_one)
+        patch.setattr(OpenShard, "write", loses_one)
         cache(settings)
     assert contents(cache(settings)) == contents(tiny_store)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import sae_lm
-from sae_lm.data.batches import shuffle_quality, shuffled_batches
+from sae_lm.data.batches import Slice, row_order, shuffle_quality, shuffled_batches
 from sae_lm.data.norms import add_histograms, norm_histogram, norm_quantiles
 from sae_lm.errors import SettingsError, StoreError
 from sae_lm.runtime.threads import WriteBehind, read_ahead
@@ -20,8 +20,9 @@ def store(tiny_store):
     return sae_lm.open_store(tiny_store)
 
 
-def make(store, window_bytes=1 << 30, columns=(HOOK,), batches=45, **options):
-    made = shuffled_batches(store, columns, 64, 5, batches, 50, 1450, window_bytes=window_bytes, **options)
+def make(store, window_bytes=1 << 30, columns=(HOOK,), batches=45, first=0, rank=0, world_size=1):
+    order = row_order(store, 5, 50, 1450, window_bytes=window_bytes)
+    made = shuffled_batches(store, columns, order, 64, range(first, batches), Slice(rank, world_size))
     return [batch if len(columns) > 1 else batch[columns[0]] for batch in made]
 
 
@@ -45,6 +46,15 @@ def test_ranks_read_slices_of_the_same_batches(store, window_bytes, size):
         assert torch.equal(torch.cat(parts), batch)
     with pytest.raises(SettingsError, match="batch_size is 64, which does not divide among 3 processes"):
         make(store, world_size=3)
+
+
+def test_steps_end_the_batches_within_an_epoch_or_after_several(store):
+    epochs = list(store.batches(64, seed=5, hook=HOOK, epochs=3, start=50, stop=1450))
+    assert len(epochs) == 3 * 1400 // 64
+    for steps in (0, 3, 22, 64):
+        batches = list(store.batches(64, seed=5, hook=HOOK, steps=steps, start=50, stop=1450, first=min(2, steps)))
+        assert len(batches) == max(0, steps - 2)
+        assert all(torch.equal(a, b) for a, b in zip(batches, epochs[2:], strict=False))
 
 
 def test_columns_of_a_batch_are_of_the_same_tokens(store):

@@ -10,9 +10,9 @@ from conftest import TEXTS
 import sae_lm
 from sae_lm.commands.cache import cache
 from sae_lm.commands.verify import verify
-from sae_lm.data.batches import shuffled_batches
+from sae_lm.data.batches import row_order, shuffled_batches
 from sae_lm.data.manifest import MANIFEST, PROGRESS, RECIPE
-from sae_lm.data.shards import OpenShard
+from sae_lm.data.shards import hook_tensors
 from sae_lm.errors import ModelError, SettingsError, StoreError, TextError
 
 
@@ -70,11 +70,29 @@ def test_rows_and_gather_read_across_shard_borders(tiny_store):
         store.rows(hook, 0, 1501)
 
 
+@pytest.mark.parametrize(("before", "after"), [(0, 0), (3, 1), (24, 8)])
+def test_the_text_around_a_row_is_of_its_own_context(tiny_store, before, after):
+    store = sae_lm.open_store(tiny_store)
+    tokens, blocks, words = store.tokens(), store.blocks(), store.vocabulary
+    for row in (0, 7, 14, 15, 700, 1499):
+        got, block = store.text_around(row, before, after), blocks[tokens["context"][row]].tolist()
+        place = got.position
+        assert (got.document, got.context, place) == tuple(
+            int(tokens[name][row]) for name in ("document", "context", "position")
+        )
+        assert got.before == "".join(words[token] for token in block[max(0, place - before) : place])
+        assert got.token == words[int(tokens["token_id"][row])]
+        assert got.after == "".join(words[token] for token in block[place + 1 : place + 1 + after])
+        assert got.tokens == [words[token] for token in block[got.first : place + 1 + after]]
+        assert (got.more_before, got.more_after) == (got.first > 0, place + after < 15)
+
+
 @pytest.mark.parametrize("window_bytes", [1, 20_000, 2 << 30])
 def test_every_row_comes_once_per_epoch_whatever_the_window(tiny_store, window_bytes):
     store = sae_lm.open_store(tiny_store)
     hook = "blocks.0.hook_out"
-    made = shuffled_batches(store, [hook], 60, 0, 40, 100, 1300, window_bytes=window_bytes)
+    order = row_order(store, 0, 100, 1300, window_bytes=window_bytes)
+    made = shuffled_batches(store, [hook], order, 60, range(40))
     batches = [batch[hook] for batch in made]  # 1200 rows: 20 batches an epoch
     expected = store.rows(hook, 100, 1300).sort(dim=0).values
     for epoch in (batches[:20], batches[20:]):
@@ -246,29 +264,6 @@ def copied_store(tiny_store, tmp_path):
     return shutil.copytree(tiny_store, tmp_path / "copy")
 
 
-def test_verify_finds_flips_truncation_missing_and_foreign_files(copied_store):
-    assert verify(copied_store) == []
-    victim = copied_store / "blocks.0.hook_out" / "00002.safetensors"
-    whole = victim.read_bytes()
-    for byte in (8, len(whole) // 2, len(whole) - 1):
-        flipped = bytearray(whole)
-        flipped[byte] ^= 1
-        victim.write_bytes(bytes(flipped))
-        assert verify(copied_store) == ["blocks.0.hook_out/00002.safetensors: content does not match its checksum"]
-    victim.write_bytes(whole[:-5])
-    assert "expected" in verify(copied_store)[0]
-    with pytest.raises(StoreError, match="00002.safetensors has"):
-        sae_lm.open_store(copied_store)
-    victim.unlink()
-    (copied_store / "stray").write_text("?")
-    assert verify(copied_store) == [
-        "blocks.0.hook_out/00002.safetensors: missing",
-        "stray: does not belong to the store",
-    ]
-    with pytest.raises(StoreError, match="is missing"):
-        sae_lm.open_store(copied_store)
-
-
 @pytest.mark.parametrize(
     ("change", "says"),
     [
@@ -310,7 +305,6 @@ def test_the_manifest_names_no_path_of_this_machine(tiny_store, tiny_model):
 
 
 def test_rows_that_are_not_finite_are_counted():
-    shard = object.__new__(OpenShard)
-    shard.rows = {"hook": [torch.tensor([[1.0, 2.0], [float("nan"), 0.0]]), torch.tensor([[float("inf"), 1.0]])]}
-    tensors = shard._hook_tensors("hook", 2, 3)
+    rows = torch.tensor([[1.0, 2.0], [float("nan"), 0.0], [float("inf"), 1.0]])
+    tensors = hook_tensors(rows)
     assert int(tensors["non_finite"]) == 2 and len(tensors["rows"]) == 3

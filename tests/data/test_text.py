@@ -94,13 +94,20 @@ def test_names_that_look_like_patterns_are_read_as_they_are(folder: Path) -> Non
     assert documents(open_text(str(folder))) == ["odd"]
 
 
-def test_progress_bars_are_off(folder: Path) -> None:
+def test_progress_bars_are_off_while_a_text_is_opened(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
 
     (folder / "a.txt").write_text("x")
     datasets.enable_progress_bars()
+    real, disabled = datasets.load_dataset, []
+
+    def load_dataset(*arguments, **options):
+        disabled.append(datasets.are_progress_bars_disabled())
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     open_text(str(folder))
-    assert datasets.are_progress_bars_disabled()
+    assert disabled == [True] and not datasets.are_progress_bars_disabled()
 
 
 def test_the_id_of_a_path_is_its_last_part(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

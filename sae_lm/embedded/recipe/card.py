@@ -1,4 +1,4 @@
-"""facts of a training run -> the embedded model's card, with samples drawn from the model."""
+"""Write the embedded model's card from the facts of its training, with samples drawn from it."""
 
 from pathlib import Path
 from typing import Any

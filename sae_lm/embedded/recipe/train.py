@@ -1,4 +1,4 @@
-"""documents -> the embedded language model: the recipe behind ``sae_lm/embedded/model``.
+"""Train the embedded language model: the recipe behind ``sae_lm/embedded/model``.
 
     python -m sae_lm.embedded.recipe.train --text DIR_OF_TXT --work WORKDIR --out MODEL_DIR [--steps 2500]
 

@@ -1,0 +1,17 @@
+"""sae-lm inspect says in words what a store or an SAE is."""
+
+from sae_lm.cli import main
+
+
+def test_inspect_shows_what_a_store_holds_in_words(tiny_store, make_sae, tmp_path, capsys):
+    from sae_lm.sae.formats.saelens import save
+
+    assert main(["inspect", str(tiny_store), "--rows", "3"]) == 0
+    said = capsys.readouterr().out
+    assert "tiny-gpt2" in said and "1,500 in" in said and "documents.jsonl" in said
+    assert "norms" in said and "blocks.1.hook_out  width 16" in said and "special tokens" in said
+    decoded = [line for line in said.splitlines() if "document " in line and "[" in line]
+    assert len(decoded) == 3 and all("]" in line for line in decoded)
+    save(make_sae(), tmp_path / "sae")
+    assert main(["inspect", str(tmp_path / "sae")]) == 0
+    assert "SAE(topk, d_in=6, d_sae=10" in capsys.readouterr().out

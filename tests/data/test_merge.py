@@ -1,0 +1,67 @@
+"""Stores of one configuration are laid end to end; others are refused, and nothing is left half made."""
+
+import pytest
+import torch
+
+import sae_lm
+from sae_lm.cli import main
+from sae_lm.commands.cache import cache
+from sae_lm.commands.verify import verify
+
+
+def contents(folder):
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_merged_stores_hold_the_rows_of_both(cache_settings, tiny_store, tmp_path, capsys):
+    other_text = tmp_path / "other.jsonl"
+    other_text.write_text('{"text": "' + "Quite another story about a cat and a mat. " * 40 + '"}\n')
+    other = cache(cache_settings(tmp_path / "other", text=str(other_text), tokens=200))
+    assert main(["merge", str(tiny_store), str(other), "--out", str(tmp_path / "both")]) == 0
+    both, first, second = (sae_lm.open_store(path, checksums=True) for path in (tmp_path / "both", tiny_store, other))
+    assert verify(tmp_path / "both") == [] and len(both) == 1700
+    for hook in both.hooks:
+        assert torch.equal(both.rows(hook), torch.cat([first.rows(hook), second.rows(hook)]))
+    assert torch.equal(both.blocks(), torch.cat([first.blocks(), second.blocks()]))
+    tokens, added = both.tokens(1500), second.tokens()
+    assert torch.equal(tokens["document"], added["document"] + first.manifest.documents)
+    assert torch.equal(tokens["context"], added["context"] + first.manifest.contexts)
+    assert both.manifest.documents == first.manifest.documents + 1
+    rows = both.rows("blocks.1.hook_out").double()
+    torch.testing.assert_close(both.moments("blocks.1.hook_out").mean, rows.mean(0))
+    assert main(["verify", str(tmp_path / "both"), "--repair"]) == 0  # nothing to mend, so nothing is asked
+
+
+def test_a_merge_that_fails_leaves_nothing_and_touches_nobodys_files(cache_settings, tiny_store, tmp_path, monkeypatch):
+    from sae_lm.data import merge as merging
+
+    other_text = tmp_path / "other.jsonl"
+    other_text.write_text('{"text": "' + "Quite another story about a cat and a mat. " * 40 + '"}\n')
+    other = cache(cache_settings(tmp_path / "other", text=str(other_text), tokens=200))
+    (tmp_path / "both.part").mkdir()
+    (tmp_path / "both.part" / "mine.txt").write_text("mine")
+    before = contents(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(merging, "write_manifest", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert main(["merge", str(tiny_store), str(other), "--out", str(tmp_path / "both")]) == 130
+    assert contents(tmp_path) == before
+    assert main(["merge", str(tiny_store), str(other), "--out", str(tmp_path / "both")]) == 0
+    assert (tmp_path / "both.part" / "mine.txt").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"context_size": 8}, "context_size is 8 and 16"),
+        ({"dtype": "bfloat16"}, "dtype is bfloat16 and float32"),
+        ({"hooks": "0"}, "hooks is"),
+        ({"tokens": 100}, "hold rows of the same text"),
+    ],
+)
+def test_stores_that_do_not_go_together_are_not_merged(cache_settings, tiny_store, tmp_path, capsys, changes, says):
+    other = cache(cache_settings(tmp_path / "other", **changes))
+    assert main(["merge", str(tiny_store), str(other), "--out", str(tmp_path / "both")]) == 2
+    assert says in capsys.readouterr().err
+    assert not (tmp_path / "both").exists()
+    assert main(["merge", str(tiny_store), "--out", str(tmp_path / "both")]) == 2
+    assert "got 1 store" in capsys.readouterr().err
