@@ -71,10 +71,9 @@ def measure_cross_entropies(
     mean = store.moments(hook, runs.training["held_out_from_row"]).mean.float()
     stop = min(store.manifest.contexts, first + settings.ce_contexts)
     blocks = store.blocks(first, stop)
-    left_alone = store.special(blocks) | store.rowless(first, stop)
+    text = HeldOutText(blocks, store.special(blocks) | store.rowless(first, stop), hook, mean)
     with Progress("in the language model", len(blocks) * len(runs.by_key), "context") as bar:
-        saes = Loaded(runs.by_key, device)
-        parts = _by_block(model.bridge, HeldOutText(blocks, left_alone, hook, mean), saes, bar.update)
+        parts = spliced_entropies(model.bridge, text, Loaded(runs.by_key, device), bar.update)
     pooled = {key: pooled_entropy(of_blocks) for key, of_blocks in parts.items()}
     one = next(iter(pooled.values()))
     shared = {"tokens": one.tokens, "clean": one.clean, "ablated": one.ablated, "mean_ablated": one.mean_ablated}
@@ -89,7 +88,7 @@ BLOCKS, CONTEXTS = 12, 16
 """For the noise of the cross-entropy: blocks of contexts, at least; contexts in each, at most."""
 
 
-def _by_block(
+def spliced_entropies(
     model: Any, text: HeldOutText, saes: Mapping[Name, SAE], tell: Callable[[int], object]
 ) -> dict[Name, list[CrossEntropy]]:
     """`cross_entropies` of each block of contexts."""

@@ -125,13 +125,18 @@ def _docstrings(node: ast.AST, heading: str) -> Iterator[tuple[str, str]]:
             yield from _docstrings(child, f"{child.name}({ast.unparse(child.args)})")
 
 
+LEFT_BY_THE_PROMPT = {"_", "last_exc", "last_traceback", "last_type", "last_value"}
+"""Names that the interactive prompt puts into sys and builtins: its last error, its last result."""
+
+
 def _compiled_modules() -> Iterator[tuple[str, Parts]]:
     """Modules inside the interpreter itself: importing them runs no library code."""
     for name in sorted(sys.builtin_module_names):
         module = __import__(name)
         parts: Parts = [(name, inspect.cleandoc(module.__doc__))] if module.__doc__ else []
         for attribute, value in sorted(vars(module).items()):
-            parts += _runtime_docstrings(attribute, value)
+            if attribute not in LEFT_BY_THE_PROMPT:
+                parts += _runtime_docstrings(attribute, value)
         if parts:
             yield f"module:{name}", parts
 

@@ -34,10 +34,10 @@ PARTS = {
     "sae_lm.comparison.language_model": ("spliced_entropies",),
     "sae_lm.comparison.measure": (
         "concept_figures",
-        "between_seeds",
+        "compare_seeds",
         "genealogies",
-        "_explorer",
-        "_build_evaluation_set",
+        "explorer_entries",
+        "build_evaluation_set",
     ),
 }
 """Module -> functions whose seconds are told."""

@@ -5,7 +5,13 @@ import torch
 from toys import identity_sae, toy_rows
 
 from sae_lm.comparison.evaluate import concept_figures, sae_codes, sae_splits
-from sae_lm.comparison.evaluation_set import ConceptSet, EvaluationSet, find_candidates, sample_documents, sum_samples
+from sae_lm.comparison.evaluation_set import (
+    ConceptSet,
+    EvaluationSet,
+    find_candidates,
+    sample_documents,
+    sum_samples,
+)
 from sae_lm.concepts.probes import f1, fit_probes
 from sae_lm.concepts.rows import TEST
 
@@ -16,12 +22,7 @@ def test_main_latents_are_told_with_the_number_that_all_saes_get_and_not_with_th
     of_rows = sample_documents(torch.arange(len(rows.x)), 0)
     found = find_candidates(0, rows, [(0, probe)], of_rows)
     evaluation_set = EvaluationSet(
-        lambda size: iter([]),
-        of_rows,
-        sum_samples(lambda size: iter([rows.x]), of_rows),
-        [ConceptSet(rows, [0])],
-        found,
-        0,
+        lambda size: iter([]), of_rows, sum_samples(lambda size: iter([rows.x]), of_rows), [ConceptSet(rows, [0])], found, 0
     )
     codes = sae_codes(sae, evaluation_set)
     splits = sae_splits(codes, evaluation_set, 6, 0.03)

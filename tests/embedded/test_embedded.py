@@ -1,6 +1,8 @@
 """The embedded text and the embedded model: real, held out, and better than counting."""
 
+import builtins
 import re
+import sys
 
 import numpy as np
 import pytest
@@ -24,6 +26,12 @@ def test_the_documents_are_the_interpreters_own_and_come_in_a_stable_order(docum
     assert documents == embedded_documents.__wrapped__()
     text = next(document.text for document in documents if document.name == "module:json.decoder")
     assert "class JSONDecoder" in text and "Simple JSON <https://json.org> decoder" in text
+
+
+def test_an_error_or_a_result_at_the_prompt_does_not_change_the_documents(monkeypatch):
+    monkeypatch.setattr(sys, "last_type", ZeroDivisionError, raising=False)
+    monkeypatch.setattr(builtins, "_", sorted, raising=False)
+    assert embedded_documents.__wrapped__() == embedded_documents()
 
 
 def test_the_split_is_by_name_with_training_documents_first(documents):
