@@ -124,3 +124,13 @@ def test_no_text_names_a_path_of_some_machine():
     pattern = re.compile(r"(?<![\w.])/(?:work|root|home|opt)/\w")
     for path in [*MODULES, *DOCUMENTS, *(ROOT / "tests").rglob("*.py"), *(ROOT / "configs").glob("*")]:
         assert not pattern.search(path.read_text(encoding="utf-8")), path
+
+
+RUNS_TRANSFORMER_LENS = re.compile(r"load_model\(|splice\(|\bcompare\(|lm\.bridge|sae_lens\.|TransformerBridge")
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "tests").rglob("test_*.py")), ids=lambda f: f.name)
+def test_what_runs_transformer_lens_is_tested_under_its_older_version_too(file):
+    text = file.read_text(encoding="utf-8")
+    if file != Path(__file__) and RUNS_TRANSFORMER_LENS.search(text):
+        assert "pytestmark = pytest.mark.transformer_lens_3" in text

@@ -14,6 +14,8 @@ from sae_lm.comparison.outcomes import METRICS
 from sae_lm.errors import SaeError, SettingsError, StoreError
 from sae_lm.settings import CompareSettings, TrainSettings
 
+pytestmark = pytest.mark.transformer_lens_3
+
 HOOK = "blocks.1.hook_out"
 
 

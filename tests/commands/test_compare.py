@@ -22,6 +22,8 @@ from sae_lm.runtime.files import write_whole
 from sae_lm.sae.formats.saelens import save
 from sae_lm.settings import CompareSettings, TrainSettings
 
+pytestmark = pytest.mark.transformer_lens_3
+
 HOOK = "blocks.1.hook_out"
 NAN = float("nan")
 

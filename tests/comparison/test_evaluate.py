@@ -15,6 +15,8 @@ from sae_lm.comparison.evaluation_set import (
 from sae_lm.concepts.probes import f1, fit_probes
 from sae_lm.concepts.rows import TEST
 
+pytestmark = pytest.mark.transformer_lens_3
+
 
 def test_main_latents_are_told_with_the_number_that_all_saes_get_and_not_with_their_own():
     rows, sae = toy_rows([0, 2, 5]), identity_sae(6, b_enc=torch.full((6,), -0.1))
@@ -22,7 +24,12 @@ def test_main_latents_are_told_with_the_number_that_all_saes_get_and_not_with_th
     of_rows = sample_documents(torch.arange(len(rows.x)), 0)
     found = find_candidates(0, rows, [(0, probe)], of_rows)
     evaluation_set = EvaluationSet(
-        lambda size: iter([]), of_rows, sum_samples(lambda size: iter([rows.x]), of_rows), [ConceptSet(rows, [0])], found, 0
+        lambda size: iter([]),
+        of_rows,
+        sum_samples(lambda size: iter([rows.x]), of_rows),
+        [ConceptSet(rows, [0])],
+        found,
+        0,
     )
     codes = sae_codes(sae, evaluation_set)
     splits = sae_splits(codes, evaluation_set, 6, 0.03)

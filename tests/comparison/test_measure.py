@@ -18,6 +18,8 @@ from sae_lm.metrics.language_model import CrossEntropy
 from sae_lm.penalties.arms import parse_arm
 from sae_lm.sae.model import SAE, SaeConfig, random_sae
 
+pytestmark = pytest.mark.transformer_lens_3
+
 
 def test_what_seeds_have_in_common_is_taken_against_the_rung_of_the_arms_l0():
     class Same(NamedTuple):

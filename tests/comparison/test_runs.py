@@ -8,6 +8,8 @@ import pytest
 from sae_lm.comparison.runs import read_narrower, read_runs
 from sae_lm.errors import SaeError
 
+pytestmark = pytest.mark.transformer_lens_3
+
 HOOK = "blocks.1.hook_out"
 
 

@@ -8,6 +8,8 @@ from sae_lm.comparison.matching import match_arms
 from sae_lm.comparison.outcomes import METRICS
 from sae_lm.penalties.arms import parse_arm
 
+pytestmark = pytest.mark.transformer_lens_3
+
 NAN = float("nan")
 
 

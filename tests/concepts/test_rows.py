@@ -16,6 +16,8 @@ from sae_lm.concepts.rows import (
 )
 from sae_lm.concepts.token_labels import read_labels
 
+pytestmark = pytest.mark.transformer_lens_3
+
 
 def test_the_sample_holds_at_most_so_many_rows_per_type_each_labelled_by_its_token(tiny_store):
     store = sae_lm.open_store(tiny_store)

@@ -15,6 +15,8 @@ from sae_lm.data.manifest import MANIFEST, PROGRESS, RECIPE
 from sae_lm.data.shards import hook_tensors
 from sae_lm.errors import ModelError, SettingsError, StoreError, TextError
 
+pytestmark = pytest.mark.transformer_lens_3
+
 
 def contents(folder):
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}

@@ -22,6 +22,8 @@ from sae_lm.errors import ModelError
 from sae_lm.hub.quiet import quiet
 from sae_lm.lm.source import find_model, load_tokenizer
 
+pytestmark = pytest.mark.transformer_lens_3
+
 
 def state():
     return {

@@ -7,6 +7,8 @@ import sae_lm
 from sae_lm.errors import SaeError
 from sae_lm.sae.model import SAE, SaeConfig
 
+pytestmark = pytest.mark.transformer_lens_3
+
 
 @pytest.fixture(scope="module")
 def model(tiny_model):

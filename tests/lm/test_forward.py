@@ -8,6 +8,8 @@ from sae_lm.lm.forward import BLOCKS, open_forward
 from sae_lm.lm.hooks import canonical_hook, expand_hooks
 from sae_lm.lm.source import find_model
 
+pytestmark = pytest.mark.transformer_lens_3
+
 SMALL = {
     "num_hidden_layers": 3, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32, "vocab_size": 300,
     "max_position_embeddings": 64, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0,

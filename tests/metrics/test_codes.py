@@ -6,6 +6,8 @@ from toys import random_case
 
 from sae_lm.metrics.codes import active, decode_active, encode_sparse
 
+pytestmark = pytest.mark.transformer_lens_3
+
 
 @pytest.mark.parametrize("d_sae", [10, 200])
 @pytest.mark.parametrize("architecture", ["topk", "jumprelu", "standard"])

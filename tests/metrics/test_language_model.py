@@ -8,6 +8,8 @@ import torch
 import sae_lm
 from sae_lm.metrics.language_model import CrossEntropy, HeldOutText, cross_entropies
 
+pytestmark = pytest.mark.transformer_lens_3
+
 
 def test_cross_entropies_equal_plain_runs_with_special_tokens_left_out(tiny_model, make_sae):
     model = sae_lm.load_model(str(tiny_model))
@@ -74,13 +76,14 @@ def test_saes_that_do_not_fit_in_memory_together_share_the_models_passes_too(
 ):
     from sae_lm.comparison import runs as runs_module
     from sae_lm.comparison.runs import Loaded, Run
+    from sae_lm.penalties.arms import parse_arm
     from sae_lm.sae.formats.saelens import save
 
     model = sae_lm.load_model(str(tiny_model))
-    saes = {("a", seed): make_sae(d_in=16, d_sae=32, seed=seed) for seed in range(3)}
-    for (arm, seed), sae in saes.items():
-        save(sae, tmp_path / f"{arm}{seed}")
-    of = {(arm, seed): Run(arm, seed, tmp_path / f"{arm}{seed}", {}, "topk") for arm, seed in saes}
+    saes = {(parse_arm("none"), seed): make_sae(d_in=16, d_sae=32, seed=seed) for seed in range(3)}
+    for (_, seed), sae in saes.items():
+        save(sae, tmp_path / f"{seed}")
+    of = {(arm, seed): Run(arm, seed, tmp_path / f"{seed}", {}, "topk") for arm, seed in saes}
     monkeypatch.setattr(runs_module, "KEPT_BYTES", 0)
     loaded = Loaded(of, "cpu")
     blocks = torch.randint(1, 300, (5, 12), generator=torch.Generator().manual_seed(0))

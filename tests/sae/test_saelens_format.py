@@ -9,6 +9,8 @@ import torch
 import sae_lm
 from sae_lm.sae.formats.saelens import save
 
+pytestmark = pytest.mark.transformer_lens_3
+
 sae_lens = pytest.importorskip("sae_lens", reason="needs sae-lens, which needs transformer-lens < 4")
 
 
