@@ -20,8 +20,9 @@ from typing import Any, NoReturn, get_origin
 from pydantic.fields import FieldInfo
 
 from sae_lm.errors import SaeLmError, SettingsError, Stopped
+from sae_lm.fields import choice
 from sae_lm.runtime.distributed import exit_now, is_one_of_many
-from sae_lm.settings import VERBS, choice, describe, flag, is_positional, make_settings
+from sae_lm.settings import VERBS, describe, flag, is_positional, make_settings
 
 OVERRIDE = re.compile(r"([a-z_]+)\.([a-z_]+)=(.*)", re.DOTALL)
 EXAMPLES = """\
@@ -138,7 +139,7 @@ def read_config(path: Path) -> dict[str, dict[str, Any]]:
     except OSError as problem:
         raise SettingsError(f"--config {path}: cannot be read ({problem.strerror}); give a TOML file") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
-        raise SettingsError(f"--config {path}: is not valid TOML ({problem}); mend the line named") from None
+        raise SettingsError(f"--config {path}: is not valid TOML ({problem}); fix that line") from None
     for name, section in sections.items():
         if name in VERBS and not isinstance(section, Mapping):
             raise SettingsError(
@@ -160,7 +161,7 @@ def run(verb: str, settings: Any) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The exit code. One of torchrun's processes ends here, see `sae_lm.runtime.distributed.leave`."""
+    """The exit code. One of torchrun's processes ends here, see `sae_lm.runtime.distributed.exit_now`."""
     code = _main(argv)
     if is_one_of_many():
         exit_now(code)

@@ -1,6 +1,8 @@
 """what a setting may look like as text: 200k, several names after commas, a layer number, an hf:// address."""
 
+import difflib
 import re
+from collections.abc import Mapping
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Literal
@@ -43,3 +45,9 @@ Architecture = Literal["relu", "topk", "batchtopk", "jumprelu", "matryoshka"]
 StoreAddress = Annotated[str | Path, AfterValidator(str)]
 """A folder or an hf:// address, whose two slashes a Path would make one."""
 Positional = Field(json_schema_extra={"positional": True})
+
+
+def choice(got: str, known: Mapping[str, object]) -> str:
+    """'did you mean' when something is near, else the whole list."""
+    near = difflib.get_close_matches(got, known, n=1, cutoff=0.6)
+    return f"{near[0]!r} (did you mean that?)" if near else "one of " + ", ".join(known)

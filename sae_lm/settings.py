@@ -4,7 +4,6 @@ One frozen pydantic model per command. A field's docstring is its ``--help``; ``
 Built from Python, a model takes what it is given alone: no environment variable, no file, no command line.
 """
 
-import difflib
 import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -24,6 +23,7 @@ from sae_lm.fields import (
     Positional,
     Share,
     StoreAddress,
+    choice,
     parse_count,
     split_commas,
 )
@@ -376,9 +376,3 @@ def is_positional(field: FieldInfo) -> bool:
 def describe(field: FieldInfo) -> str:
     """A field's docstring on one line."""
     return " ".join((field.description or "").split())
-
-
-def choice(got: str, known: Mapping[str, object]) -> str:
-    """'did you mean' when something is near, else the whole list."""
-    near = difflib.get_close_matches(got, known, n=1, cutoff=0.6)
-    return f"{near[0]!r} (did you mean that?)" if near else "one of " + ", ".join(known)

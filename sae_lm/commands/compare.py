@@ -43,7 +43,8 @@ def compare(settings: CompareSettings) -> Report:
 
 
 def _write(report: Report, out: Path) -> None:
-    from sae_lm.pages.report import write_figures, write_html
+    from sae_lm.pages.figures import write_figures
+    from sae_lm.pages.report import write_html
 
     aside = out / f"report{PART}"
     shutil.rmtree(aside, ignore_errors=True)

@@ -181,6 +181,6 @@ def concept_means(concepts: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Unweighted means over concepts; NaN where none has the figure."""
     means = {}
     for metric, key in CONCEPT_MEANS.items():
-        values = [concept[key] for concept in concepts if math.isfinite(concept.get(key, math.nan))]
+        values = [concept[key] for concept in concepts if key in concept and math.isfinite(concept[key])]
         means[metric] = fmean(values) if values else math.nan
     return means

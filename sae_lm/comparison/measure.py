@@ -4,7 +4,7 @@ The number of main latents that all SAEs are scored with comes from the baseline
 is measured before anything else is. Every part returns its figures; they are merged once (`merge_figures`).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from jaxtyping import Bool, Float
@@ -114,15 +114,20 @@ def merge_figures(parts: Sequence[Mapping[Key, Mapping[str, float]]]) -> dict[Ke
     for part in parts:
         for key, figures in part.items():
             known = merged.setdefault(key, {})
-            if unknown := figures.keys() - METRICS.keys():
-                raise AssertionError(
-                    f"{', '.join(sorted(unknown))} of {key[0].name} is measured and is no metric, so that no report "
-                    "shows it; name it in METRICS or measure it no longer"
-                )
+            check_metrics(figures, key[0].name)
             if twice := figures.keys() & known.keys():
                 raise AssertionError(f"{', '.join(sorted(twice))} of {key[0].name} is measured twice; measure it once")
             known.update(figures)
     return merged
+
+
+def check_metrics(figures: Collection[str], sae: str) -> None:
+    """Raises AssertionError for a figure, or the noise of one, that no metric of `METRICS` has."""
+    if unknown := set(figures) - METRICS.keys():
+        raise AssertionError(
+            f"{', '.join(sorted(unknown))} of {sae} is measured and is no metric, so that no report shows it; "
+            "name it in METRICS or measure it no longer"
+        )
 
 
 # --- each SAE by itself
@@ -219,4 +224,6 @@ def _measure_sae(
         per_concept, of_concepts = concept_figures(sae, *on_concepts, evaluation_set, common, sweep)
         figures |= concept_means(per_concept)
         bootstrap_values |= of_concepts
+    check_metrics(bootstrap_values, "an SAE's noise")
+    check_metrics(figures, "an SAE")
     return MeasuredSae(figures, bootstrap_values, held_out.fired, held_out.nearest, per_concept)

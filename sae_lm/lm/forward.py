@@ -46,7 +46,7 @@ Kind = Literal["auto", "huggingface", "bridge"]
 def open_forward(
     source: ModelSource, patterns: Sequence[str], *, kind: Kind, device: str, dtype: torch.dtype
 ) -> Iterator[Forward]:
-    """Load the model and hook it. Raises ModelError for a model or a hook that is not to be had."""
+    """Load the model and hook it. Raises ModelError for a model or a hook that is not available."""
     config = read_config(source)
     architecture = (config.architectures or ["?"])[0]
     names = expand_hooks(patterns, config.num_hidden_layers) if architecture in BLOCKS else None

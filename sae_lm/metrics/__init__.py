@@ -1,1 +1,1 @@
-"""SAE and activations -> numbers: pure functions, sums in float64, denominators reported."""
+"""Measure SAEs on activations: sparsity, faithfulness, splitting, absorption, geometry; sums in float64."""

@@ -14,18 +14,14 @@ from typing import Any
 from sae_lm.pages import charts
 from sae_lm.pages.charts import Chart, Look, headline, is_baseline, mean, order_arms
 from sae_lm.pages.explorer_data import explorer_json
-from sae_lm.pages.figures import write_figures
 from sae_lm.pages.genealogy import KINDS, bars, trees, widths
 from sae_lm.pages.schema import Report
 from sae_lm.pages.summary import ROLES, differences_by_arm, further_metrics, skipped_reasons, summary_rows
 from sae_lm.pages.svg import TONES, svg, swatch
-from sae_lm.pages.templates import asset, encode_page, fill, render
-from sae_lm.pages.terminal import text_table
-from sae_lm.pages.text import number, signed, spread, visible
+from sae_lm.pages.templates import asset, encode_page, fill
+from sae_lm.pages.text import visible
 from sae_lm.runtime.files import write_whole
 from sae_lm.settings import CompareSettings, command_line
-
-__all__ = ["number", "render", "signed", "spread", "text_table", "visible", "write_figures", "write_html"]
 
 REST = {"quality": "Quality", "check": "Whether the penalty did what it says", "context": "Context"}
 PAGE_BYTES = 4_800_000

@@ -28,13 +28,10 @@ from typing import Any, NamedTuple, get_args
 from torch import Tensor
 
 from sae_lm.errors import SettingsError
-from sae_lm.fields import Architecture
+from sae_lm.fields import Architecture, choice
 from sae_lm.penalties.coactive import coactive
 from sae_lm.penalties.max_cos import max_cos
 from sae_lm.penalties.pairwise import abs_cos, freq_cos, sq_cos
-from sae_lm.sae.directions import unit_rows as unit_rows
-from sae_lm.sae.nearest import nearest_row as nearest_row
-from sae_lm.settings import choice
 
 
 class Arm(NamedTuple):

@@ -22,5 +22,5 @@ def pick_device(device: str, local_rank: int | None = None) -> str:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as problem:
         reason = str(problem).splitlines()[0]
-        raise SettingsError(f"device {device!r} is not to be had here ({reason}); give `auto` or `cpu`") from None
+        raise SettingsError(f"device {device!r} is not available ({reason}); give `auto` or `cpu`") from None
     return device

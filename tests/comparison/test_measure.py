@@ -10,7 +10,7 @@ from sae_lm.comparison.evaluation_set import Candidates, EvaluationSet, sample_d
 from sae_lm.comparison.explorer import is_shown
 from sae_lm.comparison.language_model import pooled_entropy
 from sae_lm.comparison.matching import match_arms
-from sae_lm.comparison.measure import merge_figures
+from sae_lm.comparison.measure import check_metrics, merge_figures
 from sae_lm.comparison.pairs import compare_seeds
 from sae_lm.comparison.runs import Runs
 from sae_lm.concepts.probes import Probe
@@ -66,6 +66,8 @@ def test_figures_of_an_sae_are_merged_and_what_no_report_would_show_is_an_error(
     }
     with pytest.raises(AssertionError, match="fvuu of none is measured and is no metric.*; name it in METRICS"):
         merge_figures([{(none, 0): {"fvuu": 0.1}}])
+    with pytest.raises(AssertionError, match="hole_rat of an SAE's noise is measured and is no metric"):
+        check_metrics({"hole_rate": 0.1, "hole_rat": 0.2}, "an SAE's noise")
     with pytest.raises(AssertionError, match="l0 of none is measured twice"):
         merge_figures([{(none, 0): {"l0": 8.0}}, {(none, 0): {"l0": 8.0}}])
 

@@ -181,7 +181,7 @@ def test_a_text_too_short_for_one_context_is_refused(cache_settings, tmp_path):
         ({"hooks": "blocks.9.hook_out"}, ModelError, "3 layers; residual streams are 0 to 2"),
         ({"hooks": "blocks.1.hook_outt"}, ModelError, "not a hook point"),
         ({"context_size": 64}, SettingsError, "at most 32 tokens"),
-        ({"device": "cuda:7"}, SettingsError, "not to be had"),
+        ({"device": "cuda:7"}, SettingsError, "not available"),
         ({"device": "tpu"}, SettingsError, "expected `auto`"),
         ({"hooks": "blocks.0.attn.hook_pattern"}, ModelError, "4 dimensions, expected"),
     ],

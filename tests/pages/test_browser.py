@@ -18,7 +18,8 @@ from typing import Any
 import pytest
 from example_report import HOSTILE, SCRIPT, hostile_report, make_report
 
-from sae_lm.pages.report import visible, write_html
+from sae_lm.pages.report import write_html
+from sae_lm.pages.text import visible
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium or chrome binary on PATH")

@@ -18,11 +18,11 @@ from sae_lm.cli import parse
 from sae_lm.pages import charts
 from sae_lm.pages.figures import write_figures
 from sae_lm.pages.genealogy import TREE_LINES
-from sae_lm.pages.report import PAGE_BYTES, visible, write_html
+from sae_lm.pages.report import PAGE_BYTES, write_html
 from sae_lm.pages.schema import ArmEntry, Report
 from sae_lm.pages.svg import SHAPES, TONES, panel, svg, ticks
 from sae_lm.pages.terminal import TERMINAL_FINDINGS, columns, text_table
-from sae_lm.pages.text import number, p_value, signed, spread
+from sae_lm.pages.text import number, p_value, signed, spread, visible
 from sae_lm.settings import CompareSettings
 
 MANY = tuple(["none", *(f"{p}:{c}" for p in ("abs_cos", "sq_cos", "max_cos", "coactive") for c in (0.1, 0.3, 1))])
