@@ -1,4 +1,4 @@
-"""what a setting may look like as text: 200k, several names after commas, a layer number, an hf:// address."""
+"""Parsers for setting values: 200k, comma lists, layer numbers, hf:// addresses."""
 
 import difflib
 import re

@@ -1,8 +1,8 @@
 """sae-lm cache: run a language model over a text and store what its hooks see.
 
 A run that was killed goes on with the shards that are missing, and ranks take turns at them; either way the
-store ends with the same bytes. The manifest comes last: it commits the store. Tokens are made ahead of the model and rows are written behind it, each in a
-thread of its own.
+store ends with the same bytes. The manifest comes last: it commits the store. Tokens are made ahead of the model and
+rows are written behind it, each in a thread of its own.
 """
 
 from collections.abc import Iterator

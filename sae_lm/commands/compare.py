@@ -1,4 +1,4 @@
-"""sae-lm compare: runs to report.json, report.csv, report.html and figures/.
+"""sae-lm compare: measure trained SAEs and write report.json, report.csv, report.html and figures/.
 
 Every arm is measured on the same held-out rows, and differences are paired by seed (`sae_lm.comparison`).
 """

@@ -1,4 +1,4 @@
-"""sae-lm estimate: the rows, bytes and time that caching would take, measured in a short trial."""
+"""sae-lm estimate: measure in a short trial how many rows, bytes and how much time caching would take."""
 
 import tempfile
 import time

@@ -1,4 +1,4 @@
-"""sae-lm inspect: what a store or an SAE directory is and holds, some of it decoded."""
+"""sae-lm inspect: describe a store or an SAE, and decode some rows."""
 
 from pathlib import Path
 

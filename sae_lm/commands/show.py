@@ -1,4 +1,4 @@
-"""sae-lm show: one SAE and a store to a page of what its latents fire on."""
+"""sae-lm show: write a page of the contexts on which one SAE's latents fire."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""sae-lm train: trains SAEs, arms x seeds side by side on the same batches, from an activation store alone."""
+"""sae-lm train: train SAEs from a stored set of activations, all arms of a seed side by side on the same batches."""
 
 import shutil
 from pathlib import Path

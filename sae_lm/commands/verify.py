@@ -1,4 +1,4 @@
-"""sae-lm verify: what is wrong with the files of a store or an SAE directory."""
+"""sae-lm verify: check the files of a store or an SAE directory, and say what is wrong with them."""
 
 from pathlib import Path
 

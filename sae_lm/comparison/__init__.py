@@ -1,1 +1,1 @@
-"""Trained SAEs to a report: measured on the same rows, paired by seed, judged, put into sentences."""
+"""Compare trained SAEs: measure them on the same rows, pair them by seed, judge the differences, write the report."""

@@ -1,1 +1,1 @@
-"""From text by tokens, activations and shards to batches; knows nothing of SAEs."""
+"""From text to batches of activations: tokenize, cache, store, shuffle."""

@@ -1,4 +1,4 @@
-"""What an activation store's ``manifest.json`` means. Format version 2.
+"""The store's format: the fields of manifest.json, version 2.
 
 A store is a folder of safetensors files and one JSON manifest, no pickle::
 

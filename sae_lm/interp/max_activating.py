@@ -1,4 +1,4 @@
-"""Finds the contexts of a store on which an SAE's latents fire most.
+"""Find the contexts of a store on which an SAE's latents fire most.
 
 Rows are encoded chunk by chunk, whole contexts at a time; what is kept is per chosen latent a count,
 a histogram and the strongest token of each of its best contexts. Memory does not grow with the rows.

@@ -1,4 +1,4 @@
-"""Runs a language model with an SAE's reconstruction in place of the activation that the SAE was trained on."""
+"""Run a language model with an SAE's reconstruction in place of the activation that the SAE was trained on."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""What every forward pass of a language model offers here, and what the store records of the model."""
+"""The interface of a hooked language model, and what the store records of the model."""
 
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable

@@ -1,8 +1,8 @@
-"""Two SAEs of one hook: which latents of one are in the other, by matching decoder rows and by stitching.
+"""Compare two SAEs of one hook: which latents of one are in the other, by matching decoder rows and by stitching.
 
 A is the SAE compared from (narrower, the baseline, another seed), B the one compared to. Decoders are compared by
-cosine, whatever their norms, and in tiles of the matrix of cosines. Every figure has a floor: what two seeds of one arm give. Latents that do not fire are left out by the
-caller, who gives rows of the living.
+cosine, whatever their norms, and in tiles of the matrix of cosines. Every figure has a floor: what
+two seeds of one arm give. Latents that do not fire are left out by the caller, who gives rows of the living.
 """
 
 from collections.abc import Iterable, Sequence

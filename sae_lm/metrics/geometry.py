@@ -1,8 +1,9 @@
-"""Decoder geometry: how near a decoder's rows are to each other, beside what random directions give.
+"""Measure how near a decoder's rows are to each other, beside what random directions give.
 
 A manipulation check, not a result: a random decoder scores best. Definitions: OrtSAE (2509.22033) equation 6,
-the mean over latents of the signed cosine to the nearest other; c_dec, the mean |cos| over pairs, of 2508.16560. Everything is over the whole dictionary, exact, and held tile by tile. Rows may
-have any norm; a zero row has no direction and counts as orthogonal to all.
+the mean over latents of the signed cosine to the nearest other; c_dec, the mean |cos| over pairs, of 2508.16560.
+Everything is over the whole dictionary, exact, and held tile by tile. Rows may have any norm; a zero row has no
+direction and counts as orthogonal to all.
 """
 
 import math
@@ -89,7 +90,8 @@ def compare_pairs(unit: Float[Tensor, "m d_in"], n: int, cells: int = CELLS) -> 
 def _within(unit: Tensor, cells: int) -> tuple[Float[Tensor, " n"], float]:
     """Each row's cosine to its nearest other, -2 without one; the sum of |cos| over ordered pairs.
 
-    Half the products of `nearest_in_part`, since each pair's cosine serves both rows. A tile is some rows beside themselves and all that follow: what it says of the latter is what later tiles lack.
+    Half the products of `nearest_in_part`, since each pair's cosine serves both rows. A tile is some rows
+    beside themselves and all that follow: what it says of the latter is what later tiles lack.
     """
     nearest, total, start = unit.new_full((len(unit),), NONE), 0.0, 0
     while start < len(unit):

@@ -1,4 +1,4 @@
-"""What it costs the language model to read an SAE's reconstruction: cross-entropy and KL divergence."""
+"""Measure what it costs the language model to read an SAE's reconstruction: cross-entropy and KL divergence."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping

@@ -1,4 +1,4 @@
-"""Feature splitting: how many latents it takes to carry one concept, and which they are.
+"""Count how many latents it takes to carry one concept (feature splitting), and find which they are.
 
 The rule of sae-spelling (Chanin et al. 2024, 2409.14507; k_sparse_probing.py there): rank latents
 by an L1 probe, fit logistic regressions on the top 1, 2, ... of them, and count a further latent as
@@ -59,8 +59,9 @@ def l1_probe(codes: TokenCodes, labels: Bool[Tensor, "n concepts"], seed: int) -
     """Signed weights of a multi-label logistic probe on the codes, L1-penalised.
 
     The published recipe of sae-spelling, its optimiser, schedule and number of epochs included: no solver of a
-    library stops where it does, and which latents rank first depends on that. The gradient is written out, and products are those of scipy's sparse matrices: measured, about five times as fast
-    as autograd through ``embedding_bag``.
+    library stops where it does, and which latents rank first depends on that. The gradient is
+    written out, and products are those of scipy's sparse matrices: measured, about five times as fast as autograd
+    through ``embedding_bag``.
     """
     from scipy.sparse import csr_matrix
 

@@ -1,4 +1,4 @@
-"""Differences between paired runs: how large, how sure, and how many seeds it would take to be surer.
+"""Test differences between paired runs: how large, how sure, and how many seeds it would take to be surer.
 
 Runs of one seed share initial weights and batches, so arms are compared seed by seed. The interval and the p value
 that decide are Student's t over the differences. How often 95% intervals hold the true mean, measured in

@@ -1,1 +1,1 @@
-"""What a person looks at: the report's page, the page of latents, figures, and tables for a terminal."""
+"""Write what a person looks at: the report's page, the page of latents, figures, and tables for a terminal."""

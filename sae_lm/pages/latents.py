@@ -1,4 +1,4 @@
-"""The page of latents: their histograms, and the contexts they fire on most."""
+"""Prepare the page of latents: their histograms, and the contexts they fire on most."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What the page and the terminal both say of a report."""
+"""The facts of a report that both the page and the terminal show."""
 
 import re
 from collections import Counter

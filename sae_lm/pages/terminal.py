@@ -1,4 +1,4 @@
-"""Plain text for a terminal: aligned columns, and the report as text."""
+"""Format plain text for a terminal: aligned columns, and the report as text."""
 
 import textwrap
 from collections.abc import Sequence

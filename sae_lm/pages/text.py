@@ -1,4 +1,4 @@
-"""Numbers and text as pages and tables show them."""
+"""Format numbers and text as pages and tables show them."""
 
 import statistics
 from collections.abc import Iterable

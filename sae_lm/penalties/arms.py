@@ -1,4 +1,4 @@
-"""Reads arms, as ``max_cos:0.25@margin=0.1``: a penalty on an SAE's directions, its coefficient and its options.
+"""Read the names of arms, as ``max_cos:0.25@margin=0.1``: a penalty, its coefficient and its options.
 
 Every penalty takes ``rows [d_sae, d_in]`` (the decoder, or ``W_enc.T`` as the control) of any norm, depends on
 their directions alone, and holds no [d_sae, d_sae] matrix. Coefficients are in units where predicting the mean

@@ -1,4 +1,4 @@
-"""Steers coefficients through a training run: a penalty's to a cost or a coherence, L1's or L0's to k active latents.
+"""Steer coefficients through a training run: a penalty's to a cost or a coherence, L1's or L0's to k active latents.
 
 How much a coefficient costs, or how many latents fire under it, depends on the model, the width and the other
 settings; what a comparison wants equal is the cost, the effect or the L0. Both controllers integrate on the

@@ -1,4 +1,4 @@
-"""The name of a device -> one this machine has."""
+"""Check the name of a device, and choose cuda or cpu for `auto`."""
 
 import re
 

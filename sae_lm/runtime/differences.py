@@ -1,4 +1,4 @@
-"""Compares settings that were stored with settings that are wanted, and says which of them differ."""
+"""Compare settings that were stored with settings that are wanted, and say which of them differ."""
 
 import json
 from collections.abc import Iterator, Mapping

@@ -1,7 +1,7 @@
-"""The place of this process among those that torchrun started, and what they exchange; a plain run is alone.
+"""Join the processes that torchrun started, and exchange values with them.
 
-Ranks exchange little: barriers and small objects over gloo, whatever the device; their results are files.
-Only a `Team`, ranks that train one SAE together, exchanges tensors, over nccl where they are on GPUs.
+A plain run is alone. Ranks exchange little: barriers and small objects over gloo, whatever the device; their results are
+files. Only a `Team`, ranks that train one SAE together, exchanges tensors, over nccl where they are on GPUs.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""work beside the main thread: read ahead of it, write behind it, both within bounds."""
+"""Threads that read ahead of the main thread and write behind it, within bounds."""
 
 import threading
 from collections import deque

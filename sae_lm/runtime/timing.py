@@ -1,4 +1,4 @@
-"""Wall time per part of a training step: a part's seconds are those since the mark before."""
+"""Measure the wall time of each part of a training step."""
 
 import time
 from collections import defaultdict
@@ -23,7 +23,7 @@ MEASURED_EVERY = 50
 
 
 class StepTimer:
-    """Seconds by part. `begin` a step, then `mark` after each part of it."""
+    """Seconds by part, each since the mark before. `begin` a step, then `mark` after each part of it."""
 
     def __init__(self, device: str | torch.device = "cpu") -> None:
         self.device = torch.device(device)

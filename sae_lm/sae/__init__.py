@@ -1,1 +1,1 @@
-"""A sparse autoencoder in use: what it computes, its sparse codes, its rows, how it is saved and loaded."""
+"""Use a sparse autoencoder: encode, decode, save, load, compare its rows."""

@@ -1,4 +1,4 @@
-"""The nearest other row of each row by cosine: searched in tiles, kept up to date, or looked up for a sample.
+"""Find the nearest other row of each row by cosine: searched in tiles, kept up to date, or looked up for a sample.
 
 The search costs O(m^2 d) and what it finds moves slowly, cosines to what was found cost O(m d). So `NearestRows`
 searches one part of the dictionary at a time, and takes the cosines that matter anew every time.

@@ -1,1 +1,1 @@
-"""Worlds whose features are known: SAEs trained on them by the dozen, and what those have found."""
+"""Train many small SAEs on synthetic worlds whose features are known, and score what they find."""

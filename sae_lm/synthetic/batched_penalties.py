@@ -23,8 +23,9 @@ def penalties(
 ) -> Float[Tensor, "*runs"]:
     """abs_cos, sq_cos, max_cos, freq_cos or coactive of each dictionary; the definitions are sae_lm.sae's.
 
-    firing_frequency: share of inputs on which each latent fires. coactivation: share of inputs on which two latents fire, for ``coactive``; the diagonal
-    is how often each fires on this batch. margin: per arm, the first of the leading dimensions.
+    firing_frequency: share of inputs on which each latent fires. coactivation: share of inputs on which two latents
+    fire, for ``coactive``; the diagonal is how often each fires on this batch. margin: per arm, the first of the
+    leading dimensions.
     """
     unit = unit_rows(rows)
     cosines = unit @ (unit.detach() if anchored else unit).mT

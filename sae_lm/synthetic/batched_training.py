@@ -1,4 +1,4 @@
-"""Training of many small SAEs at once, every trial with every seed in one tensor program.
+"""Train many small SAEs at once, every trial with every seed in one tensor program.
 
 The step is that of ``sae-lm train`` (sae_lm.training.trainer): scaled inputs, the same start, schedule, clipping, unit decoder
 rows; the tests train one SAE by both and compare weights. differs: penalties are taken anew at every step, and nothing

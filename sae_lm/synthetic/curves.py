@@ -1,4 +1,4 @@
-"""Draw what each penalty does to SAEs of known worlds as its coefficient grows. Formats, never measures."""
+"""Draw what each penalty does to SAEs of synthetic worlds as its coefficient grows; nothing is measured here."""
 
 import itertools
 import math

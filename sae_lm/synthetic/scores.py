@@ -1,4 +1,4 @@
-"""Scores of an SAE whose true features are known: what it has found, and where a parent falls silent under its child.
+"""Score an SAE whose true features are known: what it has found, and where a parent falls silent under its child.
 
 For a feature f, l(f) is the latent whose decoder row has the largest |cosine| with it. What is counted is over inputs
 of known features, so there is no probe and no threshold of absorption: a hole is a hole. Matching and per-latent scores

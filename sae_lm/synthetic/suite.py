@@ -1,4 +1,4 @@
-"""verb: worlds whose truth is known x arms x seeds -> a table, suite.json, curves."""
+"""Train SAEs on synthetic worlds and score them against the truth; write a table and suite.json."""
 
 import math
 import time

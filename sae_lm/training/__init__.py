@@ -1,1 +1,1 @@
-"""Batches to trained SAEs: one recipe for all arms, their steps, checkpoints, logs and run folder."""
+"""Train SAEs on batches of activations: one recipe for all arms, their steps, checkpoints, logs and run folder."""

@@ -1,4 +1,4 @@
-"""Gives latents that have not fired for long another chance: AuxK, or new directions where the SAE errs most."""
+"""Revive latents that have not fired for long: AuxK, or new directions where the SAE errs most."""
 
 from collections.abc import Iterable
 

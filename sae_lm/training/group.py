@@ -1,4 +1,4 @@
-"""Trains the arms of one seed side by side on the same batches; killed and continued, it ends with the same bits.
+"""Train the arms of one seed side by side on the same batches; killed and continued, it ends with the same bits.
 
 Everything the next step depends on is in each arm's state and in the number of the step, since batches are a
 function of seed and number. A checkpoint is a folder of the arms' states that appears whole or not at all;

@@ -1,4 +1,4 @@
-"""Finds which latents fire on which rows: the k largest of each row, the kB largest of a batch, all above zero.
+"""Find which latents fire on which rows: the k largest of each row, the kB largest of a batch, all above zero.
 
 Only here is work done for every latent of every row: the encoder product, which may run in bfloat16 since it only
 selects, and the search through what it gives. The search is exact (on those numbers): latents are taken in groups,

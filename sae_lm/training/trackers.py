@@ -1,4 +1,4 @@
-"""Writes the log of a training run: always to a JSON Lines file, and to wandb or TensorBoard where asked for."""
+"""Write the log of a training run: always to a JSON Lines file, and to wandb or TensorBoard where asked for."""
 
 import json
 from collections.abc import Callable, Iterator

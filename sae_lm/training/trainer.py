@@ -1,4 +1,4 @@
-"""Trains one SAE step by step: initialisation, loss, penalty, optimizer step, counts of dead latents, checkpoint state.
+"""Train one SAE step by step: initialisation, loss, penalty, optimizer step, counts of dead latents, checkpoint state.
 
 Activations come scaled so that predicting their mean costs 1 in expectation; the loss is then a fraction of variance
 unexplained, and a penalty's coefficient means the same on every model. The scale is folded back into biases and

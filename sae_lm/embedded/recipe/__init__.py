@@ -1,1 +1,1 @@
-"""How the embedded model was made: training and its card; only a maintainer runs this."""
+"""How the embedded model was trained and its model card written; for maintainers."""

@@ -1,4 +1,4 @@
-"""An SAE's directory: ``cfg.json`` and ``sae_weights.safetensors`` as SAELens reads and writes them.
+"""Read and write an SAE's directory, ``cfg.json`` and ``sae_weights.safetensors``, as SAELens does.
 
 Our own facts (penalty, coefficient, seed, store, versions) stand under ``metadata``, which SAELens
 keeps and ignores. ``sae_lens_version`` is in it because without one SAELens takes its pre-6 path and
