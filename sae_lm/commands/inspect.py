@@ -62,8 +62,8 @@ def _hook(store: Store, hook: str, width: int) -> str:
 
 
 def _decoded(store: Store, rows: int) -> list[str]:
-    draw = torch.Generator().manual_seed(derive("inspect"))
-    numbers = sorted(set(torch.randint(len(store), (rows,), generator=draw).tolist()))
+    generator = torch.Generator().manual_seed(derive("inspect"))
+    numbers = sorted(set(torch.randint(len(store), (rows,), generator=generator).tolist()))
     hook = next(iter(store.hooks))
     lines = [f"{len(numbers)} rows (token in brackets, first values of {hook}):"] if numbers else []
     for number in numbers:
@@ -77,13 +77,13 @@ def _decoded(store: Store, rows: int) -> list[str]:
 
 def _sae(sae: SAE) -> str:
     keys = ("model_name", "hook_name", "arm", "seed", "dataset_path")
-    facts = [f"{key}: {sae.config.metadata[key]}" for key in keys if key in sae.config.metadata]
+    metadata_lines = [f"{key}: {sae.config.metadata[key]}" for key in keys if key in sae.config.metadata]
     cosines = (
         (sae.W_enc * sae.W_dec.T).sum(0)
         / sae.W_enc.norm(dim=0).clamp_min(1e-12)
         / sae.W_dec.norm(dim=1).clamp_min(1e-12)
     )
-    return "\n".join([repr(sae), *facts, f"decoder norms {float(sae.W_dec.norm(dim=1).min()):.3f} to {float(sae.W_dec.norm(dim=1).max()):.3f}; "
+    return "\n".join([repr(sae), *metadata_lines, f"decoder norms {float(sae.W_dec.norm(dim=1).min()):.3f} to {float(sae.W_dec.norm(dim=1).max()):.3f}; "
                       f"median cosine of encoder and decoder {float(cosines.median()):.3f}"])  # fmt: skip
 
 

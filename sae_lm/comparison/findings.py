@@ -7,25 +7,25 @@ from statistics import fmean
 from sae_lm.comparison.matching import Values
 from sae_lm.comparison.outcomes import PRIMARY
 from sae_lm.metrics.statistics import FEWEST_SEEDS, LEVEL
-from sae_lm.pages.schema import Difference, verdict_text
+from sae_lm.pages.schema import DifferenceEntry, verdict_text
 
 MOST_NAMED = 4
 """Arms that the answer names for one finding."""
 
 
-Differences = Mapping[str, Difference]
+Differences = Mapping[str, DifferenceEntry]
 """Metric -> one arm's difference."""
 
 
-def by_arm(differences: Sequence[Difference]) -> dict[str, dict[str, Difference]]:
+def by_arm(differences: Sequence[DifferenceEntry]) -> dict[str, dict[str, DifferenceEntry]]:
     """Arm -> metric -> its difference."""
-    arms: dict[str, dict[str, Difference]] = {}
+    arms: dict[str, dict[str, DifferenceEntry]] = {}
     for difference in differences:
         arms.setdefault(difference["arm"], {})[difference["metric"]] = difference
     return arms
 
 
-def findings(differences: Sequence[Difference], values: Values, seeds: int) -> list[str]:
+def findings(differences: Sequence[DifferenceEntry], values: Values, seeds: int) -> list[str]:
     """One sentence per arm, then what bears on all of them."""
     sentences = [_finding(arm, metrics, seeds) for arm, metrics in by_arm(differences).items()]
     tested = [d for d in differences if d["p_holm"] is not None]
@@ -73,14 +73,14 @@ def _finding(arm: str, metrics: Differences, seeds: int) -> str:
         absorbed = f"no claim on absorption: hole rate {hole}, fraction {fraction}"
     price = verdict_text(fvu)
     if fvu["mean"] is not None:
-        told = [f"{fvu['mean']:+.4f}", *([fvu["reason"]] if fvu["reason"] else [])]
-        price = f"{fvu['verdict']} ({', '.join(told)})"
+        mean_and_reason = [f"{fvu['mean']:+.4f}", *([fvu["reason"]] if fvu["reason"] else [])]
+        price = f"{fvu['verdict']} ({', '.join(mean_and_reason)})"
     against = f"against {fvu['baseline']}" + ", interpolated" * (fvu["l0"] == "interpolated")
     splitting = verdict_text(metrics["splits"])
     return f"{arm} ({against}): {absorbed}; splitting {splitting}; FVU {price}; {seeds} seeds."
 
 
-def answer(differences: Sequence[Difference], baseline: str, seeds: int, concepts: int) -> str:
+def answer(differences: Sequence[DifferenceEntry], baseline: str, seeds: int, concepts: int) -> str:
     """The report in a sentence. concepts: how many passed their gate."""
     arms = by_arm(differences)
     if not arms:

@@ -21,14 +21,14 @@ from sae_lm.metrics.statistics import (
     paired_difference,
     seeds_needed,
 )
-from sae_lm.pages.schema import Difference, Verdict
+from sae_lm.pages.schema import DifferenceEntry, Verdict
 from sae_lm.penalties.arms import Arm
 
 Test = tuple[Arm, str]
 """An arm and a metric."""
 
 
-def compare_arms(values: Values, matching: Matching) -> list[Difference]:
+def compare_arms(values: Values, matching: Matching) -> list[DifferenceEntry]:
     """One entry for each arm that is not the baseline's and each metric: the report's "differences"."""
     paired: dict[Test, statistics.Difference] = {}
     for arm in values:
@@ -51,7 +51,7 @@ def compare_arms(values: Values, matching: Matching) -> list[Difference]:
     return [_entry(test, matching.matches[test[0]], difference, corrected) for test, difference in paired.items()]
 
 
-def _entry(test: Test, match: Match, d: statistics.Difference, corrected: Mapping[Test, float]) -> Difference:
+def _entry(test: Test, match: Match, d: statistics.Difference, corrected: Mapping[Test, float]) -> DifferenceEntry:
     arm, key = test
     # what Holm's first step asks for: a primary outcome is to be found even where no other is
     level = LEVEL / max(1, len(corrected)) if key in PRIMARY else LEVEL

@@ -170,9 +170,9 @@ def _files_are_whole(out: Path, record: ShardRecord) -> bool:
     return all(path.is_file() and path.stat().st_size == size for path, size in paths.items())
 
 
-def check_same(out: Path, there: Recipe, wanted: Recipe) -> None:
+def check_same(out: Path, stored: Recipe, wanted: Recipe) -> None:
     """Raise StoreError naming every setting in which a store differs from the one asked for."""
-    if differing := differences(there.model_dump(), wanted.model_dump()):
+    if differing := differences(stored.model_dump(), wanted.model_dump()):
         raise StoreError(
             f"{out} holds another store: {'; '.join(map(str, differing))}; give another --out or delete the folder"
         )

@@ -292,11 +292,11 @@ def _portions(names: list[str], files: dict[str, FileRecord]) -> Iterator[list[s
 def _check_same(branch: Branch, manifest: Manifest) -> None:
     address = address_of(branch.repo_id, branch.head)
     try:
-        there = read_manifest(download(branch.repo_id, branch.head, MANIFEST).parent)
+        pushed = read_manifest(download(branch.repo_id, branch.head, MANIFEST).parent)
     except StoreError:
         raise HubError(f"{address} holds a store that cannot be read here; push to another repository") from None
-    if there.id != manifest.id:
-        differing = differences(there.recipe.model_dump(), manifest.recipe.model_dump())
+    if pushed.id != manifest.id:
+        differing = differences(pushed.recipe.model_dump(), manifest.recipe.model_dump())
         what = ", ".join(difference.key for difference in differing) or "the contents of its files"
         raise HubError(f"{address} is another store, other in {what}; push to another repository, or delete it")
 
@@ -313,7 +313,7 @@ def _is_kept(entry: "RepoFile | None", path: Path, record: FileRecord) -> bool:
 
 def _card(manifest: Manifest, address: str) -> str:
     recipe = manifest.recipe
-    facts = {
+    properties = {
         "language model": f"{recipe.model.get('id')} {recipe.model.get('revision') or ''}",
         "hooks": ", ".join(f"{hook} [{width}]" for hook, width in recipe.hooks.items()),
         "rows": f"{manifest.rows:,} of {recipe.dtype}, in {len(manifest.shards):,} shards",
@@ -322,7 +322,7 @@ def _card(manifest: Manifest, address: str) -> str:
         "size": f"{_total(manifest.all_files()):,} bytes",
         "store": manifest.id,
     }
-    rows = "\n".join(f"| {key} | `{' '.join(value.replace('`', '').split())}` |" for key, value in facts.items())
+    rows = "\n".join(f"| {key} | `{' '.join(value.replace('`', '').split())}` |" for key, value in properties.items())
     return f"""---
 tags:
 - sae_lm

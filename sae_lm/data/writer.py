@@ -104,9 +104,9 @@ class ShardMaker:
         return taken
 
     def run(
-        self, job: Job, sink_norms: dict[str, float], store: Callable[..., None], bar: Progress | None = None
+        self, job: Job, sink_norms: dict[str, float], keep: Callable[..., None], bar: Progress | None = None
     ) -> tuple[OpenShard, int]:
-        """Forward a shard's blocks; ``store(add, which, values, kept)`` takes each batch. Returns the rows kept as well."""
+        """Forward a shard's blocks; ``keep(add, which, values, kept)`` takes each batch. Returns the rows kept as well."""
         shard = OpenShard(job.number, job.first_context, job.blocks, job.wanted, self.recipe)
         lengths = np.array([block.length for block in job.blocks])
         order = lengths.argsort(kind="stable")  # all equal, so unchanged, where contexts are packed
@@ -119,7 +119,7 @@ class ShardMaker:
             for hook, limit in sink_norms.items():  # what is not finite is no sink: it stops the run in `add`
                 length = norms(values[hook].flatten(0, 1))
                 kept = kept & ~((length > limit) & length.isfinite()).view(kept.shape).numpy()
-            store(shard.add, which.tolist(), values, kept)
+            keep(shard.add, which.tolist(), values, kept)
             rows += int(kept.sum())
             if bar is not None:
                 bar.update(int(kept.sum()))

@@ -193,7 +193,6 @@ class MainLatents(NamedTuple):
     """share of the concept's rows on which a main latent fires; NaN without such rows"""
     precision: float
     """share of the rows on which a main latent fires that have the concept; NaN if none ever fires"""
-    f1: float
     hubs: list[int]
     """those that fire on half of all rows or more: they fill holes without meaning the concept"""
 
@@ -206,7 +205,6 @@ def main_latents(codes: TokenCodes, labels: Bool[Tensor, " n"], main: list[int])
     return MainLatents(
         recall=hits / actual if actual else float("nan"),
         precision=hits / positive if positive else float("nan"),
-        f1=2 * hits / (actual + positive) if actual + positive else 0.0,
         hubs=[latent for latent, share in zip(main, fires.double().mean(0).tolist(), strict=True) if share >= HUB],
     )
 

@@ -19,7 +19,7 @@ from sae_lm.metrics.codes import active, decode_active
 from sae_lm.metrics.geometry import CELLS, tile_rows
 from sae_lm.sae.directions import row_products, unit_rows
 from sae_lm.sae.model import SAE
-from sae_lm.sae.nearest import NONE, cosine_tiles
+from sae_lm.sae.nearest import NO_COSINE, cosine_tiles
 
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8)
 """Cosines from which a latent of B counts as a child of one of A."""
@@ -57,7 +57,7 @@ def match_rows(a: Float[Tensor, "n d_in"], b: Float[Tensor, "m d_in"], cells: in
         rows = (torch.full((len(some),), -1, dtype=torch.long, device=a.device) for some in (a, b))
         return NearestBothWays(*(Nearest(row.to(a.dtype), row) for row in rows))
     cosine, index = [], []
-    best = a.new_full((len(b),), NONE)
+    best = a.new_full((len(b),), NO_COSINE)
     where = torch.zeros(len(b), dtype=torch.long, device=a.device)
     for first, cosines in cosine_tiles(a, b, tile_rows(len(b), cells)):
         nearest = cosines.max(1)
@@ -132,7 +132,6 @@ class Stitching(NamedTuple):
 
     change: Float[Tensor, " d_sae"]
     """mean over rows of the change in squared error, float64; 0 where the latent never fires"""
-    fires: Bool[Tensor, " d_sae"]
 
     @property
     def novel(self) -> Bool[Tensor, " d_sae"]:
@@ -150,7 +149,7 @@ def stitch(a: SAE, b: SAE, batches: Iterable[Float[Tensor, "_ d_in"]]) -> Stitch
     -2 z_j e.d_j + z_j^2 ||d_j||^2, exact, for all latents at once.
     """
     d_sae, rows = b.config.d_sae, 0
-    change, fires = torch.zeros(d_sae, dtype=torch.float64), torch.zeros(d_sae, dtype=torch.bool)
+    change = torch.zeros(d_sae, dtype=torch.float64)
     squares = b.W_dec.square().sum(1)
     for x in batches:
         x = x.to(b.W_dec)
@@ -158,9 +157,8 @@ def stitch(a: SAE, b: SAE, batches: Iterable[Float[Tensor, "_ d_in"]]) -> Stitch
         along = row_products(x - decode_active(a, *active(a, x)), b.W_dec, latent)
         terms = z.square() * squares[latent] - 2 * z * along
         change += torch.bincount(latent.flatten(), terms.flatten().double(), d_sae).cpu()
-        fires[latent[z > 0].cpu()] = True
         rows += len(x)
-    return Stitching(change / max(1, rows), fires)
+    return Stitching(change / max(1, rows))
 
 
 class Roc(NamedTuple):

@@ -16,7 +16,7 @@ from torch import Tensor
 from sae_lm.metrics.codes import TokenCodes
 from sae_lm.metrics.dictionaries import match_rows
 from sae_lm.sae.directions import unit_rows
-from sae_lm.sae.nearest import NONE
+from sae_lm.sae.nearest import NO_COSINE
 
 KEPT = 0.6
 """Genealogy's cosine. Below 1 / sqrt(2), that of a sum of two equal orthogonal directions with either, so that what
@@ -152,7 +152,7 @@ def _absorbed(
     tokens_a = fires_a.sum(0)
     least_inside = _least_inside(fires_a)
     least_silent = np.maximum(INSIDE, 2 * alone.sum(0) / tokens_a)
-    parent, best = np.zeros(len(b), dtype=np.int64), np.full(len(b), NONE)
+    parent, best = np.zeros(len(b), dtype=np.int64), np.full(len(b), NO_COSINE)
     for first in range(0, len(b), BLOCK):
         part = fires_b[:, first : first + BLOCK]
         tokens_b = part.sum(0)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from sae_lm.runtime.seeds import derive
 from sae_lm.sae.directions import unit_rows
-from sae_lm.sae.nearest import NONE, cosine_tiles, nearest_in_part
+from sae_lm.sae.nearest import NO_COSINE, cosine_tiles, nearest_in_part
 
 CELLS = 1 << 24
 """Cosines held at a time, at most: 64 MiB in float32."""
@@ -76,7 +76,7 @@ def compare_pairs(unit: Float[Tensor, "m d_in"], n: int, cells: int = CELLS) -> 
     first, rest = unit[:n], unit[n:]
     nearest, total = _within(first, cells)
     rest_nearest, _ = _within(rest, cells)
-    across = first.new_full((len(first),), NONE)
+    across = first.new_full((len(first),), NO_COSINE)
     for start, cosines in cosine_tiles(first, rest, tile_rows(len(rest), cells)) if len(rest) else ():
         across[start : start + len(cosines)] = cosines.amax(1)
         rest_nearest = torch.maximum(rest_nearest, cosines.amax(0))
@@ -93,13 +93,13 @@ def _within(unit: Tensor, cells: int) -> tuple[Float[Tensor, " n"], float]:
     Half the products of `nearest_in_part`, since each pair's cosine serves both rows. A tile is some rows
     beside themselves and all that follow: what it says of the latter is what later tiles lack.
     """
-    nearest, total, start = unit.new_full((len(unit),), NONE), 0.0, 0
+    nearest, total, start = unit.new_full((len(unit),), NO_COSINE), 0.0, 0
     while start < len(unit):
         stop = start + max(1, cells // (len(unit) - start))
         rows = unit[start:stop]
         cosines = rows @ unit[start:].T
         self_cosines, later = cosines.diagonal(), cosines[:, len(rows) :]
-        self_cosines.fill_(NONE)
+        self_cosines.fill_(NO_COSINE)
         nearest[start:stop] = torch.maximum(nearest[start:stop], cosines.amax(1))
         nearest[stop:] = torch.maximum(nearest[stop:], later.amax(0))
         self_cosines.zero_()

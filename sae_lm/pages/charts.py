@@ -8,9 +8,9 @@ import statistics
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from sae_lm.pages.schema import Difference, Report, verdict_text
+from sae_lm.pages.schema import DifferenceEntry, Report, verdict_text
 
-TONES, SHAPES = 9, 6
+TONE_COUNT, MARK_COUNT = 9, 6
 """Colours and marks that figures can tell apart; the first colour is the baseline's."""
 COSTS = ("fvu", "ce_recovered")
 """What a lower primary outcome is paid with."""
@@ -68,8 +68,8 @@ def looks(report: Report) -> dict[str, Look]:
     looks = {}
     for name, arm in report["arms"].items():
         place = list(variants).index(arm["variant"])
-        again, tone = divmod(place - 1, TONES - 1) if place else (0, -1)
-        mark = (variants[arm["variant"]].index(arm["family"]) + 3 * again) % SHAPES
+        again, tone = divmod(place - 1, TONE_COUNT - 1) if place else (0, -1)
+        mark = (variants[arm["variant"]].index(arm["family"]) + 3 * again) % MARK_COUNT
         looks[name] = Look(tone + 1, mark, families.index(arm["family"]), arm["k"])
     return looks
 
@@ -181,14 +181,14 @@ def forest(report: Report, key: str) -> Chart | None:
     return Chart(label, "difference from the baseline", "", dots, lines, rows=rows, zero="x") if rows else None
 
 
-def _interval(d: Difference) -> tuple[float, float] | None:
+def _interval(d: DifferenceEntry) -> tuple[float, float] | None:
     low, high = d["low"], d["high"]
     return None if low is None or high is None else (low, high)
 
 
 def along_coefficient(report: Report, key: str) -> Chart | None:
     """The difference from the baseline against the coefficient, for penalties that were given two or more."""
-    curves: dict[tuple[str, str, int | None], list[tuple[float, float, Difference]]] = {}
+    curves: dict[tuple[str, str, int | None], list[tuple[float, float, DifferenceEntry]]] = {}
     for d in report["differences"]:
         arm = report["arms"][d["arm"]]
         if d["metric"] == key and d["mean"] is not None and arm["coefficient"] > 0:

@@ -20,7 +20,7 @@ from sae_lm.pages.charts import (
     several_l0,
 )
 from sae_lm.pages.schema import Report
-from sae_lm.pages.svg import DASHES, GREY, SHAPES, TONES, panel, shorten_middle
+from sae_lm.pages.svg import DASHES, GREY, MARK_SHAPES, TONE_COLOURS, panel, shorten_middle
 from sae_lm.pages.text import visible
 from sae_lm.runtime.files import write_whole
 
@@ -111,8 +111,8 @@ def _handle(look: Look, family: str, stepped: bool) -> Any:
     from matplotlib.lines import Line2D
 
     dashes = DASHES[look.mark] if stepped else ()
-    mark = "" if stepped else SHAPES[look.mark][0]
-    style = {"color": TONES[look.tone][0], "marker": mark, "markersize": 4, "label": visible(family, 40)}
+    mark = "" if stepped else MARK_SHAPES[look.mark][0]
+    style = {"color": TONE_COLOURS[look.tone][0], "marker": mark, "markersize": 4, "label": visible(family, 40)}
     return Line2D([], [], dashes=dashes or (None, None), **style)
 
 
@@ -138,7 +138,7 @@ def paint_axes(axis: Any, chart: Chart, styles: Mapping[str, Look]) -> None:
     for line in chart.lines:
         _paint_line(axis, chart, line, styles.get(line.arm))
     for dot in chart.dots:
-        tone, mark = TONES[styles[dot.arm].tone][0], SHAPES[styles[dot.arm].mark][0]
+        tone, mark = TONE_COLOURS[styles[dot.arm].tone][0], MARK_SHAPES[styles[dot.arm].mark][0]
         x = math.log10(dot.x) if chart.log_x else dot.x
         face = "white" if dot.hollow else tone
         axis.plot([x], [dot.y], mark, color=tone, markerfacecolor=face, markersize=4, markeredgewidth=0.9)
@@ -150,7 +150,7 @@ def paint_axes(axis: Any, chart: Chart, styles: Mapping[str, Look]) -> None:
 def _paint_line(axis: Any, chart: Chart, line: Line, look: Look | None) -> None:
     xs = [math.log10(x) if chart.log_x else x for x, _ in line.points]
     ys = [y for _, y in line.points]
-    tone = TONES[look.tone][0] if look else GREY
+    tone = TONE_COLOURS[look.tone][0] if look else GREY
     if line.style == "area":
         axis.fill_between(xs, ys, color=GREY, alpha=0.3, linewidth=0)
     elif line.style == "band":

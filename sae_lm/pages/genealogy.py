@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sae_lm.pages.charts import mean
-from sae_lm.pages.schema import Report, Widths
+from sae_lm.pages.schema import Report, WidthsEntry
 
 KINDS = ("kept", "split", "merged", "absorbed", "novel")
 """Kinds of latents in a genealogy that are parts of one SAE; "lost" ones are of the other."""
@@ -43,7 +43,7 @@ def trees(report: Report) -> dict[str, Any]:
 
 def widths(report: Report) -> dict[str, Any]:
     """Per arm, means over seeds of what became of a narrower SAE's latents."""
-    by_arm: dict[str, list[Widths]] = {}
+    by_arm: dict[str, list[WidthsEntry]] = {}
     for entry in report["widths"]:
         by_arm.setdefault(entry["arm"], []).append(entry)
     thresholds = [point["threshold"] for point in report["widths"][0]["curve"]] if by_arm else []

@@ -97,13 +97,13 @@
     if (chosen !== undefined && options.some(([value]) => String(value) === String(chosen))) select.value = chosen;
   }
 
-  function side(arm, told) {
+  function side(arm, latents) {
     const box = make("div", { className: "side" }, make("p", { className: "who" }, make("bdi", { textContent: arms[arm] })));
-    if (!told) {
+    if (!latents) {
       box.append(make("p", { className: "soft", textContent: "not measured" }));
       return box;
     }
-    const [silent, main, absorber] = told;
+    const [silent, main, absorber] = latents;
     const state = silent ? "○ main latents silent" : "● main latents fire";
     box.append(make("p", { className: silent ? "state bad" : "state good", textContent: state }));
     const strengths = main.map(([latent, strength]) => (strength ? `${latent} (${figure(strength)})` : latent)).join(", ");
@@ -124,10 +124,10 @@
     return box;
   }
 
-  function event([before, token, after, told], left, right) {
+  function event([before, token, after, byArm], left, right) {
     const context = make("p", { className: "context", dir: "auto" },
       make("bdi", { textContent: before }), make("mark", {}, make("bdi", { textContent: token || "∅" })), make("bdi", { textContent: after }));
-    return make("li", {}, context, make("div", { className: "sides" }, side(left, told[left]), side(right, told[right])));
+    return make("li", {}, context, make("div", { className: "sides" }, side(left, byArm[left]), side(right, byArm[right])));
   }
 
   function absorbers(entry, arm) {
@@ -140,8 +140,8 @@
     return make("div", { className: "side" }, make("h4", {}, make("bdi", { textContent: arms[arm] })), list.childElementCount ? list : empty);
   }
 
-  function fits(told, left, right, which) {
-    const [a, b] = [told[left], told[right]].map((of) => Boolean(of && of[0]));
+  function fits(byArm, left, right, which) {
+    const [a, b] = [byArm[left], byArm[right]].map((of) => Boolean(of && of[0]));
     return { all: true, closed: a && !b, opened: !a && b, both: a && b }[which];
   }
 
@@ -150,8 +150,8 @@
     const entry = entries.find((of) => of[0] === field("concept").value && String(of[1]) === seed);
     const [left, right] = [Number(field("left").value), Number(field("right").value)];
     const wanted = field("text").value.trim().toLowerCase();
-    const events = entry[3].filter(([before, token, after, told]) =>
-      fits(told, left, right, field("which").value) && (before + token + after).toLowerCase().includes(wanted));
+    const events = entry[3].filter(([before, token, after, byArm]) =>
+      fits(byArm, left, right, field("which").value) && (before + token + after).toLowerCase().includes(wanted));
     const list = make("ol", { className: "events" });
     list.append(...events.slice(0, shown).map((of) => event(of, left, right)));
     const parts = [list];

@@ -17,7 +17,7 @@ from sae_lm.pages.explorer_data import explorer_json
 from sae_lm.pages.genealogy import KINDS, bars, trees, widths
 from sae_lm.pages.schema import Report
 from sae_lm.pages.summary import ROLES, differences_by_arm, further_metrics, skipped_reasons, summary_rows
-from sae_lm.pages.svg import TONES, svg, swatch
+from sae_lm.pages.svg import TONE_COLOURS, svg, swatch
 from sae_lm.pages.templates import asset, encode_page, fill
 from sae_lm.pages.text import visible
 from sae_lm.runtime.files import write_whole
@@ -56,7 +56,7 @@ def write_html(report: Report, path: Path) -> None:
         several_l0=several,
         swatches={name: swatch(look) for name, look in styles.items()},
         legend=_legend(report, styles),
-        facts=summary_rows(report),
+        summary=summary_rows(report),
         sections=[(name, title) for name, title in _sections(several) if _DRAWN.get(name, name) not in absent],
         groups={
             "headline": keys,
@@ -72,7 +72,7 @@ def write_html(report: Report, path: Path) -> None:
         trees=trees(report),
         widths=widths(report),
         command=visible(command_line(CompareSettings(**report["settings"]))),
-        tones=TONES,
+        tones=TONE_COLOURS,
         style=asset("report.css"),
         script=script,
         script_hash="sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),

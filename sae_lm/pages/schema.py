@@ -37,7 +37,7 @@ class ArmEntry(TypedDict):
     """metric -> one value per seed"""
 
 
-class Difference(TypedDict):
+class DifferenceEntry(TypedDict):
     """One metric of one arm less the baseline's, paired by seed (`sae_lm.metrics.statistics`)."""
 
     arm: str
@@ -102,7 +102,7 @@ class ConceptEntry(TypedDict):
     """why it is not used, or null"""
 
 
-class Gate(TypedDict):
+class GateEntry(TypedDict):
     """Absorption scores under other gates than the published ones."""
 
     centred: bool
@@ -130,7 +130,7 @@ class _WhereScored(TypedDict, total=False):
     recovered_own_k: float | None
     control_hole_rate: float | None
     control_fraction: float | None
-    sweep: list[Gate]
+    sweep: list[GateEntry]
     """of the first seed"""
 
 
@@ -164,7 +164,7 @@ class _OfWidths(TypedDict, total=False):
     to_latents: int
 
 
-class Genealogy(_From, _OfWidths):
+class GenealogyEntry(_From, _OfWidths):
     """Where the latents of one SAE come from: from the baseline to every arm, then to itself at the next seed; where
     there are narrower SAEs, from them to the same arm."""
 
@@ -178,7 +178,7 @@ class Genealogy(_From, _OfWidths):
     """parent, children (latent, cos, kind)"""
 
 
-class Widths(TypedDict):
+class WidthsEntry(TypedDict):
     """What the latents of a narrower SAE became in a wider one of the same arm."""
 
     arm: str
@@ -232,18 +232,18 @@ class Report(TypedDict):
     arms: dict[str, ArmEntry]
     controls: dict[str, dict[str, float | None]]
     """random: an SAE of random directions, at the L0 of the baseline's middle rung; metric -> value"""
-    differences: list[Difference]
+    differences: list[DifferenceEntry]
     noise: dict[str, NoiseEntry]
     """of each metric"""
     nearest_cos: NearestCosines
     concepts: list[ConceptEntry]
     per_concept: list[PerConcept]
-    genealogy: list[Genealogy]
-    widths: list[Widths]
+    genealogy: list[GenealogyEntry]
+    widths: list[WidthsEntry]
     explorer: list[ExplorerEntry]
 
 
-def verdict_text(difference: Difference) -> str:
+def verdict_text(difference: DifferenceEntry) -> str:
     """``not distinguishable (needs about 38 seeds)``."""
     reason = difference["reason"]
     return f"{difference['verdict']} ({reason})" if reason else difference["verdict"]

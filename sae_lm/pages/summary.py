@@ -4,7 +4,7 @@ import re
 from collections import Counter
 
 from sae_lm.pages.charts import headline, mean, order_arms
-from sae_lm.pages.schema import Difference, Report
+from sae_lm.pages.schema import DifferenceEntry, Report
 from sae_lm.pages.text import visible
 
 ROLES = ("primary", "quality", "check", "context")
@@ -34,9 +34,9 @@ def number_of_seeds(report: Report) -> str:
     return f"{len(report['seeds'])} seed{'s' * (len(report['seeds']) != 1)}"
 
 
-def differences_by_arm(report: Report) -> dict[str, dict[str, Difference]]:
+def differences_by_arm(report: Report) -> dict[str, dict[str, DifferenceEntry]]:
     """Arm -> metric -> its difference from the baseline, in the order of the arms."""
-    by_arm: dict[str, dict[str, Difference]] = {}
+    by_arm: dict[str, dict[str, DifferenceEntry]] = {}
     for difference in sorted(report["differences"], key=lambda d: order_arms(report).index(d["arm"])):
         by_arm.setdefault(difference["arm"], {})[difference["metric"]] = difference
     return by_arm

@@ -11,7 +11,7 @@ from sae_lm.pages.charts import (
 )
 from sae_lm.pages.text import visible
 
-TONES = (
+TONE_COLOURS = (
     ("#1b1f24", "#eceff3"),
     ("#0b62b8", "#79b8f3"),
     ("#b84a00", "#f3a163"),
@@ -25,7 +25,7 @@ TONES = (
 """Colours on white and on black; as text on the page each has a contrast of 4.5 or more."""
 
 
-SHAPES = (
+MARK_SHAPES = (
     ("o", "m-3.6 0a3.6 3.6 0 1 0 7.2 0a3.6 3.6 0 1 0-7.2 0z"),
     ("s", "m-3.2-3.2h6.4v6.4h-6.4z"),
     ("^", "m0-4.2l4 7h-8z"),
@@ -132,7 +132,7 @@ def svg(chart: Chart, styles: Mapping[str, Look], alt: str) -> str:
         look = styles[dot.arm]
         out.append(
             f'<path class="dot{" hollow" * dot.hollow}{_classes(look)}"{_switch(look)} '
-            f'd="M{x_of(dot.x):.1f} {y_of(dot.y):.1f}{SHAPES[look.mark][1]}"><title>{escape(visible(dot.tooltip))}</title></path>'
+            f'd="M{x_of(dot.x):.1f} {y_of(dot.y):.1f}{MARK_SHAPES[look.mark][1]}"><title>{escape(visible(dot.tooltip))}</title></path>'
         )
     return "".join([*out, "</svg>"])
 
@@ -166,5 +166,5 @@ def swatch(look: Look) -> str:
     """An arm's mark alone, for a legend."""
     return (
         f'<svg class="swatch" viewBox="0 0 12 12" aria-hidden="true"><path class="dot t{look.tone}" '
-        f'd="M6 6{SHAPES[look.mark][1]}"/></svg>'
+        f'd="M6 6{MARK_SHAPES[look.mark][1]}"/></svg>'
     )

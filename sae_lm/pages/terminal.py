@@ -4,7 +4,7 @@ import textwrap
 from collections.abc import Sequence
 
 from sae_lm.pages.charts import headline, order_arms
-from sae_lm.pages.schema import Difference, Report
+from sae_lm.pages.schema import DifferenceEntry, Report
 from sae_lm.pages.summary import (
     ROLES,
     differences_by_arm,
@@ -111,7 +111,7 @@ def _wrap(text: str) -> list[str]:
     return textwrap.wrap(visible(text), WIDTH, subsequent_indent="    ")
 
 
-def _difference_text(d: Difference | None) -> str:
+def _difference_text(d: DifferenceEntry | None) -> str:
     if d is None or d["mean"] is None:
         return "-"
     interval = "" if d["low"] is None else f" [{signed(d['low'])}, {signed(d['high'])}]"

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 
-class Difference(NamedTuple):
+class SettingDifference(NamedTuple):
     """One setting that differs. ``str`` of it is ``KEY is STORED, asked for WANTED``, values as JSON has them."""
 
     key: str
@@ -18,7 +18,7 @@ class Difference(NamedTuple):
         return f"{self.key} is {stored}, asked for {wanted}"
 
 
-def differences(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[Difference]:
+def differences(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[SettingDifference]:
     """Every key of ``wanted`` that has another value in ``stored``, in the order of ``wanted``.
 
     A key that ``stored`` lacks counts as None, and one that only ``stored`` has is passed over: what an older or a
@@ -28,12 +28,12 @@ def differences(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[Di
     return list(_differences("", {key: stored.get(key) for key in wanted}, wanted))
 
 
-def _differences(key: str, stored: Any, wanted: Any) -> Iterator[Difference]:
+def _differences(key: str, stored: Any, wanted: Any) -> Iterator[SettingDifference]:
     if isinstance(stored, Mapping) and isinstance(wanted, Mapping):
         if stored.keys() != wanted.keys():
-            yield Difference(key, list(stored), list(wanted))
+            yield SettingDifference(key, list(stored), list(wanted))
             return
         for name in wanted:
             yield from _differences(f"{key}.{name}" if key else name, stored[name], wanted[name])
     elif stored != wanted:
-        yield Difference(key, stored, wanted)
+        yield SettingDifference(key, stored, wanted)

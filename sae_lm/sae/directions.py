@@ -105,6 +105,6 @@ def sums_by(
     )
 
 
-def product_dtype(unit: Tensor, matmul: torch.dtype) -> torch.dtype:
+def product_dtype(unit: Tensor, matmul_dtype: torch.dtype) -> torch.dtype:
     """The dtype to multiply in: what was asked for, except that float64 stays float64."""
-    return torch.float64 if unit.dtype == torch.float64 else matmul
+    return torch.float64 if unit.dtype == torch.float64 else matmul_dtype

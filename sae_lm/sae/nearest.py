@@ -16,13 +16,13 @@ RECHECKED_CANDIDATES = 4
 """Candidates per row whose cosines are taken anew at an update: the highest as they were last seen."""
 LOGGED_ROWS = 512
 """Rows, at most, whose nearest neighbour a line of the log looks up."""
-NONE = -2.0
+NO_COSINE = -2.0
 """Stands for the cosine of a row that has no neighbour: below every cosine."""
 
 
-def nearest_row(unit: Float[Tensor, "n d_in"], matmul: torch.dtype = torch.float32) -> Int[Tensor, " n"]:
+def nearest_row(unit: Float[Tensor, "n d_in"], matmul_dtype: torch.dtype = torch.float32) -> Int[Tensor, " n"]:
     """Index of the row with the largest signed cosine to each row, itself excluded; exact over all rows."""
-    every = unit.to(product_dtype(unit, matmul))
+    every = unit.to(product_dtype(unit, matmul_dtype))
     return nearest_in_part(every, every)[1]
 
 
@@ -37,7 +37,7 @@ def cosine_tiles(
 def nearest_in_part(
     rows: Float[Tensor, "n d_in"], part: Float[Tensor, "m d_in"], first: int = 0, before: bool = False, tile: int = TILE
 ) -> tuple[Float[Tensor, " n"], Int[Tensor, " n"]]:
-    """For each unit row the highest cosine to another row of the part, `NONE` without one, and where that is in the part.
+    """For each unit row the highest cosine to another row of the part, `NO_COSINE` without one, and where that is in the part.
 
     Row i, if it is in the part, stands there at i - first. before: only the part's rows before the row count.
     """
@@ -46,9 +46,9 @@ def nearest_in_part(
         own = torch.arange(start, start + len(cosines), device=rows.device)[:, None] - first
         column = torch.arange(len(part), device=rows.device)
         if before and start < first + len(part):
-            cosines.masked_fill_(column >= own, NONE)
+            cosines.masked_fill_(column >= own, NO_COSINE)
         elif not before and first < start + len(cosines) and start < first + len(part):
-            cosines.masked_fill_(column == own, NONE)
+            cosines.masked_fill_(column == own, NO_COSINE)
         nearest = cosines.max(1)  # measured: argmax takes four times as long in bfloat16
         highest.append(nearest.values)
         where.append(nearest.indices)
@@ -64,12 +64,12 @@ class NearestRows:
 
     parts: how many; 1 searches everything at each update.
     ranked: seek among rows that fire more often.
-    matmul: dtype of the search's cosines. In bfloat16, neighbours that differ by less than its rounding may be
+    matmul_dtype: dtype of the search's cosines. In bfloat16, neighbours that differ by less than its rounding may be
         taken for each other; the cosines returned are exact.
     """
 
-    def __init__(self, parts: int = 1, ranked: bool = False, matmul: torch.dtype = torch.float32) -> None:
-        self.parts, self.ranked, self.matmul = parts, ranked, matmul
+    def __init__(self, parts: int = 1, ranked: bool = False, matmul_dtype: torch.dtype = torch.float32) -> None:
+        self.parts, self.ranked, self.matmul_dtype = parts, ranked, matmul_dtype
         self.candidates: Tensor | None = None
         """[m, parts], each row's nearest in each part"""
         self.cosines: Tensor | None = None
@@ -85,10 +85,10 @@ class NearestRows:
 
         firing_frequency: of the rows, for ranks.
         """
-        every = unit.to(product_dtype(unit, self.matmul))
+        every = unit.to(product_dtype(unit, self.matmul_dtype))
         if self.candidates is None or self.cosines is None:
             self.candidates = torch.zeros(len(unit), self.parts, dtype=torch.long, device=unit.device)
-            self.cosines = unit.new_full(self.candidates.shape, NONE)
+            self.cosines = unit.new_full(self.candidates.shape, NO_COSINE)
             turns = self.parts
         else:
             turns = 1
@@ -110,7 +110,7 @@ class NearestRows:
             below = self.order[first:]
             rows = every.index_select(0, below)
             cosine, where = nearest_in_part(rows, rows[: last - first], before=True)
-            cosines[:, turn] = NONE
+            cosines[:, turn] = NO_COSINE
             cosines[below, turn], candidates[below, turn] = cosine.to(cosines.dtype), below[where]
         self.turn = (turn + 1) % self.parts
 
@@ -120,11 +120,11 @@ class NearestRows:
         """Look again at the highest candidates, remember what was seen, return the highest."""
         known = cosines
         if self.ranked and firing_frequency is not None:
-            known = torch.where(firing_frequency[candidates] > firing_frequency[:, None], cosines, NONE)
+            known = torch.where(firing_frequency[candidates] > firing_frequency[:, None], cosines, NO_COSINE)
         known, column = known.topk(min(RECHECKED_CANDIDATES, self.parts), dim=1)
         rows = candidates.gather(1, column)
-        now = torch.where(known > NONE, row_products(unit, unit, rows), NONE)
-        cosines.scatter_(1, column, torch.where(known > NONE, now, cosines.gather(1, column)))
+        now = torch.where(known > NO_COSINE, row_products(unit, unit, rows), NO_COSINE)
+        cosines.scatter_(1, column, torch.where(known > NO_COSINE, now, cosines.gather(1, column)))
         highest = now.max(1)
         return rows.gather(1, highest.indices[:, None])[:, 0], highest.values
 
@@ -147,23 +147,26 @@ class NearestRows:
 
 
 def nearest_in_chunks(
-    unit: Float[Tensor, "m d"], chunk: int, generator: torch.Generator | None, matmul: torch.dtype = torch.float32
+    unit: Float[Tensor, "m d"], chunk: int, generator: torch.Generator | None, matmul_dtype: torch.dtype = torch.float32
 ) -> tuple[Int[Tensor, " m"], Float[Tensor, " m"]]:
     """Each row's nearest inside its chunk and the cosine to it, for a random partition into ceil(m / chunk) chunks."""
     nearest = torch.empty(len(unit), dtype=torch.long, device=unit.device)
     for members in torch.randperm(len(unit), generator=generator).to(unit.device).tensor_split(-(-len(unit) // chunk)):
-        nearest[members] = members[nearest_row(unit[members], matmul)]
+        nearest[members] = members[nearest_row(unit[members], matmul_dtype)]
     return nearest, row_products(unit, unit, nearest[:, None])[:, 0]
 
 
 @torch.no_grad()
 def coherence(
-    rows: Float[Tensor, "m d"], generator: torch.Generator | None, sample: int, matmul: torch.dtype = torch.float32
+    rows: Float[Tensor, "m d"],
+    generator: torch.Generator | None,
+    sample: int,
+    matmul_dtype: torch.dtype = torch.float32,
 ) -> Float[Tensor, ""]:
     """Mean cosine of a row to its nearest other row among all, estimated on a sample of rows."""
     unit = unit_rows(rows.float())
     chosen = torch.randperm(len(rows), generator=generator)[:sample].to(rows.device)
-    return _nearest_of_some(unit.to(product_dtype(unit, matmul)), chosen).float().mean()
+    return _nearest_of_some(unit.to(product_dtype(unit, matmul_dtype)), chosen).float().mean()
 
 
 @torch.no_grad()
@@ -185,5 +188,5 @@ def nearest_quantiles(rows: Float[Tensor, "n d_in"]) -> dict[str, float]:
 def _nearest_of_some(unit: Float[Tensor, "n d_in"], chosen: Int[Tensor, " some"]) -> Float[Tensor, " some"]:
     """Cosine of each chosen row to its nearest other among all."""
     cosines = unit[chosen] @ unit.T
-    cosines[torch.arange(len(chosen), device=unit.device), chosen] = NONE
+    cosines[torch.arange(len(chosen), device=unit.device), chosen] = NO_COSINE
     return cosines.amax(1)

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sae_lm.sae.directions import unit_rows
-from sae_lm.sae.nearest import NONE
+from sae_lm.sae.nearest import NO_COSINE
 
 
 def penalties(
@@ -33,7 +33,7 @@ def penalties(
     others = ~torch.eye(m, dtype=torch.bool, device=rows.device)
     counted = others & (firing_frequency.unsqueeze(-2) > firing_frequency.unsqueeze(-1)) if anchored else others
     if penalty == "max_cos":
-        nearest = cosines.masked_fill(~counted, NONE).amax(-1)
+        nearest = cosines.masked_fill(~counted, NO_COSINE).amax(-1)
         return (nearest - (0.0 if margin is None else margin)).clamp_min(0).square().mean(-1)
     if penalty == "abs_cos":
         cosines = cosines.abs()

@@ -114,7 +114,7 @@ def _train(trials: Sequence[ToyTrial], world: World, recipe: ToyRecipe, seeds: i
     frequency = torch.zeros(len(trials), seeds, recipe.d_sae)
     threshold = torch.zeros(len(trials), seeds)
     groups = list(_groups(trials))
-    held = torch.tensor([trial.truth == "fixed" for trial in trials])
+    fixed = torch.tensor([trial.truth == "fixed" for trial in trials])
     batches = _batches(world, seeds, recipe.batch)
     for step in range(recipe.steps):
         batch = next(batches)
@@ -135,7 +135,7 @@ def _train(trials: Sequence[ToyTrial], world: World, recipe: ToyRecipe, seeds: i
                 loss = loss + (coefficient[:, None] * value).sum()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        _update(weights, optimizer, recipe, step, held, world.size)
+        _update(weights, optimizer, recipe, step, fixed, world.size)
         frequency.lerp_((fires * batch.weight[:, None]).sum(-2), firing_weight(step))
         if smallest is not None:
             threshold.lerp_(smallest.clamp_min(0), threshold_weight(step, recipe.steps))
@@ -285,15 +285,15 @@ def _update(
     optimizer: torch.optim.Adam,
     recipe: ToyRecipe,
     step: int,
-    held: Bool[Tensor, " trials"],
+    fixed: Bool[Tensor, " trials"],
     size: int,
 ) -> None:
     """Clip each SAE's gradient, step, and bring decoder rows back to unit norm."""
     pull, rows = weights.W_dec.grad, weights.W_dec
     assert pull is not None and weights.b_dec.grad is not None
     pull.addcmul_((pull * rows).sum(-1, keepdim=True), rows, value=-1)
-    if held.any():
-        pull[held, :, :size] = 0
+    if fixed.any():
+        pull[fixed, :, :size] = 0
     if not recipe.bias:
         weights.b_dec.grad.zero_()
     gradients = [weight.grad for weight in weights if weight.grad is not None]

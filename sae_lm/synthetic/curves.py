@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sae_lm.metrics.statistics import student_t
-from sae_lm.pages.charts import SHAPES, TONES, Chart, Dot, Line, Look, space_out
+from sae_lm.pages.charts import MARK_COUNT, TONE_COUNT, Chart, Dot, Line, Look, space_out
 from sae_lm.pages.figures import painter
 from sae_lm.runtime.files import write_whole
 
@@ -29,7 +29,7 @@ def write_curves(result: Mapping[str, Any], folder: Path) -> list[Path]:
         charts = [chart for metric in metrics if (chart := curve(families, metric, _mean(base[metric]))) is not None]
         if charts:
             looks = {
-                family: Look(1 + place % (TONES - 1), place % SHAPES, place, None)
+                family: Look(1 + place % (TONE_COUNT - 1), place % MARK_COUNT, place, None)
                 for place, family in enumerate(families)
             }
             names, path = {family: family for family in families}, folder / f"{experiment['key']}.svg"

@@ -12,7 +12,7 @@ from sae_lm.synthetic import ab_toy
 from sae_lm.synthetic.batched_training import ToyRecipe, ToyTrial
 from sae_lm.synthetic.worlds import Singles, Trees, World, forest
 
-NONE = ToyTrial(Arm("none", 0.0))
+BASELINE = ToyTrial(Arm("none", 0.0))
 
 
 class Experiment(NamedTuple):
@@ -47,12 +47,12 @@ def _trials(*arms: str, stop: float = 1.0, margin: float = 0.0) -> tuple[ToyTria
 SMALL = ToyRecipe(d_sae=4, arch="relu", steps=3000, lr=0.01, l1=0.02, start="inputs", bias=False)
 PAIR = World(d_in=50, parent=(None, 0, None, None), probability=(0.25, 0.2, 0.05, 0.05), listed=True)
 """Chanin et al. 2024, 2409.14507, section 3: four features, one of which comes on only with another."""
-ONE_EACH = (NONE, *_trials("abs_cos:0.3", "sq_cos:1", "max_cos:0.3", "coactive:0.3", "freq_cos:0.3",
+ONE_EACH = (BASELINE, *_trials("abs_cos:0.3", "sq_cos:1", "max_cos:0.3", "coactive:0.3", "freq_cos:0.3",
                            "max_cos:0.3@on=encoder"))  # fmt: skip
-LADDERS = (NONE, *_trials("abs_cos:0.03/0.1/0.3/1/3", "sq_cos:0.1/0.3/1/3/10", "max_cos:0.03/0.1/0.3/1/3",
+LADDERS = (BASELINE, *_trials("abs_cos:0.03/0.1/0.3/1/3", "sq_cos:0.1/0.3/1/3/10", "max_cos:0.03/0.1/0.3/1/3",
                           "coactive:0.1/0.3/1/3", "coactive:0.1/0.3/1/3@anchored", "freq_cos:0.1/0.3/1/3",
                           "abs_cos:0.3@on=encoder", "max_cos:0.3@on=encoder"))  # fmt: skip
-FEW = (NONE, *_trials("abs_cos:0.3/3", "sq_cos:1/10", "max_cos:0.1/0.3/1", "coactive:0.3/1/3@anchored", "freq_cos:0.3/1/3",
+FEW = (BASELINE, *_trials("abs_cos:0.3/3", "sq_cos:1/10", "max_cos:0.1/0.3/1", "coactive:0.3/1/3@anchored", "freq_cos:0.3/1/3",
                       "max_cos:0.3@on=encoder"))  # fmt: skip
 RIVALS = _trials("none@arch=batchtopk", "none@arch=matryoshka")
 
@@ -61,7 +61,7 @@ CROWDED = forest(32, Trees(16, 0.06, children=4, child_probability=0.2), superpo
 IN_CROWD = ToyRecipe(d_sae=96, arch="topk", steps=2500, lr=3e-3, k=3)
 TWO_LEVELS = ToyTrial(RIVALS[1].arm, widths=(16, 96))
 """Matryoshka whose first prefix has as many latents as there are parents."""
-TRUTH = (ToyTrial(NONE.arm, truth="start"), ToyTrial(NONE.arm, truth="fixed"))
+TRUTH = (ToyTrial(BASELINE.arm, truth="start"), ToyTrial(BASELINE.arm, truth="fixed"))
 CROWD_SHOWN = ("fvu", "l0", "hole", "gap", "absorbed", "merge", "shared", "parent_f1", "mcc", "uniqueness", "f1")
 
 EXPERIMENTS = (
@@ -123,9 +123,9 @@ EXPERIMENTS = (
         "Sixteen parents of four children, 80 random directions in 32 dimensions, 96 latents (TopK 3)",
         CROWDED,
         IN_CROWD,
-        (NONE, *_trials("coactive:0.7@anchored")),
+        (BASELINE, *_trials("coactive:0.7@anchored")),
         (
-            NONE, *TRUTH,
+            BASELINE, *TRUTH,
             *_trials("abs_cos:1/3", "abs_cos:3@margin=0.2", "sq_cos:1/10/100", "max_cos:0.1/0.25/0.5/1",
                      "max_cos:1@margin=0.15", "max_cos:0.1/0.35/1@anchored", "freq_cos:0.3/1", "coactive:0.1/0.3",
                      "coactive:0.2/0.7/1.2/2@anchored", "max_cos:0.5@on=encoder", "coactive:0.3@on=encoder",
@@ -142,9 +142,9 @@ EXPERIMENTS = (
         "The same, BatchTopK 3",
         CROWDED,
         IN_CROWD._replace(arch="batchtopk"),
-        (NONE, *_trials("coactive:0.4@anchored"), TWO_LEVELS),
+        (BASELINE, *_trials("coactive:0.4@anchored"), TWO_LEVELS),
         (
-            NONE, *TRUTH,
+            BASELINE, *TRUTH,
             *_trials("abs_cos:1", "abs_cos:3@margin=0.2", "sq_cos:1/10", "max_cos:0.1/0.25/0.5/1",
                      "max_cos:0.35@anchored", "freq_cos:0.3/1", "coactive:0.1/0.3",
                      "coactive:0.2/0.4/0.7/1.2@anchored", "none@arch=matryoshka"),

@@ -7,7 +7,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 
 from sae_lm.errors import SettingsError
-from sae_lm.runtime.differences import Difference, differences
+from sae_lm.runtime.differences import SettingDifference, differences
 from sae_lm.settings import TrainSettings
 from sae_lm.training.schedules import learning_rate
 
@@ -152,7 +152,7 @@ class TrainingRecipe(BaseModel):
         """As it is written to disk: JSON values, in the order of the fields."""
         return self.model_dump(mode="json")
 
-    def differences(self, stored: Mapping[str, Any], *, but: str | None = None) -> list[Difference]:
+    def differences(self, stored: Mapping[str, Any], *, but: str | None = None) -> list[SettingDifference]:
         """Where a recipe that was recorded, maybe by another version, is another than this one; ``but`` one field."""
         return differences(stored, {key: value for key, value in self.record().items() if key != but})
 

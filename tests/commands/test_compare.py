@@ -17,7 +17,7 @@ from sae_lm.commands.train import train
 from sae_lm.comparison.outcomes import METRICS, NOT_OUTCOMES
 from sae_lm.errors import SaeError, SaeLmError, SettingsError, StoreError
 from sae_lm.metrics.meta_sae import Composition
-from sae_lm.pages.schema import ArmEntry, ConceptEntry, Difference, Genealogy, PerConcept, Report
+from sae_lm.pages.schema import ArmEntry, ConceptEntry, DifferenceEntry, GenealogyEntry, PerConcept, Report
 from sae_lm.runtime.files import write_whole
 from sae_lm.sae.formats.saelens import save
 from sae_lm.settings import CompareSettings, TrainSettings
@@ -65,7 +65,7 @@ def test_the_report_holds_what_its_schema_says(report):
         (family, k, "topk") for family in ("none", "max_cos:0.5") for k in (4, 6)
     }
     assert values.keys() == Report.__annotations__.keys()
-    for section, kind in (("differences", Difference), ("concepts", ConceptEntry), ("genealogy", Genealogy)):
+    for section, kind in (("differences", DifferenceEntry), ("concepts", ConceptEntry), ("genealogy", GenealogyEntry)):
         assert all(kind.__required_keys__ <= entry.keys() <= kind.__annotations__.keys() for entry in values[section])
         assert values[section], section
     assert all(arm.keys() == ArmEntry.__annotations__.keys() for arm in values["arms"].values())

@@ -7,6 +7,7 @@ import torch
 from reference import dense_absorption
 from toys import as_codes, random_case
 
+from sae_lm.concepts.probes import f1
 from sae_lm.metrics.absorption import (
     SWEPT_COS,
     SWEPT_SHARE,
@@ -100,11 +101,13 @@ def test_main_latents_as_a_detector_by_hand_and_a_hub_is_named():
     dense = torch.tensor([[1.0, 0, 1], [0, 0, 1], [0, 2, 1], [0, 0, 0]])
     labels = torch.tensor([True, True, False, False])
     told = main_latents(as_codes(dense), labels, [0, 1])
-    assert (told.recall, told.precision, told.f1, told.hubs) == (0.5, 0.5, 0.5, [])
+    assert (told.recall, told.precision, told.hubs) == (0.5, 0.5, [])
+    assert f1((dense[:, :2] > 0).any(1), labels) == 0.5
     told = main_latents(as_codes(dense), labels, [0, 2])
     assert told.hubs == [2] and told.recall == 1 and told.precision == pytest.approx(2 / 3)
     silent = main_latents(as_codes(dense * 0), labels, [0])
-    assert silent.recall == 0 and math.isnan(silent.precision) and silent.f1 == 0
+    assert silent.recall == 0 and math.isnan(silent.precision)
+    assert f1(torch.zeros(4, dtype=torch.bool), labels) == 0
     assert math.isnan(main_latents(as_codes(dense), ~labels & labels, [0]).recall)
 
 

@@ -20,7 +20,7 @@ from sae_lm.pages.figures import write_figures
 from sae_lm.pages.genealogy import TREE_LINES
 from sae_lm.pages.report import PAGE_BYTES, write_html
 from sae_lm.pages.schema import ArmEntry, Report
-from sae_lm.pages.svg import SHAPES, TONES, panel, svg, ticks
+from sae_lm.pages.svg import MARK_SHAPES, TONE_COLOURS, panel, svg, ticks
 from sae_lm.pages.terminal import TERMINAL_FINDINGS, columns, text_table
 from sae_lm.pages.text import number, p_value, signed, spread, visible
 from sae_lm.settings import CompareSettings
@@ -195,8 +195,8 @@ def test_penalties_differ_by_colour_and_their_coefficients_by_mark() -> None:
 def test_twenty_families_have_twenty_looks() -> None:
     looks = charts.looks(make_report(MANY, seeds=1))
     assert len({(look.tone, look.mark) for look in looks.values()}) == len(MANY) == 20
-    assert max(look.tone for look in looks.values()) < len(TONES) == charts.TONES
-    assert max(look.mark for look in looks.values()) < len(SHAPES) == charts.SHAPES
+    assert max(look.tone for look in looks.values()) < len(TONE_COLOURS) == charts.TONE_COLOURS
+    assert max(look.mark for look in looks.values()) < len(MARK_SHAPES) == charts.MARK_SHAPES
 
 
 def test_against_l0_joins_the_rungs_of_a_family_and_draws_the_front_of_fvu() -> None:

@@ -3,9 +3,9 @@
 import pytest
 import torch
 from reference import (
-    anchored_cofiring,
+    anchored_coactivation,
     anchored_ortsae,
-    cofiring_sq_cos,
+    coactivation_sq_cos,
     independent_sq_cos,
     mean_abs_cos,
     mean_abs_cos_over,
@@ -67,11 +67,11 @@ TWINS = {
     ),
     "coactive anchored": (
         lambda rows: coactive(rows, None, CODES, anchored=True),
-        lambda rows: anchored_cofiring(rows, CODES.firing_frequency, FIRES),
+        lambda rows: anchored_coactivation(rows, CODES.firing_frequency, FIRES),
     ),
     "coactive": (
         lambda rows: coactive(rows, None, CODES),
-        lambda rows: cofiring_sq_cos(rows, FIRES),
+        lambda rows: coactivation_sq_cos(rows, FIRES),
     ),
     "freq_cos": (
         lambda rows: freq_cos(rows, None, CODES),
@@ -184,7 +184,7 @@ def test_coactive_sees_only_what_fires_together():
         ),
         (
             lambda rows, generator: coactive(rows, generator, CODES, sample=80),
-            lambda rows: cofiring_sq_cos(rows, FIRES),
+            lambda rows: coactivation_sq_cos(rows, FIRES),
         ),
     ],
     ids=["abs_cos of 5 of 23 rows", "sq_cos", "freq_cos", "coactive of 5 of 9 tokens, 4 entries of up to 7"],

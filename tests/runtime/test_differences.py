@@ -1,6 +1,6 @@
 """sae_lm.runtime.differences: what is said of settings that are not those asked for."""
 
-from sae_lm.runtime.differences import Difference, differences
+from sae_lm.runtime.differences import SettingDifference, differences
 
 
 def said(stored, wanted):
@@ -26,8 +26,8 @@ def test_a_key_that_is_not_stored_counts_as_none_and_one_that_nobody_asks_for_is
 def test_nested_settings_are_named_by_their_path_and_other_keys_by_their_names():
     stored = {"model": {"id": "a", "revision": "1"}, "hooks": {"x": 16}}
     assert differences(stored, {"model": {"id": "a", "revision": "2"}, "hooks": {"x": 16, "y": 16}}) == [
-        Difference("model.revision", "1", "2"),
-        Difference("hooks", ["x"], ["x", "y"]),
+        SettingDifference("model.revision", "1", "2"),
+        SettingDifference("hooks", ["x"], ["x", "y"]),
     ]
 
 

@@ -136,7 +136,7 @@ def independent_sq_cos(rows: Tensor, rate: Tensor) -> Tensor:
     return (rate[:, None] * rate * cosines(rows).square()).sum() / rate.sum()
 
 
-def cofiring_sq_cos(rows: Tensor, fires: Tensor) -> Tensor:
+def coactivation_sq_cos(rows: Tensor, fires: Tensor) -> Tensor:
     """Sum over pairs of P(both fire) cos^2, over L0, for fires [batch, m]."""
     fires = fires.to(rows.dtype)
     return (fires.T @ fires * cosines(rows).square()).sum() / fires.sum()
@@ -152,7 +152,7 @@ def anchored_ortsae(rows: Tensor, rate: Tensor) -> Tensor:
     return torch.stack(terms).mean()
 
 
-def anchored_cofiring(rows: Tensor, rate: Tensor, fires: Tensor) -> Tensor:
+def anchored_coactivation(rows: Tensor, rate: Tensor, fires: Tensor) -> Tensor:
     """Sum over pairs of P(both fire) cos^2, over L0; the row of higher rate stands still."""
     unit, fires = rows / rows.norm(dim=1, keepdim=True), fires.to(rows.dtype)
     towards = unit @ unit.detach().T * (rate[None, :] > rate[:, None])

@@ -22,7 +22,7 @@ def random_case(seed: int, m: int = 7, n: int = 40):
     return rows, on, Codes(starts, latent, torch.ones(len(latent), dtype=torch.float64), rate)
 
 
-def cofiring_over(margin: float, rows, codes):
+def coactivation_over(margin: float, rows, codes):
     """coactive of what cosines have above a margin, which the trainer's does not have, pair by pair."""
     fires = torch.zeros(len(codes.starts) - 1, len(rows), dtype=rows.dtype)
     fires[torch.arange(len(fires)).repeat_interleave(codes.starts.diff()), codes.latent] = 1
@@ -42,7 +42,7 @@ def cofiring_over(margin: float, rows, codes):
         ("freq_cos", False, 0.0, lambda r, c: freq_cos(r, codes=c)),
         ("coactive", False, 0.0, lambda r, c: coactive(r, codes=c)),
         ("coactive", True, 0.0, lambda r, c: coactive(r, codes=c, anchored=True)),
-        ("coactive", False, 0.2, lambda r, c: cofiring_over(0.2, r, c)),
+        ("coactive", False, 0.2, lambda r, c: coactivation_over(0.2, r, c)),
     ],
     ids=lambda value: str(value) if isinstance(value, (str, bool, float)) else "",
 )

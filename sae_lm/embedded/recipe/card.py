@@ -1,4 +1,4 @@
-"""Write the embedded model's card from the facts of its training, with samples drawn from it."""
+"""Write the embedded model's card from the figures of its training, with samples drawn from it."""
 
 from pathlib import Path
 from typing import Any
@@ -28,10 +28,10 @@ PROMPTS = ("Return a new", "The following", "class Parser(", "She looked at him 
 
 
 def write_card(
-    folder: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, facts: dict[str, Any]
+    folder: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, training: dict[str, Any]
 ) -> None:
-    """Write README.md beside the weights. facts: see sae_lm.embedded.recipe.train.finish."""
-    books = ", ".join(f"{name} ({GUTENBERG.get(name, 'not from Gutenberg')})" for name in facts["books"]) or "none"
+    """Write README.md beside the weights. training: see sae_lm.embedded.recipe.train.finish."""
+    books = ", ".join(f"{name} ({GUTENBERG.get(name, 'not from Gutenberg')})" for name in training["books"]) or "none"
     config = model.config
     samples = "\n".join(f"```\n{text}\n```" for text in sample(model, tokenizer))
     card = f"""\
@@ -41,23 +41,23 @@ A small Llama for trying things without a network, trained by `python -m sae_lm.
 
 | | |
 |---|---|
-| architecture | Llama, {config.num_hidden_layers} layers, width {config.hidden_size}, {config.num_attention_heads} heads, SwiGLU {config.intermediate_size}, tied embeddings, {facts["parameters"]:,} parameters stored in bfloat16 |
+| architecture | Llama, {config.num_hidden_layers} layers, width {config.hidden_size}, {config.num_attention_heads} heads, SwiGLU {config.intermediate_size}, tied embeddings, {training["parameters"]:,} parameters stored in bfloat16 |
 | tokenizer | byte-level BPE, {config.vocab_size} tokens, trained on the same text; `<|endoftext|>` begins every context and separates documents |
 | context | {config.max_position_embeddings} tokens |
-| documentation | training split of `sae_lm.embedded.text` on Python {facts["python"]}: {facts["documentation_tokens"]:,} tokens, {facts["documentation_share"]:.0%} of the crops |
-| novels | {facts["book_tokens"]:,} tokens, the rest of the crops; public domain, Project Gutenberg numbers: {books} |
-| training | {facts["steps"]} steps, {facts["tokens_seen"]:,} tokens, Muon (lr {facts["lr"]:g}) and AdamW, bfloat16 autocast, {facts["minutes"]:.0f} minutes, seed {facts["seed"]} |
-| machine | {facts["machine"]}, torch {facts["torch"]} |
+| documentation | training split of `sae_lm.embedded.text` on Python {training["python"]}: {training["documentation_tokens"]:,} tokens, {training["documentation_share"]:.0%} of the crops |
+| novels | {training["book_tokens"]:,} tokens, the rest of the crops; public domain, Project Gutenberg numbers: {books} |
+| training | {training["steps"]} steps, {training["tokens_seen"]:,} tokens, Muon (lr {training["lr"]:g}) and AdamW, bfloat16 autocast, {training["minutes"]:.0f} minutes, seed {training["seed"]} |
+| machine | {training["machine"]}, torch {training["torch"]} |
 
-Held-out documentation ({facts["held_out_tokens"]:,} tokens of documents never trained on), nats per token:
+Held-out documentation ({training["held_out_tokens"]:,} tokens of documents never trained on), nats per token:
 
 | model | cross-entropy |
 |---|---|
-| this model | {facts["loss"]:.3f} |
-| best smoothed bigram (interpolated Kneser-Ney; discount and weight of the novels chosen on the held-out text itself) | {facts["bigram"]:.3f} |
-| unigram | {facts["unigram"]:.3f} |
+| this model | {training["loss"]:.3f} |
+| best smoothed bigram (interpolated Kneser-Ney; discount and weight of the novels chosen on the held-out text itself) | {training["bigram"]:.3f} |
+| unigram | {training["unigram"]:.3f} |
 
-The model is {facts["bigram"] - facts["loss"]:.2f} nats per token better than the best bigram. The tokens are the same for
+The model is {training["bigram"] - training["loss"]:.2f} nats per token better than the best bigram. The tokens are the same for
 all three; start and separator tokens are not scored.
 
 Samples (temperature 0.7, top-k 40, seeds 0 to {len(PROMPTS) - 1}, not chosen):

@@ -242,9 +242,9 @@ def save_checkpoint(
         tensors[f"parameter:{name}"] = parameter.detach()
         for key, value in optimizer.state[parameter].items():
             tensors[f"state:{name}:{key}"] = value
-    part = path.with_suffix(".part")
-    save_file(tensors, part)
-    os.replace(part, path)
+    temporary = path.with_suffix(".part")
+    save_file(tensors, temporary)
+    os.replace(temporary, path)
 
 
 def load_checkpoint(path: Path, model: LlamaForCausalLM, optimizers: list[torch.optim.Optimizer]) -> tuple[int, float]:
@@ -341,7 +341,7 @@ def finish(
     model.save_pretrained(args.out)
     tokenizer.save_pretrained(args.out)
     model.to("cpu", torch.float32)  # pyright: ignore[reportArgumentType]
-    facts = {
+    training = {
         "loss": cross_entropy(model, corpus.held_out),
         **counting_models(corpus),
         "steps": args.steps,
@@ -360,8 +360,8 @@ def finish(
         "torch": torch.__version__,
         "machine": f"{os.cpu_count()} cores, {'GPU' if torch.cuda.is_available() else 'no GPU'}",
     }
-    write_card(args.out, model, tokenizer, facts)
-    print(json.dumps({k: round(v, 4) if isinstance(v, float) and math.isfinite(v) else v for k, v in facts.items()}))
+    write_card(args.out, model, tokenizer, training)
+    print(json.dumps({k: round(v, 4) if isinstance(v, float) and math.isfinite(v) else v for k, v in training.items()}))
 
 
 if __name__ == "__main__":
