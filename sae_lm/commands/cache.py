@@ -148,7 +148,7 @@ def _commit(state: PartialStore, words: list[str]) -> None:
             "(--repeat would go through the text again)",
             flush=True,
         )
-    write_whole(out / "stats.safetensors", lambda part: save_file(statistics(out, recipe, len(shards)), part))
+    write_whole(out / "stats.safetensors", lambda temporary: save_file(statistics(out, recipe, len(shards)), temporary))
     write_json(out / "vocabulary.json", words)
     manifest = Manifest(
         recipe=recipe,

@@ -73,7 +73,7 @@ def write_csv(report: Report, path: Path) -> None:
             table.writerows([arm, seed, key, repr(value)] for seed, value in rows if value is not None)
     for name, figures in report["controls"].items():
         table.writerows([name, "", key, repr(value)] for key, value in figures.items() if value is not None)
-    write_whole(path, lambda part: part.write_text(text.getvalue(), encoding="utf-8"))
+    write_whole(path, lambda temporary: temporary.write_text(text.getvalue(), encoding="utf-8"))
 
 
 def run(settings: CompareSettings) -> int:

@@ -134,7 +134,7 @@ def concept_figures(
         for suffix, latents in (("", main), ("_own_k", split.latents)):
             scores = absorption(at_sae, latents)
             figures |= {f"{key}{suffix}": value for key, value in (scores._asdict() if scores else {}).items()}
-        test = rows.part == TEST
+        test = rows.subset == TEST
         detector = main_latents(codes_of_set.take(test), rows.labels[test, candidates.concept], main)
         figures |= {"main_recall": detector.recall, "main_precision": detector.precision, "hubs": detector.hubs}
         random = control(at_sae, main, frequencies[candidates.set], evaluation_set.seed)

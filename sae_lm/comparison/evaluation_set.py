@@ -115,7 +115,7 @@ def find_candidates(
     candidates = []
     for column, probe in used:
         predicted = rows.x @ probe.weight + probe.bias > 0
-        places = ((rows.part == TEST) & rows.labels[:, column] & predicted).nonzero().flatten()
+        places = ((rows.subset == TEST) & rows.labels[:, column] & predicted).nonzero().flatten()
         types, type_of_row = rows.token_id[places].unique(return_inverse=True)
         weight = documents.counts[:, documents.of_row[places]]
         type_weight = torch.zeros(len(weight), len(types)).index_add_(1, type_of_row, weight)

@@ -45,7 +45,7 @@ def fit_probes(rows: ConceptRows, min_types: int, gate: float, seed: int = 0) ->
     reasons = [_too_few(rows, c, types[c], min_types) for c in range(len(rows.names))]
     fitted = [c for c, reason in enumerate(reasons) if reason is None]
     labels = torch.cat([rows.labels[:, fitted], permuted(rows, seed)[:, fitted]], 1)
-    train, test = rows.part == TRAIN, rows.part == TEST
+    train, test = rows.subset == TRAIN, rows.subset == TEST
     weight, bias = logistic(rows.x[train], labels[train])
     predicted = rows.x[test] @ weight + bias > 0
     scores = [f1(predicted[:, c], labels[test, c]) for c in range(labels.shape[1])]
@@ -71,7 +71,7 @@ def _too_few(rows: ConceptRows, concept: int, types: int, min_types: int) -> str
     """Why a concept cannot be fitted and scored, or None."""
     if types < min_types:
         return f"{types} token type{'s' * (types != 1)}, fewer than {min_types}"
-    if any(len(rows.labels[rows.part == part, concept].unique()) < 2 for part in (TRAIN, VALIDATION, TEST)):
+    if any(len(rows.labels[rows.subset == subset, concept].unique()) < 2 for subset in (TRAIN, VALIDATION, TEST)):
         return "no examples on both sides in train, validation and test types"
     return None
 

@@ -47,7 +47,7 @@ class ConceptRows(NamedTuple):
     x: Float[Tensor, "n d_in"]
     token_id: Int[Tensor, " n"]
     labels: Bool[Tensor, "n concepts"]
-    part: Int[Tensor, " n"]
+    subset: Int[Tensor, " n"]
     """TRAIN, VALIDATION or TEST, a function of the token type"""
     names: list[str]
     kinds: tuple[str, ...] = ()
@@ -58,13 +58,13 @@ class ConceptRows(NamedTuple):
     """token id -> what a user wants it to count as when the report names the child a latent fires on"""
 
 
-def type_part(token_id: int, seed: int) -> int:
+def type_subset(token_id: int, seed: int) -> int:
     """64% of token types train, 16% validation, 20% test, by hash."""
     draw = hashlib.sha256(f"{seed},{token_id}".encode()).digest()[0] / 256
     return TRAIN if draw < 0.64 else VALIDATION if draw < 0.80 else TEST
 
 
-def document_parts(document: Int[Tensor, " n"], seed: int) -> Int[Tensor, " n"]:
+def document_subsets(document: Int[Tensor, " n"], seed: int) -> Int[Tensor, " n"]:
     """40% of the rows train, 30% validation, 30% test, by whole documents in random order."""
     _, index, counts = document.unique(return_inverse=True, return_counts=True)
     generator = torch.Generator().manual_seed(derive("concept documents", seed))
@@ -124,15 +124,15 @@ def _token_rows(
 ) -> ConceptRows:
     types = token_id.unique().tolist()
     labels, names, kinds = label_table(vocabulary, types, given)
-    part = _type_parts(token_id, len(vocabulary), seed)
-    return ConceptRows(x, token_id, labels[token_id], part, names, kinds, row, given and given.child)
+    subset = _type_subsets(token_id, len(vocabulary), seed)
+    return ConceptRows(x, token_id, labels[token_id], subset, names, kinds, row, given and given.child)
 
 
-def _type_parts(token_id: Tensor, vocabulary: int, seed: int) -> Tensor:
-    part = torch.zeros(vocabulary, dtype=torch.long)
+def _type_subsets(token_id: Tensor, vocabulary: int, seed: int) -> Tensor:
+    subset = torch.zeros(vocabulary, dtype=torch.long)
     for token in token_id.unique().tolist():
-        part[token] = type_part(token, seed)
-    return part[token_id]
+        subset[token] = type_subset(token, seed)
+    return subset[token_id]
 
 
 def contextual_rows(
@@ -149,8 +149,8 @@ def contextual_rows(
     if not len(token_id):
         return []
     labels = _labels_in_context(store, tokens)
-    part = _type_parts(token_id, len(store.vocabulary), seed)
-    eligible = part == document_parts(tokens["document"], seed)
+    subset = _type_subsets(token_id, len(store.vocabulary), seed)
+    eligible = subset == document_subsets(tokens["document"], seed)
     chosen = [
         sample_matched(token_id, label, eligible, per_type, derive("contextual rows", name, seed))
         for name, label in labels.items()
@@ -161,7 +161,7 @@ def contextual_rows(
             x=rows_x,
             token_id=token_id[rows],
             labels=label[rows, None],
-            part=part[rows],
+            subset=subset[rows],
             names=[name],
             kinds=("contextual",),
             row=start + rows,

@@ -35,27 +35,27 @@ def merge(settings: MergeSettings) -> Path:
     stores = [open_store(path) for path in settings.stores]
     _check_they_match(stores)
     out.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(PART, f"{out.name}.", out.parent))
+    temporary = Path(tempfile.mkdtemp(PART, f"{out.name}.", out.parent))
     try:
-        _merge_into(part, stores)
-        part.chmod(0o755)
-        part.rename(out)
+        _merge_into(temporary, stores)
+        temporary.chmod(0o755)
+        temporary.rename(out)
     finally:
-        shutil.rmtree(part, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
     return out
 
 
-def _merge_into(part: Path, stores: list[Store]) -> None:
+def _merge_into(temporary: Path, stores: list[Store]) -> None:
     shards: list[ShardRecord] = []
     contexts = documents = 0
     for store in stores:
         for index, record in enumerate(store.manifest.shards):
-            files = _take_shard(store, index, record, part, len(shards), contexts, documents)
+            files = _take_shard(store, index, record, temporary, len(shards), contexts, documents)
             update = {"files": files, "last_document": record.last_document + documents, "next": (0, 0)}
             shards.append(record.model_copy(update=update))
         contexts += store.manifest.contexts
         documents += store.manifest.documents
-    write_manifest(part, _manifest(stores, shards, contexts, documents, part))
+    write_manifest(temporary, _manifest(stores, shards, contexts, documents, temporary))
 
 
 def _check_they_match(stores: list[Store]) -> None:
@@ -81,7 +81,7 @@ def _check_they_match(stores: list[Store]) -> None:
 
 def _fingerprints(store: Store) -> list[str]:
     """What text a store holds: commit or checksum, with the split."""
-    return [f"{part['id']} {part['split']} {part['column']} {part['fingerprint']}" for part in _texts(store)]
+    return [f"{text['id']} {text['split']} {text['column']} {text['fingerprint']}" for text in _texts(store)]
 
 
 def _texts(store: Store) -> list[dict[str, Any]]:
@@ -110,18 +110,18 @@ def _take_shard(
     tokens["context"] += contexts
     tokens["document"] += documents
     name = shard_file("tokens", number)
-    write_whole(out / name, lambda part: save_file(tokens, part))
+    write_whole(out / name, lambda temporary: save_file(tokens, temporary))
     return files | {name: file_record(out / name)}
 
 
 def _manifest(stores: list[Store], shards: list[ShardRecord], contexts: int, documents: int, out: Path) -> Manifest:
     first = stores[0].manifest
     rows = sum(shard.rows for shard in shards)
-    texts = [part for store in stores for part in _texts(store)]
+    texts = [text for store in stores for text in _texts(store)]
     fingerprint = hashlib.sha256(" ".join(text["fingerprint"] for text in texts).encode()).hexdigest()
     text = {"id": " + ".join(text["id"] for text in texts), "split": None, "column": None, "fingerprint": fingerprint}
     recipe = first.recipe.model_copy(update={"text": {**text, "merged": texts}, "tokens": rows})
-    write_whole(out / "stats.safetensors", lambda part: save_file(statistics(out, recipe, len(shards)), part))
+    write_whole(out / "stats.safetensors", lambda temporary: save_file(statistics(out, recipe, len(shards)), temporary))
     write_json(out / "vocabulary.json", stores[0].vocabulary)
     return Manifest(
         recipe=recipe,

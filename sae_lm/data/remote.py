@@ -112,12 +112,12 @@ def pull(address: str, out: Path, hooks: tuple[str, ...] | None = None) -> Path:
         if _matches(path, files[name]):
             pass
         elif name in rewritten:
-            write_whole(path, lambda part: part.write_bytes(rewritten[name]))
+            write_whole(path, lambda temporary: temporary.write_bytes(rewritten[name]))
         elif _matches(cached, files[name]):
-            write_whole(path, lambda part: shutil.copyfile(cached, part))
+            write_whole(path, lambda temporary: shutil.copyfile(cached, temporary))
         else:
             staged = remote.fetch(name, files[name], out / STAGING)
-            write_whole(path, lambda part: os.replace(staged, part))
+            write_whole(path, lambda temporary: os.replace(staged, temporary))
         return files[name].bytes
 
     pool = ThreadPoolExecutor(WORKERS)
@@ -133,7 +133,7 @@ def pull(address: str, out: Path, hooks: tuple[str, ...] | None = None) -> Path:
     if rewritten:
         write_manifest(out, manifest)
     else:
-        write_whole(out / MANIFEST, lambda part: shutil.copyfile(remote.folder / MANIFEST, part))
+        write_whole(out / MANIFEST, lambda temporary: shutil.copyfile(remote.folder / MANIFEST, temporary))
     return out
 
 

@@ -44,7 +44,7 @@ def repair(store: Path, model: str | None = None, text: str | None = None, devic
         lines.append("vocabulary.json: written again")
     if "stats.safetensors" in damaged or lines:
         stats = statistics(store, manifest.recipe, len(manifest.shards))
-        write_whole(store / "stats.safetensors", lambda part: save_file(stats, part))
+        write_whole(store / "stats.safetensors", lambda temporary: save_file(stats, temporary))
         manifest.files["stats.safetensors"] = file_record(store / "stats.safetensors")
     if "stats.safetensors" in damaged:
         lines.append("stats.safetensors: written again")

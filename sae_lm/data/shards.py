@@ -50,8 +50,8 @@ class OpenShard:
             rows = value[mask]
             if not torch.isfinite(norms(rows)).all():
                 self._refuse_non_finite(hook, rows, which, kept)
-            for context, part in zip(which, rows.split(counts), strict=True):
-                self.rows[hook][context] = part
+            for context, own_rows in zip(which, rows.split(counts), strict=True):
+                self.rows[hook][context] = own_rows
 
     def write(self, store: Path, limit: int, only: Iterable[str] | None = None) -> ShardRecord:
         """Write the files of the first ``limit`` rows and return their record.
@@ -79,7 +79,7 @@ class OpenShard:
         for folder in ("tokens", *self.recipe.hooks) if only is None else only:
             name = shard_file(folder, self.index)
             tensors = contents[folder] if folder in contents else hook_tensors(self._rows(folder, used, len(context)))
-            write_whole(store / name, lambda part, tensors=tensors: save_file(tensors, part))
+            write_whole(store / name, lambda temporary, tensors=tensors: save_file(tensors, temporary))
             files[name] = FileRecord(bytes=(store / name).stat().st_size, sha256=sha256(store / name))
         padding = sum(len(block.ids) - block.length for block in blocks)
         return ShardRecord(

@@ -260,9 +260,9 @@ class Store:
         """Copy rows start to stop of a column into ``out``, without torch's threads: it may run beside a model."""
         folder, key = ("tokens", column) if column in TOKEN_COLUMNS else (column, "rows")
         filled = 0
-        for part in self._slices(folder, key, start, stop):
-            np.copyto(_bytes(out[filled : filled + len(part)]), _bytes(part))
-            filled += len(part)
+        for rows in self._slices(folder, key, start, stop):
+            np.copyto(_bytes(out[filled : filled + len(rows)]), _bytes(rows))
+            filled += len(rows)
 
     def _slices(
         self, folder: str, key: str, start: int, stop: int, firsts: list[int] | None = None

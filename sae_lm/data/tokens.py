@@ -97,7 +97,7 @@ def blocks(
         waiting += len(tokens.ids)
         if waiting >= room:
             yield from _packed_blocks(pending, special, room)
-            waiting = sum(len(part.ids) for part in pending)
+            waiting = sum(len(piece.ids) for piece in pending)
 
 
 class _Tokens(NamedTuple):
@@ -114,22 +114,22 @@ class _Tokens(NamedTuple):
 
 def _packed_blocks(pending: list[_Tokens], special: SpecialTokens, room: int) -> Iterator[Block]:
     """Blocks of all whole contexts in ``pending``, which keeps the rest."""
-    ids = np.concatenate([part.ids for part in pending])
-    index = np.repeat(np.array([part.origin for part in pending], np.int32), [len(part.ids) for part in pending])
-    ends = np.cumsum([len(part.ids) for part in pending])
+    ids = np.concatenate([piece.ids for piece in pending])
+    index = np.repeat(np.array([piece.origin for piece in pending], np.int32), [len(piece.ids) for piece in pending])
+    ends = np.cumsum([len(piece.ids) for piece in pending])
     for last in range(room, len(ids) + 1, room):
-        part = int(np.searchsorted(ends, last, "right"))  # the piece that holds the token after this block
-        if part < len(pending):
-            inside = last - (int(ends[part - 1]) if part else 0)
-            following = Position(pending[part].number, pending[part].offset + inside)
+        piece = int(np.searchsorted(ends, last, "right"))  # the piece that holds the token after this block
+        if piece < len(pending):
+            inside = last - (int(ends[piece - 1]) if piece else 0)
+            following = Position(pending[piece].number, pending[piece].offset + inside)
         else:
             following = Position(pending[-1].number + 1, 0)
         yield _block(ids[last - room : last], index[last - room : last], special, following)
     used = len(ids) // room * room
-    part = int(np.searchsorted(ends, used, "right"))
-    del pending[:part]
+    piece = int(np.searchsorted(ends, used, "right"))
+    del pending[:piece]
     if pending:
-        cut = len(pending[0].ids) - (int(ends[part]) - used)
+        cut = len(pending[0].ids) - (int(ends[piece]) - used)
         pending[0] = pending[0]._replace(ids=pending[0].ids[cut:], offset=pending[0].offset + cut)
 
 

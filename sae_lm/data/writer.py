@@ -179,12 +179,12 @@ def statistics(out: Path, recipe: Recipe, shards: int) -> dict[str, Tensor]:
     """Mean, mean squared norm and quantiles of the norm of every hook, from the sums that the shards hold."""
     stats = {}
     for hook in recipe.hooks:
-        parts = [load_file(out / shard_file(hook, index)) for index in range(shards)]
-        rows = sum(len(part.pop("rows")) for part in parts)
-        stats[f"{hook}/mean"] = torch.stack([part["sum"] for part in parts]).sum(0) / rows
-        stats[f"{hook}/mean_squared_norm"] = torch.stack([part["sum_squared_norm"] for part in parts]).sum() / rows
-        stats[f"{hook}/non_finite"] = torch.stack([part["non_finite"] for part in parts]).sum()
-        bins, counts = add_histograms((part["norm_bins"], part["norm_counts"]) for part in parts)
+        shard_sums = [load_file(out / shard_file(hook, index)) for index in range(shards)]
+        rows = sum(len(sums.pop("rows")) for sums in shard_sums)
+        stats[f"{hook}/mean"] = torch.stack([sums["sum"] for sums in shard_sums]).sum(0) / rows
+        stats[f"{hook}/mean_squared_norm"] = torch.stack([sums["sum_squared_norm"] for sums in shard_sums]).sum() / rows
+        stats[f"{hook}/non_finite"] = torch.stack([sums["non_finite"] for sums in shard_sums]).sum()
+        bins, counts = add_histograms((sums["norm_bins"], sums["norm_counts"]) for sums in shard_sums)
         stats[f"{hook}/norm_quantiles"] = norm_quantiles(bins, counts, QUANTILES)
     return stats
 

@@ -120,10 +120,10 @@ def mean_sq_cos(rows: Float[Tensor, "n d_in"]) -> float:
         return float("nan")
     frame = torch.zeros(unit.shape[1], unit.shape[1], dtype=torch.float64)
     squares = 0.0
-    for part in unit.split(4096):
-        part = part.double().cpu()
-        frame += part.T @ part
-        squares += float(part.square().sum(1).square().sum())
+    for block in unit.split(4096):
+        block = block.double().cpu()
+        frame += block.T @ block
+        squares += float(block.square().sum(1).square().sum())
     return (float(frame.square().sum()) - squares) / (n * (n - 1))
 
 
@@ -163,8 +163,8 @@ def geometry(
 def _spread_null(unit: Tensor, seed: int) -> float:
     """Mean nearest cosine of Gaussian directions with the second moments of these rows, on a sample of them."""
     moments = torch.zeros(unit.shape[1], unit.shape[1], dtype=torch.float64)
-    for part in unit.split(4096):
-        moments += part.double().cpu().T @ part.double().cpu()
+    for block in unit.split(4096):
+        moments += block.double().cpu().T @ block.double().cpu()
     scale, axes = torch.linalg.eigh(moments / len(unit))
     root = (axes * scale.clamp_min(0).sqrt() @ axes.T).to(unit.dtype)
     drawn = torch.randn(unit.shape, generator=torch.Generator().manual_seed(derive("spread", seed)), dtype=unit.dtype)

@@ -46,7 +46,7 @@ def split_counts(
     codes: TokenCodes, rows: ConceptRows, concepts: list[int], max_k: int, gain: float, seed: int
 ) -> dict[int, Split]:
     """The main latents of each concept (a column of ``rows.labels``)."""
-    train = rows.part == TRAIN
+    train = rows.subset == TRAIN
     weights = l1_probe(codes.take(train), rows.labels[train][:, concepts], seed)
     ranked = weights.topk(min(max_k, codes.d_sae), dim=0).indices.T.tolist()
     return {
@@ -158,13 +158,13 @@ def _downhill(loss: Callable[[Tensor], Tensor], beta: Tensor, step: Tensor, now:
 def _main_latents(codes: TokenCodes, rows: ConceptRows, concept: int, order: list[int], gain: float) -> Split:
     columns = codes.columns(order)
     labels = rows.labels[:, concept]
-    train, validation, test = (rows.part == part for part in (TRAIN, VALIDATION, TEST))
+    train, validation, test = (rows.subset == subset for subset in (TRAIN, VALIDATION, TEST))
     weight, bias = nested_regressions(columns[train], labels[train])
 
-    def scores(part: Tensor) -> list[float]:
+    def scores(subset: Tensor) -> list[float]:
         # where no column fires the logit is the bias: of columns that never did 0, but for rounding
-        predicted = columns[part].double() @ weight + bias > NO_LOGIT
-        return [f1(predicted[:, k], labels[part]) for k in range(len(order))]
+        predicted = columns[subset].double() @ weight + bias > NO_LOGIT
+        return [f1(predicted[:, k], labels[subset]) for k in range(len(order))]
 
     on_validation = scores(validation)
     main, tried = rule(on_validation, gain)

@@ -70,7 +70,7 @@ def painter(
     styles, families: of every arm. across: charts in a row, at most.
     """
 
-    def paint(part: Path) -> None:
+    def paint(temporary: Path) -> None:
         import matplotlib
         from matplotlib.figure import Figure
 
@@ -97,7 +97,7 @@ def painter(
             handles = [_handle(look, family, stepped) for family, look in shown.items()] + _grey_handles(charts)
             figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(handles)), frameon=False)
             metadata = {"Date": None, "Creator": None} if suffix == "svg" else {"Software": None}
-            figure.savefig(part, format=suffix, dpi=300, metadata=metadata)
+            figure.savefig(temporary, format=suffix, dpi=300, metadata=metadata)
 
     return paint
 

@@ -82,7 +82,10 @@ def write_html(report: Report, path: Path) -> None:
     before, mark, after = page.partition('<script type="application/json" id="data">')
     room = PAGE_BYTES - len(encode_page(page))
     write_whole(
-        path, lambda part: part.write_bytes(encode_page(before + mark + explorer_json(report, room) + after)) and None
+        path,
+        lambda temporary: (
+            temporary.write_bytes(encode_page(before + mark + explorer_json(report, room) + after)) and None
+        ),
     )
 
 

@@ -11,7 +11,7 @@ from sae_lm.runtime.files import write_whole
 def render(template: str, path: Path, **values: Any) -> None:
     """Fill a template that lies beside this file, everything escaped, and write the page whole."""
     page = encode_page(fill(template, **values))
-    write_whole(path, lambda part: part.write_bytes(page) and None)
+    write_whole(path, lambda temporary: temporary.write_bytes(page) and None)
 
 
 def fill(template: str, **values: Any) -> str:

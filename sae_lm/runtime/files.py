@@ -24,14 +24,14 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     Raises SaeLmError where the disk is full (or its quota), and leaves nothing of the attempt there.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + PART)
+    temporary = path.with_name(path.name + PART)
     try:
-        write(part)
-        with part.open("rb+") as written:
+        write(temporary)
+        with temporary.open("rb+") as written:
             os.fsync(written.fileno())
-        os.replace(part, path)
+        os.replace(temporary, path)
     except BaseException as problem:  # Ctrl-C too leaves nothing half written
-        part.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         # safetensors says in words what the system's error number was
         if getattr(problem, "errno", None) in FULL or re.search(
             rf"os error ({'|'.join(map(str, FULL))})\)", str(problem)
@@ -68,7 +68,7 @@ def json_bytes(value: Any) -> bytes:
 
 
 def write_json(path: Path, value: Any) -> None:
-    write_whole(path, lambda part: part.write_bytes(json_bytes(value)))
+    write_whole(path, lambda temporary: temporary.write_bytes(json_bytes(value)))
 
 
 def read_json(path: Path, error: type[SaeLmError], what: str) -> dict[str, Any]:
@@ -86,11 +86,11 @@ def read_json(path: Path, error: type[SaeLmError], what: str) -> dict[str, Any]:
     return value
 
 
-def replace_folder(part: Path, path: Path) -> None:
+def replace_folder(temporary: Path, path: Path) -> None:
     """Move a finished folder to its place, replacing what an earlier run left there."""
     if path.exists():
         shutil.rmtree(path)
-    os.replace(part, path)
+    os.replace(temporary, path)
 
 
 def sha256(path: Path) -> str:

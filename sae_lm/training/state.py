@@ -55,19 +55,19 @@ def write_checkpoint(
 ) -> None:
     """Write the states of all arms before ``step``; older checkpoints but one are deleted afterwards."""
     folder = group.folder(out) / f"{step:09d}"
-    part = folder.with_name(folder.name + PART)
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
+    temporary = folder.with_name(folder.name + PART)
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
     files = {}
     for index, trainer in enumerate(trainers):
         name = f"{index:03d}.safetensors"
         # a number may stand in the state under two names, and safetensors keeps no memory twice
         tensors = {key: value.contiguous() if value.ndim else value.clone() for key, value in trainer.state().items()}
-        save_file(tensors, part / name)
-        files[name] = sha256(part / name)
+        save_file(tensors, temporary / name)
+        files[name] = sha256(temporary / name)
     names = {"arms": [arm.name for arm in group.arms], "shadows": [arm.name for arm in group.reference_arms]}
-    write_json(part / STATE, {"seed": group.seed, **names, "step": step, "facts": recipe.record(), "files": files})
-    replace_folder(part, folder)
+    write_json(temporary / STATE, {"seed": group.seed, **names, "step": step, "facts": recipe.record(), "files": files})
+    replace_folder(temporary, folder)
     for old in sorted(group.folder(out).glob("[0-9]*"))[:-KEPT_CHECKPOINTS]:
         shutil.rmtree(old)
 
@@ -116,6 +116,6 @@ def read_unfinished(out: Path, seed: int) -> list[tuple[list[str], list[str]]]:
     for file in sorted((out / STATE_FOLDER).glob(f"seed{seed}-*/[0-9]*/{STATE}")):
         state = read_json(file, SaeError, "a checkpoint")
         names = (state.get("arms"), state.get("shadows"))
-        if file.parent.suffix != PART and all(isinstance(part, list) for part in names) and names not in groups:
+        if file.parent.suffix != PART and all(isinstance(arms, list) for arms in names) and names not in groups:
             groups.append(names)
     return groups

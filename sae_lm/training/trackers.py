@@ -55,7 +55,7 @@ def _json_lines(path: Path, first: int) -> Iterator[Write]:
     if first and path.exists():
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
         kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] < first]
-    write_whole(path, lambda part: part.write_text("".join(kept), encoding="utf-8"))
+    write_whole(path, lambda temporary: temporary.write_text("".join(kept), encoding="utf-8"))
     with path.open("a", encoding="utf-8") as file:
 
         def write(line: dict[str, Any]) -> None:

@@ -36,5 +36,5 @@ def test_main_latents_are_told_with_the_number_that_all_saes_get_and_not_with_th
     for common in (1, 2, 3):
         (figures,), _ = concept_figures(sae, codes, splits, evaluation_set, [common])
         predicted = codes[0].columns(splits[0].ranking[:common]).gt(0).any(1)
-        test = rows.part == TEST
+        test = rows.subset == TEST
         assert figures["splits"] == 3 and figures["main_f1"] == pytest.approx(f1(predicted[test], rows.labels[test, 0]))

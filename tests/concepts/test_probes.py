@@ -38,7 +38,7 @@ def test_a_probe_passes_its_gate_only_on_types_it_has_not_seen():
     assert "token types" in str(fit_probes(rows, min_types=10_000, gate=0.6)[0].skipped)
     shuffled = rows._replace(labels=rows.labels[torch.randperm(1200, generator=torch.Generator().manual_seed(1))])
     assert "below 0.6" in str(fit_probes(shuffled, min_types=50, gate=0.6)[0].skipped)
-    assert {TRAIN, VALIDATION, TEST} == set(rows.part.tolist())
+    assert {TRAIN, VALIDATION, TEST} == set(rows.subset.tolist())
 
 
 def test_probes_of_rows_far_from_round_are_those_of_scikit_learn():
@@ -98,12 +98,12 @@ def test_a_concept_so_frequent_that_chance_passes_the_gate_is_not_used():
 
 def test_concepts_that_cannot_be_scored_are_not_fitted_and_change_no_other():
     rows = type_rows()
-    more = torch.cat([torch.zeros_like(rows.labels), rows.labels, rows.labels & (rows.part == TRAIN)[:, None]], 1)
+    more = torch.cat([torch.zeros_like(rows.labels), rows.labels, rows.labels & (rows.subset == TRAIN)[:, None]], 1)
     rare, good, one_sided = fit_probes(rows._replace(labels=more, names=["rare", "good", "one-sided"]), 20, 0.6)
     assert rare.skipped == "0 token types, fewer than 20" and np.isnan(rare.f1) and rare.weight.norm() == 0
     assert one_sided.skipped == "no examples on both sides in train, validation and test types"
     alone = fit_probes(rows, 50, 0.6)[0]
     assert good.skipped is None and good.f1 == alone.f1
     torch.testing.assert_close(good.weight, alone.weight)
-    told = rows.x[rows.part == TEST] @ good.weight + good.bias > 0
-    assert f1(told, rows.labels[rows.part == TEST, 0]) == good.f1
+    told = rows.x[rows.subset == TEST] @ good.weight + good.bias > 0
+    assert f1(told, rows.labels[rows.subset == TEST, 0]) == good.f1

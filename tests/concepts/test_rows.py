@@ -9,7 +9,7 @@ from sae_lm.concepts import rows as concepts
 from sae_lm.concepts.rows import (
     NEGATIVES,
     contextual_rows,
-    document_parts,
+    document_subsets,
     sample_matched,
     sample_rows,
     vocabulary_rows,
@@ -33,7 +33,7 @@ def test_the_sample_holds_at_most_so_many_rows_per_type_each_labelled_by_its_tok
     column = rows.names.index("digit")
     assert rows.labels[:, column].tolist() == [any(c.isdigit() for c in t) for t in text]
     for token in types:  # a type is on one side of the split only
-        assert len(rows.part[rows.token_id == token].unique()) == 1
+        assert len(rows.subset[rows.token_id == token].unique()) == 1
 
 
 HOOK = "blocks.0.hook_out"
@@ -85,12 +85,12 @@ def test_a_matched_sample_keeps_to_its_limit_by_fewer_rows_of_a_type_before_fewe
 
 def test_documents_are_whole_and_in_about_the_shares_they_should_be():
     document = torch.arange(200).repeat_interleave(torch.arange(200) % 9 + 1)
-    part = document_parts(document, 0)
+    subset = document_subsets(document, 0)
     for number in range(200):
-        assert len(part[document == number].unique()) == 1
-    shares = torch.bincount(part, minlength=3) / len(part)
+        assert len(subset[document == number].unique()) == 1
+    shares = torch.bincount(subset, minlength=3) / len(subset)
     torch.testing.assert_close(shares, torch.tensor([0.4, 0.3, 0.3]), atol=0.03, rtol=0)
-    assert document_parts(torch.zeros(5, dtype=torch.int32), 0).tolist() == [1] * 5
+    assert document_subsets(torch.zeros(5, dtype=torch.int32), 0).tolist() == [1] * 5
 
 
 def test_contextual_rows_share_no_type_and_no_document_between_the_parts(tiny_store):
@@ -105,7 +105,7 @@ def test_contextual_rows_share_no_type_and_no_document_between_the_parts(tiny_st
         assert torch.equal(store.gather(HOOK, rows.row), rows.x)
         assert torch.equal(tokens["token_id"][rows.row].long(), rows.token_id)
         for column in (rows.token_id, tokens["document"][rows.row]):
-            sides = [set(column[rows.part == part].tolist()) for part in range(3)]
+            sides = [set(column[rows.subset == subset].tolist()) for subset in range(3)]
             assert not (sides[0] & sides[1] or sides[0] & sides[2] or sides[1] & sides[2])
         assert int((~rows.labels).sum()) == NEGATIVES * int(rows.labels.sum())
 

@@ -89,7 +89,7 @@ def test_probe_regressions_and_rule_together_give_saebenchs_main_latents():
         x=torch.zeros(n, 1),
         token_id=torch.arange(n),
         labels=torch.nn.functional.one_hot(letter, 26).bool(),
-        part=torch.where(train, TRAIN, VALIDATION),
+        subset=torch.where(train, TRAIN, VALIDATION),
         names=[chr(97 + c) for c in range(26)],
     )
     codes = TokenCodes(given["strength"], given["latent"].long(), d_sae)

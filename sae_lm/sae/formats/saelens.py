@@ -26,11 +26,11 @@ SAELENS_VERSION = "6.54.12"
 
 def save(sae: SAE, directory: Path) -> None:
     """Write an SAE directory; it appears whole or not at all."""
-    part = directory.with_name(directory.name + PART)
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
+    temporary = directory.with_name(directory.name + PART)
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
     weights = {name: value.detach().float().cpu().contiguous() for name, value in sae.named_parameters()}
-    save_file(weights, part / WEIGHTS)
+    save_file(weights, temporary / WEIGHTS)
     config: dict[str, Any] = {
         "architecture": sae.config.architecture,
         "d_in": sae.config.d_in,
@@ -43,14 +43,14 @@ def save(sae: SAE, directory: Path) -> None:
         "metadata": {
             "sae_lens_version": SAELENS_VERSION,
             **sae.config.metadata,
-            "weights_sha256": sha256(part / WEIGHTS),
+            "weights_sha256": sha256(temporary / WEIGHTS),
         },
     }
     if sae.config.architecture == "topk":
         # decoder rows have unit norm, so this changes nothing; without it SAELens refuses to fold the norms
         config |= {"k": sae.config.k, "rescale_acts_by_decoder_norm": True}
-    write_json(part / CONFIG, config)
-    replace_folder(part, directory)
+    write_json(temporary / CONFIG, config)
+    replace_folder(temporary, directory)
 
 
 def check(directory: Path) -> tuple[dict[str, Any], SaeConfig]:
