@@ -9,6 +9,7 @@ that mended, making the flags takes 41 lines, with argparse alone 35; help takes
 """
 
 import argparse
+import os
 import re
 import sys
 from collections.abc import Mapping
@@ -170,7 +171,12 @@ def main(argv: list[str] | None = None) -> int:
 
 def _main(argv: list[str] | None) -> int:
     try:
-        return run(*parse(sys.argv[1:] if argv is None else argv))
+        code = run(*parse(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # whoever read the output has gone: `| head` has what it wanted
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141  # as a shell reports SIGPIPE, which Windows does not know
     except Stopped as stopped:
         print(f"sae-lm: {stopped}", file=sys.stderr)
         return 128 + stopped.signal_number

@@ -10,6 +10,7 @@ import pytest
 
 from sae_lm.cli import main, parse, read_config
 from sae_lm.errors import SettingsError
+from sae_lm.sae.formats.saelens import save
 from sae_lm.settings import VERBS, CacheSettings, ShowSettings, TrainSettings, command_line, parse_count
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.toml"))
@@ -254,3 +255,17 @@ def test_settings_made_in_python_are_refused_in_a_sentence_too():
         SettingsError, match="^CacheSettings: tokens: got 0; expected greater than 0; CacheSettings: out is required"
     ):
         CacheSettings(hooks="1", tokens=0)
+
+
+def test_a_reader_that_goes_away_early_is_no_error(tiny_store):
+    command = [sys.executable, "-m", "sae_lm", "inspect", str(tiny_store)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == "" and process.wait() == 141
+
+
+def test_an_sae_is_not_repaired_but_trained_again(make_sae, tmp_path, capsys):
+    save(make_sae(), tmp_path / "sae")
+    assert main(["verify", str(tmp_path / "sae"), "--repair"]) == 2
+    assert "is an SAE directory; train it again" in capsys.readouterr().err

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.transformer_lens_3
+
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "sae_lm"
 README = ROOT / "README.md"

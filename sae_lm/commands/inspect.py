@@ -8,7 +8,7 @@ from sae_lm.data.batches import shuffle_quality
 from sae_lm.data.store import Store, open_store
 from sae_lm.pages.terminal import columns
 from sae_lm.runtime.seeds import derive
-from sae_lm.sae.formats.saelens import CONFIG
+from sae_lm.sae.folder import CONFIG
 from sae_lm.sae.load import load
 from sae_lm.sae.model import SAE
 from sae_lm.settings import InspectSettings

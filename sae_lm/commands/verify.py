@@ -4,9 +4,9 @@ from pathlib import Path
 
 from sae_lm.data.integrity import check_files
 from sae_lm.data.manifest import MANIFEST, PROGRESS, read_manifest
-from sae_lm.errors import StoreError
-from sae_lm.sae.formats.saelens import CONFIG, verify_files
-from sae_lm.sae.load import sae_directories
+from sae_lm.errors import SettingsError, StoreError
+from sae_lm.sae.folder import CONFIG, sae_directories
+from sae_lm.sae.formats.saelens import verify_files
 from sae_lm.settings import VerifySettings
 
 
@@ -36,6 +36,8 @@ def run(settings: VerifySettings) -> int:
             f"{settings.path} is on the hub, where files are checked as they are fetched; pull it, then verify"
         )
     path = Path(settings.path)
+    if settings.repair and (path / CONFIG).is_file():
+        raise SettingsError(f"--repair caches shards of a store again, and {path} is an SAE directory; train it again")
     if settings.repair:
         from sae_lm.data.repair import repair
 

@@ -7,7 +7,8 @@ included. Both are settings of the whole process, which belongs to the user.
 import logging
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
+from importlib import import_module
 from threading import Lock
 from typing import Literal
 
@@ -15,72 +16,101 @@ Library = Literal["huggingface_hub", "transformers", "datasets"]
 
 _lock = Lock()
 _blocks = 0
-"""How many quiet blocks are open, nested or in several threads. The last one to close restores."""
-_restore: dict[str, Callable[[], None]] = {}
-"""What restores the settings of each silenced library."""
+"""How many blocks are open, nested or in several threads. The last one to close restores."""
+_silenced: set[str] = set()
+_restore = ExitStack()
+"""What restores the settings that were changed, the last first: what restores transformers touches huggingface_hub."""
 
 
 @contextmanager
 def quiet(*libraries: Library) -> Iterator[None]:
     """No progress bars and no notices of these libraries inside the block, and of huggingface_hub in any case.
 
-    Blocks may be nested, and open in several threads at once. A library that is silenced should be imported before
-    the block: transformers, when it is imported, takes over whether huggingface_hub shows bars.
+    Blocks may be nested, and open in several threads at once. What somebody else sets meanwhile stays as it is set.
     """
+    for library in libraries:  # transformers, when it is imported, takes over whether huggingface_hub shows bars
+        import_module(library)
+    with _without("notices", "huggingface_hub", *libraries):
+        yield
+
+
+@contextmanager
+def without_notices() -> Iterator[None]:
+    """No notices of huggingface_hub inside the block, but its progress bars."""
+    with _without("notices"):
+        yield
+
+
+@contextmanager
+def _without(*kinds: str) -> Iterator[None]:
     global _blocks
     with _lock:
         _blocks += 1
     try:
         with _lock:
-            for library in ("huggingface_hub", *libraries):
-                if library not in _restore:
-                    _restore[library] = _SILENCE[library]()
+            for kind in kinds:
+                if kind not in _silenced:
+                    _restore.callback(_SILENCE[kind]())
+                    _silenced.add(kind)
         yield
     finally:
         with _lock:
             _blocks -= 1
             if not _blocks:
-                while _restore:  # the last silenced first: what restores transformers touches huggingface_hub
-                    _restore.popitem()[1]()
+                _silenced.clear()
+                _restore.close()
+
+
+def _silence_notices() -> Callable[[], None]:
+    from huggingface_hub.utils import logging as hub_logging  # sets the level when it is imported
+
+    logger = hub_logging.get_logger("huggingface_hub")
+    level = logger.level
+    if level != logging.WARNING:  # somebody has asked for another level
+        return lambda: None
+    logger.setLevel(logging.ERROR)
+    return lambda: logger.setLevel(level) if logger.level == logging.ERROR else None
 
 
 def _silence_huggingface_hub() -> Callable[[], None]:
     from huggingface_hub import constants
     from huggingface_hub.utils import disable_progress_bars
-    from huggingface_hub.utils import logging as hub_logging  # sets the level when it is imported
     from huggingface_hub.utils.tqdm import progress_bar_states
 
-    bars, logger = dict(progress_bar_states), hub_logging.get_logger("huggingface_hub")
-    level = logger.level
+    bars = dict(progress_bar_states)
     if constants.HF_HUB_DISABLE_PROGRESS_BARS is None:  # else that variable decides, and a call would only warn
         disable_progress_bars()
-    if level == logging.WARNING:  # else somebody has asked for another level
-        logger.setLevel(logging.ERROR)
+    silenced = dict(progress_bar_states)
 
     def restore() -> None:
-        progress_bar_states.clear()
-        progress_bar_states.update(bars)
-        logger.setLevel(level)
+        if progress_bar_states == silenced:
+            progress_bar_states.clear()
+            progress_bar_states.update(bars)
 
     return restore
 
 
 def _silence_transformers() -> Callable[[], None]:
     from huggingface_hub import constants
+    from huggingface_hub.utils.tqdm import progress_bar_states
     from transformers.utils import logging as transformers_logging
 
     bars, verbosity = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
     decided = constants.HF_HUB_DISABLE_PROGRESS_BARS is not None
 
     def show_bars(shown: bool) -> None:
-        """Of transformers and of huggingface_hub, which warns where an environment variable has decided."""
+        """Of transformers alone: it sets those of huggingface_hub too, which warns where a variable has decided."""
+        of_hub = dict(progress_bar_states)
         with warnings.catch_warnings() if decided else nullcontext():
             if decided:
                 warnings.simplefilter("ignore")
             (transformers_logging.enable_progress_bar if shown else transformers_logging.disable_progress_bar)()
+        progress_bar_states.clear()
+        progress_bar_states.update(of_hub)
 
     def restore() -> None:
-        transformers_logging.set_verbosity(verbosity)
+        if transformers_logging.get_verbosity() == logging.ERROR:
+            transformers_logging.set_verbosity(verbosity)
         if bars:
             show_bars(True)
 
@@ -100,7 +130,8 @@ def _silence_datasets() -> Callable[[], None]:
     return datasets.enable_progress_bars
 
 
-_SILENCE: dict[str, Callable[[], Callable[[], None]]] = {
+_SILENCE: dict[str, Callable[[], Callable[[], object]]] = {
+    "notices": _silence_notices,
     "huggingface_hub": _silence_huggingface_hub,
     "transformers": _silence_transformers,
     "datasets": _silence_datasets,

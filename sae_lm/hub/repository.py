@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from sae_lm.errors import HubError, StoreError
 from sae_lm.hub.errors import one_sentence
-from sae_lm.hub.quiet import quiet
+from sae_lm.hub.quiet import quiet, without_notices
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd
@@ -46,7 +46,7 @@ def download_snapshot(repo_id: str, commit: str, folder: str = "") -> Path:
     """All files of a model repository, or of one ``folder`` of it, in the local hub cache. Raises HubError."""
     from huggingface_hub import snapshot_download
 
-    with one_sentence(f"fetching the model {repo_id!r}", repo_id, "model"):  # with the user's progress bars
+    with without_notices(), one_sentence(f"fetching the model {repo_id!r}", repo_id, "model"):
         patterns = [f"{folder}/*"] if folder else None
         return Path(snapshot_download(repo_id, revision=commit, allow_patterns=patterns))
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from sae_lm.errors import HubError
 from sae_lm.hub.errors import Kind, called, endpoint, is_missing, missing, reason_of, status_of
-from sae_lm.hub.quiet import quiet
+from sae_lm.hub.quiet import quiet, without_notices
 
 TIMEOUT = 5.0
 """Seconds for each step of the request, as the HTTP client counts them."""
@@ -92,9 +92,10 @@ def _commit(repo_id: str, kind: Kind, revision: str | None) -> str:
         try:
             api = HfApi()
             about = api.dataset_info if kind == "dataset" else api.model_info
-            info = about(repo_id, revision=revision, timeout=TIMEOUT)
-            if info.gated:  # the description of a gated repository is public, its files are not
-                api.auth_check(repo_id, repo_type=kind)
+            with without_notices():  # this thread may outlive the caller's block
+                info = about(repo_id, revision=revision, timeout=TIMEOUT)
+                if info.gated:  # the description of a gated repository is public, its files are not
+                    api.auth_check(repo_id, repo_type=kind)
             if info.sha is None:
                 raise OSError(errno.EPROTO, "the answer names no commit")
             answer.append(info.sha)

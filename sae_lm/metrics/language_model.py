@@ -138,6 +138,7 @@ def cross_entropies(
             for name, tally in spliced.items():
                 splice = _everywhere_but(batch.special, _reconstruction(saes[name]))
                 tally.add(_logits(model, batch, splice), clean)
+                del splice  # with its SAE, before the next is loaded
                 tell(len(batch.blocks))
 
     def per_token(total: float) -> float:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
-from sae_lm.errors import SaeError
+from sae_lm.errors import HubError, SaeError
 from sae_lm.sae.folder import CONFIG, WEIGHTS, sae_directories
 from sae_lm.sae.formats.saelens import check, fold_norms, named
 from sae_lm.sae.model import SAE
@@ -33,7 +33,6 @@ def load(path: str | os.PathLike[str], device: str = "cpu") -> SAE:
 
 
 def _download(name: str) -> Path:
-    from sae_lm.errors import HubError
     from sae_lm.hub.repository import download_snapshot
     from sae_lm.hub.revision import pin
 
@@ -42,4 +41,7 @@ def _download(name: str) -> Path:
         pinned = pin(repository, "model")
     except HubError as problem:
         raise SaeError(f"SAE {name!r} is not a directory, and not on the hub either: {problem}") from None
-    return (pinned.local or download_snapshot(repository, pinned.revision, folder)) / folder
+    try:
+        return (pinned.local or download_snapshot(repository, pinned.revision, folder)) / folder
+    except HubError as problem:
+        raise SaeError(f"SAE {name!r}: {problem}") from None

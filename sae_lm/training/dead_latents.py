@@ -15,12 +15,16 @@ RELU_ENCODER_NORM = 0.2
 
 
 @torch.no_grad()
-def dead_sae(weights: Weights, dead: Int[Tensor, " n_dead"], shift: Float[Tensor, ""] | float = 0.0) -> Weights:
-    """A copy of the dead latents alone, for `auxk`, with their pre-activations raised by ``shift``.
+def dead_sae(
+    weights: Weights, dead: Int[Tensor, " n_dead"], matmul_dtype: torch.dtype, shift: Float[Tensor, ""] | float = 0.0
+) -> Weights:
+    """A copy of the dead latents alone, for `auxk`, in ``matmul_dtype``, with their pre-activations raised by ``shift``.
 
-    shift: how far below 0 an SAE of this kind keeps silent latents (that of ReLU), so that there is something to learn from.
+    shift: how far below 0 an SAE of this kind keeps silent latents (that of ReLU), so that there is something to
+    learn from.
     """
-    return Weights(weights.encoder[dead], weights.b_enc[dead] + shift, weights.W_dec[dead], weights.b_dec)
+    encoder, W_dec = weights.encoder[dead].to(matmul_dtype), weights.W_dec[dead].to(matmul_dtype)
+    return Weights(encoder, (weights.b_enc[dead] + shift).to(matmul_dtype), W_dec, weights.b_dec)
 
 
 @torch.no_grad()
@@ -29,7 +33,6 @@ def auxk(
     centred: Float[Tensor, "batch d_in"],
     dead: Weights,
     k: int,
-    matmul_dtype: torch.dtype,
     team: Team = SINGLE,
 ) -> tuple[Float[Tensor, ""], Weights]:
     """AuxK (Gao et al. 2024, 2406.04093, section A.2): let the dead latents explain the SAE's residual x - x_hat.
@@ -39,13 +42,12 @@ def auxk(
 
     Returns the loss and its gradient for the dead latents (none for b_dec); of a team's member those of its slice,
     whose mean over the team is the whole batch's. These are the products of a
-    small dense SAE and run in ``matmul_dtype``; errors and losses are in the weights' dtype.
+    small dense SAE and run in its dtype; errors and losses are in that of the residual.
     """
-    x = centred.to(matmul_dtype)
-    encoder, W_dec = dead.encoder.to(matmul_dtype), dead.W_dec.to(matmul_dtype)
-    pre = torch.addmm(dead.b_enc.to(matmul_dtype), x, encoder.T)
+    x, W_dec = centred.to(dead.W_dec.dtype), dead.W_dec
+    pre = torch.addmm(dead.b_enc, x, dead.encoder.T)
     z = pre.relu()
-    if k < len(encoder):
+    if k < len(W_dec):
         chosen = torch.zeros_like(z)
         chosen.view(-1)[largest(pre, k).flatten()] = 1
         z *= chosen
@@ -55,7 +57,7 @@ def auxk(
     scale = (residual - mean).square().sum()
     team.average(scale)
     scale.clamp_min_(1e-12)
-    upstream = (unexplained * (-2 / scale)).to(matmul_dtype)
+    upstream = (unexplained * (-2 / scale)).to(W_dec.dtype)
     grad_pre = (upstream @ W_dec.T).mul_(z > 0)
     gradient = Weights(
         encoder=(grad_pre.T @ x).to(residual.dtype),

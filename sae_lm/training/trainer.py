@@ -217,8 +217,9 @@ class ArmTraining:
             self.rows_since_fired[self.dead] = 0
             self.dead = self.dead[:0]
         elif recipe.aux_coefficient:
-            dead = dead_sae(self.weights, self.dead, self.threshold if self.arch == "relu" else 0.0)
-            loss, gradient = auxk(result.residual, centred, dead, recipe.aux_k, recipe.matmul_dtype, self.team)
+            shift = self.threshold if self.arch == "relu" else 0.0
+            dead = dead_sae(self.weights, self.dead, recipe.matmul_dtype, shift)
+            loss, gradient = auxk(result.residual, centred, dead, recipe.aux_k, self.team)
             self.parts["aux"] = loss
             for name in ("encoder", "b_enc", "W_dec"):
                 whole = getattr(result.gradient, name)

@@ -170,6 +170,7 @@ def run(script: str, hub: HubStandIn, home: Path) -> dict[str, Any]:
         "HF_TOKEN": TOKEN,
         "HF_UPDATE_DOWNLOAD_COUNTS": "0",  # these counts go to a fixed address elsewhere
         "NO_PROXY": "127.0.0.1",
+        "TQDM_POSITION": "-1",  # bars in a pipe as well, where they are not switched off
         "PYTHONPATH": os.pathsep.join(map(str, [Path(__file__).parents[2], Path(__file__).parents[1] / "support"])),
     }
     command = [sys.executable, "-c", COMMON + script, str(hub.root)]

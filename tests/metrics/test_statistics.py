@@ -1,4 +1,4 @@
-"""sae_lm.metrics.statistics and frontier: by hand, against scipy, against brute force."""
+"""sae_lm.metrics.statistics: by hand, against scipy, against brute force."""
 
 import math
 from itertools import product

@@ -1,4 +1,4 @@
-"""The terminal's table, the page and the figures of a report made by hand. tests/test_browser.py opens the page."""
+"""The terminal's table, the page and the figures of a report made by hand. tests/pages/test_browser.py opens the page."""
 
 import html
 import json

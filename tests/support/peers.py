@@ -3,7 +3,7 @@
 Run it where they are installed, which sae_lm's own environment is not::
 
     pip install sae-bench==0.6.0 && pip uninstall torchvision
-    python tests/peers.py
+    python tests/support/peers.py
 
 test_agreement.py reads the file and compares. Calculators run as they are; only the language model and the SAE
 are stand-ins that hand over given tensors. The k-sparse-probing rule of sae-spelling is taken from SAEBench's copy of it.

@@ -26,7 +26,7 @@ def batch(rows=30):
 @pytest.mark.parametrize("shift", [0.0, 0.7])
 def test_auxk_and_its_gradients_equal_dense_autograd(k, shift):
     w, (centred, residual) = weights(), batch()
-    loss, gradient = auxk(residual, centred, dead_sae(w, DEAD, shift), k, torch.float64)
+    loss, gradient = auxk(residual, centred, dead_sae(w, DEAD, torch.float64, shift), k)
 
     leaves = [one.clone().requires_grad_() for one in w[:3]]
     pre = (centred @ leaves[0].T + leaves[1] + shift)[:, DEAD]
@@ -46,7 +46,7 @@ def test_in_bfloat16_auxk_is_near_what_it_is_in_float32():
     w, (centred, residual) = weights(), batch(400)
     w = Weights(*(one.float() for one in w[:4]))
     (half, rough), (whole, fine) = (
-        auxk(residual.float(), centred.float(), dead_sae(w, DEAD), 9, matmul)
+        auxk(residual.float(), centred.float(), dead_sae(w, DEAD, matmul), 9)
         for matmul in (torch.bfloat16, torch.float32)
     )
     assert abs(half - whole) < 0.01 * whole

@@ -58,46 +58,52 @@ def check(directory: Path) -> tuple[dict[str, Any], SaeConfig]:
 
     Raises SaeError for what is missing, damaged or of another kind.
     """
-    config, parsed, problem = _examine(directory)
-    if problem is not None:
+    config = read_json(directory / CONFIG, SaeError, "an SAE directory")
+    parsed = _read_config(directory, config)
+    if problem := _weights_problem(directory, parsed.metadata.get("weights_sha256"), parsed):
         raise SaeError(f"{directory}: {problem}; the SAE is damaged, train or download it again")
     return config, parsed
 
 
 def verify_files(directory: Path) -> list[str]:
-    """`check` as one line per problem; empty where all is whole.
+    """One line per damaged or missing file; empty where all is whole, be it of a kind that is not read here.
 
-    Raises SaeError where nothing is wrong, but no checksum is recorded that would show it.
+    Raises SaeError where no checksum is recorded that would show damage.
     """
     try:
-        _, parsed, problem = _examine(directory)
-    except SaeError as refusal:
-        return [str(refusal)]
-    if problem is None and parsed.metadata.get("weights_sha256") is None:
+        config = read_json(directory / CONFIG, SaeError, "an SAE directory")
+    except SaeError as problem:
+        return [str(problem)]
+    metadata = config.get("metadata")
+    recorded = metadata.get("weights_sha256") if isinstance(metadata, dict) else None
+    if recorded is None and (directory / WEIGHTS).is_file():
         raise SaeError(
             f"{directory / CONFIG} records no checksum (an SAE written by another program); there is nothing to verify"
         )
+    try:
+        parsed = _read_config(directory, config)
+    except SaeError:  # of another version or kind, which is no damage
+        parsed = None
+    problem = _weights_problem(directory, recorded, parsed)
     return [] if problem is None else [problem]
 
 
-def _examine(directory: Path) -> tuple[dict[str, Any], SaeConfig, str | None]:
-    """What is in cfg.json, what is meant by it, and what is wrong with the weights, or None."""
-    config = read_json(directory / CONFIG, SaeError, "an SAE directory")
-    parsed = _read_config(directory, config)
-    recorded = parsed.metadata.get("weights_sha256")
+def _weights_problem(directory: Path, recorded: str | None, config: SaeConfig | None) -> str | None:
+    """What is wrong with the weights, by their checksum and by the configuration, where these are known; or None."""
     try:
         with safe_open(directory / WEIGHTS, "pt") as file:
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
         if recorded is not None and sha256(directory / WEIGHTS) != recorded:
-            return config, parsed, f"{WEIGHTS}: content does not match its checksum"
-        check_shapes(parsed, shapes)
+            return f"{WEIGHTS}: content does not match its checksum"
+        if config is not None:
+            check_shapes(config, shapes)
     except FileNotFoundError:
-        return config, parsed, f"{WEIGHTS}: missing"
+        return f"{WEIGHTS}: missing"
     except (OSError, SafetensorError) as problem:
-        return config, parsed, f"{WEIGHTS}: cannot be read ({problem})"
+        return f"{WEIGHTS}: cannot be read ({problem})"
     except SaeError as problem:
-        return config, parsed, str(problem)
-    return config, parsed, None
+        return str(problem)
+    return None
 
 
 @contextmanager
