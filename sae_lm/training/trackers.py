@@ -1,6 +1,7 @@
 """Write the log of a training run: always to a JSON Lines file, and to wandb or TensorBoard where asked for."""
 
 import json
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -83,9 +84,13 @@ def _tensorboard(folder: Path, first: int) -> Iterator[Write]:
 def _wandb(out: Path, name: str, configuration: dict[str, Any]) -> Iterator[Write]:
     import wandb
 
-    # project, entity and mode are what WANDB_PROJECT and so on say
-    with wandb.init(dir=out, name=name, config=configuration, reinit="create_new") as run:
-        yield lambda line: run.log(_numbers(line), step=line["step"])
+    before = sys.exit, sys.excepthook  # wandb puts its own in their places, and leaves them there
+    try:
+        # project, entity and mode are what WANDB_PROJECT and so on say
+        with wandb.init(dir=out, name=name, config=configuration, reinit="create_new") as run:
+            yield lambda line: run.log(_numbers(line), step=line["step"])
+    finally:
+        sys.exit, sys.excepthook = before
 
 
 def _numbers(line: dict[str, Any]) -> dict[str, float]:

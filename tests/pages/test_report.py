@@ -195,8 +195,8 @@ def test_penalties_differ_by_colour_and_their_coefficients_by_mark() -> None:
 def test_twenty_families_have_twenty_looks() -> None:
     looks = charts.looks(make_report(MANY, seeds=1))
     assert len({(look.tone, look.mark) for look in looks.values()}) == len(MANY) == 20
-    assert max(look.tone for look in looks.values()) < len(TONE_COLOURS) == charts.TONE_COLOURS
-    assert max(look.mark for look in looks.values()) < len(MARK_SHAPES) == charts.MARK_SHAPES
+    assert max(look.tone for look in looks.values()) < len(TONE_COLOURS) == charts.TONE_COUNT
+    assert max(look.mark for look in looks.values()) < len(MARK_SHAPES) == charts.MARK_COUNT
 
 
 def test_against_l0_joins_the_rungs_of_a_family_and_draws_the_front_of_fvu() -> None:

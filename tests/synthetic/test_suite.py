@@ -11,7 +11,7 @@ from sae_lm.settings import DemoSettings
 from sae_lm.synthetic import suite
 from sae_lm.synthetic.batched_training import ToyRecipe, ToyTrial
 from sae_lm.synthetic.curves import curve, ladders, mean_and_reach, write_curves
-from sae_lm.synthetic.experiments import EXPERIMENTS, NONE
+from sae_lm.synthetic.experiments import BASELINE, EXPERIMENTS
 from sae_lm.synthetic.worlds import Trees, forest
 
 COMPOSITION = EXPERIMENTS[0]
@@ -27,8 +27,8 @@ def small():
         title="Little trees",
         world=world,
         recipe=recipe,
-        short=(NONE, ToyTrial(parse_arm("max_cos:1")), ToyTrial(parse_arm("max_cos:1"), stop=0.5)),
-        long=(NONE, ToyTrial(NONE.arm, truth="fixed"), *map(ToyTrial, parse_arms(["max_cos:0.1/0.3/1", "none@arch=matryoshka",
+        short=(BASELINE, ToyTrial(parse_arm("max_cos:1")), ToyTrial(parse_arm("max_cos:1"), stop=0.5)),
+        long=(BASELINE, ToyTrial(BASELINE.arm, truth="fixed"), *map(ToyTrial, parse_arms(["max_cos:0.1/0.3/1", "none@arch=matryoshka",
                                                                             "none@arch=batchtopk",
                                                                             "max_cos:1@arch=batchtopk"]))),
         shown=("fvu", "hole", "mcc"),

@@ -1,6 +1,7 @@
 """The log's lines also reach TensorBoard and wandb, through these libraries as they are, without a network."""
 
 import json
+import sys
 
 import pytest
 
@@ -54,9 +55,11 @@ def test_wandb_gets_configuration_and_lines_even_offline(tmp_path, monkeypatch):
     wandb = pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
+    before = sys.exit, sys.excepthook
     write(Track(tmp_path / "none-seed0.metrics.jsonl", ("wandb",), {"lr": 0.3141}), LINES)
     wandb.teardown()  # as at the end of a process: waits for the one that writes the file
     (file,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
     written = file.read_bytes()
     assert all(json.dumps(line["fvu"]).encode() in written for line in LINES)
     assert b"0.3141" in written
+    assert (sys.exit, sys.excepthook) == before
