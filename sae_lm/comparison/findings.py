@@ -8,6 +8,7 @@ from sae_lm.comparison.matching import Values
 from sae_lm.comparison.outcomes import PRIMARY
 from sae_lm.metrics.statistics import FEWEST_SEEDS, LEVEL
 from sae_lm.pages.schema import DifferenceEntry, verdict_text
+from sae_lm.pages.summary import by_arm
 
 MOST_NAMED = 4
 """Arms that the answer names for one finding."""
@@ -15,14 +16,6 @@ MOST_NAMED = 4
 
 Differences = Mapping[str, DifferenceEntry]
 """Metric -> one arm's difference."""
-
-
-def by_arm(differences: Sequence[DifferenceEntry]) -> dict[str, dict[str, DifferenceEntry]]:
-    """Arm -> metric -> its difference."""
-    arms: dict[str, dict[str, DifferenceEntry]] = {}
-    for difference in differences:
-        arms.setdefault(difference["arm"], {})[difference["metric"]] = difference
-    return arms
 
 
 def findings(differences: Sequence[DifferenceEntry], values: Values, seeds: int) -> list[str]:

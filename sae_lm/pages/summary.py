@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from collections.abc import Sequence
 
 from sae_lm.pages.charts import headline, mean, order_arms
 from sae_lm.pages.schema import DifferenceEntry, Report
@@ -34,12 +35,17 @@ def number_of_seeds(report: Report) -> str:
     return f"{len(report['seeds'])} seed{'s' * (len(report['seeds']) != 1)}"
 
 
+def by_arm(differences: Sequence[DifferenceEntry]) -> dict[str, dict[str, DifferenceEntry]]:
+    """Arm -> metric -> its difference."""
+    arms: dict[str, dict[str, DifferenceEntry]] = {}
+    for difference in differences:
+        arms.setdefault(difference["arm"], {})[difference["metric"]] = difference
+    return arms
+
+
 def differences_by_arm(report: Report) -> dict[str, dict[str, DifferenceEntry]]:
     """Arm -> metric -> its difference from the baseline, in the order of the arms."""
-    by_arm: dict[str, dict[str, DifferenceEntry]] = {}
-    for difference in sorted(report["differences"], key=lambda d: order_arms(report).index(d["arm"])):
-        by_arm.setdefault(difference["arm"], {})[difference["metric"]] = difference
-    return by_arm
+    return by_arm(sorted(report["differences"], key=lambda d: order_arms(report).index(d["arm"])))
 
 
 def skipped_reasons(report: Report) -> Counter[str]:
