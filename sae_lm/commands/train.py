@@ -16,7 +16,7 @@ from sae_lm.runtime.signals import stop_on_signal
 from sae_lm.runtime.timing import sum_seconds, timing_line
 from sae_lm.sae.formats.saelens import save
 from sae_lm.settings import TrainSettings
-from sae_lm.training.convergence import convergence
+from sae_lm.training.convergence import convergence, state_of_training
 from sae_lm.training.group import TrainingRun, train_group
 from sae_lm.training.recipe import TrainingRecipe
 from sae_lm.training.run_folder import (
@@ -24,6 +24,7 @@ from sae_lm.training.run_folder import (
     check_alike,
     is_done,
     log_file,
+    read_convergence,
     sae_folder,
     sae_metadata,
     write_run,
@@ -68,6 +69,12 @@ def train(settings: TrainSettings) -> Path:
         shutil.rmtree(settings.out / STATE_FOLDER, ignore_errors=True)
         if missing:
             print(timing_line(sum_seconds(everyones)), flush=True)
+        of_arm = {
+            arm.name: [read_convergence(settings.out / sae_folder(arm, seed)) for seed in range(settings.seeds)]
+            for arm in arms
+        }
+        if line := state_of_training(of_arm):
+            print(line, flush=True)
     return settings.out
 
 

@@ -5,13 +5,15 @@ the p value of Student's t over seeds (sae_lm.metrics.statistics has why); for p
 correction. The family that is corrected for: every primary outcome of every arm that is compared at all, that is,
 with three seeds or more and at equal or interpolated L0. Other metrics are not corrected: their verdicts describe,
 and one in twenty is chance. "Less absorption" needs both its hole rate and its fraction to be lower, because a
-penalty on cosines can lower the fraction alone (sae_lm.metrics.absorption).
+penalty on cosines can lower the fraction alone (sae_lm.metrics.absorption). Verdicts are of the statistics alone; that
+the SAEs behind one are not trained yet is a mark of its own (sae_lm.comparison.undertrained).
 """
 
 from collections.abc import Mapping
 
 from sae_lm.comparison.matching import Match, Matching, Values
 from sae_lm.comparison.outcomes import METRICS, NOT_OUTCOMES, NOT_TESTED, PRIMARY
+from sae_lm.comparison.undertrained import find_undertrained, taints
 from sae_lm.metrics import statistics
 from sae_lm.metrics.statistics import (
     FEWEST_SEEDS,
@@ -48,10 +50,17 @@ def compare_arms(values: Values, matching: Matching) -> list[DifferenceEntry]:
         if key in PRIMARY and difference.seeds >= FEWEST_SEEDS and matching.matches[arm].how != "not matched"
     }
     corrected = dict(zip(p, holm(list(p.values())), strict=True))
-    return [_entry(test, matching.matches[test[0]], difference, corrected) for test, difference in paired.items()]
+    undertrained = find_undertrained(values)
+    tainted = {arm: taints(arm, matching, undertrained) for arm, _ in paired}
+    return [
+        _entry(test, matching.matches[test[0]], difference, corrected, tainted[test[0]])
+        for test, difference in paired.items()
+    ]
 
 
-def _entry(test: Test, match: Match, d: statistics.Difference, corrected: Mapping[Test, float]) -> DifferenceEntry:
+def _entry(
+    test: Test, match: Match, d: statistics.Difference, corrected: Mapping[Test, float], undertrained: bool
+) -> DifferenceEntry:
     arm, key = test
     # what Holm's first step asks for: a primary outcome is to be found even where no other is
     level = LEVEL / max(1, len(corrected)) if key in PRIMARY else LEVEL
@@ -79,6 +88,7 @@ def _entry(test: Test, match: Match, d: statistics.Difference, corrected: Mappin
         "l0": match.how,
         "verdict": verdict,
         "reason": reason,
+        "undertrained": undertrained,
     }
 
 

@@ -31,7 +31,10 @@ HELD = ("decoder", "encoder")
 """Options of an arm that hold a side near its start on purpose: a control, which no training is to move."""
 
 MOST_START_COS = 0.5
-MOST_FALL = 0.1
+"""Cosine to the start from which an SAE hardly left it."""
+MOST_FALL = 0.15
+"""Fall of FVU per doubling of steps from which an SAE is in the middle of learning."""
+ADVICE = "give more --tokens or a higher --lr"
 
 
 def random_start(seed: int, d_sae: int, d_in: int) -> Float[Tensor, "d_sae d_in"]:
@@ -100,6 +103,31 @@ def convergence(lines: Sequence[Mapping[str, Any]], recipe: "TrainingRecipe") ->
     found = {key: lines[-1][key] for key in ("start_cos", "encoder_start_cos") if lines and key in lines[-1]}
     slope = fvu_slope(lines, recipe)
     return found if slope is None else found | {"fvu_slope": slope}
+
+
+def span(numbers: Iterable[float], form: str) -> str:
+    """One number, or the least and the largest of several, as ``0.70 to 0.74``; empty where none is known."""
+    known = [number for number in numbers if math.isfinite(number)]
+    return " to ".join(dict.fromkeys(form.format(end) for end in (min(known), max(known)))) if known else ""
+
+
+def state_of_training(saes: Mapping[str, Sequence[Mapping[str, float]]]) -> str | None:
+    """One line on SAEs just trained, and what to do if they are not trained yet; None where nothing is known.
+
+    saes: arm -> `convergence` of each seed. Arms that are held at their start are left out.
+    """
+    told = [of for arm, seeds in saes.items() if not is_held(arm) for of in seeds]
+    start, encoder, slope = (
+        [of[key] for of in told if key in of] for key in ("start_cos", "encoder_start_cos", "fvu_slope")
+    )
+    if not start:
+        return None
+    line = f"decoder rows keep cosine {span(start, '{:.2f}')} with their random start"
+    line += f" (encoder rows {span(encoder, '{:.2f}')})" if encoder else ""
+    line += f", FVU fell by {span(slope, '{:.0%}')} when steps doubled" if slope else ""
+    if max(start) >= MOST_START_COS:
+        return f"{line}: hardly trained, {ADVICE}"
+    return f"{line}: still learning, {ADVICE}" if slope and max(slope) > MOST_FALL else line
 
 
 def is_held(arm: str) -> bool:

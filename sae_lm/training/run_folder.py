@@ -126,6 +126,13 @@ def read_sae(directory: Path) -> SaeRecord:
     )
 
 
+def read_convergence(directory: Path) -> dict[str, float]:
+    """How far an SAE's training came, as its metadata says; empty for an SAE of another program or version."""
+    metadata = read_json(directory / CONFIG, SaeError, "an SAE directory").get("metadata")
+    found = metadata.get("convergence") if isinstance(metadata, dict) else None
+    return found if isinstance(found, dict) else {}
+
+
 def read_saes(folder: Path) -> list[SaeRecord]:
     """Every SAE directory of a folder, by name. Raises SaeError for one without a readable cfg.json."""
     return [read_sae(directory) for directory in sae_directories(folder)]

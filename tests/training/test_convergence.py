@@ -11,6 +11,7 @@ from sae_lm.penalties.arms import Arm
 from sae_lm.sae.load import load
 from sae_lm.settings import TrainSettings
 from sae_lm.training.convergence import (
+    ADVICE,
     convergence,
     every_nth,
     fvu_slope,
@@ -18,6 +19,7 @@ from sae_lm.training.convergence import (
     random_start,
     sae_start_cosines,
     start_cosines,
+    state_of_training,
 )
 from sae_lm.training.trainer import ArmTraining
 
@@ -84,3 +86,15 @@ def test_an_sae_and_its_log_say_how_far_it_came(tiny_store, tmp_path):
     if log[-1]["dead"] == 0:
         assert sae_start_cosines(sae, 0, alive)["start_cos"] == pytest.approx(said["start_cos"], abs=1e-5)
     assert abs(sae_start_cosines(sae, 1, alive)["start_cos"]) < 0.2, "another seed's start is not its own"
+
+
+def test_the_last_line_of_training_says_what_to_do():
+    far, near = {"start_cos": 0.2, "encoder_start_cos": 0.3, "fvu_slope": 0.05}, {"start_cos": 0.74}
+    assert state_of_training({"none": [far, far | {"start_cos": 0.25}]}) == (
+        "decoder rows keep cosine 0.20 to 0.25 with their random start (encoder rows 0.30), "
+        "FVU fell by 5% when steps doubled"
+    )
+    assert state_of_training({"none": [far], "max_cos:1": [near]}).endswith("hardly trained, " + ADVICE)
+    assert state_of_training({"none": [far | {"fvu_slope": 0.3}]}).endswith("still learning, " + ADVICE)
+    assert "hardly" not in state_of_training({"none": [far], "none@decoder=frozen": [{"start_cos": 1.0}]})
+    assert state_of_training({"none": [{}]}) is None
