@@ -132,7 +132,8 @@ def test_the_same_comparison_gives_the_same_report(report, runs, tiny_model, tmp
 
 def test_without_any_concept_the_rest_is_reported_and_labelled(runs, tmp_path):
     values = compare(comparing(runs, tmp_path, min_types=10_000))
-    assert values["answer"].startswith("No claim on splitting or absorption")
+    warning = values["warning"]  # these SAEs hardly left their start
+    assert values["answer"].startswith(f"{warning} No claim on splitting or absorption")
     assert any("none of the" in said and "passed its gate" in said for said in values["partial"])
     assert values["arms"]["none@k=4"]["values"]["fvu"][0] > 0 and values["explorer"] == values["per_concept"] == []
 
