@@ -294,7 +294,8 @@ class ArmTraining:
             "dense": int((self.firing_frequency > DENSE_FREQUENCY).sum()),
             **nearest_quantiles(self.W_dec[~dead]),
             **start_cosines(
-                *(rows[self.logged] for rows in (self.W_dec, self.weights.encoder)),
+                self.W_dec[self.logged],
+                self.weights.encoder[self.logged],
                 self.random_start,
                 ~dead[self.logged],
             ),
