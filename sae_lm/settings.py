@@ -124,6 +124,8 @@ class TrainSettings(_Settings):
     """rows per step"""
     lr: Annotated[float, Field(gt=0)] | None = None
     """Adam's peak learning rate (default: 2e-4 / sqrt(d_sae / 16384), Gao et al. 2024)"""
+    optimizer: Literal["row_rms", "adam"] = "row_rms"
+    """row_rms: one mean square per latent, no momentum; adam: as the field does, and SAEs before this version"""
     warm_up: Share = 0.05
     """share of the steps in which the learning rate rises"""
     decay: Share = 0.2

@@ -70,18 +70,30 @@ class SparseCode:
         )
         return bags.view(self.batch, self.slices, -1)
 
+    def entered(self) -> Int[Tensor, " n"]:
+        """The latents that have an entry, ascending. How many is known to the host: on an accelerator it waits."""
+        return self.latent_starts.diff().nonzero().flatten()
+
     def transposed_product(
-        self, values: Float[Tensor, " entries"], dense: Float[Tensor, "bags d_in"]
-    ) -> Float[Tensor, "d_sae d_in"]:
+        self,
+        values: Float[Tensor, " entries"],
+        dense: Float[Tensor, "bags d_in"],
+        latents: Int[Tensor, " n"] | None = None,
+    ) -> Float[Tensor, "n d_in"]:
         """Per latent, the sum of its entries' values times ``dense`` at their rows (at their bags, if it has as many).
+
+        latents: for these alone, which must be all that have `entered`; None: for all of them, [d_sae, d_in].
 
         measured: 2.5 ms at 65536 entries, 8192 latents and width 512 on 2 cores, where the product of a sparse
         CSR matrix with a dense one takes 17 ms.
         """
+        starts = self.latent_starts
+        if latents is not None:
+            starts = torch.cat([starts[latents], starts[-1:]])
         return torch.nn.functional.embedding_bag(
             self._by_latent(dense),
             dense,
-            self.latent_starts,
+            starts,
             mode="sum",
             per_sample_weights=values[self.order],
             include_last_offset=True,

@@ -1,7 +1,5 @@
 """Revive latents that have not fired for long: AuxK, or new directions where the SAE errs most."""
 
-from collections.abc import Iterable
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -87,7 +85,6 @@ def resample(
     residual: Float[Tensor, "batch d_in"],
     centred: Float[Tensor, "batch d_in"],
     weights: Weights,
-    moments: Iterable[Tensor],
     dead: Int[Tensor, " n_dead"],
     generator: torch.Generator,
     encoder_norm: float,
@@ -96,7 +93,6 @@ def resample(
 
     Bricken et al. 2023, "Towards Monosemanticity", appendix on neuron resampling. differs: rows are drawn from this
     batch alone; a bias (and a threshold) becomes the mean of the others', since it has a meaning only relative to theirs.
-    moments: the optimizer's, of the weights with a row per latent; the dead latents' are forgotten.
     encoder_norm: norm of the new encoder rows, in means of the others'.
     """
     loss = residual.square().sum(1).square().cpu()
@@ -110,5 +106,3 @@ def resample(
     for values in (weights.b_enc, weights.log_threshold):
         if values is not None:
             values[dead] = _mean_of_others(values, dead).nan_to_num(0.0)
-    for moment in moments:
-        moment[dead] = 0

@@ -15,10 +15,13 @@ product over the batch. Dense autograd is the plain twin (tests/support/referenc
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sae_lm.sae.sparse import SparseCode
+
+FEW = 0.6
+"""Share of latents up to which it pays to handle them alone: they are copied out of the weights and back."""
 
 
 class Weights(NamedTuple):
@@ -44,6 +47,8 @@ class BatchResult(NamedTuple):
     """squared error per row, of the whole dictionary"""
     loss: Float[Tensor, ""]
     gradient: Weights
+    rows: Int[Tensor, " n"] | None = None
+    """the latents that the gradients of encoder and W_dec are of, where they are not of all: the others' are 0"""
 
 
 @torch.no_grad()
@@ -53,12 +58,15 @@ def batch_result(
     weights: Weights,
     sparsity: Float[Tensor, ""] | None = None,
     bandwidth: float = 0.0,
+    only_rows: bool = False,
 ) -> BatchResult:
     """Loss and gradient for rows less b_dec and the entries of their code.
 
     sparsity: coefficient of L1 or, where the weights have a threshold, of L0.
     bandwidth: width of the window around the threshold in which the straight-through estimators of JumpReLU
         (Rajamanoharan et al. 2024, 2407.14435, equations 11 and 12) are not 0; the code must hold what is in it.
+    only_rows: give the gradients of encoder and W_dec for the latents that have an entry, and say which, if these are
+        few.
     """
     batch, slices = len(centred), code.slices
     pre = code.products(weights.encoder, centred).add_(weights.b_enc[code.latent])
@@ -87,14 +95,17 @@ def batch_result(
         grad_pre = torch.where(fires, grad_pre + sparsity / batch, 0)
         loss = loss + sparsity * values.sum() / batch
     grad_b_enc = code.sums(grad_pre)
+    rows = code.entered() if only_rows else None
+    if rows is not None and len(rows) > FEW * code.d_sae:
+        rows = None
     gradient = Weights(
-        encoder=code.transposed_product(grad_pre, centred),
+        encoder=code.transposed_product(grad_pre, centred, rows),
         b_enc=grad_b_enc,
-        W_dec=code.transposed_product(values, bags),
+        W_dec=code.transposed_product(values, bags, rows),
         b_dec=upstream[:, 0].sum(0) - weights.encoder.T @ grad_b_enc,
         log_threshold=grad_log_threshold,
     )
-    return BatchResult(values, fires, residual, _square_sum(residual) / batch, loss, gradient)
+    return BatchResult(values, fires, residual, _square_sum(residual) / batch, loss, gradient, rows)
 
 
 def _square_sum(rows: Tensor) -> Tensor:

@@ -72,7 +72,9 @@ class TrainingRecipe(BaseModel):
     batch_size: int
     """rows per step"""
     lr: float
-    """Adam's peak learning rate"""
+    """peak learning rate"""
+    optimizer: str = "adam"
+    """row_rms or adam (sae_lm.training.optimizer)"""
     warm_up: float
     """share of the steps in which the learning rate rises"""
     decay: float

@@ -25,27 +25,15 @@ from sae_lm.sae.sparse import Codes, SparseCode
 from sae_lm.training.convergence import every_nth, random_start, start_cosines
 from sae_lm.training.dead_latents import RELU_ENCODER_NORM, auxk, dead_sae, lower_thresholds, resample
 from sae_lm.training.objective import BatchResult, Weights, batch_result
+from sae_lm.training.optimizer import make_optimizer
 from sae_lm.training.recipe import TrainingRecipe
 from sae_lm.training.schedules import firing_weight, threshold_weight
 from sae_lm.training.selection import above_zero, largest_of_batch, largest_of_rows
 
-CLIP_NORM = 1.0
-"""Largest gradient norm of a step, over all weights together."""
 DEAD_EVERY = 16
 """Steps between looks at which latents are dead: how many there are is known to the host, which waits for it."""
-THRESHOLD_LR = 30.0
-"""Learning rate of JumpReLU's log threshold, in those of the weights. Adam moves a log threshold by one learning rate
-a step at most, and thresholds must halve within the first hundreds of steps. measured on 1000 steps, k 32: with 1, L0
-does not come near k; with 10 it swings between 17 and 51 before it does; with 100 a tenth of the latents die."""
-THRESHOLD_STEP = 0.05
-"""... and at most this: a threshold that leaps out of its latent's reach has no gradient to come back by."""
 DENSE_FREQUENCY = 0.1
 """Share of rows above which a latent counts as dense."""
-CACHED_ROWS = 512
-"""Decoder rows whose radial gradient is taken out at a time. measured at 8192 x 512 on one core: 3.5 ms, all at once
-5 ms, or 13 ms while others use the memory."""
-MOMENTS = ("exp_avg", "exp_avg_sq")
-"""What Adam keeps for each weight."""
 
 
 class ArmTraining:
@@ -78,15 +66,8 @@ class ArmTraining:
         self.weights = first_weights(self.arch, seed, d_sae, start, device)
         self.logged = every_nth(d_sae)
         self.random_start = self.weights.W_dec[self.logged].clone()
-        self.named = {
-            name: weight.requires_grad_() for name, weight in self.weights._asdict().items() if weight is not None
-        }
-        self.optimizer = torch.optim.Adam(
-            [{"params": [weight], "is_threshold": name == "log_threshold"} for name, weight in self.named.items()],
-            betas=(0.9, 0.999),
-            eps=1e-8,
-            fused=True,
-        )
+        self.named = {name: weight for name, weight in self.weights._asdict().items() if weight is not None}
+        self.optimizer = make_optimizer(recipe.optimizer, self.named)
         self.rows_since_fired = torch.zeros(d_sae, dtype=torch.long, device=device)
         self.firing_frequency = torch.zeros(d_sae, device=device)
         self.dead = torch.zeros(0, dtype=torch.long, device=device)
@@ -115,29 +96,34 @@ class ArmTraining:
         centred = x - self.weights.b_dec
         if step == 0:
             self._start_sparse(centred)
+        self._look_for_dead(step)
         code = self._code(centred, step)
         mark("selection")
         sparsity = self._sparsity(step)
-        result = batch_result(centred, code, self.weights, sparsity, self.recipe.bandwidth)
+        penalised = self.penalty_term.is_due(step)
+        result = batch_result(
+            centred, code, self.weights, sparsity, self.recipe.bandwidth, self._only_rows(penalised, step)
+        )
         mark("sparse forward and backward")
         self._revive(result, centred, step)
         mark("dead latents")
-        for name, weight in self.named.items():
-            weight.grad = getattr(result.gradient, name)
-        if self.penalty_term.is_due(step):
+        if penalised:
             self._apply_penalty(code, result, step)
             mark("penalty")
-        self.team.average(*(weight.grad for weight in self.named.values() if weight.grad is not None))
+        self.team.average(*(part for part in result.gradient if part is not None))
         self._count(result, code, len(x), step)
         mark("exchange" if self.team.size > 1 else "sparse forward and backward")
-        self._update(step)
+        if penalised:
+            of_rows = result.gradient.W_dec if self.penalty_term.on == "decoder" else result.gradient.encoder
+            self.penalty_term.add_to(of_rows, step)
+        self.optimizer.update(result.gradient, result.rows, step, self.recipe.learning_rate(step))
         if sparsity is not None:
             self.control.observe(self.parts["l0"])
             self.parts["sparsity"] = sparsity
         mark("optimizer")
 
     def _apply_penalty(self, code: SparseCode, result: BatchResult, step: int) -> None:
-        """Compute the penalty's gradient at the steps that do; `_update` adds it."""
+        """Compute the penalty's gradient at the steps that do; `step` adds it."""
         rows = self.weights.W_dec if self.penalty_term.on == "decoder" else self.weights.encoder
         codes = self._codes(code, result) if self.penalty_term.reads_codes(step) else None
         if self.penalty_term.refresh(step, rows, self.generators["penalty"], codes):
@@ -195,28 +181,40 @@ class ArmTraining:
             return None
         return self.control.coefficient * warm_up_share(step, self.recipe.warm_up * self.recipe.steps)
 
-    def _revive(self, result: BatchResult, centred: Tensor, step: int) -> None:
-        """AuxK's gradient, and at its steps resampling, for the latents that are dead."""
+    def _resamples(self, step: int) -> bool:
         recipe, every = self.recipe, self.recipe.resample_every
-        due = every and step and step % every == 0 and step < (1 - recipe.decay) * recipe.steps
-        if due or step % DEAD_EVERY == 0:
-            self.dead = (self.rows_since_fired >= recipe.dead_after).nonzero().flatten()
+        return bool(every and step and step % every == 0 and step < (1 - recipe.decay) * recipe.steps)
+
+    def _look_for_dead(self, step: int) -> None:
+        if self._resamples(step) or step % DEAD_EVERY == 0:
+            self.dead = (self.rows_since_fired >= self.recipe.dead_after).nonzero().flatten()
             if self.weights.log_threshold is not None:
                 lower_thresholds(self.weights.log_threshold, self.dead)
+
+    def _only_rows(self, penalised: bool, step: int) -> bool:
+        """Whether this step's gradients are those of the latents that fire, which saves most where a batch is small.
+
+        Penalties and AuxK have gradients for others too, members of a team have to exchange the same rows, and an
+        accelerator would wait for the number of rows.
+        """
+        alone = self.team.size == 1 and self.firing_frequency.is_cpu and self.optimizer.takes_rows
+        return alone and not penalised and not len(self.dead)
+
+    def _revive(self, result: BatchResult, centred: Tensor, step: int) -> None:
+        """AuxK's gradient, and at its steps resampling, for the latents that are dead."""
+        recipe = self.recipe
         if not len(self.dead):
             return
-        if due:
-            by_latent = [weight for name, weight in self.named.items() if name != "b_dec"]
-            moments = [self.optimizer.state[weight][name] for weight in by_latent for name in MOMENTS]
+        if self._resamples(step):
             resample(
                 torch.cat(self.team.gather(result.residual)),
                 torch.cat(self.team.gather(centred)),
                 self.weights,
-                moments,
                 self.dead,
                 self.generators["resample"],
                 RELU_ENCODER_NORM if self.arch == "relu" else 1.0,
             )
+            self.optimizer.forget([name for name in self.named if name != "b_dec"], self.dead)
             self.rows_since_fired[self.dead] = 0
             self.dead = self.dead[:0]
         elif recipe.aux_coefficient:
@@ -227,32 +225,6 @@ class ArmTraining:
             for name in ("encoder", "b_enc", "W_dec"):
                 whole = getattr(result.gradient, name)
                 whole.index_add_(0, self.dead, getattr(gradient, name), alpha=recipe.aux_coefficient)
-
-    @torch.no_grad()
-    def _update(self, step: int) -> None:
-        """Add the penalty, take out the decoder's radial gradient, and make an Adam step that leaves its rows at unit norm."""
-        W_dec, lr, penalised = self.weights.W_dec, self.recipe.learning_rate(step), self.penalty_term.is_due(step)
-        if penalised and self.penalty_term.on == "encoder" and self.weights.encoder.grad is not None:
-            self.penalty_term.add_to(self.weights.encoder.grad, step)
-        gradient = W_dec.grad
-        assert gradient is not None
-        norms = [
-            weight.grad.norm() for weight in self.named.values() if weight is not W_dec and weight.grad is not None
-        ]
-        piece = CACHED_ROWS if gradient.is_cpu else len(gradient)
-        for number, (part, rows) in enumerate(zip(gradient.split(piece), W_dec.split(piece), strict=True)):
-            if penalised and self.penalty_term.on == "decoder":
-                self.penalty_term.add_to(part, step, number * piece)  # while it is in the cache
-            part.addcmul_((part * rows).sum(1, keepdim=True), rows, value=-1)
-            norms.append(part.norm())
-        norm = torch.stack(norms).norm()
-        # Adam divides gradients by this as it reads them: clipping without a pass over them, or a wait for the norm
-        self.optimizer.grad_scale = (norm / CLIP_NORM).clamp_min(1.0)  # pyright: ignore[reportAttributeAccessIssue]
-        for group in self.optimizer.param_groups:
-            group["lr"] = min(THRESHOLD_LR * lr, THRESHOLD_STEP) if group["is_threshold"] else lr
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        W_dec /= W_dec.norm(dim=1, keepdim=True)
 
     @torch.no_grad()
     def _count(self, result: BatchResult, code: SparseCode, batch: int, step: int) -> None:
@@ -319,8 +291,7 @@ class ArmTraining:
         states as uint8. Nothing else is kept: the schedules depend on the step alone.
         """
         tensors = {f"weights.{name}": weight.detach() for name, weight in self.named.items()}
-        for name, weight in self.named.items():
-            tensors |= {f"adam.{name}.{key}": value for key, value in self.optimizer.state[weight].items()}
+        tensors |= self.optimizer.state()
         tensors |= {name: getattr(self, attribute) for name, attribute in CHECKPOINT_ATTRIBUTES.items()}
         tensors |= {f"draws.{name}": generator.get_state() for name, generator in self.generators.items()}
         tensors |= {f"control.{name}": value for name, value in self.control.state().items()}
@@ -337,11 +308,7 @@ class ArmTraining:
         device = self.firing_frequency.device
         for name, weight in self.named.items():
             weight.copy_(parts["weights"][name])
-            self.optimizer.state[weight] = {
-                key.partition(".")[2]: value.to(device, copy=True)
-                for key, value in parts.get("adam", {}).items()
-                if key.partition(".")[0] == name
-            }
+        self.optimizer.restore(state)
         for name, attribute in CHECKPOINT_ATTRIBUTES.items():
             setattr(self, attribute, state[name].to(device, copy=True))
         for name, generator in self.generators.items():

@@ -25,5 +25,6 @@ def training_recipe(steps: int = 100, **changes: Any) -> TrainingRecipe:
         "held_out_from_context": 0,
         "held_out_from_row": 0,
         "scale": 1.0,
+        "optimizer": "row_rms",
     }
     return TrainingRecipe(**{**values, **changes})

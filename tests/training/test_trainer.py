@@ -8,7 +8,6 @@ from sae_lm.errors import SaeError, SettingsError
 from sae_lm.penalties.arms import Arm, parse_arm
 from sae_lm.sae.nearest import coherence
 from sae_lm.training import schedules
-from sae_lm.training import trainer as arm
 from sae_lm.training.recipe import default_widths
 from sae_lm.training.trainer import ArmTraining
 
@@ -101,8 +100,10 @@ def test_a_state_before_the_first_step_can_be_restored():
 
 def test_the_names_in_a_checkpoint_stay_what_they_are_on_disk():
     run = trained(Arm("max_cos", 0.25, coherence=0.2, arch="jumprelu"), steps=3)
-    adam = {f"adam.{name}.{key}" for name in run.named for key in ("step", "exp_avg", "exp_avg_sq")}
-    assert set(run.state()) == adam | {
+    moments = {f"{kept}.{name}" for name in ("encoder", "W_dec") for kept in ("mean_square", "events")}
+    vectors = ("b_enc", "b_dec", "log_threshold")
+    adam = {f"adam.{name}.{key}" for name in vectors for key in ("step", "exp_avg", "exp_avg_sq")}
+    assert set(run.state()) == moments | adam | {
         *(f"weights.{name}" for name in ("encoder", "b_enc", "W_dec", "b_dec", "log_threshold")),
         *("rows_since_fired", "rate", "dead", "threshold", "draws.penalty", "draws.resample"),
         *("control.first", "control.integral", "control.log_l0", "pressure.held", "pressure.value"),
@@ -140,7 +141,7 @@ def test_the_sae_made_at_the_end_computes_what_training_measured(arch, monkeypat
 
 @pytest.mark.parametrize("arch", ["relu", "jumprelu"])
 def test_the_controller_brings_l0_to_k(arch):
-    run, l0 = made(h=recipe(arch=arch, steps=400, lr=2e-3)), []
+    run, l0 = made(h=recipe(arch=arch, steps=400, lr=5e-3)), []
     for step, x in enumerate(sparse_batches(400)):
         run.step(x, step)
         l0.append(float(run.parts["l0"]))
@@ -208,13 +209,13 @@ def test_widths_that_do_not_nest_up_to_d_sae_are_refused(widths, tiny_store, tmp
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_selecting_in_bfloat16_trains_as_well_as_in_float32(arch):
-    fvu = {}
-    for matmul in ("bfloat16", "float32"):
-        run, seen = made(h=recipe(arch=arch, matmul=matmul, steps=100, lr=2e-3)), []
-        for step, x in enumerate(sparse_batches(100)):
-            run.step(x, step)
-            seen.append(float(run.parts["fvu"]))
-        fvu[matmul] = sum(seen[-20:])
+    fvu = {"bfloat16": 0.0, "float32": 0.0}
+    for matmul in fvu:
+        for seed in range(3):  # one seed more or less lucky says nothing
+            run = made(h=recipe(arch=arch, matmul=matmul, steps=100, lr=2e-3), seed=seed)
+            for step, x in enumerate(sparse_batches(100)):
+                run.step(x, step)
+                fvu[matmul] += float(run.parts["fvu"]) if step >= 80 else 0.0
     # jumprelu's is the path of a controller and of thresholds as well
     assert fvu["bfloat16"] == pytest.approx(fvu["float32"], rel=0.03 if arch == "jumprelu" else 0.01)
 
@@ -261,12 +262,11 @@ def test_the_firing_frequency_is_the_share_of_rows_at_first_and_an_average_later
     torch.testing.assert_close(run.firing_frequency, fires.mean(0))
 
 
-def test_a_penalty_on_the_encoder_moves_the_encoder_and_not_the_decoder_directly(monkeypatch):
+def test_a_penalty_on_the_encoder_moves_the_encoder_and_not_the_decoder_directly():
     from sae_lm.penalties.pairwise import abs_cos
 
     on_encoder = trained(Arm("abs_cos", 5.0), recipe(penalty_on="encoder"))
     assert abs_cos(on_encoder.W_enc.T) < 0.8 * abs_cos(trained().W_enc.T)
-    monkeypatch.setattr(arm, "CLIP_NORM", float("inf"))  # clipping the norm of all weights would couple them
     after_one = [trained(kind, recipe(penalty_on="encoder"), steps=1) for kind in (Arm("abs_cos", 5.0), NONE)]
     assert torch.equal(after_one[0].W_dec, after_one[1].W_dec)  # one step: nothing has come back through the codes
 
@@ -301,8 +301,8 @@ def test_dead_latents_are_revived(arch, way):
 
 def test_a_step_is_adams_on_clipped_gradients_without_their_radial_part(monkeypatch):
     """Clipping inside Adam and gradients set by hand change nothing that torch's own way would not give."""
-    monkeypatch.setattr(arm, "CLIP_NORM", 0.05)
-    run, data = made(), batches(6)
+    monkeypatch.setattr("sae_lm.training.optimizer.CLIP_NORM", 0.05)
+    run, data = made(h=recipe(optimizer="adam")), batches(6)
     leaves = {name: weight.detach().clone().requires_grad_() for name, weight in run.named.items()}
     plain = torch.optim.Adam(leaves.values(), fused=False)
     from reference import dense_loss
@@ -394,15 +394,19 @@ def test_a_sample_every_tenth_step_ends_where_the_whole_gradient_at_every_step_d
         monkeypatch.setattr(f"sae_lm.penalties.term.{name}", size)
     ended = {}
     for text in ("none", f"{penalty}:{CHEAPENED[penalty]}", f"{penalty}:{CHEAPENED[penalty]}@exact@every=1"):
-        run = made(parse_arm(text), recipe(steps=500, lr=2e-3, penalty_every=10, d_sae=96), d_in=12)
-        errors = []
-        for step, x in enumerate(feature_batches(500)):
-            run.step(x, step)
-            errors.append(float(run.parts["fvu"]))
-        ended[text] = sum(errors[-40:]) / 40, float(coherence(run.W_dec.detach(), torch.Generator(), 96, torch.float32))
+        ended[text] = torch.zeros(2)
+        for seed in range(2):
+            run = made(parse_arm(text), recipe(steps=500, lr=2e-3, penalty_every=10, d_sae=96), seed, d_in=12)
+            errors = []
+            for step, x in enumerate(feature_batches(500)):
+                run.step(x, step)
+                errors.append(float(run.parts["fvu"]))
+            cosine = float(coherence(run.W_dec, torch.Generator(), 96, torch.float32))
+            ended[text] += torch.tensor([sum(errors[-40:]) / 40, cosine]) / 2
     (_, untouched), (error, cosine), (exact_error, exact_cosine) = ended.values()
-    assert error == pytest.approx(exact_error, rel=0.03)
-    assert abs(cosine - exact_cosine) < 0.02 + 0.1 * abs(untouched - exact_cosine)
+    assert error == pytest.approx(float(exact_error), rel=0.03)
+    # coactive hardly moves this cosine, and two seeds differ by as much
+    assert abs(cosine - exact_cosine) < (0.03 if penalty == "coactive" else 0.02) + 0.1 * abs(untouched - exact_cosine)
 
 
 def feature_batches(steps, rows=64, d_in=12):
