@@ -120,10 +120,10 @@ class TrainSettings(_Settings):
     """runs per arm; runs of one seed share initial weights, batches and their order"""
     tokens: Count | None = None
     """rows each SAE sees (default: every training row of the store once, or again until it is 2000 batches)"""
-    batch_size: Count = 2048
+    batch_size: Count = 1024
     """rows per step"""
     lr: Annotated[float, Field(gt=0)] | None = None
-    """Adam's peak learning rate (default: 2e-4 / sqrt(d_sae / 16384), Gao et al. 2024)"""
+    """peak learning rate (default: .08 / sqrt(width of the rows) * sqrt(batch_size / 512), three fifths of it for adam)"""
     optimizer: Literal["row_rms", "adam"] = "row_rms"
     """row_rms: one mean square per latent, no momentum; adam: as the field does, and SAEs before this version"""
     warm_up: Share = 0.05

@@ -18,6 +18,8 @@ ENCODER_SHARE = 0.5
 TINY = 1e-9
 """Smallest root mean square that a gradient is divided by, far below that of a latent that fires once in a batch. What
 rounding leaves of a gradient along a decoder row is smaller yet, and so is not blown up to a whole step."""
+MOST = 5.0
+"""Root mean squares that a gradient counts at most: attention sinks, 100 times as long as other rows, come by."""
 PIECE = 512
 """Rows that are updated at a time, so that they stay in a processor's cache. measured at 8192 x 512 on one core: 5.2
 ms, all at once 6.9."""
@@ -62,7 +64,7 @@ class RowRms:
     def update(self, gradient: Weights, rows: Int[Tensor, " n"] | None, step: int, lr: float) -> None:
         """One step. rows: which latents the gradients of encoder and W_dec are of, if not of all; they are overwritten."""
         fired = gradient.b_enc != 0  # of the error or AuxK; penalties have none for biases
-        _adam_step(self.adam, self.vectors, gradient, lr)
+        _adam_step(self.adam, self.vectors, gradient, lr, [getattr(gradient, name).norm() for name in self.vectors])
         for name, weight in self.rows.items():
             rate = lr * (ENCODER_SHARE if name == "encoder" else 1.0)
             for part, which in _pieces(getattr(gradient, name), rows, weight.is_cpu):
@@ -78,13 +80,17 @@ class RowRms:
                     weight[which] = moved
 
     def _scale(self, name: str, square: Tensor, fired: Tensor, which: slice | Tensor) -> Tensor:
-        """Take the squares of gradients of some rows where they fired; one over the root of the mean square, 0 before
-        the first."""
-        events = self.events[name][which] + fired
-        mean = self.mean_square[name][which]
-        mean = torch.lerp(mean, square, events.clamp_min(1).reciprocal_().clamp_min_(NEWEST) * fired)
+        """Take the squares of gradients of some rows where they fired; what to multiply these gradients by.
+
+        That is one over the root of the mean square; less for a gradient far above it; 0 before the first one.
+        """
+        events, mean = self.events[name][which], self.mean_square[name][which]
+        usual = torch.where(events > 0, torch.minimum(square, mean * MOST**2), square)
+        events = events + fired
+        mean = torch.lerp(mean, usual, events.clamp_min(1).reciprocal_().clamp_min_(NEWEST) * fired)
         self.events[name][which], self.mean_square[name][which] = events, mean
-        return torch.where(events > 0, mean.sqrt().clamp_min_(TINY).reciprocal_(), 0.0)
+        clipped = (usual / square.clamp_min(TINY**2)).sqrt_()
+        return torch.where(events > 0, clipped / mean.sqrt().clamp_min_(TINY), 0.0)
 
     def forget(self, names: list[str], rows: Int[Tensor, " n"]) -> None:
         """Of latents that were given new weights."""
@@ -132,10 +138,7 @@ class Adam:
         for part, which in _pieces(gradient.W_dec, None, W_dec.is_cpu):
             part.addcmul_(W_dec[which], torch.linalg.vecdot(part, W_dec[which])[:, None], value=-1)
             norms.append(part.norm())
-        norm = torch.stack(norms).norm()
-        # Adam divides gradients by this as it reads them: clipping without a pass over them, or a wait for the norm
-        self.adam.grad_scale = (norm / CLIP_NORM).clamp_min(1.0)  # pyright: ignore[reportAttributeAccessIssue]
-        _adam_step(self.adam, self.weights, gradient, lr)
+        _adam_step(self.adam, self.weights, gradient, lr, norms)
         W_dec /= W_dec.norm(dim=1, keepdim=True)
 
     def forget(self, names: list[str], rows: Int[Tensor, " n"]) -> None:
@@ -154,7 +157,13 @@ def _make_adam(weights: Mapping[str, Tensor]) -> torch.optim.Adam:
     return torch.optim.Adam(groups, betas=BETAS, eps=1e-8, fused=True)
 
 
-def _adam_step(adam: torch.optim.Adam, weights: Mapping[str, Tensor], gradient: Weights, lr: float) -> None:
+def _adam_step(
+    adam: torch.optim.Adam, weights: Mapping[str, Tensor], gradient: Weights, lr: float, norms: list[Tensor]
+) -> None:
+    """norms: of the gradients, or of parts of them."""
+    norm = torch.stack(norms).norm()
+    # Adam divides gradients by this as it reads them: clipping without a pass over them, or a wait for the norm
+    adam.grad_scale = (norm / CLIP_NORM).clamp_min(1.0).float()  # pyright: ignore[reportAttributeAccessIssue]
     for group in adam.param_groups:
         name = group["name"]
         weights[name].grad = getattr(gradient, name)

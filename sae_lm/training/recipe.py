@@ -34,9 +34,15 @@ NOT_IN_RECIPE = (
 changes its rounding)."""
 
 
-def default_lr(d_sae: int) -> float:
-    """2e-4 / sqrt(d_sae / 2^14): figure 3 of Gao et al. 2024 (2406.04093), as dictionary_learning applies it."""
-    return 2e-4 / (d_sae / 2**14) ** 0.5
+def default_lr(d_in: int, batch_size: int, optimizer: str) -> float:
+    """.08 / sqrt(d_in) in batches of 512, rising with the root of the batch up to four times that; three fifths for Adam.
+
+    A row of d_in numbers moves by lr * sqrt(d_in) a step, and how far a direction turns is what matters. measured in
+    configs/README.md: within a factor 1.6 either way FVU is within 2% of the best, at 512 to 8192 latents, d_in 256
+    and 576, k 8 to 64, 250 thousand to 4 million rows. Rules for runs of 500 million rows (2e-4 / sqrt(d_sae / 2^14),
+    Gao et al. 2024) leave shorter ones near their random start.
+    """
+    return 0.08 / d_in**0.5 * min(batch_size / 512, 4.0) ** 0.5 * (0.6 if optimizer == "adam" else 1.0)
 
 
 def default_widths(d_sae: int) -> tuple[int, ...]:
@@ -123,7 +129,7 @@ class TrainingRecipe(BaseModel):
         worked_out = {
             "hook": hook,
             "tokens": rows // settings.batch_size * settings.batch_size,
-            "lr": settings.lr or default_lr(settings.d_sae),
+            "lr": settings.lr or default_lr(store.hooks[hook], settings.batch_size, settings.optimizer),
             "aux_k": settings.aux_k or max(1, store.hooks[hook] // 2),
             "dead_after": settings.dead_after or max(1, min(10_000_000, rows // 10)),
             "store_id": store.manifest.id,

@@ -100,7 +100,7 @@ def main() -> None:
         steps = arguments.to_the_end or arguments.rounds * arguments.steps
         job: dict[str, Any] = {
             **vars(arguments), "rows": str(rows), "steps": steps, "arm": "none", "matmul": "bfloat16",
-            "lr": 2e-4 / (arguments.d_sae / 2**14) ** 0.5,
+            "lr": 2e-3,
         }  # fmt: skip
         plan = {"one encoder product": (sys.executable, {**job, "trainer": "product"})}
         for name in names:

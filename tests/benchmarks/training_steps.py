@@ -41,33 +41,25 @@ def twin(job: dict[str, Any], start: Tensor) -> tuple[Step, Rebuild]:
     from reference import dense_loss
 
     from sae_lm.penalties.arms import parse_arm
-    from sae_lm.training.trainer import CLIP_NORM, ArmTraining
+    from sae_lm.training.objective import Weights
+    from sae_lm.training.optimizer import make_optimizer
+    from sae_lm.training.trainer import ArmTraining
 
     shared = recipe(job)
     first = ArmTraining(parse_arm("none"), 0, shared, start, job["device"])
-    W_enc, b_enc, W_dec, b_dec = (
-        weight.detach().clone().requires_grad_()
-        for weight in (first.W_enc, first.weights.b_enc, first.W_dec, first.weights.b_dec)
-    )
-    optimizer = torch.optim.Adam([W_enc, b_enc, W_dec, b_dec], fused=True)
+    weights = Weights(*(one if one is None else one.detach().clone().requires_grad_() for one in first.weights))
+    optimizer = make_optimizer(shared.optimizer, {n: one for n, one in weights._asdict().items() if one is not None})
     steps = iter(range(10**9))
 
-    def step(x: Tensor) -> None:
-        loss, _ = dense_loss("topk", x, W_enc, b_enc, W_dec, b_dec, k=shared.k)
-        loss.backward()
-        assert W_dec.grad is not None
-        with torch.no_grad():
-            W_dec.grad.sub_((W_dec.grad * W_dec).sum(1, keepdim=True) * W_dec)
-        torch.nn.utils.clip_grad_norm_([W_enc, b_enc, W_dec, b_dec], CLIP_NORM)
-        optimizer.param_groups[0]["lr"] = shared.learning_rate(next(steps))
-        optimizer.step()
-        optimizer.zero_grad()
-        with torch.no_grad():
-            W_dec.div_(W_dec.norm(dim=1, keepdim=True))
-
     def rebuild(x: Tensor) -> Tensor:
-        _, z = dense_loss("topk", x, W_enc, b_enc, W_dec, b_dec, k=shared.k)
-        return z @ W_dec + b_dec
+        _, z = dense_loss("topk", x, weights.encoder.T, *weights[1:4], k=shared.k)
+        return z @ weights.W_dec + weights.b_dec
+
+    def step(x: Tensor) -> None:
+        loss, _ = dense_loss("topk", x, weights.encoder.T, *weights[1:4], k=shared.k)
+        gradient = Weights(*torch.autograd.grad(loss, weights[:4]))
+        number = next(steps)
+        optimizer.update(gradient, None, number, shared.learning_rate(number))
 
     return step, rebuild
 
@@ -76,8 +68,9 @@ def recipe(job: dict[str, Any]) -> Any:
     from recipes import training_recipe
 
     return training_recipe(
-        job["steps"], d_sae=job["d_sae"], k=job["k"], lr=job["lr"], aux_k=job["d_in"] // 2, matmul=job["matmul"]
-    )
+        job["steps"], d_sae=job["d_sae"], k=job["k"], lr=job["lr"], aux_k=job["d_in"] // 2, matmul=job["matmul"],
+        dead_after=max(1, min(10_000_000, job["steps"] * job["batch"] // 10)), optimizer=job.get("optimizer", "row_rms"),
+    )  # fmt: skip
 
 
 def product(job: dict[str, Any], start: Tensor) -> tuple[Step, Rebuild]:
@@ -99,7 +92,8 @@ def saelens(job: dict[str, Any], start: Tensor) -> tuple[Step, Rebuild]:
     sae = TopKTrainingSAE(TopKTrainingSAEConfig(d_in=job["d_in"], d_sae=job["d_sae"], k=job["k"], device=job["device"]))
     config = SAETrainerConfig(
         total_training_samples=job["steps"] * job["batch"], train_batch_size_samples=job["batch"],
-        lr=job["lr"], lr_end=job["lr"], device=job["device"], autocast=job["matmul"] == "bfloat16", logger=LoggingConfig(log_to_wandb=False),
+        lr=job["lr"], lr_warm_up_steps=job["steps"] // 20, lr_decay_steps=job["steps"] // 5, device=job["device"],
+        autocast=job["matmul"] == "bfloat16", logger=LoggingConfig(log_to_wandb=False),
     )  # fmt: skip
     trainer = SAETrainer(cfg=config, sae=sae, data_provider=iter(()))
 
@@ -122,13 +116,22 @@ def dictionary_learning(job: dict[str, Any], start: Tensor) -> tuple[Step, Rebui
 
 
 def sparsify(job: dict[str, Any], start: Tensor) -> tuple[Step, Rebuild]:
-    """What Trainer.fit does to one SAE with its Adam; it has no step function of its own."""
+    """What Trainer.fit does to one SAE with its Adam, or its default signum; it has no step function of its own."""
     from sparsify import SparseCoder, SparseCoderConfig
 
     config = SparseCoderConfig(num_latents=job["d_sae"], k=job["k"])
     sae = SparseCoder(job["d_in"], config, device=job["device"])
     sae.b_dec.data = start.clone()
-    optimizer = torch.optim.Adam(sae.parameters(), lr=job["lr"])
+    if job.get("optimizer") == "signum":
+        from sparsify.sign_sgd import SignSGD
+
+        optimizer: torch.optim.Optimizer = SignSGD(sae.parameters(), lr=job["lr"])
+    else:
+        optimizer = torch.optim.Adam(sae.parameters(), lr=job["lr"])
+    warm_up, decay = max(1, job["steps"] // 20), max(1, job["steps"] // 5)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: max(0.0, min(1.0, (step + 1) / warm_up, (job["steps"] - step) / decay))
+    )
     since = torch.zeros(job["d_sae"], dtype=torch.long, device=job["device"])
 
     def step(x: Tensor) -> None:
@@ -137,6 +140,7 @@ def sparsify(job: dict[str, Any], start: Tensor) -> tuple[Step, Rebuild]:
         (out.fvu + out.auxk_loss / 32).backward()
         sae.remove_gradient_parallel_to_decoder_directions()
         optimizer.step()
+        schedule.step()
         optimizer.zero_grad()
         fired = torch.zeros_like(since, dtype=torch.bool)
         fired[out.latent_indices.flatten()] = True
@@ -154,15 +158,16 @@ def main() -> None:
     if job["threads"]:
         torch.set_num_threads(job["threads"])
     rows = load_file(job["rows"])["rows"]
-    unseen, rows = rows[: 2 * job["batch"]].to(job["device"]), rows[2 * job["batch"] :]
+    first = job.get("unseen", 2 * job["batch"])
+    unseen, rows = rows[:first].to(job["device"]), rows[first:]
     batches = rows.split(job["batch"])
     step, rebuild = TRAINERS[job["trainer"]](job, rows.mean(0).to(job["device"]))
     done, wait = 0, torch.cuda.synchronize if job["device"].startswith("cuda") else lambda: None
     for line in sys.stdin:
         if line.strip() == "error":
             with torch.no_grad():
-                missed = (unseen - rebuild(unseen)).square().sum()
-                print(f"\nfvu {float(missed / (unseen - unseen.mean(0)).square().sum())}", flush=True)
+                missed = sum(float((part - rebuild(part)).square().sum()) for part in unseen.split(4096))
+                print(f"\nfvu {missed / float((unseen - unseen.mean(0)).square().sum())}", flush=True)
             continue
         if line.strip() == "memory":
             status = dict(entry.split(":", 1) for entry in Path("/proc/self/status").read_text().splitlines())

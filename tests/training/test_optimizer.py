@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sae_lm.training.objective import Weights
-from sae_lm.training.optimizer import ENCODER_SHARE, NEWEST, Adam, RowRms, make_optimizer
+from sae_lm.training.optimizer import ENCODER_SHARE, MOST, NEWEST, Adam, RowRms, make_optimizer
 
 M, D, STEPS, LR = 12, 7, 6, 0.03
 
@@ -31,6 +31,8 @@ def gradients(step):
         return torch.randn(*shape, generator=draw, dtype=torch.float64)
 
     encoder, b_enc, W_dec = of(M, D), of(M), of(M, D)
+    if step == 4:
+        W_dec[1] *= 50  # an outlier
     for gradient in (encoder, b_enc, W_dec):
         gradient[silent] = 0
     return Weights(encoder, b_enc, W_dec, of(D)), (~silent).nonzero().flatten()
@@ -54,6 +56,7 @@ def plain_twin(penalty=0.0):
     for step in range(STEPS):
         gradient, rows = gradients(step)
         w.b_enc.grad, w.b_dec.grad = gradient.b_enc, gradient.b_dec
+        torch.nn.utils.clip_grad_norm_([w.b_enc, w.b_dec], 1.0)
         adam.step()
         for name in squares:
             value, rate = getattr(w, name), LR * (ENCODER_SHARE if name == "encoder" else 1)
@@ -61,8 +64,12 @@ def plain_twin(penalty=0.0):
                 if name == "W_dec":
                     g = g + penalty * torch.ones(D, dtype=torch.float64)
                     g = g - (g @ value[i]) * value[i]
+                square = float((g * g).mean())
+                if squares[name][i] and square > MOST**2 * mean_square[name][i]:
+                    g = g * math.sqrt(MOST**2 * mean_square[name][i] / square)
+                    square = MOST**2 * mean_square[name][i]
                 if i in rows:
-                    squares[name][i].append(float((g * g).mean()))
+                    squares[name][i].append(square)
                     newest = max(NEWEST, 1 / len(squares[name][i]))
                     mean_square[name][i] += newest * (squares[name][i][-1] - mean_square[name][i])
                 if squares[name][i]:
@@ -82,7 +89,7 @@ def test_each_row_moves_by_its_gradient_over_its_root_mean_square(only_rows):
             gradient = gradient._replace(encoder=gradient.encoder[rows], W_dec=gradient.W_dec[rows])
         optimizer.update(gradient, rows if only_rows else None, step, LR)
     for ours, theirs in zip(named(w).values(), named(plain_twin()).values(), strict=True):
-        torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=1e-9)
+        torch.testing.assert_close(ours, theirs, atol=1e-7, rtol=1e-6)
 
 
 def test_a_penalty_moves_silent_latents_by_what_their_own_gradients_were_and_none_before_they_fired():
@@ -96,7 +103,7 @@ def test_a_penalty_moves_silent_latents_by_what_their_own_gradients_were_and_non
         moved = (w.W_dec != before).any(1)
         assert moved[rows].all()
         assert moved.all() == (step > 0)  # at the first step a third of the latents has not fired yet
-    torch.testing.assert_close(w.W_dec, plain_twin(0.3).W_dec, atol=1e-12, rtol=1e-9)
+    torch.testing.assert_close(w.W_dec, plain_twin(0.3).W_dec, atol=1e-7, rtol=1e-6)
 
 
 def test_a_latent_without_a_gradient_stays_what_it_is_to_the_bit():

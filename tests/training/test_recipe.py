@@ -7,10 +7,10 @@ from recipes import training_recipe
 from sae_lm.data.store import open_store
 from sae_lm.penalties.arms import parse_arms
 from sae_lm.settings import TrainSettings
-from sae_lm.training.recipe import NOT_IN_RECIPE, TrainingRecipe
+from sae_lm.training.recipe import NOT_IN_RECIPE, TrainingRecipe, default_lr
 
 WRITTEN = [
-    "hook", "d_sae", "k", "arch", "widths", "sparsity_coefficient", "bandwidth", "tokens", "batch_size", "lr", "warm_up", "decay",
+    "hook", "d_sae", "k", "arch", "widths", "sparsity_coefficient", "bandwidth", "tokens", "batch_size", "lr", "optimizer", "warm_up", "decay",
     "held_out", "penalty_every", "penalty_start", "penalty_warm_up", "penalty_on", "aux_coefficient", "aux_k", "dead_after",
     "resample_every", "matmul", "store_id", "held_out_from_context", "held_out_from_row", "scale",
 ]  # fmt: skip
@@ -36,7 +36,7 @@ def test_what_the_settings_leave_open_is_worked_out_from_the_store(tiny_store):
     settings = TrainSettings(store=tiny_store, hook="1", d_sae=64, k=4, batch_size=100, tokens=1234, out=tiny_store)
     recipe = TrainingRecipe.from_settings(settings, store, parse_arms(["none"]))
     assert (recipe.hook, recipe.tokens, recipe.steps) == ("blocks.1.hook_out", 1200, 12)
-    assert recipe.lr == pytest.approx(2e-4 / (64 / 2**14) ** 0.5)
+    assert recipe.lr == pytest.approx(0.08 / 16**0.5 * (100 / 512) ** 0.5)
     assert (recipe.aux_k, recipe.dead_after) == (8, 123)  # half of width 16, a tenth of the rows
     moments = store.moments(recipe.hook, recipe.held_out_from_row)
     assert recipe.scale == pytest.approx(moments.variance**0.5) and recipe.store_id == store.manifest.id
@@ -61,3 +61,9 @@ def test_a_recipe_of_another_version_is_compared_in_what_both_know():
         "bandwidth is null, asked for 0.03",
     ]
     assert recipe.differences({**recipe.record(), "k": 5}, but="k") == []
+
+
+def test_the_default_learning_rate_turns_a_row_by_as_much_at_any_width_and_stops_rising_with_the_batch():
+    assert default_lr(1024, 512, "row_rms") * 32 == pytest.approx(default_lr(64, 512, "row_rms") * 8)
+    assert default_lr(64, 8192, "row_rms") == default_lr(64, 2048, "row_rms") == 2 * default_lr(64, 512, "row_rms")
+    assert default_lr(64, 512, "adam") == pytest.approx(0.006)
