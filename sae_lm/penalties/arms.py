@@ -16,6 +16,13 @@ activation costs 1, so they carry over between models.
     coactive@fvu=0.005           the coefficient is steered until it costs .005 FVU more than no penalty;
                                  or @coherence=0.2, until the mean cosine to the nearest row is .2
     none@k=16/32@arch=batchtopk  another SAE than the run's settings say: here the baseline at two L0
+    none@arch=matryoshka@balance=0.25/1
+                                 prefix l of n nested ones weighs .25^(n-1-l) in the loss, the whole dictionary 1;
+                                 0 is batchtopk, 1 (the default) weighs all alike
+    ...@widths=64+256+2048       its nested prefixes, ascending, the last d_sae; an arm's own of the run's --widths
+    ...@prefixes=2               or so many drawn at every step, log-uniformly, besides the whole dictionary
+    none@arch=matryoshka@fvu=0.005
+                                 without a penalty the balance is steered, until it costs .005 FVU more than batchtopk
 
 A ladder is read as its arms; an arm's name has one value each, options in the order of `OPTIONS` and none at
 its default, so that equal arms have equal names, in tables and (with ``_`` for ``:``) in folders.
@@ -51,6 +58,12 @@ class Arm(NamedTuple):
     coherence: float | None = None
     arch: str | None = None
     k: int | None = None
+    balance: float = 1.0
+    """matryoshka: weight of a nested prefix in the loss, relative to the next wider one's"""
+    widths: tuple[int, ...] | None = None
+    """matryoshka: the nested prefixes, ascending, the last is d_sae"""
+    prefixes: int | None = None
+    """matryoshka: nested prefixes drawn at every step, besides the whole dictionary"""
 
     @property
     def name(self) -> str:
@@ -61,8 +74,20 @@ class Arm(NamedTuple):
 
     @property
     def baseline(self) -> "Arm":
-        """The arm it is compared with: the same SAE without a penalty."""
-        return Arm("none", 0.0, arch=self.arch, k=self.k)
+        """The arm it is compared with: the same SAE without a penalty; of a steered balance, batchtopk of the same k.
+
+        A batchtopk SAE is what balance 0 comes to: beside it a balance costs what nesting costs, beside topk it
+        would cost the architecture as well.
+        """
+        if self.steers_balance:
+            return Arm("none", 0.0, arch="batchtopk", k=self.k)
+        nested = {option: getattr(self, option) for option in NESTED}
+        return Arm("none", 0.0, arch=self.arch, k=self.k, **nested)
+
+    @property
+    def steers_balance(self) -> bool:
+        """Whether ``fvu`` is the cost of the balance: there is no penalty whose coefficient it could steer."""
+        return self.penalty == "none" and self.fvu is not None
 
     @property
     def family(self) -> "Arm":
@@ -76,8 +101,10 @@ class Arm(NamedTuple):
         return penalty.partition(":")[0] + at + options
 
 
-def _spell(value: float | int | str) -> str:
+def _spell(value: float | int | str | tuple[int, ...]) -> str:
     """The shortest text that reads back as the value."""
+    if isinstance(value, tuple):
+        return WIDTHS_JOINED_BY.join(map(str, value))
     short = f"{value:g}" if isinstance(value, float) else str(value)
     return short if not isinstance(value, float) or float(short) == value else repr(value)
 
@@ -104,6 +131,20 @@ def _within(low: float | int, high: float | int, kind: Callable[[str], Any] = fl
     return read
 
 
+def _widths(text: str) -> tuple[int, ...]:
+    """Read ascending widths, from 1 on; that the last is d_sae is known to the run alone."""
+    widths = tuple(map(int, text.split(WIDTHS_JOINED_BY)))
+    if widths[0] < 1 or sorted(set(widths)) != list(widths):
+        raise ValueError
+    return widths
+
+
+def _balance(text: str) -> float:
+    if not 0 <= float(text) <= MOST_BALANCE:
+        raise ValueError
+    return float(text)
+
+
 def _one_of(*words: str) -> Callable[[str], str]:
     def read(text: str) -> str:
         if text not in words:
@@ -127,6 +168,13 @@ DEFAULT_COEFFICIENTS = {"abs_cos": 1.0, "sq_cos": 10.0, "max_cos": 0.25, "coacti
 others: what cost about as much there, .004 to .008."""
 ARCHITECTURES: tuple[str, ...] = get_args(Architecture)
 INFINITY = float("inf")
+MOST_BALANCE = 10.0
+"""Largest balance that an arm may give; published ones go to 5 (2505.11756)."""
+MOST_PREFIXES = 32
+"""Drawn prefixes at most: each takes a copy of the batch."""
+WIDTHS_JOINED_BY = "+"
+NESTED = ("balance", "widths", "prefixes")
+"""Options that matryoshka alone has."""
 EVERY_PENALTY = frozenset(PENALTIES)
 FLAGS = ("anchored", "exact")
 """Options without a value."""
@@ -139,9 +187,14 @@ OPTIONS: dict[str, Option] = {
     "every": Option(_within(1, INFINITY, int), "steps, 1 or more", EVERY_PENALTY),
     "start": Option(_within(0, 1), "a share of the steps, from 0 to 1", EVERY_PENALTY),
     "warm_up": Option(_within(0, 1), "a share of the steps, from 0 to 1", EVERY_PENALTY),
-    "fvu": Option(_within(0, 1, above=True), "a cost in FVU between 0 and 1, as 0.005", EVERY_PENALTY),
+    "fvu": Option(_within(0, 1, above=True), "a cost in FVU between 0 and 1, as 0.005", EVERY_PENALTY | {"none"}),
     "coherence": Option(_within(0, 1, above=True), "a cosine between 0 and 1, as 0.2", EVERY_PENALTY),
     "arch": Option(_one_of(*ARCHITECTURES), "one of " + ", ".join(ARCHITECTURES), EVERY_PENALTY | {"none"}),
+    "balance": Option(_balance, f"a weight from 0 to {MOST_BALANCE:g}", EVERY_PENALTY | {"none"}),
+    "widths": Option(_widths, "ascending widths from 1 on, the last d_sae, as 64+256+2048", EVERY_PENALTY | {"none"}),
+    "prefixes": Option(
+        _within(1, MOST_PREFIXES + 1, int), f"prefixes per step, 1 to {MOST_PREFIXES}", EVERY_PENALTY | {"none"}
+    ),
     "k": Option(_within(1, INFINITY, int), "active latents, 1 or more", EVERY_PENALTY | {"none"}),
 }
 """Options in the order of an arm's name."""
@@ -198,12 +251,41 @@ def _read(text: str) -> list[Arm]:
         raise SettingsError(f"arms: {text!r} has two targets for one coefficient; give fvu or coherence")
     if "chunk" in given and "anchored" in given:
         raise SettingsError(f"arms: {text!r} is both as published (chunk) and not (anchored); give one of them")
-    if ("fvu" in given or "coherence" in given) and 0 in ladder:
+    if ("fvu" in given or "coherence" in given) and penalty != "none" and 0 in ladder:
         raise SettingsError(f"arms: {text!r} begins at coefficient 0, which no factor moves; begin above 0")
-    return [
+    if "widths" in given and "prefixes" in given:
+        raise SettingsError(
+            f"arms: {text!r} has nested prefixes both fixed (widths) and drawn (prefixes); give one of them"
+        )
+    arms = [
         Arm(penalty, values[0], **dict(zip(given, values[1:], strict=True)))
         for values in product(ladder, *given.values())
     ]
+    for arm in arms:
+        if arm.steers_balance and arm.balance == 0:
+            raise SettingsError(f"arms: {text!r} begins at balance 0, which no factor moves; begin above 0")
+        if arm.arch is not None:
+            check_nested(text, arm, arm.arch)
+    return arms
+
+
+def check_nested(text: str, arm: Arm, arch: str) -> None:
+    """Raises SettingsError where an arm of this architecture wants what only nested prefixes have.
+
+    text: what was asked for. arch: the arm's, or the run's where it names none.
+    """
+    if arch == "matryoshka":
+        return
+    for option in NESTED:
+        if getattr(arm, option) != arm._field_defaults[option]:
+            raise SettingsError(
+                f"arms: {text!r} gives {option} to {arch}, which has no nested prefixes; give @arch=matryoshka too"
+            )
+    if arm.steers_balance:
+        raise SettingsError(
+            f"arms: {text!r} has nothing that fvu could steer, no coefficient of a penalty and no balance of a "
+            f"matryoshka; give a penalty or @arch=matryoshka"
+        )
 
 
 def _ladder(text: str, name: str, values: str, read: Callable[[str], Any], expected: str) -> list[Any]:

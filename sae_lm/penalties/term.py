@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sae_lm.penalties.arms import Arm
 from sae_lm.penalties.coactive import coactive
-from sae_lm.penalties.controllers import PenaltyController
+from sae_lm.penalties.controllers import CoherenceController, CostController
 from sae_lm.penalties.max_cos import max_cos
 from sae_lm.penalties.pairwise import abs_cos, freq_cos, sq_cos
 from sae_lm.sae.nearest import NearestRows, coherence
@@ -37,6 +37,8 @@ class PenaltySettings(Protocol):
     def steps(self) -> int: ...
     @property
     def d_sae(self) -> int: ...
+    @property
+    def lr(self) -> float: ...
     @property
     def penalty_every(self) -> int: ...
     @property
@@ -71,7 +73,7 @@ class PenaltyTerm:
     all rows with a sample, coactive takes a sample of tokens (all without bias), max_cos searches a part of the
     dictionary for nearer neighbours. An arm with ``exact`` computes the whole gradient, in float32.
 
-    At every step that `is_due`, call `refresh` and `add_to`; if the arm `needs_baseline`, call `observe` after every
+    At every step that `is_due`, call `refresh` and `add_to`; if the arm has a cost, call `observe` after every
     step. Without a coefficient no step is due and nothing is drawn.
     """
 
@@ -92,20 +94,15 @@ class PenaltyTerm:
         if arm.penalty == "max_cos":
             parts = 1 if arm.exact else -(-recipe.d_sae // max(SEARCHED_ROWS, recipe.d_sae // 64))
             self.neighbours = NearestRows(parts, arm.anchored, self.matmul_dtype)
-        self.controller: PenaltyController | None = None
-        if arm.fvu is not None:
-            self.controller = PenaltyController(arm.coefficient, arm.fvu, True, recipe.steps, device)
+        self.controller: CostController | CoherenceController | None = None
+        if arm.fvu is not None and not arm.steers_balance:
+            self.controller = CostController(arm.coefficient, arm.fvu, recipe.steps, recipe.lr, device)
         elif arm.coherence is not None:
-            self.controller = PenaltyController(arm.coefficient, arm.coherence, False, recipe.steps, device)
+            self.controller = CoherenceController(arm.coefficient, arm.coherence, recipe.steps, device)
 
     @property
     def needs_codes(self) -> bool:
         return self.arm.anchored or self.arm.penalty in ("coactive", "freq_cos")
-
-    @property
-    def needs_baseline(self) -> bool:
-        """Whether `observe` needs the cost of each step beyond the baseline's."""
-        return self.arm.fvu is not None
 
     def is_due(self, step: int) -> bool:
         """Whether the penalty acts at this step."""
@@ -134,7 +131,7 @@ class PenaltyTerm:
             value = self._penalty(rows, generator, codes)
             (self.cached_gradient,) = torch.autograd.grad(value, rows)
         self.value = value.detach()
-        if self.controller is not None and self.arm.coherence is not None and step >= self.settled:
+        if isinstance(self.controller, CoherenceController) and step >= self.settled:
             self.controller.observe(coherence(rows.detach(), generator, COHERENCE_ROWS, self.matmul_dtype), self.every)
         return True
 
@@ -147,7 +144,7 @@ class PenaltyTerm:
         if self.controller is None:
             gradient.add_(penalty_gradient, alpha=self.arm.coefficient * share)
         else:  # a number on the device, which is not waited for
-            gradient.addcmul_(penalty_gradient, (self.controller.coefficient * share).to(gradient.dtype))
+            gradient.addcmul_(penalty_gradient, (self.controller.value * share).to(gradient.dtype))
 
     def _penalty(self, rows: Tensor, generator: torch.Generator, codes: Codes | None) -> Tensor:
         arm, m = self.arm, len(rows)
@@ -175,12 +172,14 @@ class PenaltyTerm:
     @property
     def coefficient(self) -> float | Tensor:
         """As it is now; a tensor where it is steered."""
-        return self.arm.coefficient if self.controller is None else self.controller.coefficient.float()
+        return self.arm.coefficient if self.controller is None else self.controller.value.float()
 
-    def observe(self, step: int, excess: Float[Tensor, ""]) -> None:
-        """excess: FVU of this step's batch less the baseline's on the same batch, over all ranks' rows."""
-        if self.controller is not None and self.arm.fvu is not None and step >= self.settled:
-            self.controller.observe(excess)
+    def observe(self, step: int, excess: Float[Tensor, ""], lr_share: float = 1.0) -> Tensor:
+        """excess: FVU of this step's batch less the baseline's on the same batch, over all ranks' rows. lr_share: the
+        step's learning rate in those of the peak. Returns the coefficient, as it then is."""
+        if isinstance(self.controller, CostController) and step >= self.settled:
+            self.controller.observe(excess, lr_share)
+        return torch.as_tensor(self.coefficient)
 
     def state(self) -> dict[str, Tensor]:
         """Everything kept between steps besides the generator, by name; for `restore`."""
@@ -198,6 +197,6 @@ class PenaltyTerm:
             part.restore({k.removeprefix(f"{name}."): v for k, v in state.items() if k.startswith(f"{name}.")})
 
     @property
-    def _parts(self) -> dict[str, NearestRows | PenaltyController]:
+    def _parts(self) -> dict[str, NearestRows | CostController | CoherenceController]:
         parts = {"neighbours": self.neighbours, "controller": self.controller}
         return {name: part for name, part in parts.items() if part is not None}

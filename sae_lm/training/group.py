@@ -95,12 +95,12 @@ def train_group(
 
 
 def _step(trainers: list[ArmTraining], baselines: dict[Arm, ArmTraining], x: torch.Tensor, step: int) -> None:
-    """One step of every arm; a steered arm then sees what its penalty costs beside its baseline."""
+    """One step of every arm; a steered arm then sees what its penalty or balance costs beside its baseline."""
     for trainer in trainers:
         trainer.step(x, step)
     for trainer in trainers:
-        if trainer.penalty_term.needs_baseline:
-            trainer.penalty_term.observe(step, trainer.parts["fvu"] - baselines[trainer.arm.baseline].parts["fvu"])
+        if trainer.arm.fvu is not None:
+            trainer.observe_cost(step, baselines[trainer.arm.baseline].parts["fvu"])
 
 
 def _stops(run: TrainingRun, step: int) -> bool:

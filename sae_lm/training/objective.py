@@ -2,7 +2,7 @@
 
 With z the code, x_hat = z W_dec + b_dec, B rows and n nested prefixes of the dictionary (n = 1 but for Matryoshka),
 
-    loss = mean over prefixes of |x - x_hat|^2 / B                                all architectures
+    loss = weighted mean over prefixes of |x - x_hat|^2 / B                       all architectures
            + sparsity * sum z / B                                                 relu: L1, decoder rows have norm 1
            + sparsity * (number of z > 0) / B                                     jumprelu: L0
 
@@ -53,12 +53,14 @@ def batch_result(
     weights: Weights,
     sparsity: Float[Tensor, ""] | None = None,
     bandwidth: float = 0.0,
+    prefix_weights: Float[Tensor, " slices"] | None = None,
 ) -> BatchResult:
     """Loss and gradient for rows less b_dec and the entries of their code.
 
     sparsity: coefficient of L1 or, where the weights have a threshold, of L0.
     bandwidth: width of the window around the threshold in which the straight-through estimators of JumpReLU
         (Rajamanoharan et al. 2024, 2407.14435, equations 11 and 12) are not 0; the code must hold what is in it.
+    prefix_weights: of the nested prefixes' errors, with sum 1; None: all alike.
     """
     batch, slices = len(centred), code.slices
     pre = code.products(weights.encoder, centred).add_(weights.b_enc[code.latent])
@@ -69,9 +71,13 @@ def batch_result(
     for i in range(1, slices):  # prefix i is the sum of slices 0 to i
         residuals[:, i] += residuals[:, i - 1]
     torch.sub(centred[:, None], residuals, out=residuals)
-    loss = _square_sum(residuals) / (batch * slices)
     residual = residuals[:, -1].clone()
-    upstream = residuals.mul_(-2 / (batch * slices))
+    if prefix_weights is None:
+        loss = _square_sum(residuals) / (batch * slices)
+        upstream = residuals.mul_(-2 / (batch * slices))
+    else:
+        loss = torch.linalg.vector_norm(residuals, dim=2).square_().sum(0).dot(prefix_weights) / batch
+        upstream = residuals.mul_(prefix_weights[:, None] * (-2 / batch))
     for i in range(slices - 1, 0, -1):  # so slice i contributes to prefixes i to the last
         upstream[:, i - 1] += upstream[:, i]
     bags = upstream.flatten(0, 1)

@@ -25,6 +25,7 @@ from sae_lm.sae.sparse import Codes, SparseCode
 from sae_lm.training.convergence import every_nth, random_start, start_cosines
 from sae_lm.training.dead_latents import RELU_ENCODER_NORM, auxk, dead_sae, lower_thresholds, resample
 from sae_lm.training.objective import BatchResult, Weights, batch_result
+from sae_lm.training.prefixes import Prefixes
 from sae_lm.training.recipe import TrainingRecipe
 from sae_lm.training.schedules import firing_weight, threshold_weight
 from sae_lm.training.selection import above_zero, largest_of_batch, largest_of_rows
@@ -73,8 +74,7 @@ class ArmTraining:
         self.team, self.timer, self.rows_taken = team, StepTimer(device), 0
         self.arm, self.seed, self.recipe = arm, seed, recipe
         self.arch, self.k = arm.arch or recipe.arch, arm.k or recipe.k
-        nested = self.arch == "matryoshka"
-        self.widths = torch.tensor(recipe.nested_widths, device=device) if nested else None
+        self.prefixes = Prefixes(arm, recipe, seed, device)
         self.weights = first_weights(self.arch, seed, d_sae, start, device)
         self.logged = every_nth(d_sae)
         self.random_start = self.weights.W_dec[self.logged].clone()
@@ -115,10 +115,11 @@ class ArmTraining:
         centred = x - self.weights.b_dec
         if step == 0:
             self._start_sparse(centred)
+        self.prefixes.draw()
         code = self._code(centred, step)
         mark("selection")
         sparsity = self._sparsity(step)
-        result = batch_result(centred, code, self.weights, sparsity, self.recipe.bandwidth)
+        result = batch_result(centred, code, self.weights, sparsity, self.recipe.bandwidth, self.prefixes.weights)
         mark("sparse forward and backward")
         self._revive(result, centred, step)
         mark("dead latents")
@@ -135,6 +136,13 @@ class ArmTraining:
             self.control.observe(self.parts["l0"])
             self.parts["sparsity"] = sparsity
         mark("optimizer")
+
+    @torch.no_grad()
+    def observe_cost(self, step: int, baseline_fvu: Float[Tensor, ""]) -> None:
+        """After the step of an arm that has a cost: its baseline's FVU on the same batch."""
+        cost, lr_share = self.parts["fvu"] - baseline_fvu, self.recipe.learning_rate(step) / self.recipe.lr
+        name, steered = ("balance", self.prefixes) if self.arm.steers_balance else ("coefficient", self.penalty_term)
+        self.parts[name] = steered.observe(step, cost, lr_share)
 
     def _apply_penalty(self, code: SparseCode, result: BatchResult, step: int) -> None:
         """Compute the penalty's gradient at the steps that do; `_update` adds it."""
@@ -187,7 +195,7 @@ class ArmTraining:
             positions, smallest = largest_of_batch(centred, w.encoder, w.b_enc, count, matmul_dtype, self.team, mark)
             weight = threshold_weight(step, self.recipe.steps)
             self.threshold = torch.lerp(self.threshold, smallest.clamp_min(0), weight)
-        return SparseCode(positions, batch, len(w.b_enc), self.widths)
+        return SparseCode(positions, batch, len(w.b_enc), self.prefixes.widths)
 
     def _sparsity(self, step: int) -> Tensor | None:
         """Coefficient of L1 or L0 in the loss; it rises with the learning rate."""
@@ -325,6 +333,7 @@ class ArmTraining:
         tensors |= {f"draws.{name}": generator.get_state() for name, generator in self.generators.items()}
         tensors |= {f"control.{name}": value for name, value in self.control.state().items()}
         tensors |= {f"pressure.{name}": value for name, value in self.penalty_term.state().items()}
+        tensors |= {f"prefixes.{name}": value for name, value in self.prefixes.state().items()}
         return tensors | {f"parts.{name}": value.detach() for name, value in self.parts.items()}
 
     @torch.no_grad()
@@ -348,6 +357,7 @@ class ArmTraining:
             generator.set_state(parts["draws"][name].cpu())
         self.control.restore(parts["control"])
         self.penalty_term.restore(parts.get("pressure", {}))
+        self.prefixes.restore(parts.get("prefixes", {}))
         self.parts = {name: value.to(device, copy=True) for name, value in parts.get("parts", {}).items()}
 
     @torch.no_grad()

@@ -329,6 +329,13 @@ def test_a_ladder_is_read_as_its_arms_and_several_as_every_combination():
         "abs_cos:3@on=decoder",
         "abs_cos:3@on=encoder",
     ]
+    names = [arm.name for arm in parse_arms(["none@arch=matryoshka@balance=0.25/1", "none@widths=8+64/16+64"])]
+    assert names == [
+        "none@arch=matryoshka@balance=0.25",
+        "none@arch=matryoshka",
+        "none@widths=8+64",
+        "none@widths=16+64",
+    ]
 
 
 def test_an_arms_name_reads_back_as_the_arm_and_equal_arms_have_equal_names():
@@ -337,16 +344,27 @@ def test_an_arms_name_reads_back_as_the_arm_and_equal_arms_have_equal_names():
         "abs_cos:0.123456789@margin=0.1@start=.25@warm_up=0.5@every=2@exact@on=encoder",
         "max_cos:1e-9@chunk=4096@coherence=0.2",
         "freq_cos@fvu=1e-3",
+        "coactive:0.3@anchored@arch=matryoshka@balance=0.25@widths=64+256+2048@k=16",
+        "none@fvu=0.005@arch=matryoshka@balance=0.5@prefixes=2",
     ):
         arm = parse_arm(text)
         assert parse_arm(arm.name) == arm
         assert not set(arm.name) & set("/\\ ,|*?\"<>'$&;()#~")  # safe as a folder's name and unquoted in a shell
     assert parse_arm("abs_cos@every=2@margin=0.1").name == parse_arm("abs_cos:1.0@margin=.1@every=2").name
     assert parse_arm("abs_cos@margin=0").name == "abs_cos:1"
+    assert parse_arm("none@balance=1.0@arch=matryoshka").name == "none@arch=matryoshka"
 
 
 def test_an_arms_baseline_is_the_same_sae_without_a_penalty():
     assert parse_arm("max_cos@fvu=0.005@k=16@arch=batchtopk").baseline.name == "none@arch=batchtopk@k=16"
+    nested = parse_arm("coactive@fvu=0.005@arch=matryoshka@balance=0.25@prefixes=3")
+    assert nested.baseline.name == "none@arch=matryoshka@balance=0.25@prefixes=3"
+
+
+def test_the_baseline_of_a_steered_balance_is_batchtopk_of_the_same_k():
+    assert parse_arm("none@arch=matryoshka@fvu=0.005@k=16").baseline.name == "none@arch=batchtopk@k=16"
+    assert parse_arm("none@fvu=0.005").baseline.name == "none@arch=batchtopk"
+    assert parse_arm("none@arch=matryoshka@balance=0.5").baseline.name == "none@arch=matryoshka@balance=0.5"
 
 
 @pytest.mark.parametrize(
@@ -374,6 +392,19 @@ def test_an_arms_baseline_is_the_same_sae_without_a_penalty():
         ("max_cos@fvu=0.1@coherence=0.2", "two targets"),
         ("max_cos:0@fvu=0.1", "begins at coefficient 0"),
         ("none@arch=topk2", "arch 'topk2' .* one of"),
+        ("none@arch=matryoshka@balance=-0.1", "balance '-0.1' .* a weight from 0 to 10"),
+        ("none@arch=matryoshka@balance=11", "balance '11' .* a weight from 0 to 10"),
+        ("none@arch=topk@balance=0.5", "gives balance to topk, which has no nested prefixes; give @arch=matryoshka"),
+        ("none@arch=matryoshka/relu@widths=4+8", "gives widths to relu, which has no nested prefixes"),
+        ("coactive@arch=batchtopk@prefixes=2", "gives prefixes to batchtopk, which has no nested prefixes"),
+        ("none@widths=8+8+64", "widths '8\\+8\\+64' .* ascending widths from 1 on, the last d_sae"),
+        ("none@widths=64+8", "widths '64\\+8' .* ascending"),
+        ("none@widths=0+8", "widths '0\\+8' .* ascending"),
+        ("none@widths=8+", "widths '8\\+' .* ascending"),
+        ("none@prefixes=0", "prefixes '0' .* prefixes per step, 1 to 32"),
+        ("none@widths=8+64@prefixes=2", "both fixed \\(widths\\) and drawn \\(prefixes\\); give one of them"),
+        ("none@arch=matryoshka@balance=0@fvu=0.01", "begins at balance 0, which no factor moves; begin above 0"),
+        ("none@arch=batchtopk@fvu=0.01", "has nothing that fvu could steer"),
         ("max_cos:0.1/1", "is 2 arms; name one of them, as 'max_cos:0.1'"),
     ],
 )

@@ -8,7 +8,7 @@ from recipes import training_recipe
 from reference import ortsae
 
 from sae_lm.penalties.arms import PENALTIES, parse_arm
-from sae_lm.penalties.controllers import PenaltyController
+from sae_lm.penalties.controllers import CoherenceController, CostController
 from sae_lm.penalties.term import PenaltyTerm
 from sae_lm.sae.sparse import Codes
 
@@ -123,9 +123,9 @@ def test_a_penalty_continues_from_its_state_bit_for_bit(text, monkeypatch):
 @pytest.mark.parametrize("first", [0.01, 100.0])
 def test_a_controller_lands_on_its_cost_whatever_it_begins_at(first, steps=2000):
     """The plant: a cost of .02 c^.7 that follows the coefficient over 150 steps, measured with noise."""
-    noise, controller, cost = torch.Generator().manual_seed(0), PenaltyController(first, 0.005, True, steps, "cpu"), 0.0
+    noise, controller, cost = torch.Generator().manual_seed(0), CostController(first, 0.005, steps, 4e-3, "cpu"), 0.0
     for _ in range(steps):
-        cost += (0.02 * controller.coefficient.item() ** 0.7 - cost) / 150
+        cost += (0.02 * controller.value.item() ** 0.7 - cost) / 150
         controller.observe(torch.tensor(cost) + 0.001 * torch.randn((), generator=noise))
     assert cost == pytest.approx(0.005, rel=0.1)
 
@@ -133,9 +133,9 @@ def test_a_controller_lands_on_its_cost_whatever_it_begins_at(first, steps=2000)
 @pytest.mark.parametrize("first", [0.01, 10.0])
 def test_a_controller_lands_on_its_coherence(first):
     """The plant: a cosine that falls by .03 per factor e in the coefficient, and follows it over 150 steps."""
-    controller, cosine = PenaltyController(first, 0.2, False, 4000, "cpu"), 0.35
+    controller, cosine = CoherenceController(first, 0.2, 4000, "cpu"), 0.35
     for _ in range(0, 4000, 5):
-        cosine += 5 * (0.17 - 0.03 * math.log(controller.coefficient.item() / 0.25) - cosine) / 150
+        cosine += 5 * (0.17 - 0.03 * math.log(controller.value.item() / 0.25) - cosine) / 150
         controller.observe(torch.tensor(cosine), 5)
     assert cosine == pytest.approx(0.2, abs=0.005)
 

@@ -40,6 +40,7 @@ def dense_loss(
     *,
     k: int = 1,
     widths: tuple[int, ...] = (),
+    balance: float = 1.0,
     sparsity: float = 0.0,
     bandwidth: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
@@ -60,7 +61,8 @@ def dense_loss(
         values, index = pre.flatten().topk(k * len(x))
         z = torch.zeros_like(pre).flatten().scatter(0, index, values.relu()).view_as(pre)
     prefixes = [(x - z[:, :width] @ W_dec[:width] - b_dec).square().sum(1).mean() for width in widths or [len(W_dec)]]
-    return torch.stack(prefixes).mean() + extra, z
+    weights = [balance**outer for outer in reversed(range(len(prefixes)))]
+    return sum(w * error for w, error in zip(weights, prefixes, strict=True)) / sum(weights) + extra, z
 
 
 def mean_abs_cos(rows: Tensor) -> Tensor:
