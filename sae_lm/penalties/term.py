@@ -38,8 +38,6 @@ class PenaltySettings(Protocol):
     @property
     def d_sae(self) -> int: ...
     @property
-    def lr(self) -> float: ...
-    @property
     def penalty_every(self) -> int: ...
     @property
     def penalty_start(self) -> float: ...
@@ -96,7 +94,7 @@ class PenaltyTerm:
             self.neighbours = NearestRows(parts, arm.anchored, self.matmul_dtype)
         self.controller: CostController | CoherenceController | None = None
         if arm.fvu is not None and not arm.steers_balance:
-            self.controller = CostController(arm.coefficient, arm.fvu, recipe.steps, recipe.lr, device)
+            self.controller = CostController(arm.coefficient, arm.fvu, recipe.steps, device)
         elif arm.coherence is not None:
             self.controller = CoherenceController(arm.coefficient, arm.coherence, recipe.steps, device)
 
@@ -174,7 +172,7 @@ class PenaltyTerm:
         """As it is now; a tensor where it is steered."""
         return self.arm.coefficient if self.controller is None else self.controller.value.float()
 
-    def observe(self, step: int, excess: Float[Tensor, ""], lr_share: float = 1.0) -> Tensor:
+    def observe(self, step: int, excess: Float[Tensor, ""], lr_share: float = 0.0) -> Tensor:
         """excess: FVU of this step's batch less the baseline's on the same batch, over all ranks' rows. lr_share: the
         step's learning rate in those of the peak. Returns the coefficient, as it then is."""
         if isinstance(self.controller, CostController) and step >= self.settled:

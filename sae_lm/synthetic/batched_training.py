@@ -20,6 +20,7 @@ from sae_lm.runtime.seeds import derive
 from sae_lm.sae.directions import unit_rows
 from sae_lm.synthetic.batched_penalties import penalties
 from sae_lm.synthetic.worlds import Inputs, World, all_inputs, directions, inputs, some_inputs
+from sae_lm.training.prefixes import prefix_weights
 from sae_lm.training.recipe import default_widths
 from sae_lm.training.schedules import firing_weight, learning_rate, threshold_weight
 from sae_lm.training.trainer import CLIP_NORM
@@ -97,15 +98,16 @@ def train(world: World, trials: Sequence[ToyTrial], recipe: ToyRecipe, seeds: in
     return Saes(*(torch.cat(tensors)[back] for tensors in zip(*parts, strict=True)))
 
 
-def kind(trial: ToyTrial, recipe: ToyRecipe) -> tuple[str, int, tuple[int, ...] | None]:
-    """Architecture, k and, for matryoshka, nested prefixes: what SAEs of one tensor program have in common."""
+def kind(trial: ToyTrial, recipe: ToyRecipe) -> tuple[str, int, tuple[int, ...] | None, float]:
+    """Architecture, k and, for matryoshka, nested prefixes and their balance: what SAEs of one tensor program share."""
     arch = trial.arm.arch or recipe.arch
-    widths = (trial.widths or default_widths(recipe.d_sae)) if arch == "matryoshka" else None
-    return arch, trial.arm.k or recipe.k, widths
+    assert not trial.arm.prefixes, "drawn prefixes are the trainer's alone"
+    widths = (trial.widths or trial.arm.widths or default_widths(recipe.d_sae)) if arch == "matryoshka" else None
+    return arch, trial.arm.k or recipe.k, widths, trial.arm.balance
 
 
 def _train(trials: Sequence[ToyTrial], world: World, recipe: ToyRecipe, seeds: int) -> Saes:
-    ((arch, k, widths),) = {kind(trial, recipe) for trial in trials}
+    ((arch, k, widths, balance),) = {kind(trial, recipe) for trial in trials}
     features = torch.stack([directions(world, seed) for seed in range(seeds)])
     mean, scale = moments(world, features)
     truth = features / scale[:, None, None]  # what the first rows would be in scaled units, but for the norm
@@ -123,7 +125,7 @@ def _train(trials: Sequence[ToyTrial], world: World, recipe: ToyRecipe, seeds: i
         pre = centred @ weights.encoder.mT + weights.b_enc.unsqueeze(-2)
         fires, smallest = _fires(pre.detach(), arch, k)
         z = torch.where(fires, pre, 0.0)
-        loss = (_errors(centred, z, weights.W_dec, widths) * batch.weight).sum()
+        loss = (_errors(centred, z, weights.W_dec, widths, balance) * batch.weight).sum()
         if recipe.l1 and arch == "relu":
             share = warm_up_share(step, recipe.warm_up * recipe.steps)
             loss = loss + recipe.l1 * share * (z.sum(-1) * batch.weight).sum()
@@ -267,8 +269,9 @@ def _errors(
     z: Float[Tensor, "trials seeds n d_sae"],
     W_dec: Float[Tensor, "trials seeds d_sae d_in"],
     widths: tuple[int, ...] | None,
+    balance: float,
 ) -> Float[Tensor, "trials seeds n"]:
-    """Squared error, the mean over nested prefixes of the dictionary where there are."""
+    """Squared error, the weighted mean over nested prefixes of the dictionary where there are."""
     if widths is None:
         return (centred - z @ W_dec).square().sum(-1)
     residual, total, first = centred, [], 0
@@ -276,7 +279,10 @@ def _errors(
         residual = residual - z[..., first:width] @ W_dec[..., first:width, :]
         total.append(residual.square().sum(-1))
         first = width
-    return torch.stack(total).mean(0)
+    if balance == 1:
+        return torch.stack(total).mean(0)
+    weights = prefix_weights(torch.tensor(balance, dtype=torch.float64), len(widths)).to(z.dtype)
+    return torch.stack(total, -1) @ weights
 
 
 @torch.no_grad()

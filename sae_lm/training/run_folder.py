@@ -31,9 +31,10 @@ SAEs of one folder have equal recipes but for `PER_ARM`. Keys that a reader does
 an SAE lacks are None: a folder may hold SAEs of other versions and of other programs.
 
 Keys of a line of the log: ``arm``, ``seed``, ``step``; the batch's ``loss``, ``fvu``, ``l0``, and where they are part
-of it ``aux``, ``penalty``, ``sparsity`` (the coefficient), ``threshold``; ``dead`` and ``dense``, numbers of latents;
-``nearest_cos`` and its quantiles ``nearest_cos_10``, ``_50``, ``_90`` over living latents; ``start_cos`` and
-``encoder_start_cos``, mean cosines of their rows with their random start; ``lr``; ``rows_per_second``, ``penalty_share``.
+of it ``aux``, ``penalty``, ``sparsity`` (the coefficient), ``threshold``; where a cost is asked for, the ``coefficient``
+or ``balance`` that is steered; ``dead`` and ``dense``, numbers of latents; ``nearest_cos`` and its quantiles
+``nearest_cos_10``, ``_50``, ``_90`` over living latents; ``start_cos`` and ``encoder_start_cos``, mean cosines of their
+rows with their random start; ``lr``; ``rows_per_second``, ``penalty_share``.
 """
 
 from importlib.metadata import version

@@ -123,7 +123,7 @@ def test_a_penalty_continues_from_its_state_bit_for_bit(text, monkeypatch):
 @pytest.mark.parametrize("first", [0.01, 100.0])
 def test_a_controller_lands_on_its_cost_whatever_it_begins_at(first, steps=2000):
     """The plant: a cost of .02 c^.7 that follows the coefficient over 150 steps, measured with noise."""
-    noise, controller, cost = torch.Generator().manual_seed(0), CostController(first, 0.005, steps, 4e-3, "cpu"), 0.0
+    noise, controller, cost = torch.Generator().manual_seed(0), CostController(first, 0.005, steps, "cpu"), 0.0
     for _ in range(steps):
         cost += (0.02 * controller.value.item() ** 0.7 - cost) / 150
         controller.observe(torch.tensor(cost) + 0.001 * torch.randn((), generator=noise))

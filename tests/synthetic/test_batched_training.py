@@ -34,6 +34,7 @@ def in_double_precision(monkeypatch):
     [
         "none",
         "none@arch=matryoshka",
+        "none@arch=matryoshka@balance=0.3",
         "none@arch=batchtopk",
         "none@arch=relu",
         "max_cos:0.5@exact@every=1",
