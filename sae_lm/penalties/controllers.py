@@ -16,8 +16,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-RESPONSE = 40.0
-"""Steps in which a dictionary follows a coefficient or balance."""
 RAMP = 0.25
 """Share of the steps over which a cost gets its full say. measured, 500 steps at a rate of 4e-3: at a fixed coefficient
 the cost of coactive falls by a third after that, those of sq_cos and of a balance double."""
@@ -35,6 +33,7 @@ class CostController:
     first: the number it begins at, > 0.
     target: the cost, on training batches, that the run shall end with.
     steps: the run's length.
+    response: steps in which the dictionary follows the number.
     elasticity: power of the number that the cost rises with.
     rise: share by which a cost at a fixed number rises while the learning rate falls to 0.
     highest: what the number does not exceed.
@@ -46,6 +45,7 @@ class CostController:
         target: float,
         steps: int,
         device: str | torch.device,
+        response: float = 40.0,
         elasticity: float = 1.0,
         rise: float = 0.0,
         highest: float = math.inf,
@@ -55,7 +55,7 @@ class CostController:
         """steps in which an error is answered"""
         self.memory = min(max(steps / 50, 15.0), 40.0)
         """steps over which observations are averaged"""
-        self.ramp = max(1.0, RAMP * steps)
+        self.ramp, self.response = max(1.0, RAMP * steps), response
         self.log_value = torch.tensor(math.log(first), dtype=torch.float64, device=device)
         self.followed = self.log_value.clone()
         """what the number was on average while the dictionary came to what it is"""
@@ -76,7 +76,7 @@ class CostController:
         speed = (self.observed / self.ramp).clamp_max(1) / (self.elasticity * self.pace)
         moved = self.log_value + error.clamp(-LARGEST_ERROR, LARGEST_ERROR) * speed
         self.log_value = moved.clamp_max(self.highest)
-        self.followed = torch.lerp(self.followed, self.log_value, 1 / RESPONSE)
+        self.followed = torch.lerp(self.followed, self.log_value, 1 / self.response)
 
     def state(self) -> dict[str, Tensor]:
         return {name: getattr(self, name) for name in ("log_value", "followed", "average", "observed")}
