@@ -262,8 +262,8 @@ def _read(text: str) -> list[Arm]:
         for values in product(ladder, *given.values())
     ]
     for arm in arms:
-        if arm.steers_balance and arm.balance == 0:
-            raise SettingsError(f"arms: {text!r} begins at balance 0, which no factor moves; begin above 0")
+        if arm.steers_balance and arm.balance != 1:
+            raise SettingsError(f"arms: {text!r} gives the balance that fvu steers; give one of them")
         if arm.arch is not None:
             check_nested(text, arm, arm.arch)
     return arms

@@ -35,7 +35,8 @@ class CostController:
     steps: the run's length.
     response: steps in which the dictionary follows the number.
     elasticity: power of the number that the cost rises with.
-    rise: share by which a cost at a fixed number rises while the learning rate falls to 0.
+    young: share of the run until which a cost at a fixed number still grows; it is aimed at in proportion until then.
+    rise: share of the target by which a cost at a fixed number rises while the learning rate falls to 0.
     highest: what the number does not exceed.
     """
 
@@ -47,6 +48,7 @@ class CostController:
         device: str | torch.device,
         response: float = 40.0,
         elasticity: float = 1.0,
+        young: float = 0.0,
         rise: float = 0.0,
         highest: float = math.inf,
     ) -> None:
@@ -55,7 +57,7 @@ class CostController:
         """steps in which an error is answered"""
         self.memory = min(max(steps / 50, 15.0), 40.0)
         """steps over which observations are averaged"""
-        self.ramp, self.response = max(1.0, RAMP * steps), response
+        self.ramp, self.response, self.young = max(1.0, RAMP * steps), response, max(1.0, young * steps)
         self.log_value = torch.tensor(math.log(first), dtype=torch.float64, device=device)
         self.followed = self.log_value.clone()
         """what the number was on average while the dictionary came to what it is"""
@@ -71,8 +73,8 @@ class CostController:
         """Take the cost of one step, made at this share of the peak learning rate, and move the number."""
         self.observed = self.observed + 1
         self.average = torch.lerp(self.average, cost.double(), 1 / self.observed.clamp_max(self.memory))
-        aim = self.target / (1 + self.rise * lr_share)
-        error = (aim / self.average.clamp_min(aim * 1e-3)).log() - self.elasticity * (self.log_value - self.followed)
+        aim = self.target * (1 - self.rise * lr_share) * (self.observed / self.young).clamp_max(1)
+        error = (aim / self.average.clamp_min(1e-3 * aim)).log() - self.elasticity * (self.log_value - self.followed)
         speed = (self.observed / self.ramp).clamp_max(1) / (self.elasticity * self.pace)
         moved = self.log_value + error.clamp(-LARGEST_ERROR, LARGEST_ERROR) * speed
         self.log_value = moved.clamp_max(self.highest)

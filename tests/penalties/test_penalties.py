@@ -345,7 +345,7 @@ def test_an_arms_name_reads_back_as_the_arm_and_equal_arms_have_equal_names():
         "max_cos:1e-9@chunk=4096@coherence=0.2",
         "freq_cos@fvu=1e-3",
         "coactive:0.3@anchored@arch=matryoshka@balance=0.25@widths=64+256+2048@k=16",
-        "none@fvu=0.005@arch=matryoshka@balance=0.5@prefixes=2",
+        "none@fvu=0.005@arch=matryoshka@prefixes=2",
     ):
         arm = parse_arm(text)
         assert parse_arm(arm.name) == arm
@@ -403,7 +403,7 @@ def test_the_baseline_of_a_steered_balance_is_batchtopk_of_the_same_k():
         ("none@widths=8+", "widths '8\\+' .* ascending"),
         ("none@prefixes=0", "prefixes '0' .* prefixes per step, 1 to 32"),
         ("none@widths=8+64@prefixes=2", "both fixed \\(widths\\) and drawn \\(prefixes\\); give one of them"),
-        ("none@arch=matryoshka@balance=0@fvu=0.01", "begins at balance 0, which no factor moves; begin above 0"),
+        ("none@arch=matryoshka@balance=0.5@fvu=0.01", "gives the balance that fvu steers; give one of them"),
         ("none@arch=batchtopk@fvu=0.01", "has nothing that fvu could steer"),
         ("max_cos:0.1/1", "is 2 arms; name one of them, as 'max_cos:0.1'"),
     ],

@@ -16,7 +16,7 @@ from reference import (
 
 from sae_lm.errors import SettingsError
 from sae_lm.penalties.arms import MOST_BALANCE, parse_arm
-from sae_lm.training.prefixes import Prefixes, prefix_weights
+from sae_lm.training.prefixes import FIRST_BALANCE, Prefixes, prefix_weights
 from sae_lm.training.trainer import ArmTraining
 
 D_SAE, WIDTHS, K, D_IN = 24, (2, 6, 24), 3, 8
@@ -195,8 +195,8 @@ def test_a_nested_arm_continues_from_its_state_bit_for_bit(text):
 
 
 def test_a_steered_balance_falls_while_it_costs_too_much_and_is_in_the_log():
-    dear, cheap = (trained("none@arch=matryoshka@fvu=0.005@balance=0.5", baseline=fvu) for fvu in (0.0, 2.0))
-    assert dear.log(39)["balance"] < 0.5 < cheap.log(39)["balance"] <= MOST_BALANCE
+    dear, cheap = (trained("none@arch=matryoshka@fvu=0.005", baseline=fvu) for fvu in (0.0, 2.0))
+    assert dear.log(39)["balance"] < FIRST_BALANCE < cheap.log(39)["balance"] <= MOST_BALANCE
     assert "coefficient" not in dear.log(39)
     assert "coefficient" in trained("coactive@fvu=0.005@arch=matryoshka", baseline=0.0).log(39)
 
