@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Float
 
 from sae_lm.data.store import Store
 from sae_lm.errors import SaeError
@@ -100,7 +101,16 @@ def _step(trainers: list[ArmTraining], baselines: dict[Arm, ArmTraining], x: tor
         trainer.step(x, step)
     for trainer in trainers:
         if trainer.arm.fvu is not None:
-            trainer.observe_cost(step, baselines[trainer.arm.baseline].parts["fvu"])
+            steer(trainer, baselines[trainer.arm.baseline].parts["fvu"], step)
+
+
+def steer(trainer: ArmTraining, baseline_fvu: Float[torch.Tensor, ""], step: int) -> None:
+    """After the step of an arm that has a cost, move its coefficient or balance by its baseline's FVU on the same batch."""
+    cost, lr_share = trainer.parts["fvu"] - baseline_fvu, trainer.recipe.learning_rate(step) / trainer.recipe.lr
+    if trainer.arm.steers_balance:
+        trainer.parts["balance"] = trainer.prefixes.observe(step, cost, lr_share)
+    else:
+        trainer.parts["coefficient"] = trainer.penalty_term.observe(step, cost, lr_share)
 
 
 def _stops(run: TrainingRun, step: int) -> bool:

@@ -137,13 +137,6 @@ class ArmTraining:
             self.parts["sparsity"] = sparsity
         mark("optimizer")
 
-    @torch.no_grad()
-    def observe_cost(self, step: int, baseline_fvu: Float[Tensor, ""]) -> None:
-        """After the step of an arm that has a cost: its baseline's FVU on the same batch."""
-        cost, lr_share = self.parts["fvu"] - baseline_fvu, self.recipe.learning_rate(step) / self.recipe.lr
-        name, steered = ("balance", self.prefixes) if self.arm.steers_balance else ("coefficient", self.penalty_term)
-        self.parts[name] = steered.observe(step, cost, lr_share)
-
     def _apply_penalty(self, code: SparseCode, result: BatchResult, step: int) -> None:
         """Compute the penalty's gradient at the steps that do; `_update` adds it."""
         rows = self.weights.W_dec if self.penalty_term.on == "decoder" else self.weights.encoder

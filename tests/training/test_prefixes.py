@@ -16,6 +16,7 @@ from reference import (
 
 from sae_lm.errors import SettingsError
 from sae_lm.penalties.arms import MOST_BALANCE, parse_arm
+from sae_lm.training.group import steer
 from sae_lm.training.prefixes import FIRST_BALANCE, Prefixes, prefix_weights
 from sae_lm.training.trainer import ArmTraining
 
@@ -42,7 +43,7 @@ def trained(text, steps=40, baseline=None):
     for step, x in enumerate(batches(steps)):
         run.step(x, step)
         if baseline is not None:
-            run.observe_cost(step, torch.tensor(baseline))
+            steer(run, torch.tensor(baseline), step)
     return run
 
 
@@ -181,7 +182,7 @@ def test_a_nested_arm_continues_from_its_state_bit_for_bit(text):
         for step in steps:
             run.step(data[step], step)
             if run.arm.fvu is not None:
-                run.observe_cost(step, torch.tensor(0.1))
+                steer(run, torch.tensor(0.1), step)
 
     whole, first, second = made(text), made(text), made(text)
     go(whole, range(40))
