@@ -8,6 +8,7 @@ from collections import Counter
 from importlib.metadata import version
 from typing import Any, cast
 
+from sae_lm.comparison.concept_subsets import differences_by_kind, disagreements
 from sae_lm.comparison.findings import answer, findings
 from sae_lm.comparison.matching import TOLERANCE, Values, frontier
 from sae_lm.comparison.measure import Measured
@@ -47,12 +48,13 @@ def make_report(settings: CompareSettings, store: Store, runs: Runs, measured: M
     front, undertrained = frontier(values), find_undertrained(values)
     warning = warn(undertrained, runs.arms)
     plain = answer(differences, baseline, seeds, used)
+    kinds = differences_by_kind(measured.per_concept, measured.probes, measured.matching, runs.seeds)
     report: Report = {
         "format": FORMAT,
         "version": VERSION,
         "answer": f"{warning} {plain}" if warning else plain,
         "warning": warning,
-        "findings": findings(differences, values, seeds),
+        "findings": [*findings(differences, values, seeds), *disagreements(kinds)],
         "partial": [*runs.partial, *measured.remarks, *_missing(store, runs, measured)],
         "settings": settings.model_dump(mode="json"),
         "training": runs.training,
@@ -71,6 +73,7 @@ def make_report(settings: CompareSettings, store: Store, runs: Runs, measured: M
         "arms": {arm.name: _arm(arm, runs, arm in front, undertrained.get(arm), values) for arm in runs.arms},
         "controls": {CONTROL: {key: measured.control.get(key, math.nan) for key in METRICS}},
         "differences": differences,
+        "kinds": kinds,
         "noise": _noise(measured, values),
         "nearest_cos": {
             "edges": list(EDGES),

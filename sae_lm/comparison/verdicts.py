@@ -4,9 +4,10 @@ Rules. Each arm is compared with the baseline at equal L0 (sae_lm.comparison.mat
 the p value of Student's t over seeds (sae_lm.metrics.statistics has why); for primary outcomes after Holm's
 correction. The family that is corrected for: every primary outcome of every arm that is compared at all, that is,
 with three seeds or more and at equal or interpolated L0. Other metrics are not corrected: their verdicts describe,
-and one in twenty is chance. "Less absorption" needs both its hole rate and its fraction to be lower, because a
-penalty on cosines can lower the fraction alone (sae_lm.metrics.absorption). Verdicts are of the statistics alone; that
-the SAEs behind one are not trained yet is a mark of its own (sae_lm.comparison.undertrained).
+and one in twenty is chance. "Less absorption" needs both its hole rate at equal false alarms and its fraction to
+be lower: a penalty on cosines can lower the fraction alone (sae_lm.metrics.absorption), and main latents that fire more
+often the plain hole rate (sae_lm.metrics.false_alarms). Verdicts are of the statistics alone; that the SAEs behind one
+are not trained yet is a mark of its own (sae_lm.comparison.undertrained).
 """
 
 from collections.abc import Mapping

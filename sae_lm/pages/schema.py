@@ -71,6 +71,21 @@ class DifferenceEntry(TypedDict):
     """the arm's SAEs or the baseline's are not trained yet: whatever the verdict, it says little about trained ones"""
 
 
+class KindEntry(TypedDict):
+    """One arm's hole rate at equal false alarms less the baseline's, over the concepts of one kind; paired by seed."""
+
+    arm: str
+    kind: str
+    """token, letter (first letters), contextual or csv"""
+    concepts: int
+    """of the kind, in use"""
+    per_seed: list[float | None]
+    mean: float | None
+    low: float | None
+    """95% interval of the mean, not corrected"""
+    high: float | None
+
+
 class NoiseEntry(TypedDict):
     """Standard deviations."""
 
@@ -134,6 +149,14 @@ class _WhereScored(TypedDict, total=False):
     recovered_own_k: float | None
     control_hole_rate: float | None
     control_fraction: float | None
+    equal_hole_rate: float | None
+    """at the baseline's false alarms"""
+    equal_false_alarms: float | None
+    """on unseen types, where they are equal on the others"""
+    equal_precision: float | None
+    gate_ratio: float | None
+    """what main latents are held to there: above 1 turned down, below up, 1 the SAE as it is (0 if it is standard)"""
+    hole_rate_at_precision: float | None
     sweep: list[GateEntry]
     """of the first seed"""
 
@@ -154,6 +177,10 @@ class PerConcept(_WhereScored):
     main_f1: float | None
     main_recall: float | None
     main_precision: float | None
+    firing_rate: float | None
+    """share of rows on which a main latent fires"""
+    false_alarms: float | None
+    """of rows without the concept, by label and by probe"""
     hubs: list[int]
     """main latents that fire on half of all rows or more"""
 
@@ -239,6 +266,8 @@ class Report(TypedDict):
     controls: dict[str, dict[str, float | None]]
     """random: an SAE of random directions, at the L0 of the baseline's middle rung; metric -> value"""
     differences: list[DifferenceEntry]
+    kinds: list[KindEntry]
+    """of every arm that is compared, by kind of concept"""
     noise: dict[str, NoiseEntry]
     """of each metric"""
     nearest_cos: NearestCosines

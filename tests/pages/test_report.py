@@ -538,3 +538,20 @@ def test_undertrained_saes_are_said_at_the_top_and_their_verdicts_are_no_merit(t
     assert 'class="verdict good"' in trained and 'class="verdict good"' not in page
     assert "lower undertrained" in " ".join(text.split()) and "Undertrained" not in Tags(trained).text
     assert "These SAEs hardly left" in text_table(report)
+
+
+def test_what_holes_are_read_by_is_a_table_of_its_own_and_kinds_of_concepts_another(tmp_path: Path) -> None:
+    report = make_report()
+    for key in ("main_false_alarms", "main_precision"):
+        report["metrics"][key] = {**report["metrics"]["dead"], "label": key}
+        for arm in report["arms"].values():
+            arm["values"][key] = [0.25, 0.5, 0.75]
+    page = page_of(report, tmp_path)
+    beside = page[page.index("Holes as they are, and how often main latents fire: 2 further metrics") :]
+    assert (
+        beside.index("main_false_alarms") < beside.index("main_precision") < beside.index("Quality: 1 further metric")
+    )
+    kinds = page[page.index('<table id="kinds"') : page.index("Concept by concept, arm by arm</h3>")]
+    assert kinds.count("<tr>") == 1 + len(report["kinds"]) and ">places<" in kinds and "[-0.1875, -0.0625]" in kinds
+    report["kinds"] = [entry for entry in report["kinds"] if entry["kind"] == "token"]
+    assert '<table id="kinds"' not in page_of(report, tmp_path), "one kind agrees with itself"

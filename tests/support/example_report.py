@@ -97,6 +97,7 @@ def make_report(
             for place, arm in enumerate(others, 1)
             for row, key in enumerate(METRICS)
         ],
+        "kinds": [_kind(arm, kind, seeds) for arm in others for kind in ("token", "contextual")],
         "noise": {key: {"evaluation": 0.002, "training": 0.03} for key in METRICS},
         "nearest_cos": {
             "edges": [number / 10 for number in range(11)],
@@ -189,6 +190,11 @@ def _difference(arm: str, baseline: str, key: str, row: int, seeds: int) -> dict
     }
 
 
+def _kind(arm: str, kind: str, seeds: int) -> dict[str, Any]:
+    difference = {"per_seed": [0.1] * seeds, "mean": -0.125, "low": -0.1875, "high": -0.0625}
+    return {"arm": arm, "kind": kind, "concepts": 1, **difference}
+
+
 def _bump(centre: float) -> list[float]:
     heights = [math.exp(-(((number + 0.5) / 10 - centre) ** 2) / 0.02) for number in range(10)]
     return [height / sum(heights) for height in heights]
@@ -213,6 +219,8 @@ def _per_concept(arm: str, seed: int, concept: str) -> dict[str, Any]:
         "full": 0.1,
         "fraction": 0.2,
         "hole_rate": 0.25 + 0.125 * seed,
+        "equal_hole_rate": 0.3 + 0.125 * seed,
+        "false_alarms": 0.04,
         "recovered": None,
         "sweep": [
             {"cos": cos, "share": share, "fraction": 0.5 - cos - share / 4}
