@@ -60,7 +60,11 @@ def _finding(arm: str, metrics: Differences, seeds: int) -> str:
         )
     both = absorption_verdict(metrics)
     if both:
-        absorbed = f"{'less' if both == 'lower' else 'more'} absorption (hole rate and fraction both {both})"
+        small = metrics["hole_rate"]["reason"]  # of a claim: within the margin of equivalence
+        absorbed = f"{'less' if both == 'lower' else 'more'} absorption (hole rate and fraction both {both}"
+        absorbed += f", hole rate {small})" if small else ")"
+    elif _absorbs_alike(metrics):
+        absorbed = f"absorption as before (hole rate and fraction equivalent, {metrics['hole_rate']['reason']})"
     else:
         hole, fraction = verdict_text(metrics["hole_rate"]), verdict_text(metrics["absorption_fraction"])
         absorbed = f"no claim on absorption: hole rate {hole}, fraction {fraction}"
@@ -101,8 +105,22 @@ def answer(differences: Sequence[DifferenceEntry], baseline: str, seeds: int, co
     many = "the arm" if len(arms) == 1 else f"any of the {len(arms)} arms"
     return (
         f"No difference in absorption or splitting from {baseline} is shown for {many} with {seeds} paired seeds"
-        f"{unseen}, which is no evidence that there is none."
+        f"{unseen}, which is no evidence that there is none{_equivalent(arms)}."
     )
+
+
+def _equivalent(arms: Mapping[str, Differences]) -> str:
+    """The arms of which it is shown that they absorb as the baseline does."""
+    names = [arm for arm, metrics in arms.items() if _absorbs_alike(metrics)]
+    if not names:
+        return ""
+    within, more = arms[names[0]]["hole_rate"]["reason"], len(names) - MOST_NAMED
+    named = ", ".join(names[:MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
+    return f"; but with {named} hole rate and fraction are shown to be the same {within}"
+
+
+def _absorbs_alike(metrics: Differences) -> bool:
+    return metrics["hole_rate"]["verdict"] == metrics["absorption_fraction"]["verdict"] == "equivalent"
 
 
 def _name_arms(arms: Mapping[str, Differences]) -> str:
