@@ -90,7 +90,7 @@ def _test(curve: Curve, reference: Curve, cost: float, metric: str) -> _Test:
     for one in (curve, reference):
         least, most = one.reach
         if not least <= cost <= most and not unreached:
-            ends = f"begins at {least:.3g}" if cost < least else f"reaches {max(most, 0):.3g} at most"
+            ends = f"costs {least:.3g} at least" if cost < least else f"does not reach it, {max(most, 0):.3g} at most"
             unreached = f"{one.family.name} {ends}"
     if unreached:
         nothing = [math.nan] * curve.cost.shape[1]

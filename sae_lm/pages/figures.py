@@ -25,6 +25,8 @@ from sae_lm.pages.svg import DASHES, GREY, MARK_SHAPES, TONE_COLOURS, panel, sho
 from sae_lm.pages.text import visible
 from sae_lm.runtime.files import write_whole
 
+LETTERS = 14
+"""Of a legend, in an inch."""
 SUFFIXES = ("png", "svg")
 FIGURES: dict[str, Callable[[Report], list[Chart | None]]] = {
     "fvu_l0": lambda report: [against_l0(report, key) for key in headline(report) if several_l0(report)],
@@ -97,7 +99,9 @@ def painter(
             shown = {families[name]: look for name, look in styles.items() if _drawn(charts, name)}
             stepped = any(line.style == "step" for chart in charts for line in chart.lines)
             handles = [_handle(look, family, stepped) for family, look in shown.items()] + _grey_handles(charts)
-            figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(handles)), frameon=False)
+            longest = max((len(handle.get_label()) for handle in handles), default=0)
+            ncols = max(1, min(4, len(handles), int(LETTERS * figure.get_figwidth() / (longest + 6))))
+            figure.legend(handles=handles, loc="outside lower center", ncols=ncols, frameon=False)
             metadata = {"Date": None, "Creator": None} if suffix == "svg" else {"Software": None}
             figure.savefig(temporary, format=suffix, dpi=300, metadata=metadata)
 

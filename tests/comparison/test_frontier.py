@@ -173,7 +173,7 @@ def test_families_are_held_against_matryoshkas_at_the_costs_asked_for_and_where_
 def test_nothing_is_read_beyond_a_curves_end_and_the_report_says_where_that_is():
     found = compare_at_equal_fvu(arranged(), [0.005])
     (unreached,) = [entry for entry in found if entry["family"] == "max_cos:1" and entry["fvu"] == 0.005]
-    assert unreached["verdict"] == "no claim" and "max_cos:1 reaches 0.00" in unreached["reason"]
+    assert unreached["verdict"] == "no claim" and "max_cos:1 does not reach it, 0.00" in unreached["reason"]
     assert unreached["mean"] is unreached["p_holm"] is unreached["change"] is None
 
 

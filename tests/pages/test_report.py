@@ -552,7 +552,8 @@ def test_the_table_at_equal_fvu_says_between_which_arms_each_family_is_read(tmp_
     page = page_of(with_frontier(make_report()), tmp_path)
     text = " ".join(Tags(page).text.split())
     assert (
-        "max_cos:0.25 abs_cos:1 none +0.0050 hole rate -0.0625 none to max_cos:0.25 -0.0313 none to abs_cos:1" in text
+        "max_cos:0.25 against abs_cos:1 +0.0050 hole rate -0.0625 none to max_cos:0.25 -0.0313 none to abs_cos:1"
+        in text
     )
 
 
