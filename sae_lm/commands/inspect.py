@@ -12,6 +12,7 @@ from sae_lm.sae.folder import CONFIG
 from sae_lm.sae.load import load
 from sae_lm.sae.model import SAE
 from sae_lm.settings import InspectSettings
+from sae_lm.training.convergence import sae_start_cosines, state_of_training
 
 SHOWN_QUANTILES = (0.01, 0.5, 0.99, 1.0)
 QUALITY_BATCH = 2048
@@ -83,8 +84,19 @@ def _sae(sae: SAE) -> str:
         / sae.W_enc.norm(dim=0).clamp_min(1e-12)
         / sae.W_dec.norm(dim=1).clamp_min(1e-12)
     )
+    metadata_lines += _training(sae)
     return "\n".join([repr(sae), *metadata_lines, f"decoder norms {float(sae.W_dec.norm(dim=1).min()):.3f} to {float(sae.W_dec.norm(dim=1).max()):.3f}; "
                       f"median cosine of encoder and decoder {float(cosines.median()):.3f}"])  # fmt: skip
+
+
+def _training(sae: SAE) -> list[str]:
+    """How far its training came, of an SAE of ``sae-lm train``; of one before such was recorded, over all latents."""
+    metadata = sae.config.metadata
+    arm, seed, recorded = (metadata.get(key) for key in ("arm", "seed", "convergence"))
+    if not isinstance(recorded, dict) and isinstance(seed, int) and "training" in metadata:
+        recorded = sae_start_cosines(sae, seed, torch.ones(sae.config.d_sae, dtype=torch.bool))
+    line = state_of_training({str(arm): [recorded]}) if isinstance(recorded, dict) else None
+    return [line] if line else []
 
 
 def run(settings: InspectSettings) -> int:

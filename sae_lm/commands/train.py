@@ -16,6 +16,7 @@ from sae_lm.runtime.signals import stop_on_signal
 from sae_lm.runtime.timing import sum_seconds, timing_line
 from sae_lm.sae.formats.saelens import save
 from sae_lm.settings import TrainSettings
+from sae_lm.training.convergence import convergence, state_of_training
 from sae_lm.training.group import TrainingRun, train_group
 from sae_lm.training.recipe import TrainingRecipe
 from sae_lm.training.run_folder import (
@@ -23,12 +24,13 @@ from sae_lm.training.run_folder import (
     check_alike,
     is_done,
     log_file,
+    read_convergence,
     sae_folder,
     sae_metadata,
     write_run,
 )
 from sae_lm.training.state import ArmGroup, read_unfinished
-from sae_lm.training.trackers import Track, check_trackers
+from sae_lm.training.trackers import Track, check_trackers, read_lines
 from sae_lm.training.trainer import ArmTraining
 
 
@@ -67,6 +69,12 @@ def train(settings: TrainSettings) -> Path:
         shutil.rmtree(settings.out / STATE_FOLDER, ignore_errors=True)
         if missing:
             print(timing_line(sum_seconds(everyones)), flush=True)
+        of_arm = {
+            arm.name: [read_convergence(settings.out / sae_folder(arm, seed)) for seed in range(settings.seeds)]
+            for arm in arms
+        }
+        if line := state_of_training(of_arm):
+            print(line, flush=True)
     return settings.out
 
 
@@ -144,7 +152,9 @@ def _train_and_save(
     seconds = train_group(group, trainers, tracks, run)
     if writes:
         for trainer in trainers[: len(group.arms)]:
-            sae = trainer.finish(recipe.scale, sae_metadata(trainer.arm, group.seed, recipe, run.store.manifest))
+            metadata = sae_metadata(trainer.arm, group.seed, recipe, run.store.manifest)
+            lines = read_lines(run.out / log_file(trainer.arm, group.seed))
+            sae = trainer.finish(recipe.scale, metadata | {"convergence": convergence(lines, recipe)})
             save(sae, run.out / sae_folder(trainer.arm, group.seed))
         shutil.rmtree(group.folder(run.out), ignore_errors=True)
     return seconds

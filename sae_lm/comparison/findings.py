@@ -14,6 +14,10 @@ MOST_NAMED = 4
 """Arms that the answer names for one finding."""
 
 
+CLAIMS = ("lower", "higher")
+"""Verdicts that say something."""
+AMONG = "among undertrained SAEs"
+"""What a claim's words become where its difference has that mark."""
 Differences = Mapping[str, DifferenceEntry]
 """Metric -> one arm's difference."""
 
@@ -46,7 +50,7 @@ def findings(differences: Sequence[DifferenceEntry], values: Values, seeds: int)
 def absorption_verdict(metrics: Differences) -> str | None:
     """lower or higher where hole rate and fraction both are, else None."""
     hole, fraction = metrics["hole_rate"]["verdict"], metrics["absorption_fraction"]["verdict"]
-    return hole if hole == fraction and hole in ("lower", "higher") else None
+    return hole if hole == fraction and hole in CLAIMS else None
 
 
 def _finding(arm: str, metrics: Differences, seeds: int) -> str:
@@ -59,11 +63,14 @@ def _finding(arm: str, metrics: Differences, seeds: int) -> str:
             f"{metrics['l0']['baseline']}) and outside its ladder."
         )
     both = absorption_verdict(metrics)
-    if both:
+    weak = fvu["undertrained"]
+    if both and weak:
+        absorbed = f"no claim on absorption: hole rate and fraction both {both}, but {AMONG}"
+    elif both:
         small = metrics["hole_rate"]["reason"]  # of a claim: within the margin of equivalence
         absorbed = f"{'less' if both == 'lower' else 'more'} absorption (hole rate and fraction both {both}"
         absorbed += f", hole rate {small})" if small else ")"
-    elif _absorbs_alike(metrics):
+    elif _absorbs_alike(metrics) and not weak:
         absorbed = f"absorption as before (hole rate and fraction equivalent, {metrics['hole_rate']['reason']})"
     else:
         hole, fraction = verdict_text(metrics["hole_rate"]), verdict_text(metrics["absorption_fraction"])
@@ -73,7 +80,7 @@ def _finding(arm: str, metrics: Differences, seeds: int) -> str:
         mean_and_reason = [f"{fvu['mean']:+.4f}", *([fvu["reason"]] if fvu["reason"] else [])]
         price = f"{fvu['verdict']} ({', '.join(mean_and_reason)})"
     against = f"against {fvu['baseline']}" + ", interpolated" * (fvu["l0"] == "interpolated")
-    splitting = verdict_text(metrics["splits"])
+    splitting = verdict_text(metrics["splits"]) + f" {AMONG}" * (weak and metrics["splits"]["verdict"] in CLAIMS)
     return f"{arm} ({against}): {absorbed}; splitting {splitting}; FVU {price}; {seeds} seeds."
 
 
@@ -91,14 +98,7 @@ def answer(differences: Sequence[DifferenceEntry], baseline: str, seeds: int, co
         )
     if all(metrics["fvu"]["l0"] == "not matched" for metrics in arms.values()):
         return f"No claim: no arm has the L0 of {baseline}, and figures at different L0 say nothing of a penalty."
-    claims = []
-    for way, less in (("lower", "less"), ("higher", "more")):
-        absorbing = {arm: metrics for arm, metrics in arms.items() if absorption_verdict(metrics) == way}
-        splitting = {arm: metrics for arm, metrics in arms.items() if metrics["splits"]["verdict"] == way}
-        for claimed, what in ((absorbing, "absorption"), (splitting, "splitting")):
-            if claimed:
-                claims.append(f"{less} {what} with {_name_arms(claimed)}")
-    if claims:
+    if claims := _claims(arms):
         return f"Compared with {baseline}, over {seeds} paired seeds: {'; '.join(claims)}."
     detectable = [d for metrics in arms.values() if (d := metrics["hole_rate"]["detectable"]) is not None]
     unseen = f" (a hole rate lower by less than {max(detectable):.2g} could go unseen)" if detectable else ""
@@ -111,7 +111,7 @@ def answer(differences: Sequence[DifferenceEntry], baseline: str, seeds: int, co
 
 def _equivalent(arms: Mapping[str, Differences]) -> str:
     """The arms of which it is shown that they absorb as the baseline does."""
-    names = [arm for arm, metrics in arms.items() if _absorbs_alike(metrics)]
+    names = [arm for arm, metrics in arms.items() if _absorbs_alike(metrics) and not metrics["fvu"]["undertrained"]]
     if not names:
         return ""
     within, more = arms[names[0]]["hole_rate"]["reason"], len(names) - MOST_NAMED
@@ -121,6 +121,23 @@ def _equivalent(arms: Mapping[str, Differences]) -> str:
 
 def _absorbs_alike(metrics: Differences) -> bool:
     return metrics["hole_rate"]["verdict"] == metrics["absorption_fraction"]["verdict"] == "equivalent"
+
+
+def _claims(arms: Mapping[str, Differences]) -> list[str]:
+    """What is told of arms; among undertrained SAEs the figures alone, which are then no absorption and no splitting."""
+    claims = []
+    for way, less in zip(CLAIMS, ("less", "more"), strict=True):
+        absorbing = {arm: metrics for arm, metrics in arms.items() if absorption_verdict(metrics) == way}
+        splitting = {arm: metrics for arm, metrics in arms.items() if metrics["splits"]["verdict"] == way}
+        for found, claim, figures in (
+            (absorbing, f"{less} absorption", f"hole rate and fraction both {way}"),
+            (splitting, f"{less} splitting", f"latents per concept {way}"),
+        ):
+            for weak, told in ((False, claim), (True, f"{AMONG} {figures}")):
+                of = {arm: metrics for arm, metrics in found.items() if metrics["fvu"]["undertrained"] == weak}
+                if of:
+                    claims.append(f"{told} with {_name_arms(of)}")
+    return claims
 
 
 def _name_arms(arms: Mapping[str, Differences]) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sae_lm.comparison.evaluate import (
     BootstrapValues,
+    batch_rows,
     common_counts,
     concept_figures,
     concept_means,
@@ -24,11 +25,12 @@ from sae_lm.comparison.explorer import MOST_SHOWN, ShownSae, explorer_entries, i
 from sae_lm.comparison.language_model import boot_model, measure_cross_entropies
 from sae_lm.comparison.matching import Matching, ladder_of, match_arms
 from sae_lm.comparison.outcomes import METRICS
-from sae_lm.comparison.pairs import compare_seeds, compare_widths, genealogies
+from sae_lm.comparison.pairs import compare_seeds, compare_widths, genealogies, take_rows
 from sae_lm.comparison.runs import Key, Runs, read_narrower
+from sae_lm.comparison.undertrained import training_figures
 from sae_lm.concepts.probes import Probe
 from sae_lm.data.store import Store
-from sae_lm.metrics.codes import TokenCodes
+from sae_lm.metrics.codes import TokenCodes, mean_square_strength
 from sae_lm.metrics.geometry import nearest_shares
 from sae_lm.metrics.meta_sae import composition
 from sae_lm.metrics.splitting import Split
@@ -77,7 +79,7 @@ def measure(settings: CompareSettings, store: Store, runs: Runs, device: str) ->
     alive = {key: sae.fired for key, sae in alone.saes.items()}
     l0 = {arm: [own_figures[arm, seed]["l0"] for seed in runs.seeds] for arm in runs.arms}
     matching = match_arms(runs.arms, runs.baseline, l0)
-    seeds = compare_seeds(runs, alive, matching.rungs, device)
+    seeds = compare_seeds(runs, alive, alone.signal, matching.rungs, device)
     widths = narrower and compare_widths(runs, narrower, evaluation_set.read, device)
     first = runs.seeds[0]
     bootstrap_values = {key: sae.bootstrap_values for key, sae in alone.saes.items()}
@@ -150,6 +152,8 @@ class MeasuredSaes(NamedTuple):
     """main latents that every SAE is scored with, per concept"""
     shown: dict[Arm, ShownSae]
     """what the explorer shows, of the first seed"""
+    signal: dict[Key, Float[Tensor, " d_sae"]]
+    """mean squared strength of each SAE's latents"""
 
 
 def _measure_saes(settings: CompareSettings, runs: Runs, evaluation_set: EvaluationSet, device: str) -> MeasuredSaes:
@@ -160,12 +164,15 @@ def _measure_saes(settings: CompareSettings, runs: Runs, evaluation_set: Evaluat
     common = common_counts(list(splits.values()))
     saes: dict[Key, MeasuredSae] = {}
     shown: dict[Arm, ShownSae] = {}
+    signal: dict[Key, Tensor] = {}
     l0: dict[Arm, float] = {}
     with Progress("comparing", len(runs.by_key) + 1, "SAE") as bar:
         for (arm, seed), run in runs.by_key.items():
             sae = run.load(device)
             on_concepts = _find_main_latents(sae, settings, evaluation_set, splits.get((arm, seed)))
             saes[arm, seed] = _measure_sae(sae, on_concepts, settings, evaluation_set, common, sweep=seed == first)
+            saes[arm, seed].figures.update(training_figures(sae, seed, saes[arm, seed].fired))
+            signal[arm, seed] = mean_square_strength(sae, take_rows(evaluation_set.read(batch_rows(sae))))
             if seed == first:
                 l0[arm] = saes[arm, seed].figures["l0"]
                 if on_concepts and len(shown) < MOST_SHOWN and is_shown(arm, rung, ladder, l0):
@@ -175,7 +182,7 @@ def _measure_saes(settings: CompareSettings, runs: Runs, evaluation_set: Evaluat
         on_concepts = _find_main_latents(sae, settings, evaluation_set)
         control = _measure_sae(sae, on_concepts, settings, evaluation_set, common, sweep=True)
         bar.update(1)
-    return MeasuredSaes(saes, control, common, shown)
+    return MeasuredSaes(saes, control, common, shown, signal)
 
 
 OnConcepts = tuple[list[TokenCodes], list[Split]]

@@ -60,6 +60,14 @@ METRICS = {
         "Variance of the decoder's rows that a meta-SAE of a quarter of the latents, four per row, explains."),
     "seed_stability": Metric("latents found at the next seed", "share", "higher", "check",
         "Share of latents matched one to one, at cosine .7 or more, in the same arm at the next seed."),
+    "stable_signal": Metric("signal of latents found at the next seed", "share", "higher", "check",
+        "The same by what latents contribute: share of the sum of mean squared strengths that these latents carry."),
+    "start_cos": Metric("decoder cosine to its random start", "cosine", None, "check",
+        "Mean cosine of a latent's decoder row to the random direction it began at: near 1, it hardly learned."),
+    "encoder_start_cos": Metric("encoder cosine to its random start", "cosine", None, "check",
+        "The same of encoder rows, which turn more slowly."),
+    "fvu_slope": Metric("fall of FVU per doubling of steps", "share", None, "check",
+        "By how much the batches' FVU still fell before the learning rate decayed, were the steps doubled."),
     "distinct": Metric("latents not in the baseline", "share", None, "check",
         "Share with no latent of the baseline's next seed at cosine .2; for the baseline itself, what seeds alone do."),
     "split_ratio": Metric("children per latent of the narrower SAE", "latents", None, "check",
@@ -109,6 +117,6 @@ NOT_OUTCOMES = ("composition_null", "nearest_cos_null", "mean_abs_cos_null", "me
 """Metrics without a difference: they do not depend on training."""
 
 
-NOT_TESTED = ("seed_stability", "distinct")
+NOT_TESTED = ("seed_stability", "stable_signal", "distinct")
 """Metrics of an SAE and that of the next seed. Each SAE is in two of their values, so that these are not independent
 and t would claim too much (simulated where seeds alone matter: .16 to .19 of null differences at .05)."""

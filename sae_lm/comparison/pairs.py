@@ -17,10 +17,12 @@ from sae_lm.metrics.codes import TokenCodes, encode_sparse
 from sae_lm.metrics.dictionaries import (
     DISTINCT,
     STABLE,
+    match_one_to_one,
     match_rows,
     novelty_threshold,
-    seed_stability,
     split_curve,
+    stability,
+    stable_signal,
     stitch,
 )
 from sae_lm.metrics.genealogy import genealogy
@@ -35,15 +37,16 @@ Reader = Callable[[int], Iterator[Tensor]]
 
 
 def compare_seeds(
-    runs: Runs, alive: Mapping[Key, Tensor], rungs: Mapping[Arm, Arm], device: str
+    runs: Runs, alive: Mapping[Key, Tensor], signal: Mapping[Key, Tensor], rungs: Mapping[Arm, Arm], device: str
 ) -> dict[Key, dict[str, float]]:
     """How much of each SAE is found again at the next seed, of its own arm and of the baseline's.
 
     The share that the baseline lacks stands beside the same between the baseline's own seeds, so that the
     difference between the two is what the arm adds to the noise of training.
 
-    alive: latents that fire. rungs: of every arm the arm of the baseline's that it is held to.
-    Returns "seed_stability" and "distinct" of every SAE; nothing with one seed.
+    alive: latents that fire. signal: mean squared strength of every latent. rungs: of every arm the arm of the
+    baseline's that it is held to.
+    Returns "seed_stability", "stable_signal" and "distinct" of every SAE; nothing with one seed.
     """
     if len(runs.seeds) < 2:
         return {}
@@ -58,8 +61,11 @@ def compare_seeds(
             for arm in runs.arms:
                 own = rows(arm, seed)
                 lacking = match_rows(own, rows(rungs[arm], other)).of_a.cosine < DISTINCT
+                theirs = rows(arm, other)
+                matched = match_one_to_one(own, theirs)
                 figures[arm, seed] = {
-                    "seed_stability": seed_stability(own, rows(arm, other)),
+                    "seed_stability": stability(matched, (len(own), len(theirs))),
+                    "stable_signal": stable_signal(matched, signal[arm, seed][alive[arm, seed].cpu()]),
                     "distinct": float(lacking.double().mean()),
                 }
                 bar.update(1)
@@ -138,14 +144,15 @@ def _next(seeds: list[int], seed: int) -> int:
 
 
 def _read_rows(read: Reader) -> Tensor:
-    return torch.cat(list(_take(read(TRACED_ROWS), TRACED_ROWS))).float()
+    return torch.cat(list(take_rows(read(TRACED_ROWS)))).float()
 
 
 def _encode(sae: SAE, rows: Tensor) -> tuple[Tensor, TokenCodes]:
     return sae.W_dec.cpu(), encode_sparse(sae, rows.split(batch_rows(sae)))
 
 
-def _take(parts: Iterator[Tensor], count: int) -> Iterator[Tensor]:
+def take_rows(parts: Iterator[Tensor], count: int = TRACED_ROWS) -> Iterator[Tensor]:
+    """The first rows of batches, batch by batch."""
     for part in parts:
         yield part[:count]
         count -= len(part)

@@ -16,6 +16,7 @@ from sae_lm.comparison.measure import Measured
 from sae_lm.comparison.other_concepts import compare_over_concepts, concept_findings
 from sae_lm.comparison.outcomes import METRICS
 from sae_lm.comparison.runs import Runs
+from sae_lm.comparison.undertrained import Undertrained, find_undertrained, reason, warn
 from sae_lm.comparison.verdicts import compare_arms
 from sae_lm.concepts.probes import Probe
 from sae_lm.data.store import Store
@@ -50,11 +51,14 @@ def make_report(settings: CompareSettings, store: Store, runs: Runs, measured: M
     at_equal_fvu = compare_at_equal_fvu(all_curves, settings.fvu_cost)
     baseline, seeds = runs.baseline.name, len(runs.seeds)
     used = sum(probe.skipped is None for probe in measured.probes)
-    front = frontier(values)
+    front, undertrained = frontier(values), find_undertrained(values)
+    warning = warn(undertrained, runs.arms)
+    plain = answer(differences, baseline, seeds, used)
     report: Report = {
         "format": FORMAT,
         "version": VERSION,
-        "answer": answer(differences, baseline, seeds, used),
+        "answer": f"{warning} {plain}" if warning else plain,
+        "warning": warning,
         "findings": [
             *findings(differences, values, seeds),
             *concept_findings(other_concepts, differences),
@@ -75,7 +79,7 @@ def make_report(settings: CompareSettings, store: Store, runs: Runs, measured: M
         "seeds": runs.seeds,
         "l0_tolerance": TOLERANCE,
         "metrics": {key: cast(MetricEntry, metric._asdict()) for key, metric in METRICS.items()},
-        "arms": {arm.name: _arm(arm, runs, arm in front, values) for arm in runs.arms},
+        "arms": {arm.name: _arm(arm, runs, arm in front, undertrained.get(arm), values) for arm in runs.arms},
         "controls": {CONTROL: {key: measured.control.get(key, math.nan) for key in METRICS}},
         "differences": differences,
         "other_concepts": other_concepts,
@@ -120,7 +124,7 @@ def _missing(store: Store, runs: Runs, measured: Measured) -> list[str]:
     return sentences
 
 
-def _arm(arm: Arm, runs: Runs, on_front: bool, values: Values) -> ArmEntry:
+def _arm(arm: Arm, runs: Runs, on_front: bool, undertrained: Undertrained | None, values: Values) -> ArmEntry:
     run = runs.by_key[arm, runs.seeds[0]]
     return {
         "family": arm.family.name,
@@ -130,6 +134,7 @@ def _arm(arm: Arm, runs: Runs, on_front: bool, values: Values) -> ArmEntry:
         "arch": run.architecture,
         "k": arm.k or run.training["k"],
         "pareto": on_front,
+        "undertrained": reason([undertrained]) if undertrained else None,
         "values": {key: [*per_seed] for key, per_seed in values[arm].items()},
     }
 

@@ -7,7 +7,8 @@ with three seeds or more and at equal or interpolated L0. Primary outcomes that 
 too (sae_lm.metrics.equivalence), corrected by Holm's method over these: what is neither lower nor higher and within
 the margin is "equivalent". Other metrics are not corrected: their verdicts describe,
 and one in twenty is chance. "Less absorption" needs both its hole rate and its fraction to be lower, because a
-penalty on cosines can lower the fraction alone (sae_lm.metrics.absorption).
+penalty on cosines can lower the fraction alone (sae_lm.metrics.absorption). Verdicts are of the statistics alone; that
+the SAEs behind one are not trained yet is a mark of its own (sae_lm.comparison.undertrained).
 """
 
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ from typing import NamedTuple
 
 from sae_lm.comparison.matching import Match, Matching, Values
 from sae_lm.comparison.outcomes import METRICS, NOT_OUTCOMES, NOT_TESTED, PRIMARY
+from sae_lm.comparison.undertrained import find_undertrained, taints
 from sae_lm.metrics import statistics
 from sae_lm.metrics.equivalence import equivalence_p
 from sae_lm.metrics.statistics import (
@@ -56,8 +58,10 @@ def compare_arms(values: Values, matching: Matching, margin: float | None = None
     }
     corrected = dict(zip(p, holm(list(p.values())), strict=True))
     equivalence = _Equivalence(margin, _equivalence({test: paired[test] for test in p}, margin))
+    undertrained = find_undertrained(values)
+    tainted = {arm: taints(arm, matching, undertrained) for arm, _ in paired}
     return [
-        _entry(test, matching.matches[test[0]], difference, corrected, equivalence)
+        _entry(test, matching.matches[test[0]], difference, corrected, equivalence, tainted[test[0]])
         for test, difference in paired.items()
     ]
 
@@ -81,7 +85,12 @@ def _equivalence(tested: Mapping[Test, statistics.Difference], margin: float | N
 
 
 def _entry(
-    test: Test, match: Match, d: statistics.Difference, corrected: Mapping[Test, float], equivalence: _Equivalence
+    test: Test,
+    match: Match,
+    d: statistics.Difference,
+    corrected: Mapping[Test, float],
+    equivalence: _Equivalence,
+    undertrained: bool,
 ) -> DifferenceEntry:
     arm, key = test
     # what Holm's first step asks for: a primary outcome is to be found even where no other is
@@ -114,6 +123,7 @@ def _entry(
         "l0": match.how,
         "verdict": verdict,
         "reason": reason,
+        "undertrained": undertrained,
     }
 
 

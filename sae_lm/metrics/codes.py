@@ -95,3 +95,18 @@ def encode_sparse(sae: SAE, batches: Iterable[Float[Tensor, "_ d_in"]]) -> Token
     return TokenCodes(
         torch.cat(strengths), torch.cat(indices or [torch.zeros(0, 1, dtype=torch.long)]), sae.config.d_sae
     )
+
+
+@torch.no_grad()
+def mean_square_strength(sae: SAE, batches: Iterable[Float[Tensor, "_ d_in"]]) -> Float[Tensor, " d_sae"]:
+    """E[z_i^2] ||d_i||^2, float64: what each latent contributes to the reconstruction, in squared activation.
+
+    It does not depend on how norms are shared between encoder and decoder. Where a latent's decoder row is at its best
+    for its code, it is also by how much the squared error grows when the latent alone is left out.
+    """
+    total, rows = torch.zeros(sae.config.d_sae, dtype=torch.float64), 0
+    for x in batches:
+        values, latent = active(sae, x.to(sae.W_dec))
+        total += torch.bincount(latent.flatten(), values.flatten().double().square(), sae.config.d_sae).cpu()
+        rows += len(x)
+    return total * sae.W_dec.double().square().sum(1).cpu() / max(1, rows)

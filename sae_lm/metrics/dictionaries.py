@@ -98,19 +98,43 @@ def split_curve(nearest: NearestBothWays, thresholds: Sequence[float] = THRESHOL
     return curve
 
 
+class Matched(NamedTuple):
+    """Pairs of one latent each, every latent used once."""
+
+    row: Int[Tensor, " pairs"]
+    """of A"""
+    column: Int[Tensor, " pairs"]
+    """of B"""
+    cosine: Float[Tensor, " pairs"]
+    """float64"""
+
+
 def seed_stability(
     a: Float[Tensor, "n d_in"], b: Float[Tensor, "m d_in"], threshold: float = STABLE, hungarian: int = HUNGARIAN
 ) -> float:
     """How much of one dictionary is in the other: matched pairs at the threshold or above, over the smaller's latents."""
-    cosines = matched_cosines(a, b, hungarian)
-    return int((cosines >= threshold).sum()) / max(1, min(len(a), len(b)))
+    return stability(match_one_to_one(a, b, hungarian), (len(a), len(b)), threshold)
+
+
+def stability(matched: Matched, lengths: tuple[int, int], threshold: float = STABLE) -> float:
+    """`seed_stability` from the pairs. lengths: latents of the two."""
+    return int((matched.cosine >= threshold).sum()) / max(1, min(lengths))
+
+
+def stable_signal(matched: Matched, signal: Float[Tensor, " n"], threshold: float = STABLE) -> float:
+    """The part of A's signal that latents with a partner in B carry, at the threshold or above; NaN without a signal.
+
+    signal: of each latent of A (`sae_lm.metrics.codes.mean_square_strength`). Latents that seeds do not share carry
+    little of it (2606.12138), so that this is higher than the plain share once SAEs are trained.
+    """
+    whole = float(signal.double().sum())
+    found = matched.row[matched.cosine >= threshold].to(signal.device)
+    return float(signal.double()[found].sum()) / whole if whole > 0 else float("nan")
 
 
 @torch.no_grad()
-def matched_cosines(
-    a: Float[Tensor, "n d_in"], b: Float[Tensor, "m d_in"], hungarian: int = HUNGARIAN
-) -> Float[Tensor, " pairs"]:
-    """Cosines of pairs of one latent each, every latent used once; float64.
+def match_one_to_one(a: Float[Tensor, "n d_in"], b: Float[Tensor, "m d_in"], hungarian: int = HUNGARIAN) -> Matched:
+    """Match each latent of A to at most one of B.
 
     Up to ``hungarian`` latents pairs are matched for the largest sum of cosines (Hungarian method). Beyond, a pair
     is two latents that are each other's nearest: fewer pairs, of the same kind, and fewer of them at any cosine.
@@ -118,10 +142,17 @@ def matched_cosines(
     if max(len(a), len(b)) <= hungarian:
         cosines = (unit_rows(a) @ unit_rows(b).T).cpu().numpy()
         row, column = scipy.optimize.linear_sum_assignment(cosines, maximize=True)
-        return torch.from_numpy(cosines[row, column]).double()
+        return Matched(torch.from_numpy(row), torch.from_numpy(column), torch.from_numpy(cosines[row, column]).double())
     of_a, of_b = match_rows(a, b)
-    mutual = of_b.row[of_a.row] == torch.arange(len(a), device=of_a.row.device)
-    return of_a.cosine[mutual].double()
+    mutual = (of_b.row[of_a.row] == torch.arange(len(a), device=of_a.row.device)).nonzero().flatten()
+    return Matched(mutual, of_a.row[mutual], of_a.cosine[mutual].double())
+
+
+def matched_cosines(
+    a: Float[Tensor, "n d_in"], b: Float[Tensor, "m d_in"], hungarian: int = HUNGARIAN
+) -> Float[Tensor, " pairs"]:
+    """Cosines of the pairs of `match_one_to_one`; float64."""
+    return match_one_to_one(a, b, hungarian).cosine
 
 
 # --- stitching

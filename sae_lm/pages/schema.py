@@ -33,6 +33,8 @@ class ArmEntry(TypedDict):
     k: int | None
     pareto: bool
     """no arm has less FVU at its L0"""
+    undertrained: str | None
+    """how one sees that its SAEs are not trained yet (sae_lm.comparison.undertrained); null for trained ones"""
     values: dict[str, list[float | None]]
     """metric -> one value per seed"""
 
@@ -68,6 +70,8 @@ class DifferenceEntry(TypedDict):
     verdict: Verdict
     reason: str | None
     """why there is no verdict, or what it would take: needs about 38 seeds"""
+    undertrained: bool
+    """the arm's SAEs or the baseline's are not trained yet: whatever the verdict, it says little about trained ones"""
 
 
 class OtherConceptsEntry(TypedDict):
@@ -298,7 +302,9 @@ class Report(TypedDict):
     format: str
     version: int
     answer: str
-    """one sentence"""
+    """one sentence, after the warning where there is one"""
+    warning: str | None
+    """a sentence on SAEs that are not trained yet, or null"""
     findings: list[str]
     """sentences, one per arm and then on all"""
     partial: list[str]

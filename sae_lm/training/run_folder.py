@@ -23,7 +23,8 @@ Keys of ``run.json``; a later run into the same folder writes it anew::
 
 Keys of ``metadata`` in an SAE's ``cfg.json``, beside those that SAELens wants: ``arm``, ``penalty``,
 ``coefficient``, ``seed``; ``training``, the training recipe as in ``facts``; ``training_architecture``, what the SAE
-was trained as (a batchtopk or matryoshka SAE is used as a jumprelu); ``versions``; and of the store ``model_name``,
+was trained as (a batchtopk or matryoshka SAE is used as a jumprelu); ``convergence``, the last ``start_cos`` and
+``encoder_start_cos`` of its log, and ``fvu_slope`` (sae_lm.training.convergence); ``versions``; and of the store ``model_name``,
 ``model_revision``, ``hook_name``, ``context_size``, ``prepend_bos``, ``dataset_path``.
 
 SAEs of one folder have equal recipes but for `PER_ARM`. Keys that a reader does not know are passed over, keys that
@@ -31,8 +32,8 @@ an SAE lacks are None: a folder may hold SAEs of other versions and of other pro
 
 Keys of a line of the log: ``arm``, ``seed``, ``step``; the batch's ``loss``, ``fvu``, ``l0``, and where they are part
 of it ``aux``, ``penalty``, ``sparsity`` (the coefficient), ``threshold``; ``dead`` and ``dense``, numbers of latents;
-``nearest_cos`` and its quantiles ``nearest_cos_10``, ``_50``, ``_90`` over living latents; ``lr``;
-``rows_per_second``, ``penalty_share``.
+``nearest_cos`` and its quantiles ``nearest_cos_10``, ``_50``, ``_90`` over living latents; ``start_cos`` and
+``encoder_start_cos``, mean cosines of their rows with their random start; ``lr``; ``rows_per_second``, ``penalty_share``.
 """
 
 from importlib.metadata import version
@@ -123,6 +124,13 @@ def read_sae(directory: Path) -> SaeRecord:
         training if isinstance(training, dict) else None,
         str(metadata.get("training_architecture", config.get("architecture"))),
     )
+
+
+def read_convergence(directory: Path) -> dict[str, float]:
+    """How far an SAE's training came, as its metadata says; empty for an SAE of another program or version."""
+    metadata = read_json(directory / CONFIG, SaeError, "an SAE directory").get("metadata")
+    found = metadata.get("convergence") if isinstance(metadata, dict) else None
+    return found if isinstance(found, dict) else {}
 
 
 def read_saes(folder: Path) -> list[SaeRecord]:

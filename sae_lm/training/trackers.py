@@ -25,6 +25,11 @@ def check_trackers(trackers: tuple[str, ...]) -> None:
             )
 
 
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a log, in order; none where there is no log."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+
 class Track:
     """Where the log of one SAE goes."""
 

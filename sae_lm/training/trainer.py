@@ -22,6 +22,7 @@ from sae_lm.runtime.timing import StepTimer
 from sae_lm.sae.model import SAE, SaeConfig
 from sae_lm.sae.nearest import nearest_quantiles
 from sae_lm.sae.sparse import Codes, SparseCode
+from sae_lm.training.convergence import every_nth, random_start, start_cosines
 from sae_lm.training.dead_latents import RELU_ENCODER_NORM, auxk, dead_sae, lower_thresholds, resample
 from sae_lm.training.objective import BatchResult, Weights, batch_result
 from sae_lm.training.recipe import TrainingRecipe
@@ -75,6 +76,8 @@ class ArmTraining:
         nested = self.arch == "matryoshka"
         self.widths = torch.tensor(recipe.nested_widths, device=device) if nested else None
         self.weights = first_weights(self.arch, seed, d_sae, start, device)
+        self.logged = every_nth(d_sae)
+        self.random_start = self.weights.W_dec[self.logged].clone()
         self.named = {
             name: weight.requires_grad_() for name, weight in self.weights._asdict().items() if weight is not None
         }
@@ -290,6 +293,12 @@ class ArmTraining:
             "dead": int(dead.sum()),
             "dense": int((self.firing_frequency > DENSE_FREQUENCY).sum()),
             **nearest_quantiles(self.W_dec[~dead]),
+            **start_cosines(
+                self.W_dec[self.logged],
+                self.weights.encoder[self.logged],
+                self.random_start,
+                ~dead[self.logged],
+            ),
             "lr": self.recipe.learning_rate(step),
         }
 
@@ -375,8 +384,7 @@ CHECKPOINT_ATTRIBUTES = {
 
 def first_weights(arch: str, seed: int, d_sae: int, start: Float[Tensor, " d_in"], device: str) -> Weights:
     """Encoder and decoder rows are equal random directions of norm 1, biases 0 but for b_dec, which is ``start``."""
-    rows = torch.randn(d_sae, len(start), generator=torch.Generator().manual_seed(derive("weights", seed)))
-    rows = (rows / rows.norm(dim=1, keepdim=True)).to(device)
+    rows = random_start(seed, d_sae, len(start)).to(device)
     return Weights(
         encoder=rows.clone(),
         b_enc=torch.zeros(d_sae, device=device),

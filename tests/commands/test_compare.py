@@ -39,6 +39,7 @@ def runs(tiny_store, tmp_path_factory):
     """Two arms, a ladder of two, two seeds, half of the tiny store held out."""
     out = tmp_path_factory.mktemp("runs") / "tiny"
     settings = {"hook": HOOK, "d_sae": 48, "k": 4, "tokens": 3000, "batch_size": 64, "lr": 3e-3, "held_out": 0.5}
+    settings["log_every"] = 3  # a fall of FVU is read off four lines
     arms = "none@k=4/6,max_cos:0.5@k=4/6"
     return train(TrainSettings(store=tiny_store, arms=arms, seeds=2, dead_after=500, out=out, **settings))
 
@@ -131,7 +132,8 @@ def test_the_same_comparison_gives_the_same_report(report, runs, tiny_model, tmp
 
 def test_without_any_concept_the_rest_is_reported_and_labelled(runs, tmp_path):
     values = compare(comparing(runs, tmp_path, min_types=10_000))
-    assert values["answer"].startswith("No claim on splitting or absorption")
+    warning = values["warning"]  # these SAEs hardly left their start
+    assert values["answer"].startswith(f"{warning} No claim on splitting or absorption")
     assert any("none of the" in said and "passed its gate" in said for said in values["partial"])
     assert values["arms"]["none@k=4"]["values"]["fvu"][0] > 0 and values["explorer"] == values["per_concept"] == []
 

@@ -15,3 +15,21 @@ def test_inspect_shows_what_a_store_holds_in_words(tiny_store, make_sae, tmp_pat
     save(make_sae(), tmp_path / "sae")
     assert main(["inspect", str(tmp_path / "sae")]) == 0
     assert "SAE(topk, d_in=6, d_sae=10" in capsys.readouterr().out
+
+
+def test_inspect_says_whether_an_sae_left_its_random_start(make_sae, tmp_path, capsys):
+    from sae_lm.sae.formats.saelens import save
+
+    for name, facts in {
+        "recorded": {"convergence": {"start_cos": 0.74, "encoder_start_cos": 0.91, "fvu_slope": 0.21}, "arm": "none"},
+        "older": {"seed": 0, "training": {}, "arm": "none"},
+        "foreign": {"seed": 0},
+    }.items():
+        sae = make_sae()
+        sae.config.metadata.update(facts)
+        save(sae, tmp_path / name)
+        main(["inspect", str(tmp_path / name)])
+    recorded, older = (line for line in capsys.readouterr().out.splitlines() if "random start" in line)
+    assert "cosine 0.74" in recorded and "(encoder rows 0.91), FVU fell by 21%" in recorded
+    assert recorded.endswith("hardly trained, give more --tokens or a higher --lr")
+    assert "hardly trained" not in older, "a random decoder is far from any start"

@@ -4,7 +4,7 @@ import pytest
 import torch
 from toys import random_case
 
-from sae_lm.metrics.codes import active, decode_active, encode_sparse
+from sae_lm.metrics.codes import active, decode_active, encode_sparse, mean_square_strength
 
 pytestmark = pytest.mark.transformer_lens_3
 
@@ -44,3 +44,12 @@ def test_sparse_codes_hold_exactly_what_fires_scaled_by_decoder_norms(make_sae):
     codes = encode_sparse(sae, x.split(9))
     dense = sae.encode(x) * sae.W_dec.norm(dim=1)
     torch.testing.assert_close(codes.columns(list(range(10))), dense)
+
+
+@pytest.mark.parametrize("architecture", ["topk", "standard", "jumprelu"])
+def test_the_mean_squared_strength_is_that_of_the_dense_code_in_any_batches(make_sae, architecture):
+    sae = make_sae(architecture, unit=False)
+    x = torch.randn(40, 6, generator=torch.Generator().manual_seed(0))
+    dense = (sae.encode(x) * sae.W_dec.norm(dim=1)).double().square().mean(0)
+    torch.testing.assert_close(mean_square_strength(sae, x.split(9)), dense, rtol=1e-5, atol=0)
+    assert mean_square_strength(sae, []).tolist() == [0] * 10

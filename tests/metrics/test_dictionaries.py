@@ -7,11 +7,13 @@ import pytest
 import torch
 
 from sae_lm.metrics.dictionaries import (
+    match_one_to_one,
     match_rows,
     matched_cosines,
     novelty_threshold,
     seed_stability,
     split_curve,
+    stable_signal,
     stitch,
 )
 
@@ -71,6 +73,14 @@ def test_beyond_the_limit_mutual_neighbours_are_matched():
     assert share == sum(cosine >= 0.7 for cosine in mutual) / 20 >= 0.6
     torch.testing.assert_close(matched_cosines(a, b, hungarian=10), torch.stack(mutual), atol=1e-6, rtol=0)
     assert share <= seed_stability(a, b)
+
+
+@pytest.mark.parametrize("hungarian", [4096, 0])
+def test_the_signal_of_shared_latents_counts_each_by_what_it_contributes(hungarian):
+    a, b = torch.eye(4), torch.eye(4)[[3, 1]]
+    matched = match_one_to_one(a, b, hungarian)
+    assert stable_signal(matched, torch.tensor([5.0, 1.0, 3.0, 1.0])) == pytest.approx(2 / 10)
+    assert math.isnan(stable_signal(matched, torch.zeros(4)))
 
 
 @pytest.mark.parametrize("architecture", ["topk", "standard", "jumprelu"])

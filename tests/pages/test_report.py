@@ -566,3 +566,20 @@ def test_the_table_of_differences_shows_other_concepts_beside_students_interval(
     shown = words_of(page_of(with_frontier(make_report()), tmp_path))
     assert "95%, seeds and concepts" in shown and "-0.1562 to -0.0938 digit" in shown and "[-0.2500, +0.0125]" in shown
     assert "95%, seeds and concepts" not in Tags(page_of(make_report(), tmp_path)).text
+
+
+def test_undertrained_saes_are_said_at_the_top_and_their_verdicts_are_no_merit(tmp_path):
+    report = make_report()
+    trained = page_of(report, tmp_path)
+    report["warning"] = "These SAEs hardly left their random start."
+    report["answer"] = f"{report['warning']} Compared with none: nothing."
+    report["arms"]["max_cos:0.25"]["undertrained"] = "hardly left their random start"
+    for difference in report["differences"]:
+        difference["undertrained"] = True
+    page = page_of(report, tmp_path)
+    text = Tags(page).text
+    assert text.index("Undertrained. These SAEs hardly left") < text.index("Compared with none: nothing.")
+    assert text.count("These SAEs hardly left") == 1, "the banner says it, the answer goes on from there"
+    assert 'class="verdict good"' in trained and 'class="verdict good"' not in page
+    assert "lower undertrained" in " ".join(text.split()) and "Undertrained" not in Tags(trained).text
+    assert "These SAEs hardly left" in text_table(report)

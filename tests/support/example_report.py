@@ -56,6 +56,7 @@ def make_report(
             "arch": "topk",
             "k": k,
             "pareto": place % 2 == 0,
+            "undertrained": None,
             "values": {
                 key: [float(k)] * seeds if key == "l0" else [0.5 + 0.1 * seed + 0.1 * place for seed in range(seeds)]
                 for key in METRICS
@@ -69,6 +70,7 @@ def make_report(
         "format": "sae_lm comparison",
         "version": 3,
         "answer": "Compared with none: less absorption with max_cos:0.25 (FVU +0.0100).",
+        "warning": None,
         "findings": [f"{arm}: less absorption; splitting not distinguishable." for arm in others],
         "partial": [],
         "settings": {"runs": "my runs", "out": "report", "baseline": families[0], "min_types": 50, "max_k": 7},
@@ -201,6 +203,7 @@ def _difference(arm: str, baseline: str, key: str, row: int, seeds: int) -> dict
         "l0": "matched",
         "verdict": verdict,
         "reason": reason or None,
+        "undertrained": False,
     }
 
 
