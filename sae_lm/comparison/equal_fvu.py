@@ -16,7 +16,7 @@ trials). In brackets the share of trials in which both curves held the cost at e
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -49,13 +49,18 @@ class _Test(NamedTuple):
     """why there is nothing to read"""
 
 
-def compare_at_equal_fvu(all_curves: Sequence[Curve], costs: Sequence[float]) -> list[EqualFvuEntry]:
-    """One entry for each family that is not the reference, cost and primary outcome that has values."""
+def compare_at_equal_fvu(
+    all_curves: Sequence[Curve], costs: Sequence[float], undertrained: Collection[Arm] = ()
+) -> list[EqualFvuEntry]:
+    """One entry for each family that is not the reference, cost and primary outcome that has values.
+
+    undertrained: arms whose SAEs are not trained yet; what is read off theirs is marked.
+    """
     tests = list(_tests(all_curves, costs))
     tested = [place for place, test in enumerate(tests) if test.difference.seeds >= FEWEST_SEEDS]
     p = holm([tests[place].difference.p or 0.0 for place in tested])
     corrected = dict(zip(tested, p, strict=True))
-    return [_entry(test, corrected.get(place), len(tested)) for place, test in enumerate(tests)]
+    return [_entry(test, corrected.get(place), len(tested), undertrained) for place, test in enumerate(tests)]
 
 
 def reference_of(of_rung: Sequence[Curve]) -> Curve:
@@ -99,8 +104,9 @@ def _test(curve: Curve, reference: Curve, cost: float, metric: str) -> _Test:
     return _Test(curve, reference, cost, metric, paired_difference(*values), None)
 
 
-def _entry(test: _Test, p_holm: float | None, tests: int) -> EqualFvuEntry:
+def _entry(test: _Test, p_holm: float | None, tests: int, undertrained: Collection[Arm]) -> EqualFvuEntry:
     d, known = test.difference, test.unreached is None
+    read_off = [curve.between(test.cost) if known else [] for curve in (test.curve, test.reference)]
     verdict, reason = _verdict(test, p_holm, tests)
     return {
         "family": test.curve.family.name,
@@ -110,8 +116,8 @@ def _entry(test: _Test, p_holm: float | None, tests: int) -> EqualFvuEntry:
         "metric": test.metric,
         "change": interval(test.curve.read(test.metric, test.cost))["mean"] if known else None,
         "reference_change": interval(test.reference.read(test.metric, test.cost))["mean"] if known else None,
-        "between": [arm.name for arm in test.curve.between(test.cost)] if known else [],
-        "reference_between": [arm.name for arm in test.reference.between(test.cost)] if known else [],
+        "between": [arm.name for arm in read_off[0]],
+        "reference_between": [arm.name for arm in read_off[1]],
         "per_seed": [*d.per_seed],
         "mean": d.mean,
         "low": d.low,
@@ -120,6 +126,7 @@ def _entry(test: _Test, p_holm: float | None, tests: int) -> EqualFvuEntry:
         "p_holm": p_holm,
         "verdict": verdict,
         "reason": reason,
+        "undertrained": any(arm in undertrained for of_curve in read_off for arm in of_curve),
     }
 
 
@@ -151,7 +158,8 @@ def equal_fvu_findings(entries: Sequence[EqualFvuEntry]) -> list[str]:
     for (rung, family, cost), claimed in by_place.items():
         what = ", ".join(f"{METRICS[e['metric']].label} {e['verdict']} ({e['mean']:+.4f})" for e in claimed)
         sentences.append(
-            f"At {cost:+.4f} FVU and the L0 of {rung}, {family} against {claimed[0]['reference']}: {what}."
+            f"At {cost:+.4f} FVU and the L0 of {rung}, {family} against {claimed[0]['reference']}: {what}"
+            f"{', among undertrained SAEs' * claimed[0]['undertrained']}."
         )
     if read and not sentences:
         references = " and ".join(dict.fromkeys(entry["reference"] for entry in read))

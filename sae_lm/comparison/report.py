@@ -48,10 +48,10 @@ def make_report(settings: CompareSettings, store: Store, runs: Runs, measured: M
     matches = measured.matching.matches
     other_concepts = compare_over_concepts(measured.per_concept, runs.seeds, matches, differences)
     all_curves = curves(values, measured.matching)
-    at_equal_fvu = compare_at_equal_fvu(all_curves, settings.fvu_cost)
     baseline, seeds = runs.baseline.name, len(runs.seeds)
     used = sum(probe.skipped is None for probe in measured.probes)
     front, undertrained = frontier(values), find_undertrained(values)
+    at_equal_fvu = compare_at_equal_fvu(all_curves, settings.fvu_cost, undertrained)
     warning = warn(undertrained, runs.arms)
     plain = answer(differences, baseline, seeds, used)
     report: Report = {

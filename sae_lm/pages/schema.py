@@ -159,6 +159,8 @@ class EqualFvuEntry(TypedDict):
     """over all that is tested at equal FVU"""
     verdict: Verdict
     reason: str | None
+    undertrained: bool
+    """whether an arm that it is read off is (`ArmEntry`)"""
 
 
 class NoiseEntry(TypedDict):

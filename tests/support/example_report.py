@@ -263,6 +263,7 @@ def _at_equal_fvu(family: str, reference: str, rung: str) -> dict[str, Any]:
         "p_holm": 0.05,
         "verdict": "not distinguishable",
         "reason": "needs about 38 seeds",
+        "undertrained": False,
     }
 
 
