@@ -67,8 +67,12 @@ def _finding(arm: str, metrics: Differences, seeds: int) -> str:
     if both and weak:
         absorbed = f"no claim on absorption: hole rate at equal false alarms and fraction both {both}, but {AMONG}"
     elif both:
-        less = "less" if both == "lower" else "more"
-        absorbed = f"{less} absorption (hole rate at equal false alarms and fraction both {both})"
+        small = metrics["equal_hole_rate"]["reason"]  # of a claim: within the margin of equivalence
+        absorbed = f"{'less' if both == 'lower' else 'more'} absorption (hole rate at equal false alarms and fraction "
+        absorbed += f"both {both}, hole rate {small})" if small else f"both {both})"
+    elif _absorbs_alike(metrics) and not weak:
+        same = metrics["equal_hole_rate"]["reason"]
+        absorbed = f"absorption as before (hole rate at equal false alarms and fraction equivalent, {same})"
     else:
         hole, fraction = verdict_text(metrics["equal_hole_rate"]), verdict_text(metrics["absorption_fraction"])
         absorbed = f"no claim on absorption: hole rate at equal false alarms {hole}, fraction {fraction}"
@@ -104,8 +108,22 @@ def answer(differences: Sequence[DifferenceEntry], baseline: str, seeds: int, co
     many = "the arm" if len(arms) == 1 else f"any of the {len(arms)} arms"
     return (
         f"No difference in absorption or splitting from {baseline} is shown for {many} with {seeds} paired seeds"
-        f"{unseen}, which is no evidence that there is none."
+        f"{unseen}, which is no evidence that there is none{_equivalent(arms)}."
     )
+
+
+def _equivalent(arms: Mapping[str, Differences]) -> str:
+    """The arms of which it is shown that they absorb as the baseline does."""
+    names = [arm for arm, metrics in arms.items() if _absorbs_alike(metrics) and not metrics["fvu"]["undertrained"]]
+    if not names:
+        return ""
+    within, more = arms[names[0]]["equal_hole_rate"]["reason"], len(names) - MOST_NAMED
+    named = ", ".join(names[:MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
+    return f"; but with {named} hole rate at equal false alarms and fraction are shown to be the same {within}"
+
+
+def _absorbs_alike(metrics: Differences) -> bool:
+    return metrics["equal_hole_rate"]["verdict"] == metrics["absorption_fraction"]["verdict"] == "equivalent"
 
 
 def _claims(arms: Mapping[str, Differences]) -> list[str]:

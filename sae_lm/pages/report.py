@@ -14,6 +14,7 @@ from typing import Any
 from sae_lm.pages import charts
 from sae_lm.pages.charts import Chart, Look, headline, is_baseline, mean, order_arms
 from sae_lm.pages.explorer_data import explorer_json
+from sae_lm.pages.frontier import frontier_charts, frontier_points
 from sae_lm.pages.genealogy import KINDS, bars, trees, widths
 from sae_lm.pages.schema import Report
 from sae_lm.pages.summary import KINDS as CONCEPT_KINDS
@@ -43,15 +44,7 @@ def write_html(report: Report, path: Path) -> None:
     ks = sorted({arm["k"] for arm in report["arms"].values()}, key=lambda k: (k is None, k))
     several = charts.several_l0(report)
     script = asset("report.js")
-    drawn = {
-        "curves": _drawn(report, keys, charts.against_l0 if several else charts.by_seed, styles),
-        "coefficients": _drawn(report, keys, charts.along_coefficient, styles),
-        "forests": _drawn(report, keys, charts.forest, styles),
-        "nearest": {
-            k: [(chart.title, "", svg(chart, styles, _alt(chart))) for chart in panel]
-            for k, panel in charts.nearest_panels(report).items()
-        },
-    }
+    drawn = _plots(report, keys, styles)
     absent = {key for key, plots in drawn.items() if not plots and key != "curves"}
     page = fill(
         "report.html.jinja",
@@ -69,7 +62,10 @@ def write_html(report: Report, path: Path) -> None:
             "rest": _further_tables(report),
         },
         differences=differences_by_arm(report),
+        points=frontier_points(report),
+        primary=primary,
         statistics=_statistics(report, keys + primary),
+        other_concepts={(entry["arm"], entry["metric"]): entry for entry in report["other_concepts"]},
         per_concept=_per_concept(report),
         sweep=_sweep(report),
         concept_kinds=_concept_kinds(report),
@@ -102,12 +98,29 @@ _DRAWN = {"differences": "forests", "geometry": "nearest"}
 
 def _sections(several_l0: bool) -> list[tuple[str, str]]:
     first = [("outcomes", "Outcomes"), ("curves", "Against L0" if several_l0 else "Seeds")]
-    middle = [("coefficients", "Coefficients"), ("differences", "Differences"), ("geometry", "Geometry")]
+    middle = [("frontier", "Frontier"), ("coefficients", "Coefficients"), ("differences", "Differences")]
+    middle += [("geometry", "Geometry")]
     middle += [("splitting", "Splitting"), ("absorption", "Absorption"), ("statistics", "Statistics")]
     return [*first, *middle, ("concepts", "Concepts"), ("method", "Method")]
 
 
 # --- of the page
+
+
+def _plots(report: Report, keys: Sequence[str], styles: Mapping[str, Look]) -> dict[str, Any]:
+    """What is drawn -> its plots; of the cosines one list for each k."""
+
+    def captioned(panels: Sequence[Chart | None]) -> list[tuple[str, str, str]]:
+        return [(chart.title, "", svg(chart, styles, _alt(chart))) for chart in panels if chart is not None]
+
+    first = charts.against_l0 if charts.several_l0(report) else charts.by_seed
+    return {
+        "curves": _drawn(report, keys, first, styles),
+        "frontier": captioned(frontier_charts(report)),
+        "coefficients": _drawn(report, keys, charts.along_coefficient, styles),
+        "forests": _drawn(report, keys, charts.forest, styles),
+        "nearest": {k: captioned(panel) for k, panel in charts.nearest_panels(report).items()},
+    }
 
 
 def _drawn(report: Report, keys: Sequence[str], chart_of: Any, styles: Mapping[str, Look]) -> list[Any]:

@@ -7,7 +7,7 @@ from typing import Any, Literal, TypedDict
 
 FORMAT, VERSION = "sae_lm comparison", 3
 
-Verdict = Literal["lower", "higher", "not distinguishable", "no claim", "L0 not matched"]
+Verdict = Literal["lower", "higher", "equivalent", "not distinguishable", "no claim", "L0 not matched"]
 
 
 class MetricEntry(TypedDict):
@@ -58,6 +58,9 @@ class DifferenceEntry(TypedDict):
     spread: float | None
     p_holm: float | None
     """of primary outcomes that are tested"""
+    p_equivalence: float | None
+    """of primary outcomes that are shares and tested: small where the difference is within the margin; after Holm's
+    correction over these"""
     detectable: float | None
     """the difference that these seeds find with 80% chance; of primary outcomes at Holm's first step, .05 / tests"""
     seeds_needed: int | None
@@ -84,6 +87,95 @@ class KindEntry(TypedDict):
     low: float | None
     """95% interval of the mean, not corrected"""
     high: float | None
+
+
+class OtherConceptsEntry(TypedDict):
+    """One primary difference over seeds and concepts together (`sae_lm.metrics.crossed`)."""
+
+    arm: str
+    baseline: str
+    metric: str
+    concepts: int
+    """that every SAE of the pair has a value of"""
+    mean: float
+    """over these"""
+    low: float | None
+    """95% interval of the mean for other seeds and other concepts of the kind; null where it has no end"""
+    high: float | None
+    without_low: float
+    """least mean when any one concept is left out"""
+    without_high: float
+    concept: str
+    """whose omission moves the mean most"""
+    sign_changes: bool
+    """for some concept left out"""
+    claim_rests_on: list[str]
+    """concepts without which a verdict of lower or higher would be none"""
+
+
+class Interval(TypedDict):
+    """A mean over seeds with its 95% interval by Student's t."""
+
+    mean: float
+    low: float
+    high: float
+
+
+class FrontierPoint(TypedDict):
+    arm: str
+    fvu: Interval
+    """above the baseline's"""
+    changes: dict[str, Interval]
+    """primary outcome -> the arm's less the baseline's"""
+
+
+class BandEntry(Interval):
+    fvu: float
+    """cost above the baseline's at which all seeds' curves are read"""
+
+
+class FrontierEntry(TypedDict):
+    """A family of arms as a curve of primary outcomes against FVU, at one L0 (`sae_lm.comparison.frontier`)."""
+
+    family: str
+    rung: str
+    """the baseline that all differences are from: (0, 0)"""
+    least_fvu: float
+    """costs that the curve has at every seed, from"""
+    most_fvu: float
+    """to"""
+    points: list[FrontierPoint]
+    """in the order of their cost; with what the curve begins with"""
+    bands: dict[str, list[BandEntry]]
+    """primary outcome -> the curve's height"""
+
+
+class EqualFvuEntry(TypedDict):
+    """One primary outcome of one family less another's, both read at one cost in FVU (`sae_lm.comparison.equal_fvu`)."""
+
+    family: str
+    reference: str
+    rung: str
+    fvu: float
+    """cost above the baseline's"""
+    metric: str
+    change: float | None
+    """the family's from the baseline, mean over seeds"""
+    reference_change: float | None
+    between: list[str]
+    """the arms between which it is read; empty where it is not"""
+    reference_between: list[str]
+    per_seed: list[float | None]
+    mean: float | None
+    low: float | None
+    high: float | None
+    p: float | None
+    p_holm: float | None
+    """over all that is tested at equal FVU"""
+    verdict: Verdict
+    reason: str | None
+    undertrained: bool
+    """whether an arm that it is read off is (`ArmEntry`)"""
 
 
 class NoiseEntry(TypedDict):
@@ -268,6 +360,10 @@ class Report(TypedDict):
     differences: list[DifferenceEntry]
     kinds: list[KindEntry]
     """of every arm that is compared, by kind of concept"""
+    other_concepts: list[OtherConceptsEntry]
+    """of primary differences of three seeds and five concepts or more"""
+    frontier: list[FrontierEntry]
+    at_equal_fvu: list[EqualFvuEntry]
     noise: dict[str, NoiseEntry]
     """of each metric"""
     nearest_cos: NearestCosines

@@ -6,6 +6,7 @@ from sae_lm.comparison import verdicts
 from sae_lm.comparison.findings import answer, findings
 from sae_lm.comparison.matching import match_arms
 from sae_lm.comparison.outcomes import METRICS
+from sae_lm.metrics.equivalence import equivalence_p
 from sae_lm.penalties.arms import parse_arm
 
 pytestmark = pytest.mark.transformer_lens_3
@@ -20,9 +21,9 @@ def arms_of(**metrics):
     return {parse_arm(arm): {key: metrics.get(key, {}).get(arm, [NAN] * seeds) for key in METRICS} for arm in names}
 
 
-def compare_arms(values, baseline):
+def compare_arms(values, baseline, margin=None):
     l0 = {arm: metrics["l0"] for arm, metrics in values.items()}
-    return verdicts.compare_arms(values, match_arms([*values], parse_arm(baseline), l0))
+    return verdicts.compare_arms(values, match_arms([*values], parse_arm(baseline), l0), margin)
 
 
 def claim(difference):
@@ -195,3 +196,53 @@ def test_only_splitting_hole_rate_at_equal_false_alarms_and_absorption_fraction_
     found = compare_arms(values, "none")
     corrected = {d["metric"]: d["p_holm"] / d["p"] for d in found if d["p_holm"] is not None}
     assert corrected == pytest.approx(dict.fromkeys(("splits", "equal_hole_rate", "absorption_fraction"), 3.0))
+
+
+# --- equivalence
+
+
+def alike(**changes):
+    """hole rate at equal false alarms and fraction of one arm, by how much each is shifted; the rest is equal to the baseline's."""
+    both = {key: {"none": BASE, "abs_cos:1": shifted(by)} for key, by in changes.items()}
+    return arms_of(l0={arm: [16.0] * 6 for arm in ("none", "abs_cos:1")}, **both)
+
+
+def test_what_is_shown_to_be_within_the_margin_is_equivalent_and_without_a_margin_nothing_is():
+    values = alike(equal_hole_rate=0.0, absorption_fraction=0.0, splits=0.0)
+    found = compare_arms(values, "none", margin=0.02)
+    assert claim(entry(found, "abs_cos:1", "equal_hole_rate")) == ("equivalent", "within ±0.02")
+    assert entry(found, "abs_cos:1", "splits")["p_equivalence"] is None, "a number of latents has no such margin"
+    assert entry(found, "abs_cos:1", "splits")["verdict"] == "not distinguishable"
+    assert entry(found, "abs_cos:1", "fvu")["p_equivalence"] is None, "a price is no primary outcome"
+    said = findings(found, values, 6)[0]
+    assert "absorption as before (hole rate at equal false alarms and fraction equivalent, within ±0.02)" in said
+    assert answer(found, "none", 6, 4).endswith(
+        "which is no evidence that there is none; but with abs_cos:1 hole rate at equal false alarms and fraction are shown to be the same "
+        "within ±0.02."
+    )
+    assert all(d["verdict"] != "equivalent" for d in compare_arms(values, "none"))
+    assert answer(compare_arms(values, "none"), "none", 6, 4).endswith("which is no evidence that there is none.")
+
+
+def test_a_difference_wider_than_the_margin_or_as_unsure_is_not_equivalent():
+    unsure = [0.06, -0.05, 0.04, -0.01, 0.03, -0.02]
+    values = arms_of(l0={arm: [16.0] * 6 for arm in ("none", "abs_cos:1")},
+                     equal_hole_rate={"none": BASE, "abs_cos:1": shifted(0.0, unsure)},
+                     absorption_fraction={"none": BASE, "abs_cos:1": shifted(-0.1)})  # fmt: skip
+    found = compare_arms(values, "none", margin=0.02)
+    assert entry(found, "abs_cos:1", "equal_hole_rate")["verdict"] == "not distinguishable"
+    assert claim(entry(found, "abs_cos:1", "absorption_fraction")) == ("lower", None)
+
+
+def test_a_claim_stays_a_claim_and_says_where_it_is_smaller_than_the_margin():
+    values = alike(equal_hole_rate=-0.01, absorption_fraction=-0.01)
+    found = compare_arms(values, "none", margin=0.02)
+    assert claim(entry(found, "abs_cos:1", "equal_hole_rate")) == ("lower", "within ±0.02")
+    assert "both lower, hole rate within ±0.02)" in findings(found, values, 6)[0]
+
+
+def test_equivalence_is_corrected_over_all_shares_that_are_tested():
+    values = alike(equal_hole_rate=0.0, absorption_fraction=-0.1)
+    found = compare_arms(values, "none", margin=0.02)
+    hole = entry(found, "abs_cos:1", "equal_hole_rate")
+    assert hole["p_equivalence"] == pytest.approx(2 * equivalence_p(hole["per_seed"], 0.02))
