@@ -56,7 +56,7 @@ def paired_by_concept(
         for place, seed in enumerate(seeds):
             for concept in per_concept[which, seed]:
                 of_concept = values.setdefault(concept["concept"], [math.nan] * len(seeds))
-                of_concept[place] = concept.get(key, math.nan)
+                of_concept[place] = float(concept.get(key, math.nan))
         return values
 
     own, rungs = of(arm), {rung: of(rung) for rung in match.ladder}

@@ -56,7 +56,7 @@ def make_report(settings: CompareSettings, store: Store, runs: Runs, measured: M
     warning = warn(undertrained, runs.arms)
     plain = answer(differences, baseline, seeds, used)
     kinds = differences_by_kind(measured.per_concept, measured.probes, measured.matching, runs.seeds)
-    report: Report = {
+    report: dict[str, Any] = {
         "format": FORMAT,
         "version": VERSION,
         "answer": f"{warning} {plain}" if warning else plain,
@@ -68,20 +68,7 @@ def make_report(settings: CompareSettings, store: Store, runs: Runs, measured: M
             *equal_fvu_findings(at_equal_fvu),
         ],
         "partial": [*runs.partial, *measured.remarks, *_missing(store, runs, measured)],
-        "settings": settings.model_dump(mode="json"),
-        "training": runs.training,
-        "store": {
-            "id": store.manifest.id,
-            "rows": len(store),
-            "held_out_rows": len(store) - runs.training["held_out_from_row"],
-            "recipe": store.manifest.recipe.model_dump(),
-        },
-        "cross_entropy": measured.cross_entropy,
-        "versions": {name: version(name) for name in ("sae_lm", "torch", "transformers", "transformer-lens")},
-        "baseline": baseline,
-        "seeds": runs.seeds,
-        "l0_tolerance": TOLERANCE,
-        "metrics": {key: cast(MetricEntry, metric._asdict()) for key, metric in METRICS.items()},
+        **_what_was_compared(settings, store, runs, measured),
         "arms": {arm.name: _arm(arm, runs, arm in front, undertrained.get(arm), values) for arm in runs.arms},
         "controls": {CONTROL: {key: measured.control.get(key, math.nan) for key in METRICS}},
         "differences": differences,
@@ -101,7 +88,26 @@ def make_report(settings: CompareSettings, store: Store, runs: Runs, measured: M
         "widths": cast(Any, measured.widths),
         "explorer": cast(Any, measured.explorer),
     }
-    return _no_nan(report)
+    return cast(Report, _no_nan(report))
+
+
+def _what_was_compared(settings: CompareSettings, store: Store, runs: Runs, measured: Measured) -> dict[str, Any]:
+    return {
+        "settings": settings.model_dump(mode="json"),
+        "training": runs.training,
+        "store": {
+            "id": store.manifest.id,
+            "rows": len(store),
+            "held_out_rows": len(store) - runs.training["held_out_from_row"],
+            "recipe": store.manifest.recipe.model_dump(),
+        },
+        "cross_entropy": measured.cross_entropy,
+        "versions": {name: version(name) for name in ("sae_lm", "torch", "transformers", "transformer-lens")},
+        "baseline": runs.baseline.name,
+        "seeds": runs.seeds,
+        "l0_tolerance": TOLERANCE,
+        "metrics": {key: cast(MetricEntry, metric._asdict()) for key, metric in METRICS.items()},
+    }
 
 
 def _missing(store: Store, runs: Runs, measured: Measured) -> list[str]:

@@ -26,7 +26,7 @@ def values_of(costs, holes, l0=None):
     """{arm: FVU per seed or one number above a baseline that varies}, the same for holes -> all metrics."""
     base = {
         "fvu": [0.2 + 0.01 * seed for seed in range(SEEDS)],
-        "hole_rate": [0.5 - 0.02 * seed for seed in range(SEEDS)],
+        "equal_hole_rate": [0.5 - 0.02 * seed for seed in range(SEEDS)],
     }
 
     def per_seed(of, key):
@@ -34,7 +34,7 @@ def values_of(costs, holes, l0=None):
 
     return {
         parse_arm(arm): {key: [NAN] * SEEDS for key in METRICS}
-        | {"fvu": per_seed(costs[arm], "fvu"), "hole_rate": per_seed(holes[arm], "hole_rate")}
+        | {"fvu": per_seed(costs[arm], "fvu"), "equal_hole_rate": per_seed(holes[arm], "equal_hole_rate")}
         | {"l0": [(l0 or {}).get(arm, 16.0)] * SEEDS}
         for arm in costs
     }
@@ -101,8 +101,8 @@ def test_a_curve_begins_at_the_baseline_and_its_reach_is_what_every_seed_holds()
     (curve,) = curves_of(values_of(costs, {"none": 0.0, "sq_cos:10": -0.1, "sq_cos:3": -0.06}))
     assert [arm.name for arm in curve.places] == ["none", "sq_cos:3", "sq_cos:10"]
     assert curve.reach == pytest.approx((0.0, 0.009))
-    assert curve.read("hole_rate", 0.002) == pytest.approx([-0.03] * SEEDS)
-    read = curve.read("hole_rate", 0.0095)
+    assert curve.read("equal_hole_rate", 0.002) == pytest.approx([-0.03] * SEEDS)
+    read = curve.read("equal_hole_rate", 0.0095)
     assert np.isnan(read).tolist() == [False, False, True, False]
     assert [arm.name for arm in curve.between(0.005)] == ["sq_cos:3", "sq_cos:10"]
 
@@ -114,7 +114,7 @@ def test_a_penalty_on_another_architecture_begins_at_that_architecture_and_both_
     assert [arm.name for arm in alone.places] == ["none", "none@arch=matryoshka"]
     assert [arm.name for arm in penalised.places] == ["none@arch=matryoshka", "coactive:1@arch=matryoshka"]
     assert penalised.reach == pytest.approx((0.02, 0.03))
-    assert penalised.change["hole_rate"][:, 0] == pytest.approx([-0.2, -0.25])
+    assert penalised.change["equal_hole_rate"][:, 0] == pytest.approx([-0.2, -0.25])
 
 
 def test_arms_are_on_the_curve_of_their_l0_and_those_of_no_rung_on_none():
@@ -134,10 +134,10 @@ def test_points_and_bands_have_students_interval_over_seeds():
     (curve,) = curves_of(values_of(costs, holes))
     entry = frontier_entry(curve)
     twin = stats.ttest_1samp(np.array(holes["sq_cos:3"]), 0).confidence_interval(0.95)
-    of_point = entry["points"][-1]["changes"]["hole_rate"]
+    of_point = entry["points"][-1]["changes"]["equal_hole_rate"]
     assert (of_point["low"], of_point["high"]) == pytest.approx((twin.low, twin.high))
-    assert list(entry["points"][-1]["changes"]) == ["hole_rate"], "outcomes without values are left out"
-    band = entry["bands"]["hole_rate"]
+    assert list(entry["points"][-1]["changes"]) == ["equal_hole_rate"], "outcomes without values are left out"
+    band = entry["bands"]["equal_hole_rate"]
     assert band[0]["fvu"] == 0 and band[0]["low"] == band[0]["high"] == 0
     assert band[-1]["fvu"] == pytest.approx(min(costs["sq_cos:3"])) and band[-1]["low"] < band[-1]["high"]
 
@@ -182,8 +182,8 @@ def test_a_difference_at_equal_fvu_is_paired_by_seed_and_its_interval_is_student
     (got, _) = compare_at_equal_fvu([reference, family], [0.004])
     by_hand = [
         np.interp(0.004, np.sort(x), y[np.argsort(x)]) - np.interp(0.004, np.sort(u), v[np.argsort(u)])
-        for x, y, u, v in zip(family.cost.T, family.change["hole_rate"].T,
-                              reference.cost.T, reference.change["hole_rate"].T, strict=True)
+        for x, y, u, v in zip(family.cost.T, family.change["equal_hole_rate"].T,
+                              reference.cost.T, reference.change["equal_hole_rate"].T, strict=True)
     ]  # fmt: skip
     assert got["family"] == "sq_cos:3/10" and got["per_seed"] == pytest.approx(by_hand)
     twin = stats.ttest_1samp(got["per_seed"], 0).confidence_interval(0.95)
@@ -197,7 +197,8 @@ def test_claims_at_equal_fvu_are_corrected_together_and_put_into_sentences():
     assert max(entry["p_holm"] / entry["p"] for entry in tested) == pytest.approx(len(tested))
     said = equal_fvu_findings(found)
     assert any(
-        "At +0.0050 FVU and the L0 of none, sq_cos:3/10 against none@arch=matryoshka: hole rate lower" in sentence
+        "At +0.0050 FVU and the L0 of none, sq_cos:3/10 against none@arch=matryoshka: hole rate at equal false alarms lower"
+        in sentence
         for sentence in said
     )
     assert any("nothing was trained between none and none@arch=matryoshka" in sentence for sentence in said)

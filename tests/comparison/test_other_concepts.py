@@ -21,13 +21,13 @@ def scene(by_concept, spread=0.01):
     arm = base + np.array(by_concept) + spread * draw.normal(size=base.shape)
     per_concept = {
         (which, seed): [
-            {"concept": f"concept {place}", "hole_rate": float(value)} for place, value in enumerate(of[row])
+            {"concept": f"concept {place}", "equal_hole_rate": float(value)} for place, value in enumerate(of[row])
         ]
         for which, of in ((NONE, base), (ARM, arm))
         for row, seed in enumerate(SEEDS)
     }
     values = {
-        which: {key: [NAN] * len(SEEDS) for key in METRICS} | {"l0": [16.0] * len(SEEDS), "hole_rate": of.mean(1).tolist()}
+        which: {key: [NAN] * len(SEEDS) for key in METRICS} | {"l0": [16.0] * len(SEEDS), "equal_hole_rate": of.mean(1).tolist()}
         for which, of in ((NONE, base), (ARM, arm))
     }  # fmt: skip
     matching = match_arms([NONE, ARM], NONE, {which: [16.0] * len(SEEDS) for which in (NONE, ARM)})
@@ -42,7 +42,7 @@ def entries_of(by_concept, spread=0.01):
 
 def test_an_effect_on_every_concept_holds_for_others_and_without_any_one():
     (entry,), differences = entries_of([-0.1, -0.12, -0.09, -0.11, -0.1, -0.13, -0.08, -0.1])
-    of_pair = next(d for d in differences if d["metric"] == "hole_rate")
+    of_pair = next(d for d in differences if d["metric"] == "equal_hole_rate")
     assert entry["mean"] == pytest.approx(of_pair["mean"]) and entry["concepts"] == 8
     assert entry["low"] < of_pair["low"] and of_pair["high"] < entry["high"] < 0
     assert entry["without_low"] < entry["mean"] < entry["without_high"] < 0
@@ -55,26 +55,26 @@ def test_an_effect_on_every_concept_holds_for_others_and_without_any_one():
 
 def test_an_effect_on_one_concept_alone_rests_on_it_and_is_none_for_others():
     (entry,), differences = entries_of([0.01, 0.0, -0.01, 0.02, -0.8, 0.01, 0.0, 0.01])
-    assert next(d for d in differences if d["metric"] == "hole_rate")["verdict"] == "lower"
+    assert next(d for d in differences if d["metric"] == "equal_hole_rate")["verdict"] == "lower"
     assert entry["low"] < 0 < entry["high"] and entry["concept"] == "concept 4"
     assert entry["claim_rests_on"] == ["concept 4"] and entry["sign_changes"]
     rests, narrow = concept_findings([entry], differences)
     assert rests == (
-        "abs_cos:1: that the hole rate is lower rests on single concepts; it is no claim without concept 4."
+        "abs_cos:1: that the hole rate at equal false alarms is lower rests on single concepts; it is no claim without concept 4."
     )
     assert narrow.startswith("Of 1 claims on primary outcomes 1 would not hold for other concepts of the kind")
 
 
 def test_what_is_no_claim_rests_on_nothing():
     (entry,), differences = entries_of([0.3, -0.3, 0.2, -0.2, 0.05, -0.05], spread=0.2)
-    assert next(d for d in differences if d["metric"] == "hole_rate")["verdict"] == "not distinguishable"
+    assert next(d for d in differences if d["metric"] == "equal_hole_rate")["verdict"] == "not distinguishable"
     assert entry["claim_rests_on"] == [] and concept_findings([entry], differences) == []
 
 
 def test_few_concepts_say_nothing_of_others_and_one_that_an_sae_lacks_is_left_out():
     assert entries_of([-0.1] * 4)[0] == []
     per_concept, matches, differences = scene([-0.1] * 6)
-    del per_concept[ARM, 2][3]["hole_rate"]
-    known, x = paired_by_concept(per_concept, SEEDS, ARM, matches[ARM], "hole_rate")
+    del per_concept[ARM, 2][3]["equal_hole_rate"]
+    known, x = paired_by_concept(per_concept, SEEDS, ARM, matches[ARM], "equal_hole_rate")
     assert "concept 3" not in known and x.shape == (6, 5)
     assert compare_over_concepts(per_concept, SEEDS, matches, differences)[0]["concepts"] == 5
