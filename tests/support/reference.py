@@ -1,5 +1,6 @@
 """Slow plain twins of what the package does fast: loops, dense tensors, float64."""
 
+import math
 import re
 from itertools import product
 from math import sqrt
@@ -157,6 +158,53 @@ def anchored_coactivation(rows: Tensor, rate: Tensor, fires: Tensor) -> Tensor:
     unit, fires = rows / rows.norm(dim=1, keepdim=True), fires.to(rows.dtype)
     towards = unit @ unit.detach().T * (rate[None, :] > rate[:, None])
     return (fires.T @ fires * towards.square()).sum() / fires.sum()
+
+
+def batch_norms(z: Tensor) -> Tensor:
+    """L2 norm of each latent's activations, as of 2048 rows; differentiable where it is 0 too."""
+    squares = z.square().sum(0) * (2048 / len(z))
+    return torch.where(squares > 0, squares.clamp_min(1e-30).sqrt(), 0)
+
+
+def cross_sample(rows: Tensor, z: Tensor, rate: Tensor | None = None) -> Tensor:
+    """C2R's term over one chunk, through rows and activations z [batch, m]; anchored where a rate is given."""
+    unit, norms = rows / rows.norm(dim=1, keepdim=True), batch_norms(z)
+    terms = []
+    for i in range(len(rows)):
+        others = [j for j in range(len(rows)) if (j != i if rate is None else rate[j] > rate[i])]
+        if not others:
+            terms.append(rows.new_zeros(()))
+            continue
+        j = max(others, key=lambda j: float((unit[i] * unit[j]).sum().detach()))
+        there, norm = (unit[j], norms[j]) if rate is None else (unit[j].detach(), norms[j].detach())
+        terms.append((norms[i] + norm) * (unit[i] * there).sum().clamp_min(0) ** 2)
+    return torch.stack(terms).mean()
+
+
+def silent_generals(rows: Tensor, rate: Tensor, fires: Tensor, nearest: int = 4) -> Tensor:
+    """Sum of P(j) (1 - P(i | j)) relu(cos)^2 over rows j and their nearest i of higher rate, which stand still, over L0."""
+    unit, fires = rows / rows.norm(dim=1, keepdim=True), fires.to(rows.dtype)
+    terms = []
+    for j in range(len(rows)):
+        cosines = [(float((unit[i] @ unit[j]).detach()), i) for i in range(len(rows)) if rate[i] > rate[j]]
+        for _, i in sorted(cosines, reverse=True)[:nearest]:
+            given = (fires[:, i] * fires[:, j]).sum() / fires[:, j].sum().clamp_min(1)
+            terms.append(fires[:, j].mean() * (1 - given) * (unit[i].detach() @ unit[j]).clamp_min(0) ** 2)
+    return torch.stack(terms).sum() / fires.sum(1).mean()
+
+
+def misalignment(encoder: Tensor, decoder: Tensor) -> Tensor:
+    """Mean of 1 - cos of each latent's two rows."""
+    pairs = zip(encoder, decoder, strict=True)
+    return torch.stack([1 - (e @ d) / (e.norm() * d.norm()) for e, d in pairs]).mean()
+
+
+def held_near(row: Tensor, start: Tensor, cosine: float) -> Tensor:
+    """A unit row turned towards its start until the angle between them is acos(cosine), if it is more."""
+    angle, most = math.acos(max(-1.0, min(1.0, float(row @ start)))), math.acos(cosine)
+    if angle <= most:
+        return row
+    return (math.sin(angle - most) * start + math.sin(most) * row) / math.sin(angle)
 
 
 def t_interval_and_p(deltas: list[float]) -> tuple[float, float, float]:
