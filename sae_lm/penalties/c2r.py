@@ -9,8 +9,9 @@ from sae_lm.sae.directions import Evaluated, of_directions, sums_by
 from sae_lm.sae.nearest import NearestRows, nearest_in_chunks
 from sae_lm.sae.sparse import Codes
 
-PUBLISHED_BATCH = 2048
-"""Rows of a batch in C2R's published runs: norms over a batch grow as the root of its size."""
+PUBLISHED_BATCH, PUBLISHED_LATENTS = 2048, 65_536
+"""Of C2R's published runs. Norms over a batch grow as the root of its size and, since a wider dictionary shares out the
+same activation, fall as the root of the width."""
 
 
 def c2r(
@@ -27,8 +28,9 @@ def c2r(
     """Mean over rows i of (n_i + n_j) relu(cos(row_i, row_j))^2, where j is the nearest other row of i.
 
     C2R, 2606.30609, as its authors' code has it, with alpha = 1: n is the L2 norm of a latent's activations over the
-    batch, brought to a batch of `PUBLISHED_BATCH` rows, so that a coefficient means what was published (5) at any
-    batch size. The sum of norms acts where either latent is used, be it without the other.
+    batch, brought to `PUBLISHED_BATCH` rows and `PUBLISHED_LATENTS` latents, so that a coefficient (5 was published)
+    weighs as much beside the loss at any batch size and width. The sum of norms acts where either latent is used, be
+    it without the other.
 
     The authors' gradient flows through the activations too, and so does this one: the value is differentiable for
     ``norms`` where they require it. `activation_pull` carries that on to the activations.
@@ -69,11 +71,16 @@ def c2r(
 
 @torch.no_grad()
 def activation_norms(codes: Codes) -> Float[Tensor, " m"]:
-    """L2 norm of each latent's activations, brought to a batch of `PUBLISHED_BATCH` rows; 0 for one that is silent."""
+    """L2 norm of each latent's activations, brought to the published batch and width; 0 for one that is silent."""
     m, batch = len(codes.firing_frequency), len(codes.starts) - 1
     entries = torch.arange(len(codes.latent), device=codes.latent.device)
     squares = sums_by(codes.latent, m, codes.value.square()[:, None], entries)[:, 0]
-    return (squares * (PUBLISHED_BATCH / batch)).sqrt()
+    return (squares * scale(batch, m)).sqrt()
+
+
+def scale(batch: int, d_sae: int) -> float:
+    """What brings a squared norm to the published batch and width."""
+    return PUBLISHED_BATCH / batch * d_sae / PUBLISHED_LATENTS
 
 
 def activation_pull(by_norm: Float[Tensor, " m"], squares: Float[Tensor, " m"], batch: int) -> Float[Tensor, " m"]:
@@ -82,6 +89,6 @@ def activation_pull(by_norm: Float[Tensor, " m"], squares: Float[Tensor, " m"], 
     by_norm: derivative of the penalty for each of the `activation_norms`.
     squares: sum of each latent's squared activations over the batch; a latent where it is 0 has no gradient.
     """
-    scale = PUBLISHED_BATCH / batch
-    norms = (squares * scale).sqrt()
-    return torch.where(norms > 0, by_norm * scale / norms.clamp_min(1e-12), 0)
+    factor = scale(batch, len(squares))
+    norms = (squares * factor).sqrt()
+    return torch.where(norms > 0, by_norm * factor / norms.clamp_min(1e-12), 0)

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sae_lm.penalties.arms import Arm
-from sae_lm.penalties.c2r import PUBLISHED_BATCH
+from sae_lm.penalties.c2r import scale as c2r_scale
 from sae_lm.penalties.term import first_step, warm_up_share
 from sae_lm.runtime.seeds import derive
 from sae_lm.sae.directions import unit_rows
@@ -232,7 +232,7 @@ def _penalties(
     penalty, anchored, on = _form(group[0].arm)
     coactivation, norms = None, None
     if penalty == "c2r":
-        squares = PUBLISHED_BATCH * (z.square() * weight[:, None]).sum(-2)
+        squares = c2r_scale(1, z.shape[-1]) * (z.square() * weight[:, None]).sum(-2)
         norms = torch.where(squares > 0, squares.clamp_min(1e-30).sqrt(), 0)
     if penalty in ("coactive", "silent"):
         fired = fires.float()

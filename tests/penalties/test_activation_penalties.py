@@ -85,7 +85,7 @@ def test_under_silent_the_general_row_stands_still_and_the_specific_one_leaves_i
 
 
 @pytest.mark.parametrize("arch", ["topk", "batchtopk", "relu", "jumprelu", "matryoshka"])
-@pytest.mark.parametrize("text", ["c2r:3", "align:2"])
+@pytest.mark.parametrize("text", ["c2r:150", "align:2"])
 def test_a_whole_step_has_the_gradients_of_dense_autograd_through_loss_and_penalty(text, arch, monkeypatch):
     monkeypatch.setattr(trainer, "CLIP_NORM", float("inf"))
     widths = (6, 24) if arch == "matryoshka" else None
@@ -107,7 +107,7 @@ def test_a_whole_step_has_the_gradients_of_dense_autograd_through_loss_and_penal
             arch, x, encoder.T, b_enc, W_dec, b_dec, *threshold, k=3, widths=widths or (),
             sparsity=float(run.control.coefficient), bandwidth=recipe.bandwidth,
         )  # fmt: skip
-        penalty = 3 * cross_sample(W_dec, z) if text == "c2r:3" else 2 * misalignment(encoder, W_dec)
+        penalty = 150 * cross_sample(W_dec, z) if text == "c2r:150" else 2 * misalignment(encoder, W_dec)
         of_penalty = torch.autograd.grad(penalty, leaves.values(), retain_graph=True, allow_unused=True)
         moves = of_penalty[0] is not None and float(of_penalty[0].abs().max()) > 1e-3
         assert moves or (step == 0 and "align" in text)  # the encoder; it is aligned at first

@@ -161,8 +161,8 @@ def anchored_coactivation(rows: Tensor, rate: Tensor, fires: Tensor) -> Tensor:
 
 
 def batch_norms(z: Tensor) -> Tensor:
-    """L2 norm of each latent's activations, as of 2048 rows; differentiable where it is 0 too."""
-    squares = z.square().sum(0) * (2048 / len(z))
+    """L2 norm of each latent's activations, as of 2048 rows and 65,536 latents; differentiable where it is 0 too."""
+    squares = z.square().sum(0) * (2048 / len(z) * z.shape[1] / 65_536)
     return torch.where(squares > 0, squares.clamp_min(1e-30).sqrt(), 0)
 
 

@@ -391,7 +391,15 @@ def test_a_loss_that_is_no_longer_finite_stops_with_arm_and_seed(arch):
         run.log(0)
 
 
-CHEAPENED = {"abs_cos": 0.3, "sq_cos": 3.0, "max_cos": 0.5, "coactive": 0.3, "freq_cos": 0.3, "c2r": 0.3, "silent": 0.5}
+CHEAPENED = {
+    "abs_cos": 0.3,
+    "sq_cos": 3.0,
+    "max_cos": 0.5,
+    "coactive": 0.3,
+    "freq_cos": 0.3,
+    "c2r": 10.0,
+    "silent": 0.5,
+}
 
 
 @pytest.mark.parametrize("penalty", CHEAPENED)
