@@ -146,7 +146,7 @@ PENALTIES: dict[str, Penalty] = {
 }
 DEFAULT_COEFFICIENTS = {
     **{"abs_cos": 1.0, "sq_cos": 10.0, "max_cos": 0.25, "coactive": 0.2, "freq_cos": 0.5},
-    **{"c2r": 5.0, "silent": 0.4, "align": 0.3},
+    **{"c2r": 5.0, "silent": 0.4, "align": 0.6},
 }
 """max_cos: OrtSAE's published value, which cost .005 FVU on a residual stream (2048 latents, k 16, 1M rows). c2r: its
 published value, which costs several times as much (tests/benchmarks/README.md); c2r@fvu=0.005 is steered to the others'
