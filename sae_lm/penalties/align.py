@@ -4,7 +4,8 @@ Take a general direction p and a specific one c, orthonormal, and full absorptio
 writes c + delta p, so the general one must be silent beside it and reads p - delta c. Then for both latents the cosine
 of encoder and decoder is 1 / sqrt(1 + delta^2): .71 at delta 1. Every product of one's encoder with the other's decoder
 is 0, so a penalty on those pairs sees nothing. In superposition an encoder also turns away from its decoder to cancel
-interference, and this penalty taxes that.
+interference, and this penalty taxes that. It pulls on the encoder of a latent that is off, as no penalty on the
+decoder does.
 """
 
 import torch

@@ -149,8 +149,8 @@ DEFAULT_COEFFICIENTS = {
     **{"c2r": 5.0, "silent": 0.4, "align": 0.6},
 }
 """max_cos: OrtSAE's published value, which cost .005 FVU on a residual stream (2048 latents, k 16, 1M rows). c2r: its
-published value, which costs several times as much (tests/benchmarks/README.md); c2r@fvu=0.005 is steered to the others'
-cost. The others: what cost about as much there, .004 to .008."""
+published value, which costs several times as much (tests/benchmarks/README.md); c2r:0.5@fvu=0.005 is steered to the
+others' cost. The others: what cost about as much there, .004 to .008."""
 ARCHITECTURES: tuple[str, ...] = get_args(Architecture)
 INFINITY = float("inf")
 EVERY_PENALTY = frozenset(PENALTIES)

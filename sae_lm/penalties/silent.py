@@ -10,6 +10,11 @@ specific latent fires, P(i | j) how often the general one is on then, and cos th
 
 so that the two are halves of one penalty, the cosine weighed by how often the specific latent fires. The price is that
 siblings, specific latents that share a meaning and exclude each other, are parted too.
+
+What it cannot do: a latent that is off has no gradient, so this penalty takes the general direction out of the specific
+row and leaves it to the loss to switch the general latent on. measured on Chanin's toy (ReLU, 3 seeds, 1500 steps): a
+coefficient of 1 brings the cosine of the child's row with the parent from .71 to .59 and the holes from 1 to .67 for
+.005 FVU, where `coactive` (.3, anchored) and `align` (.03) bring them to 0 and .03 for nothing.
 """
 
 import torch
