@@ -96,7 +96,8 @@ class PenaltyTerm:
         self.neighbours: NearestRows | None = None
         if arm.penalty in ("max_cos", "c2r", "silent"):
             parts = 1 if arm.exact else -(-recipe.d_sae // max(SEARCHED_ROWS, recipe.d_sae // 64))
-            per_part = -(-NEAREST // parts) if arm.penalty == "silent" else 1
+            # of few parts two of the nearest often lie in one
+            per_part = 1 if arm.penalty != "silent" else NEAREST if parts == 1 else -(-2 * NEAREST // parts)
             ranked = arm.anchored or arm.penalty == "silent"
             self.neighbours = NearestRows(parts, ranked, self.matmul_dtype, per_part)
         self.controller: PenaltyController | None = None

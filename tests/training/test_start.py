@@ -85,11 +85,11 @@ def test_decoder_rows_are_near_enough_after_every_step_and_some_at_the_edge(arch
     first, free = run.W_dec.detach().clone(), trained("none", arch=arch)
     for step, x in enumerate(batches(30)):
         run.step(x, step)
-        cosines = (run.W_dec.double() * first.double()).sum(1)
+        cosines = (run.W_dec.detach().double() * first.double()).sum(1)
         assert float(cosines.min()) > 0.9 - 1e-6
     torch.testing.assert_close(run.W_dec.norm(dim=1), torch.ones(24))
     assert ((cosines - 0.9).abs() < 1e-6).any()
-    assert float((free.W_dec * first).sum(1).min()) < 0.88  # what would have happened
+    assert float((free.W_dec.detach() * first).sum(1).min()) < 0.88  # what would have happened
 
 
 def test_a_decoder_that_never_leaves_its_cap_is_trained_as_without_one():

@@ -397,8 +397,8 @@ CHEAPENED = {
     "max_cos": 0.5,
     "coactive": 0.3,
     "freq_cos": 0.3,
-    "c2r": 10.0,
-    "silent": 0.5,
+    "c2r": 4.0,
+    "silent": 0.3,
 }
 
 
