@@ -6,7 +6,7 @@ thresholds when the SAE is made. The five architectures differ in which latents 
 shape of what is saved, which is `finish`; the rest is one path.
 """
 
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ from sae_lm.runtime.seeds import derive
 from sae_lm.runtime.timing import StepTimer
 from sae_lm.sae.model import SAE, SaeConfig
 from sae_lm.sae.nearest import nearest_quantiles
-from sae_lm.sae.sparse import Codes, SparseCode
+from sae_lm.sae.sparse import SparseCode
 from sae_lm.training.convergence import every_nth, start_cosines
 from sae_lm.training.dead_latents import RELU_ENCODER_NORM, auxk, dead_sae, lower_thresholds, resample
 from sae_lm.training.objective import BatchResult, batch_result
@@ -121,14 +121,16 @@ class ArmTraining:
         code = self._code(centred, step)
         mark("selection")
         sparsity = self._sparsity(step)
-        pull = self._pull_activations(code, step) if self.penalty_term.pulls_activations else None
+        due, pull = self.penalty_term.is_due(step), None
+        if due and self.penalty_term.pulls_activations:
+            pull = partial(self._pull_activations, code, step)
         result = batch_result(centred, code, self.weights, sparsity, self.recipe.bandwidth, pull)
         mark("sparse forward and backward")
         self._revive(result, centred, step)
         mark("dead latents")
         for name, weight in self.named.items():
             weight.grad = getattr(result.gradient, name)
-        if self.penalty_term.is_due(step) and pull is None:
+        if due and pull is None:
             self._apply_penalty(code, result.values, step)
             mark("penalty")
         self.team.average(*(weight.grad for weight in self.named.values() if weight.grad is not None))
@@ -144,35 +146,22 @@ class ArmTraining:
         """Compute the penalty's gradient at the steps that do; `_update` adds it."""
         term = self.penalty_term
         rows = self.weights.W_dec if term.on == "decoder" else self.weights.encoder
-        codes = self._codes(code, values) if term.reads_codes(step) else None
+        codes = code.of_team(values, self.firing_frequency, self.team) if term.reads_codes(step) else None
         if term.refresh(step, rows, self.generators["penalty"], codes, self.weights.encoder):
             assert term.value is not None
             self.team.average(*term.cached)  # each member computed it: rounding must not drive them apart
             self.parts["penalty"] = term.value
 
-    def _pull_activations(self, code: SparseCode, step: int) -> Callable[[Tensor], Tensor] | None:
-        """What the penalty adds to the gradient for the code's values, given these: it is computed when they are known."""
-        if not self.penalty_term.is_due(step):
-            return None
-
-        def pull(values: Tensor) -> Tensor:
-            self.timer.mark("sparse forward and backward")
-            self._apply_penalty(code, values, step)
-            squares, members = code.sums(values.square()), self.team.size
-            self.team.total(squares)
-            factor = self.penalty_term.activation_factor(step, squares, code.batch * members)
-            factor *= members  # their gradients are averaged, as those of a mean over rows are
-            self.timer.mark("penalty")
-            return factor[code.latent] * values
-
-        return pull
-
-    def _codes(self, code: SparseCode, values: Tensor) -> Codes:
-        """The whole batch's active latents."""
-        latent, values, per_row = (
-            torch.cat(self.team.gather(part)) for part in (code.latent, values, code.starts.diff())
-        )
-        return Codes(torch.nn.functional.pad(per_row.cumsum(0), (1, 0)), latent, values, self.firing_frequency)
+    def _pull_activations(self, code: SparseCode, step: int, values: Tensor) -> Tensor:
+        """What the penalty, computed now that the code's values are known, adds to the gradient for them."""
+        self.timer.mark("sparse forward and backward")
+        self._apply_penalty(code, values, step)
+        squares, members = code.sums(values.square()), self.team.size
+        self.team.total(squares)
+        factor = self.penalty_term.activation_factor(step, squares, code.batch * members)
+        factor *= members  # their gradients are averaged, as those of a mean over rows are
+        self.timer.mark("penalty")
+        return factor[code.latent] * values
 
     def _start_sparse(self, centred: Tensor) -> None:
         """The first thresholds and coefficient of relu and jumprelu, from the first batch."""
