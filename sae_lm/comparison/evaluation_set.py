@@ -14,7 +14,16 @@ from torch import Tensor
 from sae_lm.comparison.runs import Runs
 from sae_lm.concepts.context_labels import CONTEXTUAL
 from sae_lm.concepts.probes import Probe, fit_probes
-from sae_lm.concepts.rows import TEST, ConceptRows, contextual_rows, inflected_rows, sample_rows, vocabulary_rows
+from sae_lm.concepts.rows import (
+    SEARCHED_PLACES,
+    SPLIT_CONTEXTS,
+    TEST,
+    ConceptRows,
+    contextual_rows,
+    inflected_rows,
+    sample_rows,
+    vocabulary_rows,
+)
 from sae_lm.concepts.text_units import text_units
 from sae_lm.concepts.token_labels import LABELS, read_labels
 from sae_lm.data.store import Store
@@ -188,6 +197,18 @@ def build_evaluation_set(
         seed=settings.seed,
     )
     return evaluation_set, probes, [labels.unknown] if labels and labels.unknown else []
+
+
+def kinds_of_units(settings: CompareSettings, store: Store, runs: Runs) -> dict[str, str]:
+    """What stood for documents, in words: in the noise of held-out figures and of concepts, and in the concepts' split."""
+    start = runs.training["held_out_from_row"]
+    tokens = store.tokens(start)
+    document, context = tokens["document"], tokens["context"]
+    return {
+        "held_out": text_units(document[: settings.tokens], context[: settings.tokens]).kind,
+        "concepts": text_units(document, context).kind,
+        "split": text_units(document[-SEARCHED_PLACES:], context[-SEARCHED_PLACES:], SPLIT_CONTEXTS).kind,
+    }
 
 
 def _check_finite(values: Tensor, store: Store, hook: str) -> None:

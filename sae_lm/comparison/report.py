@@ -8,6 +8,7 @@ from collections import Counter
 from importlib.metadata import version
 from typing import Any, cast
 
+from sae_lm.comparison.evaluation_set import kinds_of_units
 from sae_lm.comparison.findings import answer, findings
 from sae_lm.comparison.matching import TOLERANCE, Values, frontier
 from sae_lm.comparison.measure import Measured
@@ -66,6 +67,7 @@ def make_report(settings: CompareSettings, store: Store, runs: Runs, measured: M
         "versions": {name: version(name) for name in ("sae_lm", "torch", "transformers", "transformer-lens")},
         "baseline": baseline,
         "seeds": runs.seeds,
+        "text_units": kinds_of_units(settings, store, runs),
         "l0_tolerance": TOLERANCE,
         "metrics": {key: cast(MetricEntry, metric._asdict()) for key, metric in METRICS.items()},
         "arms": {arm.name: _arm(arm, runs, arm in front, undertrained.get(arm), values) for arm in runs.arms},

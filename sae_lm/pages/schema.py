@@ -232,6 +232,9 @@ class Report(TypedDict):
     """the arm, or family of arms, compared with"""
     seeds: list[int]
     """those that all arms have"""
+    text_units: dict[str, str]
+    """documents, or blocks of contexts where these are few: what was resampled for the noise of held_out figures and of
+    concepts, and how the text of contextual concepts was split; missing in older reports"""
     l0_tolerance: float
     """relative difference of L0 up to which arms count as equals"""
     metrics: dict[str, MetricEntry]

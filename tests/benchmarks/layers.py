@@ -16,11 +16,9 @@ import math
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from sae_lm.data.merge import merge
 from sae_lm.concepts.probes import Probe, fit_probes
 from sae_lm.concepts.rows import contextual_rows, inflected_rows, sample_rows
+from sae_lm.data.merge import merge
 from sae_lm.data.store import Store, open_store
 from sae_lm.settings import MergeSettings
 
@@ -99,9 +97,7 @@ def line(hook: str, layer: dict[str, Any], gate: float) -> str:
     contextual = sum(concept["kind"] == "contextual" for concept in good)
     high = sum(concept["f1"] >= HIGH for concept in good)
     uneven = ", ".join(f"{name} {value:.3g}" for name, value in layer["spread"].items())
-    return (
-        f"{hook}: {len(good)} concepts pass at F1 {gate:g}, {contextual} of them contextual, {high} at {HIGH:g}; {uneven}"
-    )
+    return f"{hook}: {len(good)} concepts pass at F1 {gate:g}, {contextual} of them contextual, {high} at {HIGH:g}; {uneven}"
 
 
 def table(found: dict[str, dict[str, Any]], gate: float) -> str:

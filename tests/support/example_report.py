@@ -85,6 +85,7 @@ def make_report(
         "versions": {"sae_lm": "0", "torch": "2"},
         "baseline": families[0],
         "seeds": list(range(seeds)),
+        "text_units": {"held_out": "blocks of 3 contexts", "concepts": "documents", "split": "documents"},
         "l0_tolerance": 0.05,
         "metrics": {
             key: {"label": label, "unit": unit, "better": better, "role": role, "explain": f"What {label} means."}
