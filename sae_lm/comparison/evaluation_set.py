@@ -184,7 +184,7 @@ def build_evaluation_set(
             candidates += find_candidates(number, rows, used, documents)
         probes += fitted
         concept_sets.append(ConceptSet(rows, [column for column, _ in used]))
-    read_units = text_units(*(tokens[name][: stop - start] for name in ("document", "context"))).of_row
+    read_units = text_units(tokens["document"][: stop - start], tokens["context"][: stop - start]).of_row
     read, documents = reader(store, hook, start, stop), sample_documents(read_units, settings.seed)
     sums = sum_samples(read, documents)
     _check_finite(sums.squares, store, hook)

@@ -162,8 +162,13 @@ AMBIGUOUS = (
     "means lower stranger"
 )
 """Words with a second reading that the lists do not show."""
-PAST = dict(pair.split(":") for pair in IRREGULAR_PAST.split())
-PLURALS = dict(pair.split(":") for pair in IRREGULAR_PLURALS.split())
+
+
+def _pairs(listed: str) -> dict[str, str]:
+    return {left: right for left, _, right in (pair.partition(":") for pair in listed.split())}
+
+
+PAST, PLURALS = _pairs(IRREGULAR_PAST), _pairs(IRREGULAR_PLURALS)
 SIBILANTS = ("s", "x", "z", "ch", "sh")
 VOWELS = "aeiou"
 
@@ -227,7 +232,7 @@ def _readings() -> Iterator[tuple[str, WordForm]]:
 def _words() -> dict[str, WordForm]:
     """Words that have one reading, in lower case."""
     words: dict[str, WordForm] = {}
-    twice = set(AMBIGUOUS.split())
+    twice: set[str] = set(AMBIGUOUS.split())
     for word, reading in _readings():
         if words.setdefault(word, reading).form != reading.form:
             twice.add(word)
