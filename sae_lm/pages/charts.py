@@ -40,7 +40,8 @@ class Line(NamedTuple):
     arm: str
     """empty: of no arm, grey"""
     style: str = "solid"
-    """solid, thin, dashed, band (wide, cut at the edges, sets no limits), area (filled down to 0), step (dash by mark)"""
+    """solid, thin, dashed, step (dash by mark), area (filled down to 0); band (wide) and ribbon (filled along its
+    outline) are cut at the edges and set no limits"""
 
 
 class Chart(NamedTuple):
@@ -54,7 +55,7 @@ class Chart(NamedTuple):
     """names of places on the vertical axis, from above: row i is at y = -i; none where the axis has numbers"""
     log_x: bool = False
     zero: str = ""
-    """x or y: the axis with a line at 0"""
+    """x, y or xy: the axes with a line at 0"""
 
 
 def looks(report: Report) -> dict[str, Look]:

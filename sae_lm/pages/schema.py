@@ -7,7 +7,7 @@ from typing import Any, Literal, TypedDict
 
 FORMAT, VERSION = "sae_lm comparison", 3
 
-Verdict = Literal["lower", "higher", "not distinguishable", "no claim", "L0 not matched"]
+Verdict = Literal["lower", "higher", "equivalent", "not distinguishable", "no claim", "L0 not matched"]
 
 
 class MetricEntry(TypedDict):
@@ -58,6 +58,9 @@ class DifferenceEntry(TypedDict):
     spread: float | None
     p_holm: float | None
     """of primary outcomes that are tested"""
+    p_equivalence: float | None
+    """of primary outcomes that are shares and tested: small where the difference is within the margin; after Holm's
+    correction over these"""
     detectable: float | None
     """the difference that these seeds find with 80% chance; of primary outcomes at Holm's first step, .05 / tests"""
     seeds_needed: int | None
@@ -69,6 +72,110 @@ class DifferenceEntry(TypedDict):
     """why there is no verdict, or what it would take: needs about 38 seeds"""
     undertrained: bool
     """the arm's SAEs or the baseline's are not trained yet: whatever the verdict, it says little about trained ones"""
+
+
+class KindEntry(TypedDict):
+    """One arm's hole rate at equal false alarms less the baseline's, over the concepts of one kind; paired by seed."""
+
+    arm: str
+    kind: str
+    """token, letter (first letters), contextual or csv"""
+    concepts: int
+    """of the kind, in use"""
+    per_seed: list[float | None]
+    mean: float | None
+    low: float | None
+    """95% interval of the mean, not corrected"""
+    high: float | None
+
+
+class OtherConceptsEntry(TypedDict):
+    """One primary difference over seeds and concepts together (`sae_lm.metrics.crossed`)."""
+
+    arm: str
+    baseline: str
+    metric: str
+    concepts: int
+    """that every SAE of the pair has a value of"""
+    mean: float
+    """over these"""
+    low: float | None
+    """95% interval of the mean for other seeds and other concepts of the kind; null where it has no end"""
+    high: float | None
+    without_low: float
+    """least mean when any one concept is left out"""
+    without_high: float
+    concept: str
+    """whose omission moves the mean most"""
+    sign_changes: bool
+    """for some concept left out"""
+    claim_rests_on: list[str]
+    """concepts without which a verdict of lower or higher would be none"""
+
+
+class Interval(TypedDict):
+    """A mean over seeds with its 95% interval by Student's t."""
+
+    mean: float
+    low: float
+    high: float
+
+
+class FrontierPoint(TypedDict):
+    arm: str
+    fvu: Interval
+    """above the baseline's"""
+    changes: dict[str, Interval]
+    """primary outcome -> the arm's less the baseline's"""
+
+
+class BandEntry(Interval):
+    fvu: float
+    """cost above the baseline's at which all seeds' curves are read"""
+
+
+class FrontierEntry(TypedDict):
+    """A family of arms as a curve of primary outcomes against FVU, at one L0 (`sae_lm.comparison.frontier`)."""
+
+    family: str
+    rung: str
+    """the baseline that all differences are from: (0, 0)"""
+    least_fvu: float
+    """costs that the curve has at every seed, from"""
+    most_fvu: float
+    """to"""
+    points: list[FrontierPoint]
+    """in the order of their cost; with what the curve begins with"""
+    bands: dict[str, list[BandEntry]]
+    """primary outcome -> the curve's height"""
+
+
+class EqualFvuEntry(TypedDict):
+    """One primary outcome of one family less another's, both read at one cost in FVU (`sae_lm.comparison.equal_fvu`)."""
+
+    family: str
+    reference: str
+    rung: str
+    fvu: float
+    """cost above the baseline's"""
+    metric: str
+    change: float | None
+    """the family's from the baseline, mean over seeds"""
+    reference_change: float | None
+    between: list[str]
+    """the arms between which it is read; empty where it is not"""
+    reference_between: list[str]
+    per_seed: list[float | None]
+    mean: float | None
+    low: float | None
+    high: float | None
+    p: float | None
+    p_holm: float | None
+    """over all that is tested at equal FVU"""
+    verdict: Verdict
+    reason: str | None
+    undertrained: bool
+    """whether an arm that it is read off is (`ArmEntry`)"""
 
 
 class NoiseEntry(TypedDict):
@@ -134,6 +241,14 @@ class _WhereScored(TypedDict, total=False):
     recovered_own_k: float | None
     control_hole_rate: float | None
     control_fraction: float | None
+    equal_hole_rate: float | None
+    """at the baseline's false alarms"""
+    equal_false_alarms: float | None
+    """on unseen types, where they are equal on the others"""
+    equal_precision: float | None
+    gate_ratio: float | None
+    """what main latents are held to there: above 1 turned down, below up, 1 the SAE as it is (0 if it is standard)"""
+    hole_rate_at_precision: float | None
     sweep: list[GateEntry]
     """of the first seed"""
 
@@ -154,6 +269,10 @@ class PerConcept(_WhereScored):
     main_f1: float | None
     main_recall: float | None
     main_precision: float | None
+    firing_rate: float | None
+    """share of rows on which a main latent fires"""
+    false_alarms: float | None
+    """of rows without the concept, by label and by probe"""
     hubs: list[int]
     """main latents that fire on half of all rows or more"""
 
@@ -242,6 +361,12 @@ class Report(TypedDict):
     controls: dict[str, dict[str, float | None]]
     """random: an SAE of random directions, at the L0 of the baseline's middle rung; metric -> value"""
     differences: list[DifferenceEntry]
+    kinds: list[KindEntry]
+    """of every arm that is compared, by kind of concept"""
+    other_concepts: list[OtherConceptsEntry]
+    """of primary differences of three seeds and five concepts or more"""
+    frontier: list[FrontierEntry]
+    at_equal_fvu: list[EqualFvuEntry]
     noise: dict[str, NoiseEntry]
     """of each metric"""
     nearest_cos: NearestCosines
