@@ -8,7 +8,8 @@ from collections import Counter
 from importlib.metadata import version
 from typing import Any, cast
 
-from sae_lm.comparison.findings import answer, findings
+from sae_lm.comparison.controls import control_remarks, order_sentences
+from sae_lm.comparison.findings import answer, embedding_findings, findings
 from sae_lm.comparison.matching import TOLERANCE, Values, frontier
 from sae_lm.comparison.measure import Measured
 from sae_lm.comparison.outcomes import METRICS
@@ -24,6 +25,7 @@ from sae_lm.pages.schema import (
     VERSION,
     ArmEntry,
     ConceptEntry,
+    GradesEntry,
     MetricEntry,
     NoiseEntry,
     PerConcept,
@@ -52,7 +54,7 @@ def make_report(settings: CompareSettings, store: Store, runs: Runs, measured: M
         "version": VERSION,
         "answer": f"{warning} {plain}" if warning else plain,
         "warning": warning,
-        "findings": findings(differences, values, seeds),
+        "findings": [*findings(differences, values, seeds), *embedding_findings(measured.probes)],
         "partial": [*runs.partial, *measured.remarks, *_missing(store, runs, measured)],
         "settings": settings.model_dump(mode="json"),
         "training": runs.training,
@@ -70,6 +72,7 @@ def make_report(settings: CompareSettings, store: Store, runs: Runs, measured: M
         "metrics": {key: cast(MetricEntry, metric._asdict()) for key, metric in METRICS.items()},
         "arms": {arm.name: _arm(arm, runs, arm in front, undertrained.get(arm), values) for arm in runs.arms},
         "controls": {CONTROL: {key: measured.control.get(key, math.nan) for key in METRICS}},
+        "grades": _grades(measured),
         "differences": differences,
         "noise": _noise(measured, values),
         "nearest_cos": {
@@ -133,7 +136,23 @@ def _concept(probe: Probe) -> ConceptEntry:
         "rows": probe.rows,
         "probe_f1": probe.f1,
         "permuted_f1": probe.permuted_f1,
+        "embedding_f1": probe.embedding_f1,
         "skipped": probe.skipped,
+    }
+
+
+def _grades(measured: Measured) -> GradesEntry | None:
+    if measured.grades is None:
+        return None
+    saes = measured.grades.saes
+    return {
+        "baseline": measured.graded,
+        "saes": [{"kind": sae.kind, "share": sae.share, "values": {**sae.values}} for sae in saes],
+        "orders": [
+            {"metric": key, "ordered": ordered, "sentence": sentence}
+            for key, (ordered, sentence) in order_sentences(saes).items()
+        ],
+        "remarks": control_remarks(measured.grades),
     }
 
 

@@ -15,6 +15,7 @@ from sae_lm.pages import charts
 from sae_lm.pages.charts import Chart, Look, headline, is_baseline, mean, order_arms
 from sae_lm.pages.explorer_data import explorer_json
 from sae_lm.pages.genealogy import KINDS, bars, trees, widths
+from sae_lm.pages.grades import grades
 from sae_lm.pages.schema import Report
 from sae_lm.pages.summary import ROLES, differences_by_arm, further_metrics, skipped_reasons, summary_rows
 from sae_lm.pages.svg import TONE_COLOURS, svg, swatch
@@ -57,7 +58,11 @@ def write_html(report: Report, path: Path) -> None:
         swatches={name: swatch(look) for name, look in styles.items()},
         legend=_legend(report, styles),
         summary=summary_rows(report),
-        sections=[(name, title) for name, title in _sections(several) if _DRAWN.get(name, name) not in absent],
+        sections=[
+            (name, title)
+            for name, title in _sections(several, bool(report["grades"]))
+            if _DRAWN.get(name, name) not in absent
+        ],
         groups={
             "headline": keys,
             "rest": {title: further for role, title in REST.items() if (further := further_metrics(report, role))},
@@ -66,6 +71,7 @@ def write_html(report: Report, path: Path) -> None:
         statistics=_statistics(report, keys + primary),
         per_concept=_per_concept(report),
         sweep=_sweep(report),
+        grades=grades(report),
         skipped=skipped_reasons(report),
         kinds=(*KINDS, "lost"),
         bars=bars,
@@ -93,10 +99,11 @@ _DRAWN = {"differences": "forests", "geometry": "nearest"}
 """Section -> its plots, where they are called otherwise."""
 
 
-def _sections(several_l0: bool) -> list[tuple[str, str]]:
+def _sections(several_l0: bool, controls: bool) -> list[tuple[str, str]]:
     first = [("outcomes", "Outcomes"), ("curves", "Against L0" if several_l0 else "Seeds")]
     middle = [("coefficients", "Coefficients"), ("differences", "Differences"), ("geometry", "Geometry")]
     middle += [("splitting", "Splitting"), ("absorption", "Absorption"), ("statistics", "Statistics")]
+    middle += [("controls", "Controls")] * controls
     return [*first, *middle, ("concepts", "Concepts"), ("method", "Method")]
 
 

@@ -102,6 +102,8 @@ class ConceptEntry(TypedDict):
     probe_f1: float | None
     permuted_f1: float | None
     """of a probe on permuted labels"""
+    embedding_f1: float | None
+    """of a probe on the token's input embedding; null without a language model, and where the concept is not used"""
     skipped: str | None
     """why it is not used, or null"""
 
@@ -182,6 +184,32 @@ class GenealogyEntry(_From, _OfWidths):
     """parent, children (latent, cos, kind)"""
 
 
+class GradedEntry(TypedDict):
+    """An SAE whose place is known beforehand (`sae_lm.comparison.controls`)."""
+
+    kind: str
+    """probes, oracle, told oracle, baseline, permuted or dropped"""
+    share: float
+    """of the latents that are spoilt"""
+    values: dict[str, float | None]
+
+
+class OrderEntry(TypedDict):
+    """Whether an outcome puts these SAEs in their order."""
+
+    metric: str
+    ordered: bool
+    sentence: str
+
+
+class GradesEntry(TypedDict):
+    baseline: str
+    """the SAE that the others were made from"""
+    saes: list[GradedEntry]
+    orders: list[OrderEntry]
+    remarks: list[str]
+
+
 class WidthsEntry(TypedDict):
     """What the latents of a narrower SAE became in a wider one of the same arm."""
 
@@ -238,6 +266,8 @@ class Report(TypedDict):
     arms: dict[str, ArmEntry]
     controls: dict[str, dict[str, float | None]]
     """random: an SAE of random directions, at the L0 of the baseline's middle rung; metric -> value"""
+    grades: GradesEntry | None
+    """a perfect SAE and spoilt ones; null where they were not asked for, and where no concept is in use"""
     differences: list[DifferenceEntry]
     noise: dict[str, NoiseEntry]
     """of each metric"""
