@@ -42,7 +42,7 @@ from sae_lm.runtime.progress import Progress
 from sae_lm.sae.model import SAE, random_sae
 from sae_lm.settings import CompareSettings
 
-PROJECTED_ROWS, PROJECTION_SHARE = 4096, 16
+PROJECTED_ROWS, PROJECTION_SHARE = 4096, 8
 """Held-out rows for the n-th decoder projection, at most; n is the number of latents over this."""
 
 

@@ -73,6 +73,8 @@ def removal_divergences(
 ) -> list[Float[Tensor, " n"]]:
     """KL(model || model without that part of the activation) of the next token, nats, at one position of each context.
 
+    Of each context only what stands before the position is read: the model has to be causal.
+
     removed: of each kind of removal, what is taken from the activation at ``hook`` and that position.
     """
     from sae_lm.lm.bridge import FORWARD_KWARGS, replace_activation
@@ -95,14 +97,16 @@ def removal_divergences(
 
     size = max(1, min(16, LOGITS // max(1, blocks.shape[1] * model.cfg.d_vocab)))
     divergences: list[list[Tensor]] = [[torch.zeros(0)] for _ in removed]
-    for chosen in torch.arange(len(blocks)).split(size):
-        tokens, at = blocks[chosen].long().to(device), position[chosen].long().to(device)
+    order = position.argsort()  # what comes after a position is left out; contexts of like length stand together
+    for number, chosen in enumerate(order.split(size)):
+        at = position[chosen].long()
+        tokens, at = blocks[chosen, : int(at.max()) + 1].long().to(device), at.to(device)
         with prefix.recorded():
             clean = log_probability(tokens, at, None)
-        if int(chosen[0]) == 0:
+        if number == 0:
             prefix.check(lambda tokens=tokens, at=at: log_probability(tokens, at, None), clean)
         with prefix.replayed():
             for parts, out in zip(removed, divergences, strict=True):
                 without = log_probability(tokens, at, parts[chosen])
                 out.append((clean.exp() * (clean - without)).sum(1).cpu())
-    return [torch.cat(parts) for parts in divergences]
+    return [torch.cat(parts)[order.argsort()] for parts in divergences]

@@ -87,12 +87,8 @@ def write_html(report: Report, path: Path) -> None:
     # texts are escaped, so that the mark is not among them
     before, mark, after = page.partition('<script type="application/json" id="data">')
     room = PAGE_BYTES - len(encode_page(page))
-    write_whole(
-        path,
-        lambda temporary: (
-            temporary.write_bytes(encode_page(before + mark + explorer_json(report, room) + after)) and None
-        ),
-    )
+    content = encode_page(before + mark + explorer_json(report, room) + after)
+    write_whole(path, lambda temporary: temporary.write_bytes(content) and None)
 
 
 _DRAWN = {"differences": "forests", "geometry": "nearest"}
