@@ -1,6 +1,7 @@
 """sae_lm.comparison.controls: which outcomes put SAEs of known worth in order."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -28,7 +29,7 @@ def grades():
     evaluation_set = EvaluationSet(read, documents, sum_samples(read, documents), [ConceptSet(rows, [0])], found, 0)
     codes = sae_codes(sae, evaluation_set)
     splits = sae_splits(codes, evaluation_set, 6, 0.03)
-    settings = CompareSettings(runs="runs", out="out", max_k=6)
+    settings = CompareSettings(runs=Path("runs"), out=Path("out"), max_k=6)
     return grade(sae, codes, splits, settings, evaluation_set, common_counts([splits]))
 
 
