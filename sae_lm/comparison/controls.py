@@ -12,12 +12,14 @@ from typing import NamedTuple
 
 import torch
 
+from sae_lm.comparison.equal_alarms import equal_figures
 from sae_lm.comparison.evaluate import batch_rows, concept_figures, concept_means, sae_codes, sae_splits
 from sae_lm.comparison.evaluation_set import EvaluationSet
 from sae_lm.comparison.outcomes import METRICS, PRIMARY
 from sae_lm.concepts.rows import TEST
 from sae_lm.metrics.absorption import MainLatents, main_latents
 from sae_lm.metrics.codes import TokenCodes
+from sae_lm.metrics.false_alarms import OperatingPoint
 from sae_lm.metrics.graded_saes import PlantedSAE, dropped_sae, oracle_sae, permuted_sae
 from sae_lm.metrics.reconstruction import quality
 from sae_lm.metrics.splitting import Split
@@ -29,7 +31,7 @@ SHARES = (0.25, 0.5, 0.75, 1.0)
 """Shares of the latents that are spoilt."""
 ROWS = 8192
 """Held-out rows for the oracle's least squares, and for FVU and L0; at most."""
-ORDERED = (*PRIMARY, "absorption_full", "main_f1", "fvu")
+ORDERED = (*PRIMARY, "hole_rate", "absorption_full", "main_f1", "fvu")
 """Outcomes that are asked to put the SAEs in order."""
 SAME = 1e-9
 """Difference of two figures that is rounding."""
@@ -60,14 +62,17 @@ def grade(
     settings: CompareSettings,
     evaluation_set: EvaluationSet,
     common: Sequence[int],
+    targets: Sequence[OperatingPoint],
 ) -> Grades:
     """Measure what `SAE` of the baseline is given, the oracle made from it, and spoilt copies of it.
 
-    codes, splits, common: as ``sae_lm.comparison.evaluate`` has them of this SAE.
+    codes, splits, common, targets: as ``sae_lm.comparison.measure`` has them of this SAE.
     """
 
     def figures(other: SAE, of_codes: Sequence[TokenCodes], of_splits: Sequence[Split]) -> dict[str, float]:
         per_concept, _ = concept_figures(other, of_codes, of_splits, evaluation_set, common)
+        equal, _ = equal_figures(other, of_codes, of_splits, evaluation_set, common, targets)
+        per_concept = [before | further for before, further in zip(per_concept, equal, strict=True)]
         measured, _, _ = quality(other, _some_rows(evaluation_set, other))
         return concept_means(per_concept) | {"fvu": measured.fvu, "l0": measured.l0}
 
@@ -187,18 +192,19 @@ def control_remarks(grades: Grades) -> list[str]:
         told = by_kind["told oracle"]
         remarks.append(
             f"The choice of main latents misses the oracle's own latent of {len(missed)} of {len(grades.planted)} concepts "
-            f"({', '.join(missed)}); given all of them, its hole rate is {_number(told['hole_rate'])}, its fraction "
+            f"({', '.join(missed)}); given all of them, its hole rate at equal false alarms is "
+            f"{_number(told['equal_hole_rate'])}, its fraction "
             f"{_number(told['absorption_fraction'])}."
         )
     spoilt = [sae for sae in grades.saes if sae.kind in SPOILT]
     passing = [sae for sae in spoilt if _both_lower(sae.values, by_kind["baseline"])]
     names = ", ".join(f"{sae.share:.0%} {SPOILT[sae.kind]}" for sae in passing)
     remarks.append(
-        f"Hole rate and fraction, which have to fall together before a report says less absorption, are both lower than the "
-        f"baseline's in {len(passing)} of {len(spoilt)} spoilt SAEs{f' ({names})' if names else ''}."
+        f"Hole rate at equal false alarms and fraction, which have to fall together before a report says less absorption, "
+        f"are both lower than the baseline's in {len(passing)} of {len(spoilt)} spoilt SAEs{f' ({names})' if names else ''}."
     )
     return remarks
 
 
 def _both_lower(values: Mapping[str, float], baseline: Mapping[str, float]) -> bool:
-    return all(values[key] < baseline[key] - SAME for key in ("hole_rate", "absorption_fraction"))
+    return all(values[key] < baseline[key] - SAME for key in ("equal_hole_rate", "absorption_fraction"))

@@ -10,7 +10,9 @@ from typing import Any, NamedTuple
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from sae_lm.comparison.concept_subsets import subset_figures
 from sae_lm.comparison.controls import Grades, grade
+from sae_lm.comparison.equal_alarms import common_points, equal_figures, points_of_sae
 from sae_lm.comparison.evaluate import (
     BootstrapValues,
     batch_rows,
@@ -34,6 +36,7 @@ from sae_lm.concepts.probes import Probe
 from sae_lm.data.store import Store
 from sae_lm.metrics.codes import TokenCodes, mean_square_strength
 from sae_lm.metrics.decoder_projection import nth_decoder_projection
+from sae_lm.metrics.false_alarms import OperatingPoint
 from sae_lm.metrics.geometry import nearest_shares
 from sae_lm.metrics.meta_sae import composition
 from sae_lm.metrics.splitting import Split
@@ -180,8 +183,9 @@ def _measure_saes(settings: CompareSettings, runs: Runs, evaluation_set: Evaluat
     """Every SAE, then the control, which has the L0 of the baseline's middle rung."""
     ladder = ladder_of(runs.baseline, runs.arms, runs.baseline)
     rung, first = ladder[len(ladder) // 2], runs.seeds[0]
-    splits = _baseline_splits(settings, runs, ladder, evaluation_set, device)
+    splits, points = _baseline_splits(settings, runs, ladder, evaluation_set, device)
     common = common_counts(list(splits.values()))
+    targets = common_points(points, common)
     saes: dict[Key, MeasuredSae] = {}
     shown: dict[Arm, ShownSae] = {}
     signal: dict[Key, Tensor] = {}
@@ -191,7 +195,7 @@ def _measure_saes(settings: CompareSettings, runs: Runs, evaluation_set: Evaluat
         for (arm, seed), run in runs.by_key.items():
             sae = run.load(device)
             on_concepts = _find_main_latents(sae, settings, evaluation_set, splits.get((arm, seed)))
-            saes[arm, seed] = _measure_sae(sae, on_concepts, settings, evaluation_set, common, sweep=seed == first)
+            saes[arm, seed] = _measure_sae(sae, on_concepts, settings, evaluation_set, common, targets, seed == first)
             saes[arm, seed].figures.update(training_figures(sae, seed, saes[arm, seed].fired))
             signal[arm, seed] = mean_square_strength(sae, take_rows(evaluation_set.read(batch_rows(sae))))
             if seed == first:
@@ -199,11 +203,11 @@ def _measure_saes(settings: CompareSettings, runs: Runs, evaluation_set: Evaluat
                 if on_concepts and len(shown) < MOST_SHOWN and is_shown(arm, rung, ladder, l0):
                     shown[arm] = keep_for_explorer(sae, *on_concepts, evaluation_set)
             if settings.controls and on_concepts and (arm, seed) == (rung, first):
-                grades = grade(sae, *on_concepts, settings, evaluation_set, common)
+                grades = grade(sae, *on_concepts, settings, evaluation_set, common, targets)
             bar.update(1)
         sae = random_sae(runs.by_key[rung, first].load("cpu"), l0[rung], settings.seed).to(device)
         on_concepts = _find_main_latents(sae, settings, evaluation_set)
-        control = _measure_sae(sae, on_concepts, settings, evaluation_set, common, sweep=True)
+        control = _measure_sae(sae, on_concepts, settings, evaluation_set, common, targets, sweep=True)
         bar.update(1)
     return MeasuredSaes(saes, control, common, shown, signal, grades, f"{rung.name}, seed {first}")
 
@@ -224,16 +228,19 @@ def _find_main_latents(
 
 def _baseline_splits(
     settings: CompareSettings, runs: Runs, ladder: Sequence[Arm], evaluation_set: EvaluationSet, device: str
-) -> dict[Key, list[Split]]:
-    """The main latents of the baseline's SAEs; none where no concept is in use."""
+) -> tuple[dict[Key, list[Split]], list[list[list[OperatingPoint]]]]:
+    """The main latents of the baseline's SAEs, and of each its operating points (`points_of_sae`); none where no concept
+    is in use."""
     splits: dict[Key, list[Split]] = {}
+    points: list[list[list[OperatingPoint]]] = []
     rungs = {key: run for key, run in runs.by_key.items() if key[0] in ladder and evaluation_set.candidates}
     with Progress("main latents of the baseline", len(rungs), "SAE") as bar:
         for key, run in rungs.items():
             if on_concepts := _find_main_latents(run.load(device), settings, evaluation_set):
                 splits[key] = on_concepts[1]
+                points.append(points_of_sae(*on_concepts, evaluation_set))
             bar.update(1)
-    return splits
+    return splits, points
 
 
 def _measure_sae(
@@ -242,9 +249,10 @@ def _measure_sae(
     settings: CompareSettings,
     evaluation_set: EvaluationSet,
     common: Sequence[int],
+    targets: Sequence[OperatingPoint],
     sweep: bool,
 ) -> MeasuredSae:
-    """sweep: the gates of the absorption fraction too."""
+    """common, targets: of each concept the number of main latents, and the operating point they are brought to. sweep: the gates of the absorption fraction too."""
     held_out = held_out_figures(sae, evaluation_set)
     figures, bootstrap_values = dict(held_out.figures), dict(held_out.bootstrap_values)
     per_concept: list[dict[str, Any]] = []
@@ -255,8 +263,10 @@ def _measure_sae(
         figures |= composition(sae.W_dec, held_out.fired, settings.seed)._asdict()
     if on_concepts:
         per_concept, of_concepts = concept_figures(sae, *on_concepts, evaluation_set, common, sweep)
-        figures |= concept_means(per_concept)
-        bootstrap_values |= of_concepts
+        equal, of_equal = equal_figures(sae, *on_concepts, evaluation_set, common, targets)
+        per_concept = [before | further for before, further in zip(per_concept, equal, strict=True)]
+        figures |= concept_means(per_concept) | subset_figures(per_concept, evaluation_set.candidates)
+        bootstrap_values |= of_concepts | of_equal
         of_removals, removals = measure_removals(sae, *on_concepts, evaluation_set, common)
         figures |= of_removals
     check_metrics(bootstrap_values, "an SAE's noise")

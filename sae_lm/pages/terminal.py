@@ -4,7 +4,8 @@ import textwrap
 from collections.abc import Sequence
 
 from sae_lm.pages.charts import headline, order_arms
-from sae_lm.pages.schema import DifferenceEntry, Report
+from sae_lm.pages.difference_entries import DifferenceEntry
+from sae_lm.pages.schema import Report
 from sae_lm.pages.summary import (
     ROLES,
     differences_by_arm,

@@ -8,6 +8,7 @@ import torch
 from toys import identity_sae, toy_rows
 
 from sae_lm.comparison.controls import ORDERED, SHARES, GradedSae, Grades, control_remarks, grade, order_sentences
+from sae_lm.comparison.equal_alarms import common_points, points_of_sae
 from sae_lm.comparison.evaluate import common_counts, sae_codes, sae_splits
 from sae_lm.comparison.evaluation_set import ConceptSet, EvaluationSet, find_candidates, sample_documents, sum_samples
 from sae_lm.concepts.probes import fit_probes
@@ -30,7 +31,9 @@ def grades():
     codes = sae_codes(sae, evaluation_set)
     splits = sae_splits(codes, evaluation_set, 6, 0.03)
     settings = CompareSettings(runs=Path("runs"), out=Path("out"), max_k=6)
-    return grade(sae, codes, splits, settings, evaluation_set, common_counts([splits]))
+    common = common_counts([splits])
+    targets = common_points([points_of_sae(codes, splits, evaluation_set)], common)
+    return grade(sae, codes, splits, settings, evaluation_set, common, targets)
 
 
 def of(grades, kind):
