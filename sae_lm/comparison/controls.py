@@ -31,7 +31,7 @@ SHARES = (0.25, 0.5, 0.75, 1.0)
 """Shares of the latents that are spoilt."""
 ROWS = 8192
 """Held-out rows for the oracle's least squares, and for FVU and L0; at most."""
-ORDERED = (*PRIMARY, "hole_rate", "absorption_full", "main_f1", "fvu")
+ORDERED = (*PRIMARY, "absorption_full", "main_f1", "fvu")
 """Outcomes that are asked to put the SAEs in order."""
 SAME = 1e-9
 """Difference of two figures that is rounding."""

@@ -45,9 +45,9 @@ def test_the_oracle_has_no_holes_absorbs_nothing_and_is_as_precise_as_the_probe(
         of(grades, k) for k in ("oracle", "told oracle", "probes", "baseline")
     )
     for figures in (oracle, told):
-        assert figures["hole_rate"] == figures["absorption_fraction"] == figures["absorption_full"] == 0
+        assert figures["equal_hole_rate"] == figures["absorption_fraction"] == figures["absorption_full"] == 0
     assert told["main_precision"] == pytest.approx(probes["main_precision"])
-    assert oracle["main_f1"] > 0.95 and baseline["hole_rate"] > 0.2 and grades.planted == [("concept", True)]
+    assert oracle["main_f1"] > 0.95 and baseline["equal_hole_rate"] > 0.2 and grades.planted == [("concept", True)]
 
 
 def test_permuted_rows_leave_all_that_has_no_geometry_and_with_no_latents_left_nothing_fires(grades):
@@ -55,9 +55,9 @@ def test_permuted_rows_leave_all_that_has_no_geometry_and_with_no_latents_left_n
     permuted, dropped = of(grades, "permuted"), of(grades, "dropped")
     assert len(permuted) == len(dropped) == len(SHARES)
     for figures in permuted:
-        assert {figures[key] for key in ("hole_rate", "main_f1")} == {baseline[key] for key in ("hole_rate", "main_f1")}
+        assert {figures[key] for key in ("equal_hole_rate", "main_f1")} == {baseline[key] for key in ("equal_hole_rate", "main_f1")}
     assert permuted[-1]["fvu"] > baseline["fvu"]
-    assert dropped[-1]["hole_rate"] == 1 and dropped[-1]["l0"] == dropped[-1]["absorption_fraction"] == 0
+    assert dropped[-1]["equal_hole_rate"] == 1 and dropped[-1]["l0"] == dropped[-1]["absorption_fraction"] == 0
 
 
 def saes_of(oracle, baseline, permuted, dropped):
@@ -69,14 +69,14 @@ def saes_of(oracle, baseline, permuted, dropped):
 
 def test_an_outcome_that_orders_all_is_said_to_and_one_that_does_not_is_told_where():
     right = order_sentences(saes_of(0.0, 0.2, (0.3, 0.3, 0.4, 0.5), (0.3, 0.4, 0.5, 1.0)))
-    ordered, sentence = right["hole_rate"]
+    ordered, sentence = right["equal_hole_rate"]
     assert ordered and "puts the oracle first (0, the baseline 0.2)" in sentence
     assert "orders permuted decoder rows (0.2, then 0.3, 0.3, 0.4, 0.5)" in sentence
     assert not right["main_f1"][0] and "does not put the oracle first" in right["main_f1"][1]  # higher is better there
-    wrong = order_sentences(saes_of(0.0, 0.2, (0.2,) * 4, (0.3, 0.1, 0.2, 0.9)))["hole_rate"]
+    wrong = order_sentences(saes_of(0.0, 0.2, (0.2,) * 4, (0.3, 0.1, 0.2, 0.9)))["equal_hole_rate"]
     assert not wrong[0] and "does not see permuted decoder rows at all (all 0.2)" in wrong[1]
     assert "does not order dropped latents throughout" in wrong[1] and "up to 0.2 the wrong way" in wrong[1]
-    falls = order_sentences(saes_of(0.0, 0.2, (0.15, 0.1, 0.05, 0.0), (math.nan, 0.1, 0.1, 0.1)))["hole_rate"]
+    falls = order_sentences(saes_of(0.0, 0.2, (0.15, 0.1, 0.05, 0.0), (math.nan, 0.1, 0.1, 0.1)))["equal_hole_rate"]
     assert not falls[0] and "does not order permuted decoder rows: spoilt ones look better" in falls[1]
     assert "is not known for all dropped latents" in falls[1]
 
