@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sae_lm.comparison.runs import Runs
 from sae_lm.concepts.context_labels import CONTEXTUAL
+from sae_lm.concepts.embedding import embedding_f1, input_embeddings
 from sae_lm.concepts.probes import Probe, fit_probes
 from sae_lm.concepts.rows import (
     SEARCHED_PLACES,
@@ -179,6 +180,10 @@ def build_evaluation_set(
         _check_finite(rows.x if rows.row is None else rows.x[rows.row >= 0], store, hook)
         fitted = fit_probes(rows, settings.min_types, settings.probe_gate, settings.seed)
         used = [(column, probe) for column, probe in enumerate(fitted) if probe.skipped is None]
+        if used and model is not None:
+            scores = embedding_f1(rows, input_embeddings(model, rows), [column for column, _ in used])
+            used = [(c, probe._replace(embedding_f1=score)) for (c, probe), score in zip(used, scores, strict=True)]
+            fitted = [dict(used).get(column, probe) for column, probe in enumerate(fitted)]
         if used:
             documents = sample_documents(_documents_of(rows, unit, start), settings.seed)
             candidates += find_candidates(number, rows, used, documents)
