@@ -8,10 +8,10 @@ from collections import Counter
 from importlib.metadata import version
 from typing import Any, cast
 
-from sae_lm.comparison.evaluation_set import kinds_of_units
 from sae_lm.comparison.concept_subsets import differences_by_kind, disagreements
 from sae_lm.comparison.controls import control_remarks, order_sentences
 from sae_lm.comparison.equal_fvu import compare_at_equal_fvu, equal_fvu_findings
+from sae_lm.comparison.evaluation_set import kinds_of_units
 from sae_lm.comparison.findings import answer, embedding_findings, findings
 from sae_lm.comparison.frontier import curves, frontier_entry
 from sae_lm.comparison.matching import TOLERANCE, Values, frontier

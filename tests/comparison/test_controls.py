@@ -55,7 +55,9 @@ def test_permuted_rows_leave_all_that_has_no_geometry_and_with_no_latents_left_n
     permuted, dropped = of(grades, "permuted"), of(grades, "dropped")
     assert len(permuted) == len(dropped) == len(SHARES)
     for figures in permuted:
-        assert {figures[key] for key in ("equal_hole_rate", "main_f1")} == {baseline[key] for key in ("equal_hole_rate", "main_f1")}
+        assert {figures[key] for key in ("equal_hole_rate", "main_f1")} == {
+            baseline[key] for key in ("equal_hole_rate", "main_f1")
+        }
     assert permuted[-1]["fvu"] > baseline["fvu"]
     assert dropped[-1]["equal_hole_rate"] == 1 and dropped[-1]["l0"] == dropped[-1]["absorption_fraction"] == 0
 
