@@ -9,7 +9,22 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from sae_lm.concepts.context_labels import ARTICLES, CLOSING, INDENTED, OPENING, QUOTES
+from sae_lm.concepts.context_labels import INDENTED
+from sae_lm.concepts.token_sequence import ARTICLES, CLOSING, OPENING, QUOTES
+from sae_lm.concepts.words_before import (
+    CONJUNCTIONS,
+    FAR,
+    NEAR,
+    NEGATIONS,
+    PAST_VERBS,
+    PREPOSITIONS,
+    PRONOUNS,
+    QUESTION_WORDS,
+    SHORTLY,
+    SPEAKER,
+    WOMAN,
+    bare,
+)
 
 
 class _Jump(torch.autograd.Function):
@@ -264,6 +279,10 @@ def contextual_labels(tokens: list[str]) -> list[dict[str, bool]]:
                 and not any(c in QUOTES for c in token)
                 and not paragraph_ends,
                 "inside brackets": depth > 0 and not any(c in OPENING + CLOSING for c in token) and not paragraph_ends,
+                "after a quotation": (marks := sum(c in QUOTES for c in paragraph)) > 0
+                and marks % 2 == 0
+                and not any(c in QUOTES for c in token)
+                and not paragraph_ends,
                 "first on its line": first,
                 "on an indented line": indented,
                 "part of a dotted name": word and bool(re.search(r"\w\.[^\W\d]\w*\Z", seen)),
@@ -274,6 +293,12 @@ def contextual_labels(tokens: list[str]) -> list[dict[str, bool]]:
                 "after an article": token[:1].isspace() and token.strip()[:1].isalpha() and article,
                 "repeated token": letter and token in tokens[:t],
                 "repeated pair": letter and t > 0 and (previous, token) in pairs,
+                "after a repeated token": t > 0
+                and any(c.isalpha() for c in previous)
+                and previous in tokens[: t - 1]
+                and token[:1].isspace()
+                and token.strip()[:1].isalpha(),
+                **labels_of_words_before(tokens, t),
             }
         )
     return out
@@ -283,3 +308,49 @@ def first_on_line(tokens: list[str], u: int) -> bool:
     """Whether token u is the first on its line."""
     past = "".join(tokens[:u])
     return "\n" in past and not past.rpartition("\n")[2].strip() and bool(tokens[u].strip()) and "\n" not in tokens[u]
+
+
+def labels_of_words_before(tokens: list[str], t: int) -> dict[str, bool]:
+    """Those of token t, by walking back from it."""
+
+    def is_whole(u: int, words: str) -> bool:
+        begins = not tokens[u][:1].isalpha() or u == 0 or not tokens[u - 1][-1:].isalpha()
+        return bare(tokens[u]) in words.split() and begins and not tokens[u + 1][:1].isalpha()
+
+    def ends_sentence(u: int) -> bool:
+        past, seen = "".join(tokens[:u]), "".join(tokens[: u + 1])
+        if len(re.findall(r"\n[^\S\n]*(?=\n)", seen)) > len(re.findall(r"\n[^\S\n]*(?=\n)", past)):
+            return True
+        goes_on = tokens[u + 1][:1].isalpha() or tokens[u + 1].isdigit()
+        return bool(re.search(r"[.!?][\"')\]\u201d\u2019]*\Z", tokens[u].strip())) and not goes_on
+
+    sentence = next((u for u in range(t - 1, -1, -1) if ends_sentence(u)), -1)
+    lettered = [u for u in range(sentence + 1, t) if any(c.isalpha() for c in tokens[u])]
+    first = lettered[0] if lettered else None
+    previous = tokens[t - 1] if t else ""
+    follows = t > 0 and tokens[t][:1].isspace() and tokens[t].strip()[:1].isalpha()
+    name = bool(re.fullmatch(r"\s?[A-Z][a-z]+", previous)) and t - 1 != first
+    name = name and (previous[:1].isspace() or t == 1 or not tokens[t - 2][-1:].isalpha())
+
+    def recently(words: str, distance: int) -> bool:
+        return any(is_whole(u, words) for u in range(max(0, t - distance), t))
+
+    def in_sentence(words: str, distance: int) -> bool:
+        return any(is_whole(u, words) for u in range(max(sentence + 1, t - distance), t))
+
+    return {
+        "after a preposition": follows and is_whole(t - 1, PREPOSITIONS),
+        "after to": follows and is_whole(t - 1, "to"),
+        "after a conjunction": follows and is_whole(t - 1, CONJUNCTIONS),
+        "after a pronoun": follows and is_whole(t - 1, PRONOUNS),
+        "after a comma": follows and previous.endswith(","),
+        "after a number": follows and previous[-1:].isdigit(),
+        "after a name": follows and name,
+        "shortly after a negation": in_sentence(NEGATIONS, SHORTLY),
+        "in a question": sentence >= 0 and first is not None and is_whole(first, QUESTION_WORDS),
+        "in a sentence with a comma": any(tokens[u].endswith(",") for u in range(sentence + 1, t)),
+        "in a sentence in the past tense": in_sentence(PAST_VERBS, t),
+        "far into a sentence": sentence >= 0 and t - sentence > FAR,
+        "near she or her": recently(WOMAN, NEAR),
+        "near I or me": recently(SPEAKER, NEAR),
+    }
