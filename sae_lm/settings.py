@@ -208,6 +208,8 @@ class CompareSettings(_Settings):
     composition: bool = False
     """train a meta-SAE on every decoder, and on random directions, for the composition rate and its null; takes longer than
     all else together"""
+    controls: bool = True
+    """measure a perfect SAE and spoilt copies of the baseline too: which outcomes put them in order"""
     seed: int = 0
     """seed of everything drawn in the evaluation"""
     device: str = "auto"

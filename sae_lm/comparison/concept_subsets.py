@@ -16,7 +16,7 @@ from sae_lm.comparison.matching import Matching
 from sae_lm.comparison.runs import Key
 from sae_lm.concepts.probes import Probe
 from sae_lm.metrics.statistics import FEWEST_SEEDS, paired_difference
-from sae_lm.pages.schema import KindEntry
+from sae_lm.pages.difference_entries import KindEntry
 from sae_lm.pages.summary import KINDS
 from sae_lm.pages.text import signed
 from sae_lm.penalties.arms import Arm

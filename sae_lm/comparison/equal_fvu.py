@@ -32,7 +32,7 @@ from sae_lm.metrics.statistics import (
     paired_difference,
     seeds_needed,
 )
-from sae_lm.pages.schema import EqualFvuEntry, Verdict
+from sae_lm.pages.difference_entries import EqualFvuEntry, Verdict
 from sae_lm.penalties.arms import Arm
 
 SAME_COST = 0.02

@@ -6,10 +6,16 @@ from statistics import fmean
 
 from sae_lm.comparison.matching import Values
 from sae_lm.comparison.outcomes import PRIMARY
+from sae_lm.concepts.probes import Probe
+from sae_lm.concepts.rows import NEGATIVES
 from sae_lm.metrics.statistics import FEWEST_SEEDS, LEVEL
-from sae_lm.pages.schema import DifferenceEntry, verdict_text
+from sae_lm.pages.difference_entries import DifferenceEntry, verdict_text
 from sae_lm.pages.summary import by_arm
 
+AS_WELL = 0.05
+"""F1 that a probe on embeddings may lack and still count as doing as well."""
+ALL_POSITIVE = 2 / (2 + NEGATIVES)
+"""F1 of calling every row of a contextual concept positive."""
 MOST_NAMED = 4
 """Arms that the answer names for one finding."""
 
@@ -43,6 +49,28 @@ def findings(differences: Sequence[DifferenceEntry], values: Values, seeds: int)
         sentences.append(
             f"The SAEs hold these concepts badly (mean F1 of their main latents {fmean(main_f1):.2f}): "
             "absorption then says little."
+        )
+    return sentences
+
+
+def embedding_findings(probes: Sequence[Probe]) -> list[str]:
+    """What the tokens' input embeddings alone tell of the concepts in use; nothing without a language model."""
+    known = [probe for probe in probes if math.isfinite(probe.embedding_f1)]
+    of_token = [probe for probe in known if probe.kind != "contextual"]
+    in_context = [probe for probe in known if probe.kind == "contextual"]
+    sentences = []
+    if of_token:
+        as_well = sum(probe.embedding_f1 >= probe.f1 - AS_WELL for probe in of_token)
+        sentences.append(
+            f"The token's input embedding alone tells {as_well} of {len(of_token)} token concepts as well as the activations "
+            f"do (F1 within {AS_WELL:g}): these may be no more than the token's identity."
+        )
+    if in_context:
+        best = max(in_context, key=lambda probe: probe.embedding_f1)
+        sentences.append(
+            f"It tells contextual concepts with F1 {fmean(probe.embedding_f1 for probe in in_context):.2f} on average and "
+            f"{best.embedding_f1:.2f} at most ({best.name}); calling every row positive has {ALL_POSITIVE:g}, as their "
+            "negatives are of the same tokens."
         )
     return sentences
 

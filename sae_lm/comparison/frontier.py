@@ -24,7 +24,7 @@ from sae_lm.comparison.families import Family, families
 from sae_lm.comparison.matching import Match, Matching, Values, match
 from sae_lm.comparison.outcomes import PRIMARY
 from sae_lm.metrics.statistics import student_t
-from sae_lm.pages.schema import BandEntry, FrontierEntry, FrontierPoint, Interval
+from sae_lm.pages.difference_entries import BandEntry, FrontierEntry, FrontierPoint, Interval
 from sae_lm.penalties.arms import Arm
 
 BAND_COSTS = 24

@@ -17,7 +17,7 @@ from sae_lm.comparison.outcomes import METRICS, PRIMARY
 from sae_lm.comparison.runs import Key
 from sae_lm.metrics.crossed import FEWEST_CONCEPTS, Matrix, WithoutOne, crossed_interval, without_one
 from sae_lm.metrics.statistics import FEWEST_SEEDS, LEVEL, holm
-from sae_lm.pages.schema import DifferenceEntry, OtherConceptsEntry
+from sae_lm.pages.difference_entries import DifferenceEntry, OtherConceptsEntry
 from sae_lm.penalties.arms import Arm
 
 PerConcept = Mapping[Key, Sequence[Mapping[str, Any]]]

@@ -9,8 +9,10 @@ from importlib.metadata import version
 from typing import Any, cast
 
 from sae_lm.comparison.concept_subsets import differences_by_kind, disagreements
+from sae_lm.comparison.controls import control_remarks, order_sentences
 from sae_lm.comparison.equal_fvu import compare_at_equal_fvu, equal_fvu_findings
-from sae_lm.comparison.findings import answer, findings
+from sae_lm.comparison.evaluation_set import kinds_of_units
+from sae_lm.comparison.findings import answer, embedding_findings, findings
 from sae_lm.comparison.frontier import curves, frontier_entry
 from sae_lm.comparison.matching import TOLERANCE, Values, frontier
 from sae_lm.comparison.measure import Measured
@@ -28,6 +30,7 @@ from sae_lm.pages.schema import (
     VERSION,
     ArmEntry,
     ConceptEntry,
+    GradesEntry,
     MetricEntry,
     NoiseEntry,
     PerConcept,
@@ -66,11 +69,13 @@ def make_report(settings: CompareSettings, store: Store, runs: Runs, measured: M
             *concept_findings(other_concepts, differences),
             *disagreements(kinds),
             *equal_fvu_findings(at_equal_fvu),
+            *embedding_findings(measured.probes),
         ],
         "partial": [*runs.partial, *measured.remarks, *_missing(store, runs, measured)],
         **_what_was_compared(settings, store, runs, measured),
         "arms": {arm.name: _arm(arm, runs, arm in front, undertrained.get(arm), values) for arm in runs.arms},
         "controls": {CONTROL: {key: measured.control.get(key, math.nan) for key in METRICS}},
+        "grades": _grades(measured),
         "differences": differences,
         "kinds": kinds,
         "other_concepts": other_concepts,
@@ -105,6 +110,7 @@ def _what_was_compared(settings: CompareSettings, store: Store, runs: Runs, meas
         "versions": {name: version(name) for name in ("sae_lm", "torch", "transformers", "transformer-lens")},
         "baseline": runs.baseline.name,
         "seeds": runs.seeds,
+        "text_units": kinds_of_units(settings, store, runs),
         "l0_tolerance": TOLERANCE,
         "metrics": {key: cast(MetricEntry, metric._asdict()) for key, metric in METRICS.items()},
     }
@@ -157,7 +163,23 @@ def _concept(probe: Probe) -> ConceptEntry:
         "rows": probe.rows,
         "probe_f1": probe.f1,
         "permuted_f1": probe.permuted_f1,
+        "embedding_f1": probe.embedding_f1,
         "skipped": probe.skipped,
+    }
+
+
+def _grades(measured: Measured) -> GradesEntry | None:
+    if measured.grades is None:
+        return None
+    saes = measured.grades.saes
+    return {
+        "baseline": measured.graded,
+        "saes": [{"kind": sae.kind, "share": sae.share, "values": {**sae.values}} for sae in saes],
+        "orders": [
+            {"metric": key, "ordered": ordered, "sentence": sentence}
+            for key, (ordered, sentence) in order_sentences(saes).items()
+        ],
+        "remarks": control_remarks(measured.grades),
     }
 
 

@@ -28,7 +28,7 @@ from sae_lm.metrics.statistics import (
     paired_difference,
     seeds_needed,
 )
-from sae_lm.pages.schema import DifferenceEntry, Verdict
+from sae_lm.pages.difference_entries import DifferenceEntry, Verdict
 from sae_lm.penalties.arms import Arm
 
 Test = tuple[Arm, str]

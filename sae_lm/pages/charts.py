@@ -8,7 +8,8 @@ import statistics
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from sae_lm.pages.schema import DifferenceEntry, Report, verdict_text
+from sae_lm.pages.difference_entries import DifferenceEntry, verdict_text
+from sae_lm.pages.schema import Report
 
 TONE_COUNT, MARK_COUNT = 9, 6
 """Colours and marks that figures can tell apart; the first colour is the baseline's."""

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from sae_lm.pages.charts import Chart, Dot, Line
-from sae_lm.pages.schema import BandEntry, FrontierEntry, Interval, Report
+from sae_lm.pages.difference_entries import BandEntry, FrontierEntry, Interval
+from sae_lm.pages.schema import Report
 
 
 def frontier_charts(report: Report) -> list[Chart | None]:

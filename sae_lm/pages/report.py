@@ -16,6 +16,7 @@ from sae_lm.pages.charts import Chart, Look, headline, is_baseline, mean, order_
 from sae_lm.pages.explorer_data import explorer_json
 from sae_lm.pages.frontier import frontier_charts, frontier_points
 from sae_lm.pages.genealogy import KINDS, bars, trees, widths
+from sae_lm.pages.grades import grades
 from sae_lm.pages.schema import Report
 from sae_lm.pages.summary import KINDS as CONCEPT_KINDS
 from sae_lm.pages.summary import ROLES, differences_by_arm, further_metrics, skipped_reasons, summary_rows
@@ -56,7 +57,11 @@ def write_html(report: Report, path: Path) -> None:
         swatches={name: swatch(look) for name, look in styles.items()},
         legend=_legend(report, styles),
         summary=summary_rows(report),
-        sections=[(name, title) for name, title in _sections(several) if _DRAWN.get(name, name) not in absent],
+        sections=[
+            (name, title)
+            for name, title in _sections(several, bool(report["grades"]))
+            if _DRAWN.get(name, name) not in absent
+        ],
         groups={
             "headline": keys,
             "rest": _further_tables(report),
@@ -68,6 +73,7 @@ def write_html(report: Report, path: Path) -> None:
         other_concepts={(entry["arm"], entry["metric"]): entry for entry in report["other_concepts"]},
         per_concept=_per_concept(report),
         sweep=_sweep(report),
+        grades=grades(report),
         concept_kinds=_concept_kinds(report),
         skipped=skipped_reasons(report),
         kinds=(*KINDS, "lost"),
@@ -84,23 +90,20 @@ def write_html(report: Report, path: Path) -> None:
     # texts are escaped, so that the mark is not among them
     before, mark, after = page.partition('<script type="application/json" id="data">')
     room = PAGE_BYTES - len(encode_page(page))
-    write_whole(
-        path,
-        lambda temporary: (
-            temporary.write_bytes(encode_page(before + mark + explorer_json(report, room) + after)) and None
-        ),
-    )
+    content = encode_page(before + mark + explorer_json(report, room) + after)
+    write_whole(path, lambda temporary: temporary.write_bytes(content) and None)
 
 
 _DRAWN = {"differences": "forests", "geometry": "nearest"}
 """Section -> its plots, where they are called otherwise."""
 
 
-def _sections(several_l0: bool) -> list[tuple[str, str]]:
+def _sections(several_l0: bool, controls: bool) -> list[tuple[str, str]]:
     first = [("outcomes", "Outcomes"), ("curves", "Against L0" if several_l0 else "Seeds")]
     middle = [("frontier", "Frontier"), ("coefficients", "Coefficients"), ("differences", "Differences")]
     middle += [("geometry", "Geometry")]
     middle += [("splitting", "Splitting"), ("absorption", "Absorption"), ("statistics", "Statistics")]
+    middle += [("controls", "Controls")] * controls
     return [*first, *middle, ("concepts", "Concepts"), ("method", "Method")]
 
 

@@ -3,11 +3,11 @@
 Null stands for what is not known. Version 3 splits what a verdict was in version 2 into verdict and reason.
 """
 
-from typing import Any, Literal, TypedDict
+from typing import Any, TypedDict
+
+from sae_lm.pages.difference_entries import DifferenceEntry, EqualFvuEntry, FrontierEntry, KindEntry, OtherConceptsEntry
 
 FORMAT, VERSION = "sae_lm comparison", 3
-
-Verdict = Literal["lower", "higher", "equivalent", "not distinguishable", "no claim", "L0 not matched"]
 
 
 class MetricEntry(TypedDict):
@@ -37,145 +37,6 @@ class ArmEntry(TypedDict):
     """how one sees that its SAEs are not trained yet (sae_lm.comparison.undertrained); null for trained ones"""
     values: dict[str, list[float | None]]
     """metric -> one value per seed"""
-
-
-class DifferenceEntry(TypedDict):
-    """One metric of one arm less the baseline's, paired by seed (`sae_lm.metrics.statistics`)."""
-
-    arm: str
-    baseline: str
-    """the arm it is taken from; where that is a line between the rungs of a ladder, all of them"""
-    metric: str
-    per_seed: list[float | None]
-    mean: float | None
-    low: float | None
-    """95% interval of the mean"""
-    high: float | None
-    p: float | None
-    p_sign_flip: float | None
-    bootstrap_low: float | None
-    bootstrap_high: float | None
-    spread: float | None
-    p_holm: float | None
-    """of primary outcomes that are tested"""
-    p_equivalence: float | None
-    """of primary outcomes that are shares and tested: small where the difference is within the margin; after Holm's
-    correction over these"""
-    detectable: float | None
-    """the difference that these seeds find with 80% chance; of primary outcomes at Holm's first step, .05 / tests"""
-    seeds_needed: int | None
-    """to find a difference of this size; at the same level"""
-    l0: str
-    """matched, interpolated or not matched"""
-    verdict: Verdict
-    reason: str | None
-    """why there is no verdict, or what it would take: needs about 38 seeds"""
-    undertrained: bool
-    """the arm's SAEs or the baseline's are not trained yet: whatever the verdict, it says little about trained ones"""
-
-
-class KindEntry(TypedDict):
-    """One arm's hole rate at equal false alarms less the baseline's, over the concepts of one kind; paired by seed."""
-
-    arm: str
-    kind: str
-    """token, letter (first letters), contextual or csv"""
-    concepts: int
-    """of the kind, in use"""
-    per_seed: list[float | None]
-    mean: float | None
-    low: float | None
-    """95% interval of the mean, not corrected"""
-    high: float | None
-
-
-class OtherConceptsEntry(TypedDict):
-    """One primary difference over seeds and concepts together (`sae_lm.metrics.crossed`)."""
-
-    arm: str
-    baseline: str
-    metric: str
-    concepts: int
-    """that every SAE of the pair has a value of"""
-    mean: float
-    """over these"""
-    low: float | None
-    """95% interval of the mean for other seeds and other concepts of the kind; null where it has no end"""
-    high: float | None
-    without_low: float
-    """least mean when any one concept is left out"""
-    without_high: float
-    concept: str
-    """whose omission moves the mean most"""
-    sign_changes: bool
-    """for some concept left out"""
-    claim_rests_on: list[str]
-    """concepts without which a verdict of lower or higher would be none"""
-
-
-class Interval(TypedDict):
-    """A mean over seeds with its 95% interval by Student's t."""
-
-    mean: float
-    low: float
-    high: float
-
-
-class FrontierPoint(TypedDict):
-    arm: str
-    fvu: Interval
-    """above the baseline's"""
-    changes: dict[str, Interval]
-    """primary outcome -> the arm's less the baseline's"""
-
-
-class BandEntry(Interval):
-    fvu: float
-    """cost above the baseline's at which all seeds' curves are read"""
-
-
-class FrontierEntry(TypedDict):
-    """A family of arms as a curve of primary outcomes against FVU, at one L0 (`sae_lm.comparison.frontier`)."""
-
-    family: str
-    rung: str
-    """the baseline that all differences are from: (0, 0)"""
-    least_fvu: float
-    """costs that the curve has at every seed, from"""
-    most_fvu: float
-    """to"""
-    points: list[FrontierPoint]
-    """in the order of their cost; with what the curve begins with"""
-    bands: dict[str, list[BandEntry]]
-    """primary outcome -> the curve's height"""
-
-
-class EqualFvuEntry(TypedDict):
-    """One primary outcome of one family less another's, both read at one cost in FVU (`sae_lm.comparison.equal_fvu`)."""
-
-    family: str
-    reference: str
-    rung: str
-    fvu: float
-    """cost above the baseline's"""
-    metric: str
-    change: float | None
-    """the family's from the baseline, mean over seeds"""
-    reference_change: float | None
-    between: list[str]
-    """the arms between which it is read; empty where it is not"""
-    reference_between: list[str]
-    per_seed: list[float | None]
-    mean: float | None
-    low: float | None
-    high: float | None
-    p: float | None
-    p_holm: float | None
-    """over all that is tested at equal FVU"""
-    verdict: Verdict
-    reason: str | None
-    undertrained: bool
-    """whether an arm that it is read off is (`ArmEntry`)"""
 
 
 class NoiseEntry(TypedDict):
@@ -209,6 +70,8 @@ class ConceptEntry(TypedDict):
     probe_f1: float | None
     permuted_f1: float | None
     """of a probe on permuted labels"""
+    embedding_f1: float | None
+    """of a probe on the token's input embedding; null without a language model, and where the concept is not used"""
     skipped: str | None
     """why it is not used, or null"""
 
@@ -301,6 +164,32 @@ class GenealogyEntry(_From, _OfWidths):
     """parent, children (latent, cos, kind)"""
 
 
+class GradedEntry(TypedDict):
+    """An SAE whose place is known beforehand (`sae_lm.comparison.controls`)."""
+
+    kind: str
+    """probes, oracle, told oracle, baseline, permuted or dropped"""
+    share: float
+    """of the latents that are spoilt"""
+    values: dict[str, float | None]
+
+
+class OrderEntry(TypedDict):
+    """Whether an outcome puts these SAEs in their order."""
+
+    metric: str
+    ordered: bool
+    sentence: str
+
+
+class GradesEntry(TypedDict):
+    baseline: str
+    """the SAE that the others were made from"""
+    saes: list[GradedEntry]
+    orders: list[OrderEntry]
+    remarks: list[str]
+
+
 class WidthsEntry(TypedDict):
     """What the latents of a narrower SAE became in a wider one of the same arm."""
 
@@ -351,12 +240,17 @@ class Report(TypedDict):
     """the arm, or family of arms, compared with"""
     seeds: list[int]
     """those that all arms have"""
+    text_units: dict[str, str]
+    """documents, or blocks of contexts where these are few: what was resampled for the noise of held_out figures and of
+    concepts, and how the text of contextual concepts was split; missing in older reports"""
     l0_tolerance: float
     """relative difference of L0 up to which arms count as equals"""
     metrics: dict[str, MetricEntry]
     arms: dict[str, ArmEntry]
     controls: dict[str, dict[str, float | None]]
     """random: an SAE of random directions, at the L0 of the baseline's middle rung; metric -> value"""
+    grades: GradesEntry | None
+    """a perfect SAE and spoilt ones; null where they were not asked for, and where no concept is in use"""
     differences: list[DifferenceEntry]
     kinds: list[KindEntry]
     """of every arm that is compared, by kind of concept"""
@@ -372,9 +266,3 @@ class Report(TypedDict):
     genealogy: list[GenealogyEntry]
     widths: list[WidthsEntry]
     explorer: list[ExplorerEntry]
-
-
-def verdict_text(difference: DifferenceEntry) -> str:
-    """``not distinguishable (needs about 38 seeds)``."""
-    reason = difference["reason"]
-    return f"{difference['verdict']} ({reason})" if reason else difference["verdict"]

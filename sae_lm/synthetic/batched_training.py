@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sae_lm.penalties.arms import Arm
+from sae_lm.penalties.c2r import scale as c2r_scale
 from sae_lm.penalties.term import first_step, warm_up_share
 from sae_lm.runtime.seeds import derive
 from sae_lm.sae.directions import unit_rows
@@ -23,6 +24,7 @@ from sae_lm.synthetic.worlds import Inputs, World, all_inputs, directions, input
 from sae_lm.training.prefixes import prefix_weights
 from sae_lm.training.recipe import default_widths
 from sae_lm.training.schedules import firing_weight, learning_rate, threshold_weight
+from sae_lm.training.start import keep_near
 from sae_lm.training.trainer import CLIP_NORM
 
 MOMENTS = 20_000
@@ -117,6 +119,7 @@ def _train(trials: Sequence[ToyTrial], world: World, recipe: ToyRecipe, seeds: i
     threshold = torch.zeros(len(trials), seeds)
     groups = list(_groups(trials))
     fixed = torch.tensor([trial.truth == "fixed" for trial in trials])
+    held = [(i, weights.W_dec[i].detach().clone(), trial.arm) for i, trial in enumerate(trials) if _is_held(trial.arm)]
     batches = _batches(world, seeds, recipe.batch)
     for step in range(recipe.steps):
         batch = next(batches)
@@ -133,11 +136,16 @@ def _train(trials: Sequence[ToyTrial], world: World, recipe: ToyRecipe, seeds: i
             coefficient = torch.tensor([_coefficient(trial, step, recipe.steps) for trial in group])
             if coefficient.any():
                 here = slice(first, last)
-                value = _penalties(group, weights, fires[here], batch.weight, frequency[here], here)
+                value = _penalties(group, weights, z[here], fires[here], batch.weight, frequency[here], here)
                 loss = loss + (coefficient[:, None] * value).sum()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        for i, _, arm in held:
+            _drop_gradients(weights, i, arm)
         _update(weights, optimizer, recipe, step, fixed, world.size)
+        for i, first, arm in held:
+            if arm.decoder is not None:
+                keep_near(weights.W_dec.data[i], first, 1.0 if arm.decoder == "frozen" else float(arm.decoder))
         frequency.lerp_((fires * batch.weight[:, None]).sum(-2), firing_weight(step))
         if smallest is not None:
             threshold.lerp_(smallest.clamp_min(0), threshold_weight(step, recipe.steps))
@@ -216,6 +224,7 @@ def _form(arm: Arm) -> tuple[str, bool, str]:
 def _penalties(
     group: Sequence[ToyTrial],
     weights: _Weights,
+    z: Float[Tensor, "group seeds n d_sae"],
     fires: Bool[Tensor, "group seeds n d_sae"],
     weight: Float[Tensor, " n"],
     firing_frequency: Float[Tensor, "group seeds d_sae"],
@@ -223,13 +232,30 @@ def _penalties(
 ) -> Float[Tensor, "group seeds"]:
     """The penalty of each SAE of a group, which is ``here`` among all trials."""
     penalty, anchored, on = _form(group[0].arm)
-    coactivation = None
-    if penalty == "coactive":
+    coactivation, norms = None, None
+    if penalty == "c2r":
+        squares = c2r_scale(1, z.shape[-1]) * (z.square() * weight[:, None]).sum(-2)
+        norms = torch.where(squares > 0, squares.clamp_min(1e-30).sqrt(), 0)
+    if penalty in ("coactive", "silent"):
         fired = fires.float()
         coactivation = (fired * weight[:, None]).mT @ fired
     margin = torch.tensor([trial.arm.margin for trial in group])[:, None, None]
     rows = weights.encoder if on == "encoder" else weights.W_dec
-    return penalties(penalty, rows[here], firing_frequency, coactivation, margin, anchored)
+    return penalties(
+        penalty, rows[here], firing_frequency, coactivation, margin, anchored, norms, weights.encoder[here]
+    )
+
+
+def _is_held(arm: Arm) -> bool:
+    """Whether it is a control whose rows stay at, or near, their start."""
+    return arm.decoder is not None or arm.encoder is not None
+
+
+def _drop_gradients(weights: _Weights, trial: int, arm: Arm) -> None:
+    """What is frozen has no gradient, and no part in the norm that is clipped."""
+    for weight, how in ((weights.W_dec, arm.decoder), (weights.encoder, arm.encoder)):
+        if how == "frozen" and weight.grad is not None:
+            weight.grad[trial] = 0
 
 
 def _coefficient(trial: ToyTrial, step: int, steps: int) -> float:

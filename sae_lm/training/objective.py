@@ -12,6 +12,7 @@ of that size. The gradient of b_dec through the encoder's input is (sum of d pre
 product over the batch. Dense autograd is the plain twin (tests/support/reference.py).
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -54,6 +55,7 @@ def batch_result(
     sparsity: Float[Tensor, ""] | None = None,
     bandwidth: float = 0.0,
     prefix_weights: Float[Tensor, " slices"] | None = None,
+    pull: Callable[[Tensor], Tensor] | None = None,
 ) -> BatchResult:
     """Loss and gradient for rows less b_dec and the entries of their code.
 
@@ -61,6 +63,7 @@ def batch_result(
     bandwidth: width of the window around the threshold in which the straight-through estimators of JumpReLU
         (Rajamanoharan et al. 2024, 2407.14435, equations 11 and 12) are not 0; the code must hold what is in it.
     prefix_weights: of the nested prefixes' errors, with sum 1; None: all alike.
+    pull: what is added to the gradient for the code's values, given these. The loss is without what it is of.
     """
     batch, slices = len(centred), code.slices
     pre = code.products(weights.encoder, centred).add_(weights.b_enc[code.latent])
@@ -82,6 +85,8 @@ def batch_result(
         upstream[:, i - 1] += upstream[:, i]
     bags = upstream.flatten(0, 1)
     grad_values = code.products(weights.W_dec, bags)
+    if pull is not None:
+        grad_values += pull(values)
     grad_pre = torch.where(fires, grad_values, 0)
     grad_log_threshold = None
     if threshold is not None and sparsity is not None:

@@ -7,14 +7,13 @@ import torch
 from pydantic import BaseModel, ConfigDict
 
 from sae_lm.errors import SettingsError
-from sae_lm.penalties.arms import Arm, check_nested
+from sae_lm.penalties.arms import Arm, check_held, check_nested
 from sae_lm.runtime.differences import SettingDifference, differences
 from sae_lm.settings import TrainSettings
 from sae_lm.training.schedules import learning_rate
 
 if TYPE_CHECKING:
     from sae_lm.data.store import Store
-
 
 MIN_BATCHES = 2000
 """By default, where the store is small. measured on the demo's store (2048 latents, k 16): FVU on held-out rows .381
@@ -113,6 +112,7 @@ class TrainingRecipe(BaseModel):
         hook = store.hook(settings.hook)
         context, row = store.held_out_from(settings.held_out)
         _check_latents(settings, arms)
+        _check_held(settings, arms)
         rows = _rows_to_train(settings, row, len(store))
         moments = store.moments(hook, row)  # of training rows: held-out ones are not looked at
         if moments.variance <= 0:
@@ -173,6 +173,17 @@ def _check_latents(settings: TrainSettings, arms: list[Arm]) -> None:
         if arm.widths is not None and arm.widths[-1] != settings.d_sae:
             raise SettingsError(
                 f"arms: the widths of {arm.name!r} end at {arm.widths[-1]}; expected d_sae ({settings.d_sae}) as the last"
+            )
+
+
+def _check_held(settings: TrainSettings, arms: list[Arm]) -> None:
+    """Raises SettingsError where an arm holds at the start what the settings have moved, or penalises what is frozen."""
+    for arm in arms:
+        check_held(arm, arm.on or settings.penalty_on)
+        if settings.resample_every and (arm.decoder or arm.encoder):
+            raise SettingsError(
+                f"resample_every is {settings.resample_every}, which gives dead latents new directions, and "
+                f"{arm.name} holds them at their start; give --resample-every 0 or leave that arm out"
             )
 
 

@@ -6,6 +6,7 @@ thresholds when the SAE is made. The five architectures differ in which latents 
 shape of what is saved, which is `finish`; the rest is one path.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,14 +22,15 @@ from sae_lm.runtime.seeds import derive
 from sae_lm.runtime.timing import StepTimer
 from sae_lm.sae.model import SAE, SaeConfig
 from sae_lm.sae.nearest import nearest_quantiles
-from sae_lm.sae.sparse import Codes, SparseCode
-from sae_lm.training.convergence import every_nth, random_start, start_cosines
+from sae_lm.sae.sparse import SparseCode
+from sae_lm.training.convergence import every_nth, start_cosines
 from sae_lm.training.dead_latents import RELU_ENCODER_NORM, auxk, dead_sae, lower_thresholds, resample
-from sae_lm.training.objective import BatchResult, Weights, batch_result
+from sae_lm.training.objective import BatchResult, batch_result
 from sae_lm.training.prefixes import Prefixes
 from sae_lm.training.recipe import TrainingRecipe
 from sae_lm.training.schedules import firing_weight, threshold_weight
 from sae_lm.training.selection import above_zero, largest_of_batch, largest_of_rows
+from sae_lm.training.start import CACHED_ROWS, first_weights, frozen, keep_near
 
 CLIP_NORM = 1.0
 """Largest gradient norm of a step, over all weights together."""
@@ -42,9 +44,6 @@ THRESHOLD_STEP = 0.05
 """... and at most this: a threshold that leaps out of its latent's reach has no gradient to come back by."""
 DENSE_FREQUENCY = 0.1
 """Share of rows above which a latent counts as dense."""
-CACHED_ROWS = 512
-"""Decoder rows whose radial gradient is taken out at a time. measured at 8192 x 512 on one core: 3.5 ms, all at once
-5 ms, or 13 ms while others use the memory."""
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """What Adam keeps for each weight."""
 
@@ -79,8 +78,12 @@ class ArmTraining:
         self.logged = every_nth(d_sae)
         self.random_start = self.weights.W_dec[self.logged].clone()
         self.named = {
-            name: weight.requires_grad_() for name, weight in self.weights._asdict().items() if weight is not None
+            name: weight.requires_grad_()
+            for name, weight in self.weights._asdict().items()
+            if weight is not None and name not in frozen(arm)
         }
+        self.first_rows = self.weights.W_dec.detach().clone() if isinstance(arm.decoder, float) else None
+        """where rows that are held near their start started; drawn from the seed, so in no checkpoint"""
         self.optimizer = torch.optim.Adam(
             [{"params": [weight], "is_threshold": name == "log_threshold"} for name, weight in self.named.items()],
             betas=(0.9, 0.999),
@@ -119,14 +122,17 @@ class ArmTraining:
         code = self._code(centred, step)
         mark("selection")
         sparsity = self._sparsity(step)
-        result = batch_result(centred, code, self.weights, sparsity, self.recipe.bandwidth, self.prefixes.weights)
+        due, pull = self.penalty_term.is_due(step), None
+        if due and self.penalty_term.pulls_activations:
+            pull = partial(self._pull_activations, code, step)
+        result = batch_result(centred, code, self.weights, sparsity, self.recipe.bandwidth, self.prefixes.weights, pull)
         mark("sparse forward and backward")
         self._revive(result, centred, step)
         mark("dead latents")
         for name, weight in self.named.items():
             weight.grad = getattr(result.gradient, name)
-        if self.penalty_term.is_due(step):
-            self._apply_penalty(code, result, step)
+        if due and pull is None:
+            self._apply_penalty(code, result.values, step)
             mark("penalty")
         self.team.average(*(weight.grad for weight in self.named.values() if weight.grad is not None))
         self._count(result, code, len(x), step)
@@ -137,22 +143,26 @@ class ArmTraining:
             self.parts["sparsity"] = sparsity
         mark("optimizer")
 
-    def _apply_penalty(self, code: SparseCode, result: BatchResult, step: int) -> None:
+    def _apply_penalty(self, code: SparseCode, values: Tensor, step: int) -> None:
         """Compute the penalty's gradient at the steps that do; `_update` adds it."""
-        rows = self.weights.W_dec if self.penalty_term.on == "decoder" else self.weights.encoder
-        codes = self._codes(code, result) if self.penalty_term.reads_codes(step) else None
-        if self.penalty_term.refresh(step, rows, self.generators["penalty"], codes):
-            gradient, value = self.penalty_term.cached_gradient, self.penalty_term.value
-            assert gradient is not None and value is not None
-            self.team.average(gradient)  # each member computed it: rounding must not drive them apart
-            self.parts["penalty"] = value
+        term = self.penalty_term
+        rows = self.weights.W_dec if term.on == "decoder" else self.weights.encoder
+        codes = code.of_team(values, self.firing_frequency, self.team) if term.reads_codes(step) else None
+        if term.refresh(step, rows, self.generators["penalty"], codes, self.weights.encoder):
+            assert term.value is not None
+            self.team.average(*term.cached)  # each member computed it: rounding must not drive them apart
+            self.parts["penalty"] = term.value
 
-    def _codes(self, code: SparseCode, result: BatchResult) -> Codes:
-        """The whole batch's active latents."""
-        latent, values, per_row = (
-            torch.cat(self.team.gather(part)) for part in (code.latent, result.values, code.starts.diff())
-        )
-        return Codes(torch.nn.functional.pad(per_row.cumsum(0), (1, 0)), latent, values, self.firing_frequency)
+    def _pull_activations(self, code: SparseCode, step: int, values: Tensor) -> Tensor:
+        """What the penalty, computed now that the code's values are known, adds to the gradient for them."""
+        self.timer.mark("sparse forward and backward")
+        self._apply_penalty(code, values, step)
+        squares, members = code.sums(values.square()), self.team.size
+        self.team.total(squares)
+        factor = self.penalty_term.activation_factor(step, squares, code.batch * members)
+        factor *= members  # their gradients are averaged, as those of a mean over rows are
+        self.timer.mark("penalty")
+        return factor[code.latent] * values
 
     def _start_sparse(self, centred: Tensor) -> None:
         """The first thresholds and coefficient of relu and jumprelu, from the first batch."""
@@ -233,16 +243,15 @@ class ArmTraining:
     def _update(self, step: int) -> None:
         """Add the penalty, take out the decoder's radial gradient, and make an Adam step that leaves its rows at unit norm."""
         W_dec, lr, penalised = self.weights.W_dec, self.recipe.learning_rate(step), self.penalty_term.is_due(step)
-        if penalised and self.penalty_term.on == "encoder" and self.weights.encoder.grad is not None:
-            self.penalty_term.add_to(self.weights.encoder.grad, step)
-        gradient = W_dec.grad
-        assert gradient is not None
+        if penalised and self.penalty_term.pulls("encoder") and self.weights.encoder.grad is not None:
+            self.penalty_term.add_to(self.weights.encoder.grad, step, what="encoder")
         norms = [
             weight.grad.norm() for weight in self.named.values() if weight is not W_dec and weight.grad is not None
         ]
-        piece = CACHED_ROWS if gradient.is_cpu else len(gradient)
-        for number, (part, rows) in enumerate(zip(gradient.split(piece), W_dec.split(piece), strict=True)):
-            if penalised and self.penalty_term.on == "decoder":
+        piece = CACHED_ROWS if W_dec.is_cpu else len(W_dec)
+        gradient = () if W_dec.grad is None else W_dec.grad.split(piece)  # a frozen one has none
+        for number, (part, rows) in enumerate(zip(gradient, W_dec.split(piece), strict=False)):
+            if penalised and self.penalty_term.pulls("decoder"):
                 self.penalty_term.add_to(part, step, number * piece)  # while it is in the cache
             part.addcmul_((part * rows).sum(1, keepdim=True), rows, value=-1)
             norms.append(part.norm())
@@ -253,7 +262,10 @@ class ArmTraining:
             group["lr"] = min(THRESHOLD_LR * lr, THRESHOLD_STEP) if group["is_threshold"] else lr
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        W_dec /= W_dec.norm(dim=1, keepdim=True)
+        if gradient:
+            W_dec /= W_dec.norm(dim=1, keepdim=True)
+        if self.first_rows is not None and self.arm.decoder is not None:
+            keep_near(W_dec, self.first_rows, float(self.arm.decoder))
 
     @torch.no_grad()
     def _count(self, result: BatchResult, code: SparseCode, batch: int, step: int) -> None:
@@ -383,15 +395,3 @@ CHECKPOINT_ATTRIBUTES = {
     "threshold": "threshold",
 }
 """Name in a checkpoint -> attribute of an arm: tensors that change from step to step."""
-
-
-def first_weights(arch: str, seed: int, d_sae: int, start: Float[Tensor, " d_in"], device: str) -> Weights:
-    """Encoder and decoder rows are equal random directions of norm 1, biases 0 but for b_dec, which is ``start``."""
-    rows = random_start(seed, d_sae, len(start)).to(device)
-    return Weights(
-        encoder=rows.clone(),
-        b_enc=torch.zeros(d_sae, device=device),
-        W_dec=rows.clone(),
-        b_dec=start.float().to(device).clone(),
-        log_threshold=torch.zeros(d_sae, device=device) if arch == "jumprelu" else None,
-    )

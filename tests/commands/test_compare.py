@@ -15,10 +15,12 @@ from sae_lm.commands.cache import cache
 from sae_lm.commands.compare import compare
 from sae_lm.commands.train import train
 from sae_lm.comparison.concept_subsets import OF_CLEAR
+from sae_lm.comparison.controls import ORDERED
 from sae_lm.comparison.outcomes import METRICS, NOT_OUTCOMES
 from sae_lm.errors import SaeError, SaeLmError, SettingsError, StoreError
 from sae_lm.metrics.meta_sae import Composition
-from sae_lm.pages.schema import ArmEntry, ConceptEntry, DifferenceEntry, GenealogyEntry, PerConcept, Report
+from sae_lm.pages.difference_entries import DifferenceEntry
+from sae_lm.pages.schema import ArmEntry, ConceptEntry, GenealogyEntry, GradesEntry, PerConcept, Report
 from sae_lm.runtime.files import write_whole
 from sae_lm.sae.formats.saelens import save
 from sae_lm.settings import CompareSettings, TrainSettings
@@ -74,6 +76,7 @@ def test_the_report_holds_what_its_schema_says(report):
     for concept in values["per_concept"]:
         assert PerConcept.__required_keys__ <= concept.keys() <= PerConcept.__annotations__.keys()
     optional = {"composition_rate", "composition_null", "recovered_on_holes", "split_ratio", "stitched_novel"}
+    optional |= {"absorber_flips", "other_flips", "absorber_kl", "other_kl"}  # of absorbed tokens, which may be none
     optional |= {*OF_CLEAR.values(), "probe_rank"}  # too few concepts here, and weak probes
     for arm in values["arms"].values():
         assert list(arm["values"]) == list(METRICS)
@@ -100,6 +103,22 @@ def test_the_report_holds_what_its_schema_says(report):
     assert all(("sweep" in c) == (c["seed"] == 0) for c in values["per_concept"])
     assert values["cross_entropy"]["clean"] > 0 and values["controls"]["random"]["fvu"] > 0.3
     assert values["controls"]["random"]["l0"] == round(values["arms"]["none@k=6"]["values"]["l0"][0])
+
+
+def test_the_report_grades_outcomes_by_saes_whose_place_is_known(report, runs, tmp_path):
+    grades = report[0]["grades"]
+    assert grades["baseline"] == "none@k=6, seed 0" and grades.keys() == GradesEntry.__annotations__.keys()
+    kinds = [sae["kind"] for sae in grades["saes"]]
+    assert kinds == ["probes", "oracle", "told oracle", "baseline", *["permuted"] * 4, *["dropped"] * 4]
+    by_kind = {sae["kind"]: sae["values"] for sae in grades["saes"]}
+    first = {key: of[0] for key, of in report[0]["arms"]["none@k=6"]["values"].items()}
+    assert all(by_kind["baseline"][key] == first[key] for key in ("hole_rate", "absorption_fraction", "splits"))
+    assert by_kind["told oracle"]["hole_rate"] == by_kind["told oracle"]["absorption_fraction"] == 0
+    assert [order["metric"] for order in grades["orders"]] == list(ORDERED) and grades["remarks"]
+    used = [concept for concept in report[0]["concepts"] if concept["skipped"] is None]
+    assert used and all(concept["embedding_f1"] is not None for concept in used)
+    plain = compare(comparing(runs, tmp_path, controls=False))
+    assert plain["grades"] is None and {concept["embedding_f1"] for concept in plain["concepts"]} == {None}
 
 
 def test_every_value_of_the_report_is_a_line_of_the_csv(report):

@@ -75,6 +75,23 @@ def test_training_stopped_at_any_step_ends_with_the_same_bits(train_settings, mo
     assert contents(train(settings)) == whole
 
 
+HELD = (
+    "c2r@arch=jumprelu,silent@fvu=0.01,align:0.1@arch=matryoshka,none@decoder=0.95,none@decoder=frozen@arch=batchtopk,"
+    "c2r@anchored@encoder=frozen@arch=relu"
+)
+"""Penalties through activations and encoder, and rows that are held: what they keep between steps."""
+
+
+def test_controls_and_penalties_on_more_than_the_decoder_end_with_the_same_bits(train_settings, monkeypatch):
+    whole = contents(train(train_settings("whole", arms=HELD, tokens="3k")))
+    settings = train_settings(arms=HELD, tokens="3k")
+    for step in (1, 17):
+        with monkeypatch.context() as patch, pytest.raises(Stopped):
+            stop_at(step, patch)
+            train(settings)
+    assert contents(train(settings)) == whole
+
+
 def test_training_killed_again_and_again_ends_with_the_same_bits(train_settings, tmp_path):
     settings = train_settings(arms="none,max_cos:0.5@arch=batchtopk", tokens="20k", checkpoint_seconds=0.05, seeds=2)
     values = settings.model_dump(mode="json") | {"out": str(tmp_path)}
@@ -177,16 +194,19 @@ def test_ranks_share_out_arms_and_seeds(train_settings):
 TOGETHER = f"{ARMS},coactive:0.3@anchored@exact,freq_cos:0.1@exact,max_cos@coherence=0.3"
 
 
-def test_two_ranks_train_one_sae_to_what_a_single_process_gives(train_settings):
+@pytest.mark.parametrize(
+    ("arms", "resample_every", "count"), [(TOGETHER, 9, 9), (HELD, 0, 6)], ids=["resampling", "held"]
+)
+def test_two_ranks_train_one_sae_to_what_a_single_process_gives(train_settings, arms, resample_every, count):
     """To rounding: in float32, over AuxK, resampling, every architecture and penalties that read the whole batch's codes."""
-    both = {"arms": TOGETHER, "tokens": "3k", "matmul": "float32", "dead_after": 300, "resample_every": 9}
+    both = {"arms": arms, "tokens": "3k", "matmul": "float32", "dead_after": 300, "resample_every": resample_every}
     alone = train(train_settings("alone", **both))
     settings = train_settings("two", ranks_per_sae=2, **both)
     run = started(settings, 2)
     said, _ = run.communicate(timeout=240)
     assert run.returncode == 0, said[-3000:]
     names = sorted(path.name for path in alone.glob("*-seed0"))
-    assert len(names) == 9
+    assert len(names) == count
     for name in names:
         mine, its = (load_file(runs / name / "sae_weights.safetensors") for runs in (settings.out, alone))
         for key in its:

@@ -70,7 +70,7 @@ def test_main_latents_that_are_turned_up_lower_the_plain_hole_rate_and_claim_not
     for arm in EDITS:
         plain, equal = difference(report, arm, "hole_rate"), difference(report, arm, "equal_hole_rate")
         assert plain["mean"] < -0.02 and max(plain["per_seed"]) <= 0
-        assert equal["verdict"] == "not distinguishable" and abs(equal["mean"]) < abs(plain["mean"]) / 5
+        assert equal["verdict"] in ("equivalent", "not distinguishable") and abs(equal["mean"]) < abs(plain["mean"]) / 5
     assert difference(report, "abs_cos:1.4", "hole_rate")["verdict"] == "lower"
     (said,) = (finding for finding in report["findings"] if finding.startswith("abs_cos:1.4"))
     assert "no claim on absorption" in said and "which main latents that fire more often give for nothing" in said

@@ -33,7 +33,7 @@ def penalty_term(text, matmul="bfloat16", **schedule):
 
 def added(p, step, rows, generator=None, codes=None):
     gradient = torch.zeros_like(rows)
-    p.refresh(step, rows, generator or torch.Generator(), codes)
+    p.refresh(step, rows, generator or torch.Generator(), codes, some_rows(9))
     p.add_to(gradient, step)
     return gradient
 
@@ -82,21 +82,34 @@ def test_the_rows_are_the_decoders_unless_the_arm_or_the_run_says_otherwise():
     assert penalty_term("max_cos@on=decoder", on="encoder").on == "decoder"
 
 
-@pytest.mark.parametrize("penalty", [*PENALTIES, "max_cos@anchored", "coactive@anchored"])
+@pytest.mark.parametrize("penalty", [*PENALTIES, "max_cos@anchored", "coactive@anchored", "c2r@anchored"])
 def test_small_dictionaries_are_penalised_exactly_by_every_arm(penalty):
     """Samples and turns begin where an application would cost much: 40 rows are compared with all others."""
     rows, codes = some_rows(), some_codes()
     name, _, anchored = penalty.partition("@")
-    plain = PENALTIES[name](rows, None, codes, **({"anchored": True} if anchored else {}))
+    others = {"encoder": some_rows(9)} if name == "align" else {}
+    plain = PENALTIES[name](rows, None, codes, **({"anchored": True} if anchored else {}), **others)
     (expected,) = torch.autograd.grad(plain, rows)
-    for text in (penalty, f"{penalty}@exact"):
+    for text in (penalty, f"{penalty}@exact") if name != "align" else (penalty,):
         p = penalty_term(text, matmul="float32")
         gradient = added(p, 0, rows, torch.Generator().manual_seed(0), codes)
         torch.testing.assert_close(gradient, expected * p.arm.coefficient, rtol=1e-4, atol=1e-7)
 
 
 @pytest.mark.parametrize(
-    "text", ["max_cos", "max_cos@chunk=16@every=2", "abs_cos", "coactive@coherence=0.3", "max_cos@anchored@fvu=0.01"]
+    "text",
+    [
+        "max_cos",
+        "max_cos@chunk=16@every=2",
+        "abs_cos",
+        "coactive@coherence=0.3",
+        "max_cos@anchored@fvu=0.01",
+        "c2r",
+        "c2r@chunk=16",
+        "c2r@anchored",
+        "silent@coherence=0.3",
+        "align@fvu=0.01",
+    ],
 )
 def test_a_penalty_continues_from_its_state_bit_for_bit(text, monkeypatch):
     monkeypatch.setattr("sae_lm.penalties.term.SEARCHED_ROWS", 7)
@@ -107,11 +120,13 @@ def test_a_penalty_continues_from_its_state_bit_for_bit(text, monkeypatch):
         out = []
         for step in steps:
             out.append(added(p, step, some_rows(step), generator, codes))
+            out += [part.clone() for part in p.cached]
             p.observe(step, torch.tensor(0.001 * step))
         return out
 
     first, generator = penalty_term(text, every=3), torch.Generator().manual_seed(1)
     run(first, generator, range(40))
+    assert ("held_norms" in first.state(), "held_encoder" in first.state()) == ("c2r" in text, "align" in text)
     state, drawn = {name: value.clone() for name, value in first.state().items()}, generator.get_state()
     rest = run(first, generator, range(40, 100))
     again, generator = penalty_term(text, every=3), torch.Generator()

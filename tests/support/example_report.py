@@ -85,6 +85,7 @@ def make_report(
         "versions": {"sae_lm": "0", "torch": "2"},
         "baseline": families[0],
         "seeds": list(range(seeds)),
+        "text_units": {"held_out": "blocks of 3 contexts", "concepts": "documents", "split": "documents"},
         "l0_tolerance": 0.05,
         "metrics": {
             key: {"label": label, "unit": unit, "better": better, "role": role, "explain": f"What {label} means."}
@@ -92,6 +93,7 @@ def make_report(
         },
         "arms": arms,
         "controls": {"random": {key: 0.123 for key in METRICS}},
+        "grades": _grades(next(iter(names))),
         "differences": [
             _difference(arm, name_of(families[0], names[arm][1], ks), key, row, seeds)
             for place, arm in enumerate(others, 1)
@@ -160,6 +162,9 @@ def hostile_report() -> dict[str, Any]:
         concept |= {"skipped": concept["skipped"] and SCRIPT, "name": concept["name"] + SCRIPT, "kind": SCRIPT}
     for entry in (*report["per_concept"], *report["explorer"]):
         entry["concept"] += SCRIPT
+    for order in report["grades"]["orders"]:
+        order["sentence"] = SCRIPT
+    report["grades"] |= {"baseline": SCRIPT, "remarks": list(HOSTILE)}
     for difference in report["differences"]:
         difference |= {"verdict": f'"lower"{SCRIPT}', "reason": SCRIPT}
     for of_family in (*report["frontier"], *report["at_equal_fvu"], *report["other_concepts"]):
@@ -205,6 +210,27 @@ def _difference(arm: str, baseline: str, key: str, row: int, seeds: int) -> dict
         "verdict": verdict,
         "reason": reason or None,
         "undertrained": False,
+    }
+
+
+def _grades(baseline: str) -> dict[str, Any]:
+    kinds = [("probes", 0.0), ("oracle", 0.0), ("told oracle", 0.0), ("baseline", 0.0)]
+    kinds += [(kind, share) for kind in ("permuted", "dropped") for share in (0.25, 0.5, 0.75, 1.0)]
+    return {
+        "baseline": f"{baseline}, seed 0",
+        "saes": [
+            {
+                "kind": kind,
+                "share": share,
+                "values": {"hole_rate": None if kind == "probes" else 0.1 * place, "fvu": 0.25},
+            }
+            for place, (kind, share) in enumerate(kinds)
+        ],
+        "orders": [
+            {"metric": "hole_rate", "ordered": True, "sentence": "hole rate: puts the oracle first."},
+            {"metric": "fvu", "ordered": False, "sentence": "fvu: does not order permuted decoder rows."},
+        ],
+        "remarks": ["Hole rate and fraction are both lower in 1 of 8 spoilt SAEs."],
     }
 
 
@@ -279,7 +305,7 @@ def _bump(centre: float) -> list[float]:
 
 
 def _concept(name: str, skipped: str | None) -> dict[str, Any]:
-    figures = {"types": 60, "rows": 400, "probe_f1": 0.912, "permuted_f1": 0.25}
+    figures = {"types": 60, "rows": 400, "probe_f1": 0.912, "permuted_f1": 0.25, "embedding_f1": 0.375}
     return {"name": name, "kind": "token", **figures, "skipped": skipped}
 
 
