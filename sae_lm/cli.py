@@ -72,7 +72,7 @@ def _add_setting(parser: argparse.ArgumentParser, key: str, field: FieldInfo) ->
     """One flag, switch or positional. None is required here, as the value may stand in the file."""
     default, said = field.default, describe(field).replace("%", "%%")
     if not field.is_required() and default is not None:
-        shown = ",".join(default) if isinstance(default, tuple) else default
+        shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
         said += f" (default: {shown:.4g})" if isinstance(shown, float) else f" (default: {shown})"
     how: dict[str, Any] = {"help": said, "default": argparse.SUPPRESS}
     if field.annotation is bool:

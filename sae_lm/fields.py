@@ -35,10 +35,16 @@ def split_hooks(value: object) -> object:
     return tuple(str(part) for part in parts) if isinstance(parts, (list, tuple)) else parts
 
 
+def split_numbers(value: object) -> object:
+    """As ``split_commas``; one number alone is fine in a file."""
+    return (value,) if isinstance(value, int | float) else split_commas(value)
+
+
 Count = Annotated[int, BeforeValidator(parse_count), Field(gt=0, le=10**15)]
 Names = Annotated[tuple[str, ...], BeforeValidator(split_commas), Field(min_length=1)]
 Hooks = Annotated[tuple[str, ...], BeforeValidator(split_hooks), Field(min_length=1)]
 Numbers = Annotated[tuple[int, ...], BeforeValidator(split_commas)]
+Costs = Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], ...], BeforeValidator(split_numbers)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Dtype = Literal["float32", "bfloat16", "float16"]
 Architecture = Literal["relu", "topk", "batchtopk", "jumprelu", "matryoshka"]

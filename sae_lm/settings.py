@@ -15,6 +15,7 @@ from pydantic.fields import FieldInfo
 from sae_lm.errors import SettingsError
 from sae_lm.fields import (
     Architecture,
+    Costs,
     Count,
     Dtype,
     Hooks,
@@ -199,11 +200,18 @@ class CompareSettings(_Settings):
     """F1 a further latent must add to count as a split (tau of the sae-spelling rule)"""
     max_k: Count = 10
     """latents tried per concept"""
+    equivalence: Annotated[float, Field(gt=0, lt=1)] = 0.02
+    """difference of a share (hole rate, fraction) below which an arm counts as equivalent to the baseline, if shown"""
+    fvu_cost: Costs = (0.005,)
+    """costs in FVU above the baseline's, comma separated, at which families of arms are compared; besides the greatest
+    that both of two reach"""
     narrower: Path | None = None
     """folder of SAEs trained with the same settings but fewer latents: which of them became several here"""
     composition: bool = False
     """train a meta-SAE on every decoder, and on random directions, for the composition rate and its null; takes longer than
     all else together"""
+    controls: bool = True
+    """measure a perfect SAE and spoilt copies of the baseline too: which outcomes put them in order"""
     seed: int = 0
     """seed of everything drawn in the evaluation"""
     device: str = "auto"

@@ -130,8 +130,8 @@ EVERY_SETTING = {
     "compare": {
         "runs": "--runs", "out": "o", "store": "hf://datasets/me/acts", "model": "none", "baseline": "none@k=8",
         "tokens": 2, "ce_contexts": 1, "per_type": 2, "min_types": 3, "labels": "$HOME/`x`.csv", "contextual": False,
-        "prompts": True, "probe_gate": 0.1, "split_gain": 0.2, "max_k": 4, "narrower": "n", "composition": True,
-        "seed": -5, "device": "cpu",
+        "prompts": True, "probe_gate": 0.1, "split_gain": 0.2, "max_k": 4, "equivalence": 0.01, "fvu_cost": "0.002,0.01", "narrower": "n", "composition": True,
+        "controls": False, "seed": -5, "device": "cpu",
     },
     "show": {"sae": "runs/none@k=8-seed0", "store": "s", "latents": (4, -1), "contexts": 3, "tokens": 5,
              "device": "cpu", "out": "a\nb.html"},
@@ -181,7 +181,7 @@ def test_help_says_every_flag_what_it_is_and_its_default_without_torch(verb):
         assert f"--{key.replace('_', '-')} " in done.stdout or f"  {key.upper()} " in done.stdout
         assert " ".join((field.description or "").split()) in done.stdout
         if not field.is_required() and field.default not in (None, ()):
-            shown = ",".join(field.default) if isinstance(field.default, tuple) else field.default
+            shown = ",".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
             shown = f"{shown:.4g}" if isinstance(shown, float) else shown
             assert f"(default: {shown})" in done.stdout
 

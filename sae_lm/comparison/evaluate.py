@@ -173,6 +173,12 @@ CONCEPT_MEANS = {
     "absorption_full_own_k": "full_own_k",
     "control_hole_rate": "control_hole_rate",
     "control_fraction": "control_fraction",
+    "equal_hole_rate": "equal_hole_rate",
+    "main_firing_rate": "firing_rate",
+    "main_false_alarms": "false_alarms",
+    "equal_precision": "equal_precision",
+    "equal_false_alarms": "equal_false_alarms",
+    "hole_rate_at_precision": "hole_rate_at_precision",
 }
 """Metric -> the key of a concept's figures that it is the mean of."""
 

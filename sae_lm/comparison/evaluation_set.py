@@ -1,6 +1,7 @@
 """Choose what all SAEs of a comparison are evaluated on: held-out rows, concepts, and bootstrap samples of documents.
 
-It is made once (`build_evaluation_set`) and is the same for every SAE.
+Where documents are few, blocks of contexts stand for them (`sae_lm.concepts.text_units`). All is chosen once
+(`build_evaluation_set`) and is the same for every SAE.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -12,8 +13,19 @@ from torch import Tensor
 
 from sae_lm.comparison.runs import Runs
 from sae_lm.concepts.context_labels import CONTEXTUAL
+from sae_lm.concepts.embedding import embedding_f1, input_embeddings
 from sae_lm.concepts.probes import Probe, fit_probes
-from sae_lm.concepts.rows import TEST, ConceptRows, contextual_rows, sample_rows, vocabulary_rows
+from sae_lm.concepts.rows import (
+    SEARCHED_PLACES,
+    SPLIT_CONTEXTS,
+    TEST,
+    ConceptRows,
+    contextual_rows,
+    inflected_rows,
+    sample_rows,
+    vocabulary_rows,
+)
+from sae_lm.concepts.text_units import text_units
 from sae_lm.concepts.token_labels import LABELS, read_labels
 from sae_lm.data.store import Store
 from sae_lm.errors import SettingsError, StoreError
@@ -29,7 +41,7 @@ SAMPLES = 200
 
 
 class Documents(NamedTuple):
-    """Which document each of some rows is of, numbered from 0, and the samples of these documents."""
+    """Which document (or block of contexts) each of some rows is of, numbered from 0, and the samples of these."""
 
     of_row: Int[Tensor, " rows"]
     counts: Float[Tensor, "samples documents"]
@@ -157,22 +169,28 @@ def build_evaluation_set(
         sets = [vocabulary_rows(model, hook, store, settings.seed, labels)]
     else:
         sets = [sample_rows(store, hook, start, settings.per_type, settings.seed, labels)]
+    sets.append(inflected_rows(sets[0], store.vocabulary, settings.seed))
     if settings.contextual:
         sets += contextual_rows(store, hook, start, settings.per_type, settings.seed, labels)
-    document = store.tokens(start)["document"].long()
+    tokens, stop = store.tokens(start), min(len(store), start + settings.tokens)
+    unit = text_units(tokens["document"], tokens["context"]).of_row
     concept_sets: list[ConceptSet] = []
     candidates, probes = [], []
     for number, rows in enumerate(sets):
         _check_finite(rows.x if rows.row is None else rows.x[rows.row >= 0], store, hook)
         fitted = fit_probes(rows, settings.min_types, settings.probe_gate, settings.seed)
         used = [(column, probe) for column, probe in enumerate(fitted) if probe.skipped is None]
+        if used and model is not None:
+            scores = embedding_f1(rows, input_embeddings(model, rows), [column for column, _ in used])
+            used = [(c, probe._replace(embedding_f1=score)) for (c, probe), score in zip(used, scores, strict=True)]
+            fitted = [dict(used).get(column, probe) for column, probe in enumerate(fitted)]
         if used:
-            documents = sample_documents(_documents_of(rows, document, start), settings.seed)
+            documents = sample_documents(_documents_of(rows, unit, start), settings.seed)
             candidates += find_candidates(number, rows, used, documents)
         probes += fitted
         concept_sets.append(ConceptSet(rows, [column for column, _ in used]))
-    stop = min(len(store), start + settings.tokens)
-    read, documents = reader(store, hook, start, stop), sample_documents(document[: stop - start], settings.seed)
+    read_units = text_units(tokens["document"][: stop - start], tokens["context"][: stop - start]).of_row
+    read, documents = reader(store, hook, start, stop), sample_documents(read_units, settings.seed)
     sums = sum_samples(read, documents)
     _check_finite(sums.squares, store, hook)
     evaluation_set = EvaluationSet(
@@ -186,6 +204,18 @@ def build_evaluation_set(
     return evaluation_set, probes, [labels.unknown] if labels and labels.unknown else []
 
 
+def kinds_of_units(settings: CompareSettings, store: Store, runs: Runs) -> dict[str, str]:
+    """What stood for documents, in words: in the noise of held-out figures and of concepts, and in the concepts' split."""
+    start = runs.training["held_out_from_row"]
+    tokens = store.tokens(start)
+    document, context = tokens["document"], tokens["context"]
+    return {
+        "held_out": text_units(document[: settings.tokens], context[: settings.tokens]).kind,
+        "concepts": text_units(document, context).kind,
+        "split": text_units(document[-SEARCHED_PLACES:], context[-SEARCHED_PLACES:], SPLIT_CONTEXTS).kind,
+    }
+
+
 def _check_finite(values: Tensor, store: Store, hook: str) -> None:
     if not torch.isfinite(values).all():
         raise StoreError(
@@ -194,9 +224,9 @@ def _check_finite(values: Tensor, store: Store, hook: str) -> None:
         )
 
 
-def _documents_of(rows: ConceptRows, document: Tensor, start: int) -> Tensor:
-    """The document of each row; one that is not from the store is a document of its own."""
+def _documents_of(rows: ConceptRows, unit: Tensor, start: int) -> Tensor:
+    """The document or block of each row; one that is not from the store is a unit of its own."""
     own = -1 - torch.arange(len(rows.x))
     if rows.row is None:
         return own
-    return torch.where(rows.row < 0, own, document[(rows.row - start).clamp_min(0)])
+    return torch.where(rows.row < 0, own, unit[(rows.row - start).clamp_min(0)])

@@ -6,10 +6,16 @@ from statistics import fmean
 
 from sae_lm.comparison.matching import Values
 from sae_lm.comparison.outcomes import PRIMARY
+from sae_lm.concepts.probes import Probe
+from sae_lm.concepts.rows import NEGATIVES
 from sae_lm.metrics.statistics import FEWEST_SEEDS, LEVEL
-from sae_lm.pages.schema import DifferenceEntry, verdict_text
+from sae_lm.pages.difference_entries import DifferenceEntry, verdict_text
 from sae_lm.pages.summary import by_arm
 
+AS_WELL = 0.05
+"""F1 that a probe on embeddings may lack and still count as doing as well."""
+ALL_POSITIVE = 2 / (2 + NEGATIVES)
+"""F1 of calling every row of a contextual concept positive."""
 MOST_NAMED = 4
 """Arms that the answer names for one finding."""
 
@@ -47,9 +53,31 @@ def findings(differences: Sequence[DifferenceEntry], values: Values, seeds: int)
     return sentences
 
 
+def embedding_findings(probes: Sequence[Probe]) -> list[str]:
+    """What the tokens' input embeddings alone tell of the concepts in use; nothing without a language model."""
+    known = [probe for probe in probes if math.isfinite(probe.embedding_f1)]
+    of_token = [probe for probe in known if probe.kind != "contextual"]
+    in_context = [probe for probe in known if probe.kind == "contextual"]
+    sentences = []
+    if of_token:
+        as_well = sum(probe.embedding_f1 >= probe.f1 - AS_WELL for probe in of_token)
+        sentences.append(
+            f"The token's input embedding alone tells {as_well} of {len(of_token)} token concepts as well as the activations "
+            f"do (F1 within {AS_WELL:g}): these may be no more than the token's identity."
+        )
+    if in_context:
+        best = max(in_context, key=lambda probe: probe.embedding_f1)
+        sentences.append(
+            f"It tells contextual concepts with F1 {fmean(probe.embedding_f1 for probe in in_context):.2f} on average and "
+            f"{best.embedding_f1:.2f} at most ({best.name}); calling every row positive has {ALL_POSITIVE:g}, as their "
+            "negatives are of the same tokens."
+        )
+    return sentences
+
+
 def absorption_verdict(metrics: Differences) -> str | None:
-    """lower or higher where hole rate and fraction both are, else None."""
-    hole, fraction = metrics["hole_rate"]["verdict"], metrics["absorption_fraction"]["verdict"]
+    """lower or higher where hole rate at equal false alarms and fraction both are, else None."""
+    hole, fraction = metrics["equal_hole_rate"]["verdict"], metrics["absorption_fraction"]["verdict"]
     return hole if hole == fraction and hole in CLAIMS else None
 
 
@@ -65,12 +93,19 @@ def _finding(arm: str, metrics: Differences, seeds: int) -> str:
     both = absorption_verdict(metrics)
     weak = fvu["undertrained"]
     if both and weak:
-        absorbed = f"no claim on absorption: hole rate and fraction both {both}, but {AMONG}"
+        absorbed = f"no claim on absorption: hole rate at equal false alarms and fraction both {both}, but {AMONG}"
     elif both:
-        absorbed = f"{'less' if both == 'lower' else 'more'} absorption (hole rate and fraction both {both})"
+        small = metrics["equal_hole_rate"]["reason"]  # of a claim: within the margin of equivalence
+        absorbed = f"{'less' if both == 'lower' else 'more'} absorption (hole rate at equal false alarms and fraction "
+        absorbed += f"both {both}, hole rate {small})" if small else f"both {both})"
+    elif _absorbs_alike(metrics) and not weak:
+        same = metrics["equal_hole_rate"]["reason"]
+        absorbed = f"absorption as before (hole rate at equal false alarms and fraction equivalent, {same})"
     else:
-        hole, fraction = verdict_text(metrics["hole_rate"]), verdict_text(metrics["absorption_fraction"])
-        absorbed = f"no claim on absorption: hole rate {hole}, fraction {fraction}"
+        hole, fraction = verdict_text(metrics["equal_hole_rate"]), verdict_text(metrics["absorption_fraction"])
+        absorbed = f"no claim on absorption: hole rate at equal false alarms {hole}, fraction {fraction}"
+        if metrics["hole_rate"]["verdict"] == "lower" != metrics["equal_hole_rate"]["verdict"]:
+            absorbed += " (its plain hole rate is lower, which main latents that fire more often give for nothing)"
     price = verdict_text(fvu)
     if fvu["mean"] is not None:
         mean_and_reason = [f"{fvu['mean']:+.4f}", *([fvu["reason"]] if fvu["reason"] else [])]
@@ -96,13 +131,27 @@ def answer(differences: Sequence[DifferenceEntry], baseline: str, seeds: int, co
         return f"No claim: no arm has the L0 of {baseline}, and figures at different L0 say nothing of a penalty."
     if claims := _claims(arms):
         return f"Compared with {baseline}, over {seeds} paired seeds: {'; '.join(claims)}."
-    detectable = [d for metrics in arms.values() if (d := metrics["hole_rate"]["detectable"]) is not None]
+    detectable = [d for metrics in arms.values() if (d := metrics["equal_hole_rate"]["detectable"]) is not None]
     unseen = f" (a hole rate lower by less than {max(detectable):.2g} could go unseen)" if detectable else ""
     many = "the arm" if len(arms) == 1 else f"any of the {len(arms)} arms"
     return (
         f"No difference in absorption or splitting from {baseline} is shown for {many} with {seeds} paired seeds"
-        f"{unseen}, which is no evidence that there is none."
+        f"{unseen}, which is no evidence that there is none{_equivalent(arms)}."
     )
+
+
+def _equivalent(arms: Mapping[str, Differences]) -> str:
+    """The arms of which it is shown that they absorb as the baseline does."""
+    names = [arm for arm, metrics in arms.items() if _absorbs_alike(metrics) and not metrics["fvu"]["undertrained"]]
+    if not names:
+        return ""
+    within, more = arms[names[0]]["equal_hole_rate"]["reason"], len(names) - MOST_NAMED
+    named = ", ".join(names[:MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
+    return f"; but with {named} hole rate at equal false alarms and fraction are shown to be the same {within}"
+
+
+def _absorbs_alike(metrics: Differences) -> bool:
+    return metrics["equal_hole_rate"]["verdict"] == metrics["absorption_fraction"]["verdict"] == "equivalent"
 
 
 def _claims(arms: Mapping[str, Differences]) -> list[str]:
@@ -112,7 +161,7 @@ def _claims(arms: Mapping[str, Differences]) -> list[str]:
         absorbing = {arm: metrics for arm, metrics in arms.items() if absorption_verdict(metrics) == way}
         splitting = {arm: metrics for arm, metrics in arms.items() if metrics["splits"]["verdict"] == way}
         for found, claim, figures in (
-            (absorbing, f"{less} absorption", f"hole rate and fraction both {way}"),
+            (absorbing, f"{less} absorption", f"hole rate at equal false alarms and fraction both {way}"),
             (splitting, f"{less} splitting", f"latents per concept {way}"),
         ):
             for weak, told in ((False, claim), (True, f"{AMONG} {figures}")):

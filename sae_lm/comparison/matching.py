@@ -89,9 +89,10 @@ def is_rung(arm: Arm, baseline: Arm) -> bool:
 
 
 def ladder_of(arm: Arm, arms: Sequence[Arm], baseline: Arm) -> list[Arm]:
-    """The arms that one arm may be compared with: its own architecture without a penalty, where that is among the
-    arms and the baseline is no penalty; else the baseline. All rungs of it, or the one that the baseline names."""
-    if baseline.penalty == "none" and arm.penalty != "none" and arm.arch != baseline.arch:
+    """The arms that one arm may be compared with: its own architecture without a penalty (of a control, with nothing
+    held), where that is among the arms and the baseline is no penalty; else the baseline. All rungs of it, or the one
+    that the baseline names."""
+    if baseline.penalty == "none" and arm.baseline != arm and arm.baseline.family != baseline.family:
         own = [other for other in arms if other.family == arm.baseline.family]
         if own:
             return own

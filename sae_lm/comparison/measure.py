@@ -10,6 +10,9 @@ from typing import Any, NamedTuple
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from sae_lm.comparison.concept_subsets import subset_figures
+from sae_lm.comparison.controls import Grades, grade
+from sae_lm.comparison.equal_alarms import common_points, equal_figures, points_of_sae
 from sae_lm.comparison.evaluate import (
     BootstrapValues,
     batch_rows,
@@ -26,11 +29,14 @@ from sae_lm.comparison.language_model import boot_model, measure_cross_entropies
 from sae_lm.comparison.matching import Matching, ladder_of, match_arms
 from sae_lm.comparison.outcomes import METRICS
 from sae_lm.comparison.pairs import compare_seeds, compare_widths, genealogies, take_rows
-from sae_lm.comparison.runs import Key, Runs, read_narrower
+from sae_lm.comparison.removals import Removals, measure_removal_costs, measure_removals
+from sae_lm.comparison.runs import Key, Loaded, Runs, read_narrower
 from sae_lm.comparison.undertrained import training_figures
 from sae_lm.concepts.probes import Probe
 from sae_lm.data.store import Store
 from sae_lm.metrics.codes import TokenCodes, mean_square_strength
+from sae_lm.metrics.decoder_projection import nth_decoder_projection
+from sae_lm.metrics.false_alarms import OperatingPoint
 from sae_lm.metrics.geometry import nearest_shares
 from sae_lm.metrics.meta_sae import composition
 from sae_lm.metrics.splitting import Split
@@ -38,6 +44,9 @@ from sae_lm.penalties.arms import Arm
 from sae_lm.runtime.progress import Progress
 from sae_lm.sae.model import SAE, random_sae
 from sae_lm.settings import CompareSettings
+
+PROJECTED_ROWS, PROJECTION_SHARE = 4096, 8
+"""Held-out rows for the n-th decoder projection, at most; n is the number of latents over this."""
 
 
 class Measured(NamedTuple):
@@ -57,6 +66,10 @@ class Measured(NamedTuple):
     """sentences on what of a user's labels could not be used"""
     per_concept: dict[Key, list[dict[str, Any]]]
     control_per_concept: list[dict[str, Any]]
+    grades: Grades | None
+    """of the baseline's middle rung at the first seed"""
+    graded: str
+    """which SAE that is"""
     nearest: dict[Arm, list[float]]
     """shares of alive latents by cosine to their nearest, at the first seed"""
     alive: int
@@ -75,6 +88,10 @@ def measure(settings: CompareSettings, store: Store, runs: Runs, device: str) ->
     evaluation_set, probes, remarks = build_evaluation_set(settings, store, runs, model and model.bridge)
     language = model and measure_cross_entropies(settings, store, runs, model, device)
     alone = _measure_saes(settings, runs, evaluation_set, device)
+    removals = {key: sae.removals for key, sae in alone.saes.items() if sae.removals}
+    costs = model and measure_removal_costs(
+        settings, store, runs.training["hook"], model, removals, Loaded(runs.by_key, device)
+    )
     own_figures = {key: sae.figures for key, sae in alone.saes.items()}
     alive = {key: sae.fired for key, sae in alone.saes.items()}
     l0 = {arm: [own_figures[arm, seed]["l0"] for seed in runs.seeds] for arm in runs.arms}
@@ -85,7 +102,7 @@ def measure(settings: CompareSettings, store: Store, runs: Runs, device: str) ->
     bootstrap_values = {key: sae.bootstrap_values for key, sae in alone.saes.items()}
     return Measured(
         figures=merge_figures(
-            [own_figures, language.figures if language else {}, seeds, widths.figures if widths else {}]
+            [own_figures, language.figures if language else {}, costs or {}, seeds, widths.figures if widths else {}]
         ),
         control=alone.control.figures,
         bootstrap_values={
@@ -98,6 +115,8 @@ def measure(settings: CompareSettings, store: Store, runs: Runs, device: str) ->
         remarks=remarks,
         per_concept={key: sae.per_concept for key, sae in alone.saes.items()},
         control_per_concept=alone.control.per_concept,
+        grades=alone.grades,
+        graded=alone.graded,
         nearest={arm: nearest_shares(alone.saes[arm, first].nearest) for arm in runs.arms},
         alive=int(alive[runs.arms[0], first].sum()),
         genealogy=[*genealogies(runs, evaluation_set.read, device), *(widths.genealogy if widths else [])],
@@ -143,6 +162,8 @@ class MeasuredSae(NamedTuple):
     nearest: Float[Tensor, " alive"]
     """cosine of each of these to the nearest other"""
     per_concept: list[dict[str, Any]]
+    removals: Removals | None
+    """a sample of its absorbed tokens; None where no concept is in use"""
 
 
 class MeasuredSaes(NamedTuple):
@@ -154,35 +175,41 @@ class MeasuredSaes(NamedTuple):
     """what the explorer shows, of the first seed"""
     signal: dict[Key, Float[Tensor, " d_sae"]]
     """mean squared strength of each SAE's latents"""
+    grades: Grades | None
+    graded: str
 
 
 def _measure_saes(settings: CompareSettings, runs: Runs, evaluation_set: EvaluationSet, device: str) -> MeasuredSaes:
     """Every SAE, then the control, which has the L0 of the baseline's middle rung."""
     ladder = ladder_of(runs.baseline, runs.arms, runs.baseline)
     rung, first = ladder[len(ladder) // 2], runs.seeds[0]
-    splits = _baseline_splits(settings, runs, ladder, evaluation_set, device)
+    splits, points = _baseline_splits(settings, runs, ladder, evaluation_set, device)
     common = common_counts(list(splits.values()))
+    targets = common_points(points, common)
     saes: dict[Key, MeasuredSae] = {}
     shown: dict[Arm, ShownSae] = {}
     signal: dict[Key, Tensor] = {}
     l0: dict[Arm, float] = {}
+    grades: Grades | None = None
     with Progress("comparing", len(runs.by_key) + 1, "SAE") as bar:
         for (arm, seed), run in runs.by_key.items():
             sae = run.load(device)
             on_concepts = _find_main_latents(sae, settings, evaluation_set, splits.get((arm, seed)))
-            saes[arm, seed] = _measure_sae(sae, on_concepts, settings, evaluation_set, common, sweep=seed == first)
+            saes[arm, seed] = _measure_sae(sae, on_concepts, settings, evaluation_set, common, targets, seed == first)
             saes[arm, seed].figures.update(training_figures(sae, seed, saes[arm, seed].fired))
             signal[arm, seed] = mean_square_strength(sae, take_rows(evaluation_set.read(batch_rows(sae))))
             if seed == first:
                 l0[arm] = saes[arm, seed].figures["l0"]
                 if on_concepts and len(shown) < MOST_SHOWN and is_shown(arm, rung, ladder, l0):
                     shown[arm] = keep_for_explorer(sae, *on_concepts, evaluation_set)
+            if settings.controls and on_concepts and (arm, seed) == (rung, first):
+                grades = grade(sae, *on_concepts, settings, evaluation_set, common, targets)
             bar.update(1)
         sae = random_sae(runs.by_key[rung, first].load("cpu"), l0[rung], settings.seed).to(device)
         on_concepts = _find_main_latents(sae, settings, evaluation_set)
-        control = _measure_sae(sae, on_concepts, settings, evaluation_set, common, sweep=True)
+        control = _measure_sae(sae, on_concepts, settings, evaluation_set, common, targets, sweep=True)
         bar.update(1)
-    return MeasuredSaes(saes, control, common, shown, signal)
+    return MeasuredSaes(saes, control, common, shown, signal, grades, f"{rung.name}, seed {first}")
 
 
 OnConcepts = tuple[list[TokenCodes], list[Split]]
@@ -201,16 +228,19 @@ def _find_main_latents(
 
 def _baseline_splits(
     settings: CompareSettings, runs: Runs, ladder: Sequence[Arm], evaluation_set: EvaluationSet, device: str
-) -> dict[Key, list[Split]]:
-    """The main latents of the baseline's SAEs; none where no concept is in use."""
+) -> tuple[dict[Key, list[Split]], list[list[list[OperatingPoint]]]]:
+    """The main latents of the baseline's SAEs, and of each its operating points (`points_of_sae`); none where no concept
+    is in use."""
     splits: dict[Key, list[Split]] = {}
+    points: list[list[list[OperatingPoint]]] = []
     rungs = {key: run for key, run in runs.by_key.items() if key[0] in ladder and evaluation_set.candidates}
     with Progress("main latents of the baseline", len(rungs), "SAE") as bar:
         for key, run in rungs.items():
             if on_concepts := _find_main_latents(run.load(device), settings, evaluation_set):
                 splits[key] = on_concepts[1]
+                points.append(points_of_sae(*on_concepts, evaluation_set))
             bar.update(1)
-    return splits
+    return splits, points
 
 
 def _measure_sae(
@@ -219,18 +249,26 @@ def _measure_sae(
     settings: CompareSettings,
     evaluation_set: EvaluationSet,
     common: Sequence[int],
+    targets: Sequence[OperatingPoint],
     sweep: bool,
 ) -> MeasuredSae:
-    """sweep: the gates of the absorption fraction too."""
+    """common, targets: of each concept the number of main latents, and the operating point they are brought to. sweep: the gates of the absorption fraction too."""
     held_out = held_out_figures(sae, evaluation_set)
     figures, bootstrap_values = dict(held_out.figures), dict(held_out.bootstrap_values)
     per_concept: list[dict[str, Any]] = []
+    removals: Removals | None = None
+    some = next(evaluation_set.read(PROJECTED_ROWS))
+    figures["nth_projection"] = nth_decoder_projection(sae, some, -(-sae.config.d_sae // PROJECTION_SHARE))
     if settings.composition:
         figures |= composition(sae.W_dec, held_out.fired, settings.seed)._asdict()
     if on_concepts:
         per_concept, of_concepts = concept_figures(sae, *on_concepts, evaluation_set, common, sweep)
-        figures |= concept_means(per_concept)
-        bootstrap_values |= of_concepts
+        equal, of_equal = equal_figures(sae, *on_concepts, evaluation_set, common, targets)
+        per_concept = [before | further for before, further in zip(per_concept, equal, strict=True)]
+        figures |= concept_means(per_concept) | subset_figures(per_concept, evaluation_set.candidates)
+        bootstrap_values |= of_concepts | of_equal
+        of_removals, removals = measure_removals(sae, *on_concepts, evaluation_set, common)
+        figures |= of_removals
     check_metrics(bootstrap_values, "an SAE's noise")
     check_metrics(figures, "an SAE")
-    return MeasuredSae(figures, bootstrap_values, held_out.fired, held_out.nearest, per_concept)
+    return MeasuredSae(figures, bootstrap_values, held_out.fired, held_out.nearest, per_concept, removals)

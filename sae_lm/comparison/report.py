@@ -8,9 +8,15 @@ from collections import Counter
 from importlib.metadata import version
 from typing import Any, cast
 
-from sae_lm.comparison.findings import answer, findings
+from sae_lm.comparison.concept_subsets import differences_by_kind, disagreements
+from sae_lm.comparison.controls import control_remarks, order_sentences
+from sae_lm.comparison.equal_fvu import compare_at_equal_fvu, equal_fvu_findings
+from sae_lm.comparison.evaluation_set import kinds_of_units
+from sae_lm.comparison.findings import answer, embedding_findings, findings
+from sae_lm.comparison.frontier import curves, frontier_entry
 from sae_lm.comparison.matching import TOLERANCE, Values, frontier
 from sae_lm.comparison.measure import Measured
+from sae_lm.comparison.other_concepts import compare_over_concepts, concept_findings
 from sae_lm.comparison.outcomes import METRICS
 from sae_lm.comparison.runs import Runs
 from sae_lm.comparison.undertrained import Undertrained, find_undertrained, reason, warn
@@ -24,6 +30,7 @@ from sae_lm.pages.schema import (
     VERSION,
     ArmEntry,
     ConceptEntry,
+    GradesEntry,
     MetricEntry,
     NoiseEntry,
     PerConcept,
@@ -41,36 +48,39 @@ def make_report(settings: CompareSettings, store: Store, runs: Runs, measured: M
         arm: {key: [measured.figures[arm, seed].get(key, math.nan) for seed in runs.seeds] for key in METRICS}
         for arm in runs.arms
     }
-    differences = compare_arms(values, measured.matching)
+    differences = compare_arms(values, measured.matching, settings.equivalence)
+    matches = measured.matching.matches
+    other_concepts = compare_over_concepts(measured.per_concept, runs.seeds, matches, differences)
+    all_curves = curves(values, measured.matching)
     baseline, seeds = runs.baseline.name, len(runs.seeds)
     used = sum(probe.skipped is None for probe in measured.probes)
     front, undertrained = frontier(values), find_undertrained(values)
+    at_equal_fvu = compare_at_equal_fvu(all_curves, settings.fvu_cost, undertrained)
     warning = warn(undertrained, runs.arms)
     plain = answer(differences, baseline, seeds, used)
-    report: Report = {
+    kinds = differences_by_kind(measured.per_concept, measured.probes, measured.matching, runs.seeds)
+    report: dict[str, Any] = {
         "format": FORMAT,
         "version": VERSION,
         "answer": f"{warning} {plain}" if warning else plain,
         "warning": warning,
-        "findings": findings(differences, values, seeds),
+        "findings": [
+            *findings(differences, values, seeds),
+            *concept_findings(other_concepts, differences),
+            *disagreements(kinds),
+            *equal_fvu_findings(at_equal_fvu),
+            *embedding_findings(measured.probes),
+        ],
         "partial": [*runs.partial, *measured.remarks, *_missing(store, runs, measured)],
-        "settings": settings.model_dump(mode="json"),
-        "training": runs.training,
-        "store": {
-            "id": store.manifest.id,
-            "rows": len(store),
-            "held_out_rows": len(store) - runs.training["held_out_from_row"],
-            "recipe": store.manifest.recipe.model_dump(),
-        },
-        "cross_entropy": measured.cross_entropy,
-        "versions": {name: version(name) for name in ("sae_lm", "torch", "transformers", "transformer-lens")},
-        "baseline": baseline,
-        "seeds": runs.seeds,
-        "l0_tolerance": TOLERANCE,
-        "metrics": {key: cast(MetricEntry, metric._asdict()) for key, metric in METRICS.items()},
+        **_what_was_compared(settings, store, runs, measured),
         "arms": {arm.name: _arm(arm, runs, arm in front, undertrained.get(arm), values) for arm in runs.arms},
         "controls": {CONTROL: {key: measured.control.get(key, math.nan) for key in METRICS}},
+        "grades": _grades(measured),
         "differences": differences,
+        "kinds": kinds,
+        "other_concepts": other_concepts,
+        "frontier": [frontier_entry(curve) for curve in all_curves],
+        "at_equal_fvu": at_equal_fvu,
         "noise": _noise(measured, values),
         "nearest_cos": {
             "edges": list(EDGES),
@@ -83,7 +93,27 @@ def make_report(settings: CompareSettings, store: Store, runs: Runs, measured: M
         "widths": cast(Any, measured.widths),
         "explorer": cast(Any, measured.explorer),
     }
-    return _no_nan(report)
+    return cast(Report, _no_nan(report))
+
+
+def _what_was_compared(settings: CompareSettings, store: Store, runs: Runs, measured: Measured) -> dict[str, Any]:
+    return {
+        "settings": settings.model_dump(mode="json"),
+        "training": runs.training,
+        "store": {
+            "id": store.manifest.id,
+            "rows": len(store),
+            "held_out_rows": len(store) - runs.training["held_out_from_row"],
+            "recipe": store.manifest.recipe.model_dump(),
+        },
+        "cross_entropy": measured.cross_entropy,
+        "versions": {name: version(name) for name in ("sae_lm", "torch", "transformers", "transformer-lens")},
+        "baseline": runs.baseline.name,
+        "seeds": runs.seeds,
+        "text_units": kinds_of_units(settings, store, runs),
+        "l0_tolerance": TOLERANCE,
+        "metrics": {key: cast(MetricEntry, metric._asdict()) for key, metric in METRICS.items()},
+    }
 
 
 def _missing(store: Store, runs: Runs, measured: Measured) -> list[str]:
@@ -133,7 +163,23 @@ def _concept(probe: Probe) -> ConceptEntry:
         "rows": probe.rows,
         "probe_f1": probe.f1,
         "permuted_f1": probe.permuted_f1,
+        "embedding_f1": probe.embedding_f1,
         "skipped": probe.skipped,
+    }
+
+
+def _grades(measured: Measured) -> GradesEntry | None:
+    if measured.grades is None:
+        return None
+    saes = measured.grades.saes
+    return {
+        "baseline": measured.graded,
+        "saes": [{"kind": sae.kind, "share": sae.share, "values": {**sae.values}} for sae in saes],
+        "orders": [
+            {"metric": key, "ordered": ordered, "sentence": sentence}
+            for key, (ordered, sentence) in order_sentences(saes).items()
+        ],
+        "remarks": control_remarks(measured.grades),
     }
 
 

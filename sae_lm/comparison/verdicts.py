@@ -3,18 +3,23 @@
 Rules. Each arm is compared with the baseline at equal L0 (sae_lm.comparison.matching), seed by seed. What decides is
 the p value of Student's t over seeds (sae_lm.metrics.statistics has why); for primary outcomes after Holm's
 correction. The family that is corrected for: every primary outcome of every arm that is compared at all, that is,
-with three seeds or more and at equal or interpolated L0. Other metrics are not corrected: their verdicts describe,
-and one in twenty is chance. "Less absorption" needs both its hole rate and its fraction to be lower, because a
-penalty on cosines can lower the fraction alone (sae_lm.metrics.absorption). Verdicts are of the statistics alone; that
-the SAEs behind one are not trained yet is a mark of its own (sae_lm.comparison.undertrained).
+with three seeds or more and at equal or interpolated L0. Primary outcomes that are shares are tested for equivalence
+too (sae_lm.metrics.equivalence), corrected by Holm's method over these: what is neither lower nor higher and within
+the margin is "equivalent". Other metrics are not corrected: their verdicts describe, and one in twenty is chance.
+"Less absorption" needs both its hole rate at equal false alarms and its fraction to be lower: a penalty on cosines can
+lower the fraction alone (sae_lm.metrics.absorption), and main latents that fire more often the plain hole rate
+(sae_lm.metrics.false_alarms). Verdicts are of the statistics alone; that the SAEs behind one are not trained yet is a
+mark of its own (sae_lm.comparison.undertrained).
 """
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from sae_lm.comparison.matching import Match, Matching, Values
 from sae_lm.comparison.outcomes import METRICS, NOT_OUTCOMES, NOT_TESTED, PRIMARY
 from sae_lm.comparison.undertrained import find_undertrained, taints
 from sae_lm.metrics import statistics
+from sae_lm.metrics.equivalence import equivalence_p
 from sae_lm.metrics.statistics import (
     FEWEST_SEEDS,
     LEVEL,
@@ -23,15 +28,18 @@ from sae_lm.metrics.statistics import (
     paired_difference,
     seeds_needed,
 )
-from sae_lm.pages.schema import DifferenceEntry, Verdict
+from sae_lm.pages.difference_entries import DifferenceEntry, Verdict
 from sae_lm.penalties.arms import Arm
 
 Test = tuple[Arm, str]
 """An arm and a metric."""
 
 
-def compare_arms(values: Values, matching: Matching) -> list[DifferenceEntry]:
-    """One entry for each arm that is not the baseline's and each metric: the report's "differences"."""
+def compare_arms(values: Values, matching: Matching, margin: float | None = None) -> list[DifferenceEntry]:
+    """One entry for each arm that is not the baseline's and each metric: the report's "differences".
+
+    margin: within which a share counts as equivalent; None: no test for equivalence.
+    """
     paired: dict[Test, statistics.Difference] = {}
     for arm in values:
         if arm in matching.ladder:
@@ -50,16 +58,40 @@ def compare_arms(values: Values, matching: Matching) -> list[DifferenceEntry]:
         if key in PRIMARY and difference.seeds >= FEWEST_SEEDS and matching.matches[arm].how != "not matched"
     }
     corrected = dict(zip(p, holm(list(p.values())), strict=True))
+    equivalence = _Equivalence(margin, _equivalence({test: paired[test] for test in p}, margin))
     undertrained = find_undertrained(values)
     tainted = {arm: taints(arm, matching, undertrained) for arm, _ in paired}
     return [
-        _entry(test, matching.matches[test[0]], difference, corrected, tainted[test[0]])
+        _entry(test, matching.matches[test[0]], difference, corrected, equivalence, tainted[test[0]])
         for test, difference in paired.items()
     ]
 
 
+class _Equivalence(NamedTuple):
+    margin: float | None
+    p: Mapping[Test, float]
+    """corrected; of the primary outcomes that are shares"""
+
+    def shown(self, test: Test) -> bool:
+        return self.p.get(test, 1.0) <= LEVEL
+
+
+def _equivalence(tested: Mapping[Test, statistics.Difference], margin: float | None) -> dict[Test, float]:
+    """All are corrected for, those too that are claimed to be lower or higher: which these are is chance as well."""
+    if margin is None:
+        return {}
+    shares = {test: equivalence_p(d.per_seed, margin) for test, d in tested.items() if METRICS[test[1]].unit == "share"}
+    p = holm([1.0 if of_test is None else of_test for of_test in shares.values()])
+    return dict(zip(shares, p, strict=True))
+
+
 def _entry(
-    test: Test, match: Match, d: statistics.Difference, corrected: Mapping[Test, float], undertrained: bool
+    test: Test,
+    match: Match,
+    d: statistics.Difference,
+    corrected: Mapping[Test, float],
+    equivalence: _Equivalence,
+    undertrained: bool,
 ) -> DifferenceEntry:
     arm, key = test
     # what Holm's first step asks for: a primary outcome is to be found even where no other is
@@ -68,6 +100,9 @@ def _entry(
     needed = seeds_needed(d.mean, d.spread, level) if known else None  # pyright: ignore[reportArgumentType]
     p_holm = corrected.get(test)
     verdict, reason = _verdict(key, match.how, d, p_holm, needed)
+    if equivalence.shown(test) and verdict in ("lower", "higher", "not distinguishable"):
+        verdict = "equivalent" if verdict == "not distinguishable" else verdict
+        reason = f"within ±{equivalence.margin:g}"
     line = match.how == "interpolated" and key != "l0"
     return {
         "arm": arm.name,
@@ -83,6 +118,7 @@ def _entry(
         "bootstrap_high": d.bootstrap_high,
         "spread": d.spread,
         "p_holm": p_holm,
+        "p_equivalence": equivalence.p.get(test),
         "detectable": d.spread * statistics.detectable(d.seeds, level) if known and d.spread else None,
         "seeds_needed": needed,
         "l0": match.how,

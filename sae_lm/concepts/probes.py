@@ -1,5 +1,6 @@
 """Linear probes: whether a concept can be read off the rows at all, and by which direction."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -34,6 +35,8 @@ class Probe(NamedTuple):
     bias: float
     skipped: str | None
     """why the concept is not used, or None"""
+    embedding_f1: float = math.nan
+    """of a probe on the token's input embedding alone (`sae_lm.concepts.embedding`); NaN where there is none"""
 
 
 def fit_probes(rows: ConceptRows, min_types: int, gate: float, seed: int = 0) -> list[Probe]:

@@ -10,7 +10,12 @@ does not keep a probe from reading it. Therefore every type has `NEGATIVES` rows
 and the token says nothing at all. And neighbours share what is around them, so that a row's twin in the same
 brackets could be learned by heart; therefore documents are split as well, and a row is used where its type and its
 document are on the same side. Measured on the embedded model, F1 on unseen types is up to .09 higher in the documents
-of the training rows than in others. What is not matched is the position: tokens are repeated late in a context.
+of the training rows than in others. Where documents are few, blocks of contexts are split in their place
+(`sae_lm.concepts.text_units`), and of a block that goes on from one on another side the first context is left out.
+What is not matched is the position: tokens are repeated late in a context.
+
+Inflected words have rows of their own, of listed words alone, so that a concept is not "a word and no comma"; here the
+split is by lemma, so that "dog" and "Dogs" are on one side.
 
 A concept is used only if it has enough types, its probe finds it on unseen types, and a probe of permuted labels
 does not; those that are not say why.
@@ -25,7 +30,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sae_lm.concepts.context_labels import contextual_labels
+from sae_lm.concepts.text_units import text_units
 from sae_lm.concepts.token_labels import GivenLabels, label_table
+from sae_lm.concepts.word_forms import FORMS, form_of
 from sae_lm.data.store import Store
 from sae_lm.runtime.seeds import derive
 
@@ -34,6 +41,8 @@ SEARCHED_ROWS, SAMPLED_ROWS = 4_000_000, 65_536
 """Rows looked through for occurrences of tokens, from the store's end; rows kept, at most."""
 SEARCHED_PLACES, CONTEXTUAL_ROWS = 1_000_000, 8192
 """Rows looked through for contextual concepts, from the store's end; rows kept of each concept, at most."""
+SPLIT_CONTEXTS = 4
+"""Contexts of a block that is split as a whole, at least: of each the first may have to be left out."""
 NEGATIVES = 3
 """Rows without a contextual concept for each with it. With one, calling every row positive would have an F1 of .67
 and pass the gate; with three it has .4."""
@@ -55,11 +64,11 @@ class ConceptRows(NamedTuple):
     row: Int[Tensor, " n"] | None = None
     """row numbers in the store, -1 for what is not from it"""
     child: dict[int, str] | None = None
-    """token id -> what a user wants it to count as when the report names the child a latent fires on"""
+    """token id -> what it counts as when the report names the child a latent fires on: its lemma, or what a user wants"""
 
 
-def type_subset(token_id: int, seed: int) -> int:
-    """64% of token types train, 16% validation, 20% test, by hash."""
+def type_subset(token_id: int | str, seed: int) -> int:
+    """64% of token types (or of lemmas) train, 16% validation, 20% test, by hash."""
     draw = hashlib.sha256(f"{seed},{token_id}".encode()).digest()[0] / 256
     return TRAIN if draw < 0.64 else VALIDATION if draw < 0.80 else TEST
 
@@ -135,6 +144,33 @@ def _type_subsets(token_id: Tensor, vocabulary: int, seed: int) -> Tensor:
     return subset[token_id]
 
 
+def inflected_rows(rows: ConceptRows, vocabulary: list[str], seed: int) -> ConceptRows:
+    """The concepts of `FORMS` on those of some sampled rows whose token is a listed word; split by lemma.
+
+    A word's child is its lemma, unless a user gave it another.
+    """
+    forms = {token: form for token in rows.token_id.unique().tolist() if (form := form_of(vocabulary[token]))}
+    known = torch.zeros(len(vocabulary), dtype=torch.bool)
+    known[list(forms)] = True
+    table = torch.zeros(len(vocabulary), len(FORMS), dtype=torch.bool)
+    subset = torch.zeros(len(vocabulary), dtype=torch.long)
+    for token, form in forms.items():
+        table[token] = torch.tensor([form.form == name for name in FORMS])
+        subset[token] = type_subset(form.lemma, seed)
+    chosen = known[rows.token_id].nonzero().flatten()
+    token_id = rows.token_id[chosen]
+    return ConceptRows(
+        x=rows.x[chosen],
+        token_id=token_id,
+        labels=table[token_id],
+        subset=subset[token_id],
+        names=list(FORMS),
+        kinds=("token",) * len(FORMS),
+        row=None if rows.row is None else rows.row[chosen],
+        child={token: form.lemma for token, form in forms.items()} | (rows.child or {}),
+    )
+
+
 def contextual_rows(
     store: Store, hook: str, start: int, per_type: int, seed: int, given: GivenLabels | None = None
 ) -> list[ConceptRows]:
@@ -150,7 +186,7 @@ def contextual_rows(
         return []
     labels = _labels_in_context(store, tokens)
     subset = _type_subsets(token_id, len(store.vocabulary), seed)
-    eligible = subset == document_subsets(tokens["document"], seed)
+    eligible = subset == _text_subsets(tokens, seed)
     chosen = [
         sample_matched(token_id, label, eligible, per_type, derive("contextual rows", name, seed))
         for name, label in labels.items()
@@ -169,6 +205,16 @@ def contextual_rows(
         )
         for rows_x, rows, (name, label) in zip(x, chosen, labels.items(), strict=True)
     ]
+
+
+def _text_subsets(tokens: dict[str, Tensor], seed: int) -> Int[Tensor, " n"]:
+    """The side of each row's document or block, -1 for what lies between two blocks that are on different sides."""
+    units = text_units(tokens["document"], tokens["context"], SPLIT_CONTEXTS)
+    subset = document_subsets(units.of_row, seed)
+    of_unit = torch.zeros(int(units.of_row.max()) + 1, dtype=torch.long)
+    of_unit[units.of_row] = subset
+    crosses = units.after_border & (subset != of_unit[(units.of_row - 1).clamp_min(0)])
+    return torch.where(crosses, -1, subset)
 
 
 def _labels_in_context(store: Store, tokens: dict[str, Tensor]) -> dict[str, Bool[Tensor, " n"]]:

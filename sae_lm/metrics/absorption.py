@@ -151,9 +151,9 @@ def absorption(concept: ConceptAtSae, main: list[int]) -> Absorption | None:
     return Absorption(
         candidates=len(x),
         types=len(token_id.unique()),
-        full=_type_mean(full_scores(parts), token_id),
-        fraction=_type_mean(fraction_scores(parts), token_id),
-        hole_rate=_type_mean(parts.silent, token_id),
+        full=type_mean(full_scores(parts), token_id),
+        fraction=type_mean(fraction_scores(parts), token_id),
+        hole_rate=type_mean(parts.silent, token_id),
         recovered=float(rebuilt / actual[holes].double().sum()) if holes.any() else float("nan"),
     )
 
@@ -180,8 +180,8 @@ def gate_sweep(concept: ConceptAtSae, main: list[int], centre: Centre) -> list[G
         parts = projections(concept, main, centre if centred else None)
         for cos in SWEPT_COS:
             for share in SWEPT_SHARE:
-                full = _type_mean(full_scores(parts, cos, share), concept.token_id)
-                fraction = _type_mean(fraction_scores(parts, cos, share), concept.token_id)
+                full = type_mean(full_scores(parts, cos, share), concept.token_id)
+                fraction = type_mean(fraction_scores(parts, cos, share), concept.token_id)
                 gates.append(Gate(centred, cos, share, full, fraction))
     return gates
 
@@ -249,7 +249,7 @@ def stand_ins(firing_frequency: Float[Tensor, " d_sae"], main: list[int], seed: 
     return chosen
 
 
-def _type_mean(values: Tensor, token_id: Tensor) -> float:
+def type_mean(values: Tensor, token_id: Tensor) -> float:
     """Mean over token types of the mean over their rows."""
     _, types = token_id.unique(return_inverse=True)
     sums = torch.zeros(int(types.max()) + 1, dtype=torch.float64).index_add_(0, types, values.double())

@@ -8,7 +8,8 @@ import statistics
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from sae_lm.pages.schema import DifferenceEntry, Report, verdict_text
+from sae_lm.pages.difference_entries import DifferenceEntry, verdict_text
+from sae_lm.pages.schema import Report
 
 TONE_COUNT, MARK_COUNT = 9, 6
 """Colours and marks that figures can tell apart; the first colour is the baseline's."""
@@ -40,7 +41,8 @@ class Line(NamedTuple):
     arm: str
     """empty: of no arm, grey"""
     style: str = "solid"
-    """solid, thin, dashed, band (wide, cut at the edges, sets no limits), area (filled down to 0), step (dash by mark)"""
+    """solid, thin, dashed, step (dash by mark), area (filled down to 0); band (wide) and ribbon (filled along its
+    outline) are cut at the edges and set no limits"""
 
 
 class Chart(NamedTuple):
@@ -54,7 +56,7 @@ class Chart(NamedTuple):
     """names of places on the vertical axis, from above: row i is at y = -i; none where the axis has numbers"""
     log_x: bool = False
     zero: str = ""
-    """x or y: the axis with a line at 0"""
+    """x, y or xy: the axes with a line at 0"""
 
 
 def looks(report: Report) -> dict[str, Look]:

@@ -19,15 +19,19 @@ from sae_lm.pages.charts import (
     nearest_panels,
     several_l0,
 )
+from sae_lm.pages.frontier import frontier_charts
 from sae_lm.pages.schema import Report
 from sae_lm.pages.svg import DASHES, GREY, MARK_SHAPES, TONE_COLOURS, panel, shorten_middle
 from sae_lm.pages.text import visible
 from sae_lm.runtime.files import write_whole
 
+LETTERS = 14
+"""Of a legend, in an inch."""
 SUFFIXES = ("png", "svg")
 FIGURES: dict[str, Callable[[Report], list[Chart | None]]] = {
     "fvu_l0": lambda report: [against_l0(report, key) for key in headline(report) if several_l0(report)],
     "seeds": lambda report: [by_seed(report, key) for key in headline(report) if not several_l0(report)],
+    "frontier": frontier_charts,
     "differences": lambda report: [forest(report, key) for key in headline(report)],
     "coefficients": lambda report: [along_coefficient(report, key) for key in headline(report)],
     "nearest_cos": lambda report: [chart for panel in nearest_panels(report).values() for chart in panel],
@@ -36,8 +40,8 @@ FIGURES: dict[str, Callable[[Report], list[Chart | None]]] = {
 
 
 def write_figures(report: Report, folder: Path) -> list[Path]:
-    """``fvu_l0``, ``seeds``, ``differences``, ``coefficients`` and ``nearest_cos`` as PNG (300 dpi) and SVG; the files
-    written.
+    """``fvu_l0``, ``seeds``, ``frontier``, ``differences``, ``coefficients`` and ``nearest_cos`` as PNG (300 dpi) and
+    SVG; the files written.
 
     What the report has no numbers for is left out, ``fvu_l0`` with one L0, ``seeds`` with several. No state of
     matplotlib is changed.
@@ -95,7 +99,9 @@ def painter(
             shown = {families[name]: look for name, look in styles.items() if _drawn(charts, name)}
             stepped = any(line.style == "step" for chart in charts for line in chart.lines)
             handles = [_handle(look, family, stepped) for family, look in shown.items()] + _grey_handles(charts)
-            figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(handles)), frameon=False)
+            longest = max((len(handle.get_label()) for handle in handles), default=0)
+            ncols = max(1, min(4, len(handles), int(LETTERS * figure.get_figwidth() / (longest + 6))))
+            figure.legend(handles=handles, loc="outside lower center", ncols=ncols, frameon=False)
             metadata = {"Date": None, "Creator": None} if suffix == "svg" else {"Software": None}
             figure.savefig(temporary, format=suffix, dpi=300, metadata=metadata)
 
@@ -133,7 +139,7 @@ def paint_axes(axis: Any, chart: Chart, styles: Mapping[str, Look]) -> None:
     axis.set(xlabel=chart.x_label, ylabel=chart.y_label)
     axis.grid(color=GREY, alpha=0.2, linewidth=0.5, axis="x" if chart.rows else "both")
     for at, draw in (("x", axis.axvline), ("y", axis.axhline)):
-        if chart.zero == at:
+        if at in chart.zero:
             draw(0, color=GREY, linewidth=0.8)
     for line in chart.lines:
         _paint_line(axis, chart, line, styles.get(line.arm))
@@ -153,6 +159,8 @@ def _paint_line(axis: Any, chart: Chart, line: Line, look: Look | None) -> None:
     tone = TONE_COLOURS[look.tone][0] if look else GREY
     if line.style == "area":
         axis.fill_between(xs, ys, color=GREY, alpha=0.3, linewidth=0)
+    elif line.style == "ribbon":
+        axis.fill(xs, ys, color=tone, alpha=0.12, linewidth=0)
     elif line.style == "band":
         axis.plot(xs, ys, color=GREY, alpha=0.25, linewidth=5, solid_capstyle="butt")
     else:

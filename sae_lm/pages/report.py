@@ -14,8 +14,11 @@ from typing import Any
 from sae_lm.pages import charts
 from sae_lm.pages.charts import Chart, Look, headline, is_baseline, mean, order_arms
 from sae_lm.pages.explorer_data import explorer_json
+from sae_lm.pages.frontier import frontier_charts, frontier_points
 from sae_lm.pages.genealogy import KINDS, bars, trees, widths
+from sae_lm.pages.grades import grades
 from sae_lm.pages.schema import Report
+from sae_lm.pages.summary import KINDS as CONCEPT_KINDS
 from sae_lm.pages.summary import ROLES, differences_by_arm, further_metrics, skipped_reasons, summary_rows
 from sae_lm.pages.svg import TONE_COLOURS, svg, swatch
 from sae_lm.pages.templates import asset, encode_page, fill
@@ -24,6 +27,11 @@ from sae_lm.runtime.files import write_whole
 from sae_lm.settings import CompareSettings, command_line
 
 REST = {"quality": "Quality", "check": "Whether the penalty did what it says", "context": "Context"}
+BESIDE_HOLES = (
+    "hole_rate", "main_false_alarms", "main_precision", "main_firing_rate",
+    "hole_rate_at_precision", "equal_precision", "equal_false_alarms",
+)  # fmt: skip
+"""Metrics that holes are to be read by; a table of their own."""
 PAGE_BYTES = 4_800_000
 """Of the page, at most; what does not fit are events of the explorer."""
 TABLE_ROWS = 1500
@@ -37,15 +45,7 @@ def write_html(report: Report, path: Path) -> None:
     ks = sorted({arm["k"] for arm in report["arms"].values()}, key=lambda k: (k is None, k))
     several = charts.several_l0(report)
     script = asset("report.js")
-    drawn = {
-        "curves": _drawn(report, keys, charts.against_l0 if several else charts.by_seed, styles),
-        "coefficients": _drawn(report, keys, charts.along_coefficient, styles),
-        "forests": _drawn(report, keys, charts.forest, styles),
-        "nearest": {
-            k: [(chart.title, "", svg(chart, styles, _alt(chart))) for chart in panel]
-            for k, panel in charts.nearest_panels(report).items()
-        },
-    }
+    drawn = _plots(report, keys, styles)
     absent = {key for key, plots in drawn.items() if not plots and key != "curves"}
     page = fill(
         "report.html.jinja",
@@ -57,15 +57,24 @@ def write_html(report: Report, path: Path) -> None:
         swatches={name: swatch(look) for name, look in styles.items()},
         legend=_legend(report, styles),
         summary=summary_rows(report),
-        sections=[(name, title) for name, title in _sections(several) if _DRAWN.get(name, name) not in absent],
+        sections=[
+            (name, title)
+            for name, title in _sections(several, bool(report["grades"]))
+            if _DRAWN.get(name, name) not in absent
+        ],
         groups={
             "headline": keys,
-            "rest": {title: further for role, title in REST.items() if (further := further_metrics(report, role))},
+            "rest": _further_tables(report),
         },
         differences=differences_by_arm(report),
+        points=frontier_points(report),
+        primary=primary,
         statistics=_statistics(report, keys + primary),
+        other_concepts={(entry["arm"], entry["metric"]): entry for entry in report["other_concepts"]},
         per_concept=_per_concept(report),
         sweep=_sweep(report),
+        grades=grades(report),
+        concept_kinds=_concept_kinds(report),
         skipped=skipped_reasons(report),
         kinds=(*KINDS, "lost"),
         bars=bars,
@@ -81,26 +90,40 @@ def write_html(report: Report, path: Path) -> None:
     # texts are escaped, so that the mark is not among them
     before, mark, after = page.partition('<script type="application/json" id="data">')
     room = PAGE_BYTES - len(encode_page(page))
-    write_whole(
-        path,
-        lambda temporary: (
-            temporary.write_bytes(encode_page(before + mark + explorer_json(report, room) + after)) and None
-        ),
-    )
+    content = encode_page(before + mark + explorer_json(report, room) + after)
+    write_whole(path, lambda temporary: temporary.write_bytes(content) and None)
 
 
 _DRAWN = {"differences": "forests", "geometry": "nearest"}
 """Section -> its plots, where they are called otherwise."""
 
 
-def _sections(several_l0: bool) -> list[tuple[str, str]]:
+def _sections(several_l0: bool, controls: bool) -> list[tuple[str, str]]:
     first = [("outcomes", "Outcomes"), ("curves", "Against L0" if several_l0 else "Seeds")]
-    middle = [("coefficients", "Coefficients"), ("differences", "Differences"), ("geometry", "Geometry")]
+    middle = [("frontier", "Frontier"), ("coefficients", "Coefficients"), ("differences", "Differences")]
+    middle += [("geometry", "Geometry")]
     middle += [("splitting", "Splitting"), ("absorption", "Absorption"), ("statistics", "Statistics")]
+    middle += [("controls", "Controls")] * controls
     return [*first, *middle, ("concepts", "Concepts"), ("method", "Method")]
 
 
 # --- of the page
+
+
+def _plots(report: Report, keys: Sequence[str], styles: Mapping[str, Look]) -> dict[str, Any]:
+    """What is drawn -> its plots; of the cosines one list for each k."""
+
+    def captioned(panels: Sequence[Chart | None]) -> list[tuple[str, str, str]]:
+        return [(chart.title, "", svg(chart, styles, _alt(chart))) for chart in panels if chart is not None]
+
+    first = charts.against_l0 if charts.several_l0(report) else charts.by_seed
+    return {
+        "curves": _drawn(report, keys, first, styles),
+        "frontier": captioned(frontier_charts(report)),
+        "coefficients": _drawn(report, keys, charts.along_coefficient, styles),
+        "forests": _drawn(report, keys, charts.forest, styles),
+        "nearest": {k: captioned(panel) for k, panel in charts.nearest_panels(report).items()},
+    }
 
 
 def _drawn(report: Report, keys: Sequence[str], chart_of: Any, styles: Mapping[str, Look]) -> list[Any]:
@@ -138,9 +161,34 @@ def _statistics(report: Report, first: Sequence[str]) -> dict[str, Any]:
     }
 
 
+def _further_tables(report: Report) -> dict[str, list[str]]:
+    """Title -> metrics of the tables that are folded: what holes are read by, then the rest by its role."""
+    further = {role: further_metrics(report, role) for role in REST}
+    beside = [key for key in BESIDE_HOLES if any(key in keys for keys in further.values())]
+    tables = {"Holes as they are, and how often main latents fire": beside}
+    tables |= {title: [key for key in further[role] if key not in beside] for role, title in REST.items()}
+    return {title: keys for title, keys in tables.items() if keys}
+
+
+def _concept_kinds(report: Report) -> list[dict[str, Any]]:
+    """Differences by kind of concept, where there are two kinds or more."""
+    entries = report["kinds"] if len({entry["kind"] for entry in report["kinds"]}) > 1 else []
+    return [{**entry, "called": CONCEPT_KINDS.get(entry["kind"], entry["kind"])} for entry in entries]
+
+
 def _per_concept(report: Report) -> dict[str, Any]:
     """One row per concept and arm, with a list of values under each key, one per seed."""
-    keys = ("splits", "main_f1", "hole_rate", "fraction", "full", "recovered", "candidates")
+    keys = (
+        "splits",
+        "main_f1",
+        "equal_hole_rate",
+        "hole_rate",
+        "false_alarms",
+        "fraction",
+        "full",
+        "recovered",
+        "candidates",
+    )
     rows: dict[tuple[str, str], dict[str, Any]] = {}
     for entry in sorted(report["per_concept"], key=lambda e: e["seed"]):
         name = entry["concept"], entry["arm"]

@@ -3,11 +3,11 @@
 Null stands for what is not known. Version 3 splits what a verdict was in version 2 into verdict and reason.
 """
 
-from typing import Any, Literal, TypedDict
+from typing import Any, TypedDict
+
+from sae_lm.pages.difference_entries import DifferenceEntry, EqualFvuEntry, FrontierEntry, KindEntry, OtherConceptsEntry
 
 FORMAT, VERSION = "sae_lm comparison", 3
-
-Verdict = Literal["lower", "higher", "not distinguishable", "no claim", "L0 not matched"]
 
 
 class MetricEntry(TypedDict):
@@ -37,38 +37,6 @@ class ArmEntry(TypedDict):
     """how one sees that its SAEs are not trained yet (sae_lm.comparison.undertrained); null for trained ones"""
     values: dict[str, list[float | None]]
     """metric -> one value per seed"""
-
-
-class DifferenceEntry(TypedDict):
-    """One metric of one arm less the baseline's, paired by seed (`sae_lm.metrics.statistics`)."""
-
-    arm: str
-    baseline: str
-    """the arm it is taken from; where that is a line between the rungs of a ladder, all of them"""
-    metric: str
-    per_seed: list[float | None]
-    mean: float | None
-    low: float | None
-    """95% interval of the mean"""
-    high: float | None
-    p: float | None
-    p_sign_flip: float | None
-    bootstrap_low: float | None
-    bootstrap_high: float | None
-    spread: float | None
-    p_holm: float | None
-    """of primary outcomes that are tested"""
-    detectable: float | None
-    """the difference that these seeds find with 80% chance; of primary outcomes at Holm's first step, .05 / tests"""
-    seeds_needed: int | None
-    """to find a difference of this size; at the same level"""
-    l0: str
-    """matched, interpolated or not matched"""
-    verdict: Verdict
-    reason: str | None
-    """why there is no verdict, or what it would take: needs about 38 seeds"""
-    undertrained: bool
-    """the arm's SAEs or the baseline's are not trained yet: whatever the verdict, it says little about trained ones"""
 
 
 class NoiseEntry(TypedDict):
@@ -102,6 +70,8 @@ class ConceptEntry(TypedDict):
     probe_f1: float | None
     permuted_f1: float | None
     """of a probe on permuted labels"""
+    embedding_f1: float | None
+    """of a probe on the token's input embedding; null without a language model, and where the concept is not used"""
     skipped: str | None
     """why it is not used, or null"""
 
@@ -134,6 +104,14 @@ class _WhereScored(TypedDict, total=False):
     recovered_own_k: float | None
     control_hole_rate: float | None
     control_fraction: float | None
+    equal_hole_rate: float | None
+    """at the baseline's false alarms"""
+    equal_false_alarms: float | None
+    """on unseen types, where they are equal on the others"""
+    equal_precision: float | None
+    gate_ratio: float | None
+    """what main latents are held to there: above 1 turned down, below up, 1 the SAE as it is (0 if it is standard)"""
+    hole_rate_at_precision: float | None
     sweep: list[GateEntry]
     """of the first seed"""
 
@@ -154,6 +132,10 @@ class PerConcept(_WhereScored):
     main_f1: float | None
     main_recall: float | None
     main_precision: float | None
+    firing_rate: float | None
+    """share of rows on which a main latent fires"""
+    false_alarms: float | None
+    """of rows without the concept, by label and by probe"""
     hubs: list[int]
     """main latents that fire on half of all rows or more"""
 
@@ -180,6 +162,32 @@ class GenealogyEntry(_From, _OfWidths):
     """kept, split, merged, absorbed, novel, lost"""
     trees: list[dict[str, Any]]
     """parent, children (latent, cos, kind)"""
+
+
+class GradedEntry(TypedDict):
+    """An SAE whose place is known beforehand (`sae_lm.comparison.controls`)."""
+
+    kind: str
+    """probes, oracle, told oracle, baseline, permuted or dropped"""
+    share: float
+    """of the latents that are spoilt"""
+    values: dict[str, float | None]
+
+
+class OrderEntry(TypedDict):
+    """Whether an outcome puts these SAEs in their order."""
+
+    metric: str
+    ordered: bool
+    sentence: str
+
+
+class GradesEntry(TypedDict):
+    baseline: str
+    """the SAE that the others were made from"""
+    saes: list[GradedEntry]
+    orders: list[OrderEntry]
+    remarks: list[str]
 
 
 class WidthsEntry(TypedDict):
@@ -232,13 +240,24 @@ class Report(TypedDict):
     """the arm, or family of arms, compared with"""
     seeds: list[int]
     """those that all arms have"""
+    text_units: dict[str, str]
+    """documents, or blocks of contexts where these are few: what was resampled for the noise of held_out figures and of
+    concepts, and how the text of contextual concepts was split; missing in older reports"""
     l0_tolerance: float
     """relative difference of L0 up to which arms count as equals"""
     metrics: dict[str, MetricEntry]
     arms: dict[str, ArmEntry]
     controls: dict[str, dict[str, float | None]]
     """random: an SAE of random directions, at the L0 of the baseline's middle rung; metric -> value"""
+    grades: GradesEntry | None
+    """a perfect SAE and spoilt ones; null where they were not asked for, and where no concept is in use"""
     differences: list[DifferenceEntry]
+    kinds: list[KindEntry]
+    """of every arm that is compared, by kind of concept"""
+    other_concepts: list[OtherConceptsEntry]
+    """of primary differences of three seeds and five concepts or more"""
+    frontier: list[FrontierEntry]
+    at_equal_fvu: list[EqualFvuEntry]
     noise: dict[str, NoiseEntry]
     """of each metric"""
     nearest_cos: NearestCosines
@@ -247,9 +266,3 @@ class Report(TypedDict):
     genealogy: list[GenealogyEntry]
     widths: list[WidthsEntry]
     explorer: list[ExplorerEntry]
-
-
-def verdict_text(difference: DifferenceEntry) -> str:
-    """``not distinguishable (needs about 38 seeds)``."""
-    reason = difference["reason"]
-    return f"{difference['verdict']} ({reason})" if reason else difference["verdict"]

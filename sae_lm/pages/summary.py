@@ -5,9 +5,12 @@ from collections import Counter
 from collections.abc import Sequence
 
 from sae_lm.pages.charts import headline, mean, order_arms
-from sae_lm.pages.schema import DifferenceEntry, Report
+from sae_lm.pages.difference_entries import DifferenceEntry
+from sae_lm.pages.schema import Report
 from sae_lm.pages.text import visible
 
+KINDS = {"token": "tokens", "letter": "first letters", "contextual": "places", "csv": "given labels"}
+"""Kinds of concepts, and what their concepts are called."""
 ROLES = ("primary", "quality", "check", "context")
 
 

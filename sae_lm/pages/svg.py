@@ -58,9 +58,9 @@ class Panel(NamedTuple):
 
 def panel(chart: Chart) -> Panel:
     """Limits with margins and ticks. A chart on a log axis has x above 0."""
-    solid = [line for line in chart.lines if line.style != "band"]
-    xs = [p[0] for line in solid for p in line.points] + [dot.x for dot in chart.dots] + [0.0] * (chart.zero == "x")
-    ys = [p[1] for line in solid for p in line.points] + [dot.y for dot in chart.dots] + [0.0] * (chart.zero == "y")
+    solid = [line for line in chart.lines if line.style not in ("band", "ribbon")]
+    xs = [p[0] for line in solid for p in line.points] + [dot.x for dot in chart.dots] + [0.0] * ("x" in chart.zero)
+    ys = [p[1] for line in solid for p in line.points] + [dot.y for dot in chart.dots] + [0.0] * ("y" in chart.zero)
     x_scale = math.log10 if chart.log_x else float
     x = _add_margins([x_scale(value) for value in xs], 0.04 if any(line.style == "step" for line in solid) else 0.08)
     x_ticks = [(x_scale(at), label) for at, label in chart.x_ticks] or ticks(*x, 5)
@@ -107,11 +107,11 @@ def svg(chart: Chart, styles: Mapping[str, Look], alt: str) -> str:
     for at, label in frame.x_ticks:
         x = left + (right - left) * (at - frame.x[0]) / (frame.x[1] - frame.x[0])
         if left - 1 <= x <= right + 1:
-            zero = ' class="zero"' if chart.zero == "x" and at == 0 else ""
+            zero = ' class="zero"' if "x" in chart.zero and at == 0 else ""
             out.append(f'<path{zero} d="M{x:.1f} {top}V{bottom}"/>')
             out.append(f'<text x="{x:.1f}" y="{bottom + 14}" text-anchor="middle">{escape(label)}</text>')
     for at, label in frame.y_ticks:
-        y, zero = y_of(at), ' class="zero"' if chart.zero == "y" and at == 0 else ""
+        y, zero = y_of(at), ' class="zero"' if "y" in chart.zero and at == 0 else ""
         if not chart.rows:
             out.append(f'<path{zero} d="M{left:.1f} {y:.1f}H{right}"/>')
         title = f"<title>{escape(visible(label))}</title>" if len(visible(label)) > most else ""
@@ -137,7 +137,7 @@ def svg(chart: Chart, styles: Mapping[str, Look], alt: str) -> str:
     return "".join([*out, "</svg>"])
 
 
-_DEPTH = ("area", "band", "thin", "dashed", "solid", "step")
+_DEPTH = ("ribbon", "area", "band", "thin", "dashed", "solid", "step")
 
 
 def shorten_middle(text: str, most: int) -> str:

@@ -4,7 +4,8 @@ import textwrap
 from collections.abc import Sequence
 
 from sae_lm.pages.charts import headline, order_arms
-from sae_lm.pages.schema import DifferenceEntry, Report
+from sae_lm.pages.difference_entries import DifferenceEntry
+from sae_lm.pages.schema import Report
 from sae_lm.pages.summary import (
     ROLES,
     differences_by_arm,
@@ -100,6 +101,10 @@ def text_table(report: Report) -> str:
         lines += ["", *columns(["paired difference [95%]", *differences], compared)]
         verdicts = {difference["verdict"] for difference in report["differences"]}
         lines += [f"{short}: {verdict}" for verdict, short in SHORT.items() if verdict in verdicts]
+    if report["grades"]:
+        grades = report["grades"]
+        lines += ["", *(line for order in grades["orders"] for line in _wrap(f"control: {order['sentence']}"))]
+        lines += [line for remark in grades["remarks"] for line in _wrap(f"control: {remark}")]
     used = [concept for concept in report["concepts"] if concept["skipped"] is None]
     names = ", ".join(f"{c['name']} ({number(c['probe_f1'], 2)}, {c['types']})" for c in used) or "none"
     lines += ["", *_wrap(f"concepts used (probe F1, token types), {len(used)} of {len(report['concepts'])}: {names}")]

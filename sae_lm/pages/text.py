@@ -12,7 +12,7 @@ def visible(text: object, most: int = 0) -> str:
     return line if not most or len(line) <= most else line[: most - 1] + "…"
 
 
-MARKS = {"lower": "▼", "higher": "▲", "not distinguishable": "≈", "L0 not matched": "≠"}
+MARKS = {"lower": "▼", "higher": "▲", "equivalent": "=", "not distinguishable": "≈", "L0 not matched": "≠"}
 
 
 def number(value: float | int | None, digits: int | None = None) -> str:

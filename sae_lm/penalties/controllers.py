@@ -1,13 +1,13 @@
-"""Steer coefficients through a training run: a penalty's to a cost or a coherence, L1's or L0's to k active latents.
+"""Steer numbers through a training run: coefficients and balances to a cost or a coherence, L1's or L0's to k active latents.
 
 How much a coefficient costs, or how many latents fire under it, depends on the model, the width and the other
-settings; what a comparison wants equal is the cost, the effect or the L0. Both controllers integrate on the
-coefficient's logarithm, so that they correct by ratios and it stays positive. Their state is tensors on the
+settings; what a comparison wants equal is the cost, the effect or the L0. All controllers integrate on the
+number's logarithm, so that they correct by ratios and it stays positive. Their state is tensors on the
 device, so that no step waits for a number, and a run continued from `state` repeats bit for bit.
 
-They have no code in common, since nothing of it is equal: one averages what it observes from nothing on and only
-integrates; the other averages logarithms from the target on, bounds its integral and adds a proportional term. What
-each keeps in a checkpoint has names of its own. A base class for three lines of clamping would be longer than both.
+They have hardly code in common, since hardly anything of it is equal: what is observed is a noisy cost now, of which the
+cost at the end is to be foretold; or a cosine; or an L0, whose integral is bounded and which has a proportional term.
+What each keeps in a checkpoint has names of its own. A base class for three lines of averaging would be longer.
 """
 
 import math
@@ -16,26 +16,99 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+RAMP = 0.25
+"""Share of the steps over which a cost gets its full say. measured, 500 steps at a rate of 4e-3: at a fixed coefficient
+the cost of coactive falls by a third after that, those of sq_cos and of a balance double."""
+LARGEST_ERROR = 1.5
+"""Error in a cost's logarithm beyond which it is not answered faster."""
+
+
+class CostController:
+    """One number, a penalty's coefficient or a matryoshka's balance, steered to a cost in FVU at the end of training.
+
+    The cost now says what the number was a while ago. A number that has just risen is therefore held to have more
+    cost to come, by its elasticity: this damps an integral that moves fast enough for the last fifth of a short run,
+    in which the learning rate falls and costs move by a tenth to a quarter, either way.
+
+    first: the number it begins at, > 0.
+    target: the cost, on training batches, that the run shall end with.
+    steps: the run's length.
+    response: steps in which the dictionary follows the number.
+    elasticity: power of the number that the cost rises with.
+    young: share of the run until which a cost at a fixed number still grows; it is aimed at in proportion until then.
+    rise: share of the target by which a cost at a fixed number rises while the learning rate falls to 0.
+    highest: what the number does not exceed.
+    """
+
+    def __init__(
+        self,
+        first: float,
+        target: float,
+        steps: int,
+        device: str | torch.device,
+        response: float = 40.0,
+        elasticity: float = 1.0,
+        young: float = 0.0,
+        rise: float = 0.0,
+        highest: float = math.inf,
+    ) -> None:
+        self.target, self.elasticity, self.rise, self.highest = target, elasticity, rise, math.log(highest)
+        self.pace = min(max(steps / 40, 25.0), 60.0)
+        """steps in which an error is answered"""
+        self.memory = min(max(steps / 50, 15.0), 40.0)
+        """steps over which observations are averaged"""
+        self.ramp, self.response, self.young = max(1.0, RAMP * steps), response, max(1.0, young * steps)
+        self.log_value = torch.tensor(math.log(first), dtype=torch.float64, device=device)
+        self.followed = self.log_value.clone()
+        """what the number was on average while the dictionary came to what it is"""
+        self.average, self.observed = (torch.zeros_like(self.log_value) for _ in range(2))
+        """the cost, and how often it was observed"""
+
+    @property
+    def value(self) -> Float[Tensor, ""]:
+        return self.log_value.exp()
+
+    @torch.no_grad()
+    def observe(self, cost: Float[Tensor, ""], lr_share: float = 0.0) -> None:
+        """Take the cost of one step, made at this share of the peak learning rate, and move the number."""
+        self.observed = self.observed + 1
+        self.average = torch.lerp(self.average, cost.double(), 1 / self.observed.clamp_max(self.memory))
+        aim = self.target * (1 - self.rise * lr_share) * (self.observed / self.young).clamp_max(1)
+        error = (aim / self.average.clamp_min(1e-3 * aim)).log() - self.elasticity * (self.log_value - self.followed)
+        speed = (self.observed / self.ramp).clamp_max(1) / (self.elasticity * self.pace)
+        moved = self.log_value + error.clamp(-LARGEST_ERROR, LARGEST_ERROR) * speed
+        self.log_value = moved.clamp_max(self.highest)
+        self.followed = torch.lerp(self.followed, self.log_value, 1 / self.response)
+
+    def state(self) -> dict[str, Tensor]:
+        return {name: getattr(self, name) for name in ("log_value", "followed", "average", "observed")}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Continue from a state bit for bit."""
+        device = self.log_value.device
+        self.log_value, self.followed, self.average, self.observed = (
+            state[name].to(device, copy=True) for name in self.state()
+        )
+
+
 COSINE_SCALE = 0.03
 """Difference in mean nearest-neighbour cosine that moves the coefficient at full pace. measured: a factor e in
 the coefficient of max_cos changes it by about .03."""
 
 
-class PenaltyController:
-    """The coefficient of one arm.
+class CoherenceController:
+    """The coefficient of one arm, steered to a mean nearest cosine.
 
-    Measured, 1500 steps at 2048 latents on a residual stream, held-out rows: a target of .005 FVU came out as .0043
-    (max_cos) and .0049 (coactive, begun ten times too low), one of .2 mean nearest cosine as .196.
+    Measured, 1500 steps at 2048 latents on a residual stream, held-out rows: a target of .2 came out as .196.
 
     first: the coefficient it begins at, > 0. Rather too low than too high: what a strong penalty has done to a
         dictionary takes longer to undo than a run may have left (max_cos begun twenty times too high: .028).
-    target: what the observed quantity should be.
-    rises: whether the quantity rises with the coefficient (the cost in FVU) or falls (the coherence).
+    target: what the coherence should be.
     steps: the run's length. The coefficient moves by e per `pace` steps at most.
     """
 
-    def __init__(self, first: float, target: float, rises: bool, steps: int, device: str | torch.device) -> None:
-        self.target, self.rises = target, rises
+    def __init__(self, first: float, target: float, steps: int, device: str | torch.device) -> None:
+        self.target = target
         self.pace = max(steps / 20, 100.0)
         self.memory = max(steps / 100, 20.0)
         """steps over which observations are averaged"""
@@ -44,19 +117,17 @@ class PenaltyController:
         """of the observations, and the weight they have so far"""
 
     @property
-    def coefficient(self) -> Float[Tensor, ""]:
+    def value(self) -> Float[Tensor, ""]:
         return self.log_coefficient.exp()
 
     @torch.no_grad()
-    def observe(self, quantity: Float[Tensor, ""], steps: int = 1) -> None:
+    def observe(self, coherence: Float[Tensor, ""], steps: int = 1) -> None:
         """Take one observation, which stands for this many steps, and move the coefficient."""
-        new = torch.stack([quantity.double(), torch.ones_like(self.log_coefficient)])
+        new = torch.stack([coherence.double(), torch.ones_like(self.log_coefficient)])
         self.average = torch.lerp(self.average, new, min(1.0, steps / self.memory))
         mean = self.average[0] / self.average[1]
-        if self.rises:  # a cost may be anything from far below the target to many times it: compare ratios
-            error = (self.target / mean.clamp_min(self.target * 1e-3)).log()
-        else:  # a cosine has the floor of random directions, which no coefficient gets below: compare differences
-            error = (mean - self.target) / COSINE_SCALE
+        # a cosine has the floor of random directions, which no coefficient gets below: compare differences
+        error = (mean - self.target) / COSINE_SCALE
         self.log_coefficient = self.log_coefficient + error.clamp(-1, 1) * (steps / self.pace)
 
     def state(self) -> dict[str, Tensor]:

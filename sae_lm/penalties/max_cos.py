@@ -1,7 +1,7 @@
 """The penalty on each row's cosine to its nearest other row (OrtSAE)."""
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae_lm.sae.directions import Evaluated, of_directions, sums_by
@@ -48,15 +48,28 @@ def max_cos(
             nearest, cosine = neighbours.update(unit, frequency)
         excess = (cosine - margin).clamp_min(0)
         value = excess.square().mean()
-        if not wanted:
-            return Evaluated(value)
-        if anchored:
-            return Evaluated(
-                value, unit.index_select(0, nearest).mul_(excess[:, None]), 2 / m, (excess * cosine)[:, None]
-            )
-        # a row may be nearest to many, whose pulls meet in it
-        own = torch.arange(m, device=unit.device)
-        pulls = sums_by(torch.cat([own, nearest]), m, unit, torch.cat([nearest, own]), excess.repeat(2))
-        return Evaluated(value, pulls, 2 / m)
+        return pull_apart(value, unit, nearest, cosine, excess, anchored) if wanted else Evaluated(value)
 
     return of_directions(rows, evaluate)
+
+
+def pull_apart(
+    value: Float[Tensor, ""],
+    unit: Float[Tensor, "m d"],
+    nearest: Int[Tensor, " m"],
+    cosine: Float[Tensor, " m"],
+    strength: Float[Tensor, " m"],
+    anchored: bool,
+) -> Evaluated:
+    """A penalty on each row's cosine to its nearest, whose derivative for that cosine is 2 / m * strength.
+
+    anchored: the nearest stands still.
+    """
+    m = len(unit)
+    if anchored:
+        pulls = unit.index_select(0, nearest).mul_(strength[:, None])
+        return Evaluated(value, pulls, 2 / m, (strength * cosine)[:, None])
+    # a row may be nearest to many, whose pulls meet in it
+    own = torch.arange(m, device=unit.device)
+    pulls = sums_by(torch.cat([own, nearest]), m, unit, torch.cat([nearest, own]), strength.repeat(2))
+    return Evaluated(value, pulls, 2 / m)

@@ -35,11 +35,17 @@ def cosine_tiles(
 
 
 def nearest_in_part(
-    rows: Float[Tensor, "n d_in"], part: Float[Tensor, "m d_in"], first: int = 0, before: bool = False, tile: int = TILE
-) -> tuple[Float[Tensor, " n"], Int[Tensor, " n"]]:
+    rows: Float[Tensor, "n d_in"],
+    part: Float[Tensor, "m d_in"],
+    first: int = 0,
+    before: bool = False,
+    tile: int = TILE,
+    count: int | None = None,
+) -> tuple[Float[Tensor, "*nearest"], Int[Tensor, "*nearest"]]:
     """For each unit row the highest cosine to another row of the part, `NO_COSINE` without one, and where that is in the part.
 
     Row i, if it is in the part, stands there at i - first. before: only the part's rows before the row count.
+    count: the so many highest, [n, count], instead of the highest, [n].
     """
     highest, where = [], []
     for start, cosines in cosine_tiles(rows, part, tile):
@@ -49,7 +55,8 @@ def nearest_in_part(
             cosines.masked_fill_(column >= own, NO_COSINE)
         elif not before and first < start + len(cosines) and start < first + len(part):
             cosines.masked_fill_(column == own, NO_COSINE)
-        nearest = cosines.max(1)  # measured: argmax takes four times as long in bfloat16
+        # measured: argmax takes four times as long in bfloat16
+        nearest = cosines.max(1) if count is None else cosines.topk(count, dim=1)
         highest.append(nearest.values)
         where.append(nearest.indices)
     return torch.cat(highest), torch.cat(where)
@@ -66,14 +73,21 @@ class NearestRows:
     ranked: seek among rows that fire more often.
     matmul_dtype: dtype of the search's cosines. In bfloat16, neighbours that differ by less than its rounding may be
         taken for each other; the cosines returned are exact.
+    per_part: candidates from each part: with as many as are looked at again and one part, `update_several` is exact.
     """
 
-    def __init__(self, parts: int = 1, ranked: bool = False, matmul_dtype: torch.dtype = torch.float32) -> None:
-        self.parts, self.ranked, self.matmul_dtype = parts, ranked, matmul_dtype
+    def __init__(
+        self,
+        parts: int = 1,
+        ranked: bool = False,
+        matmul_dtype: torch.dtype = torch.float32,
+        per_part: int = 1,
+    ) -> None:
+        self.parts, self.ranked, self.matmul_dtype, self.per_part = parts, ranked, matmul_dtype, per_part
         self.candidates: Tensor | None = None
-        """[m, parts], each row's nearest in each part"""
+        """[m, parts * per_part], each row's nearest in each part"""
         self.cosines: Tensor | None = None
-        """[m, parts], to these, as last seen"""
+        """of the same shape, to these, as last seen"""
         self.order: Tensor | None = None
         """rows from the most to the least frequent; None: as they are"""
         self.turn = 0
@@ -85,9 +99,18 @@ class NearestRows:
 
         firing_frequency: of the rows, for ranks.
         """
+        rows, cosines = self.update_several(unit, firing_frequency)
+        highest = cosines.max(1)
+        return rows.gather(1, highest.indices[:, None])[:, 0], highest.values
+
+    def update_several(
+        self, unit: Float[Tensor, "m d"], firing_frequency: Float[Tensor, " m"] | None = None
+    ) -> tuple[Int[Tensor, "m several"], Float[Tensor, "m several"]]:
+        """As `update`, all candidates of each row that were looked at again; -2 in place of those it lacks."""
         every = unit.to(product_dtype(unit, self.matmul_dtype))
         if self.candidates is None or self.cosines is None:
-            self.candidates = torch.zeros(len(unit), self.parts, dtype=torch.long, device=unit.device)
+            shape = (len(unit), self.parts * min(self.per_part, len(unit)))
+            self.candidates = torch.zeros(shape, dtype=torch.long, device=unit.device)
             self.cosines = unit.new_full(self.candidates.shape, NO_COSINE)
             turns = self.parts
         else:
@@ -103,30 +126,32 @@ class NearestRows:
         """Find every row's nearest in the part whose turn it is."""
         m, turn = len(every), self.turn
         first, last = turn * m // self.parts, (turn + 1) * m // self.parts
+        each = candidates.shape[1] // self.parts
+        count = min(each, last - first) if self.per_part > 1 else None
+        column = turn if count is None else slice(turn * each, turn * each + count)
         if self.order is None:
-            cosine, where = nearest_in_part(every, every[first:last], first)
-            cosines[:, turn], candidates[:, turn] = cosine.to(cosines.dtype), where + first
+            cosine, where = nearest_in_part(every, every[first:last], first, count=count)
+            cosines[:, column], candidates[:, column] = cosine.to(cosines.dtype), where + first
         else:  # rows that fire more often than the part's have none in it
             below = self.order[first:]
             rows = every.index_select(0, below)
-            cosine, where = nearest_in_part(rows, rows[: last - first], before=True)
-            cosines[:, turn] = NO_COSINE
-            cosines[below, turn], candidates[below, turn] = cosine.to(cosines.dtype), below[where]
+            cosine, where = nearest_in_part(rows, rows[: last - first], before=True, count=count)
+            cosines[:, column] = NO_COSINE
+            cosines[below, column], candidates[below, column] = cosine.to(cosines.dtype), below[where]
         self.turn = (turn + 1) % self.parts
 
     def _nearest_now(
         self, unit: Tensor, firing_frequency: Tensor | None, candidates: Tensor, cosines: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Look again at the highest candidates, remember what was seen, return the highest."""
+        """Look again at the highest candidates, remember what was seen, return them."""
         known = cosines
         if self.ranked and firing_frequency is not None:
             known = torch.where(firing_frequency[candidates] > firing_frequency[:, None], cosines, NO_COSINE)
-        known, column = known.topk(min(RECHECKED_CANDIDATES, self.parts), dim=1)
+        known, column = known.topk(min(RECHECKED_CANDIDATES, known.shape[1]), dim=1)
         rows = candidates.gather(1, column)
         now = torch.where(known > NO_COSINE, row_products(unit, unit, rows), NO_COSINE)
         cosines.scatter_(1, column, torch.where(known > NO_COSINE, now, cosines.gather(1, column)))
-        highest = now.max(1)
-        return rows.gather(1, highest.indices[:, None])[:, 0], highest.values
+        return rows, now
 
     def state(self) -> dict[str, Tensor]:
         """What `restore` needs to continue bit for bit; empty before the first update."""

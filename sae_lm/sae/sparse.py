@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sae_lm.runtime.distributed import Team
+
 
 class Codes(NamedTuple):
     """The active latents of one batch, and how often each latent fires; no gradient flows through it.
@@ -60,6 +62,13 @@ class SparseCode:
     def starts(self) -> Int[Tensor, " batch_plus_1"]:
         """Where each row's entries begin."""
         return self.bag_starts[:: self.slices].contiguous()
+
+    def of_team(
+        self, values: Float[Tensor, " entries"], firing_frequency: Float[Tensor, " d_sae"], team: Team
+    ) -> Codes:
+        """The active latents of the whole batch, of which every member of the team has a slice."""
+        latent, values, per_row = (torch.cat(team.gather(part)) for part in (self.latent, values, self.starts.diff()))
+        return Codes(torch.nn.functional.pad(per_row.cumsum(0), (1, 0)), latent, values, firing_frequency)
 
     def decode(
         self, values: Float[Tensor, " entries"], rows: Float[Tensor, "d_sae d_in"]

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from sae_lm.penalties.silent import NEAREST
 from sae_lm.sae.directions import unit_rows
 from sae_lm.sae.nearest import NO_COSINE
 
@@ -20,14 +21,21 @@ def penalties(
     coactivation: Float[Tensor, "*runs m m"] | None = None,
     margin: Float[Tensor, "#arms 1 1"] | None = None,
     anchored: bool = False,
+    norms: Float[Tensor, "*runs m"] | None = None,
+    encoder: Float[Tensor, "*runs m d"] | None = None,
 ) -> Float[Tensor, "*runs"]:
-    """abs_cos, sq_cos, max_cos, freq_cos or coactive of each dictionary; the definitions are sae_lm.sae's.
+    """The penalty of each dictionary; the definitions are those of sae_lm.penalties.
 
     firing_frequency: share of inputs on which each latent fires. coactivation: share of inputs on which two latents
-    fire, for ``coactive``; the diagonal is how often each fires on this batch. margin: per arm, the first of the
-    leading dimensions.
+    fire, for ``coactive`` and ``silent``; the diagonal is how often each fires on this batch. margin: per arm, the
+    first of the leading dimensions. norms: of activations, for ``c2r``, whose gradient flows through them. encoder:
+    for ``align``.
     """
     unit = unit_rows(rows)
+    if penalty == "align":
+        assert encoder is not None
+        return 1 - (unit * unit_rows(encoder)).sum(-1).mean(-1)
+    anchored = anchored or penalty == "silent"
     cosines = unit @ (unit.detach() if anchored else unit).mT
     m = rows.shape[-2]
     others = ~torch.eye(m, dtype=torch.bool, device=rows.device)
@@ -35,6 +43,17 @@ def penalties(
     if penalty == "max_cos":
         nearest = cosines.masked_fill(~counted, NO_COSINE).amax(-1)
         return (nearest - (0.0 if margin is None else margin)).clamp_min(0).square().mean(-1)
+    if penalty == "c2r":
+        assert norms is not None
+        nearest, where = cosines.masked_fill(~counted, NO_COSINE).max(-1)
+        of_nearest = (norms.detach() if anchored else norms).gather(-1, where)
+        return ((norms + of_nearest) * nearest.clamp_min(0).square()).mean(-1)
+    if penalty == "silent":
+        assert coactivation is not None
+        nearest, where = cosines.masked_fill(~counted, NO_COSINE).topk(min(NEAREST, m), dim=-1)
+        fires = coactivation.diagonal(dim1=-2, dim2=-1)
+        apart = fires[..., None] - coactivation.gather(-1, where)
+        return (apart * nearest.clamp_min(0).square()).sum((-2, -1)) / fires.sum(-1).clamp_min(1e-8)
     if penalty == "abs_cos":
         cosines = cosines.abs()
         excess = cosines if margin is None else (cosines - margin[..., None]).clamp_min(0)

@@ -15,13 +15,16 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sae_lm.penalties.arms import Arm
+from sae_lm.penalties.c2r import scale as c2r_scale
 from sae_lm.penalties.term import first_step, warm_up_share
 from sae_lm.runtime.seeds import derive
 from sae_lm.sae.directions import unit_rows
 from sae_lm.synthetic.batched_penalties import penalties
 from sae_lm.synthetic.worlds import Inputs, World, all_inputs, directions, inputs, some_inputs
+from sae_lm.training.prefixes import prefix_weights
 from sae_lm.training.recipe import default_widths
 from sae_lm.training.schedules import firing_weight, learning_rate, threshold_weight
+from sae_lm.training.start import keep_near
 from sae_lm.training.trainer import CLIP_NORM
 
 MOMENTS = 20_000
@@ -97,15 +100,16 @@ def train(world: World, trials: Sequence[ToyTrial], recipe: ToyRecipe, seeds: in
     return Saes(*(torch.cat(tensors)[back] for tensors in zip(*parts, strict=True)))
 
 
-def kind(trial: ToyTrial, recipe: ToyRecipe) -> tuple[str, int, tuple[int, ...] | None]:
-    """Architecture, k and, for matryoshka, nested prefixes: what SAEs of one tensor program have in common."""
+def kind(trial: ToyTrial, recipe: ToyRecipe) -> tuple[str, int, tuple[int, ...] | None, float]:
+    """Architecture, k and, for matryoshka, nested prefixes and their balance: what SAEs of one tensor program share."""
     arch = trial.arm.arch or recipe.arch
-    widths = (trial.widths or default_widths(recipe.d_sae)) if arch == "matryoshka" else None
-    return arch, trial.arm.k or recipe.k, widths
+    assert not trial.arm.prefixes, "drawn prefixes are the trainer's alone"
+    widths = (trial.widths or trial.arm.widths or default_widths(recipe.d_sae)) if arch == "matryoshka" else None
+    return arch, trial.arm.k or recipe.k, widths, trial.arm.balance
 
 
 def _train(trials: Sequence[ToyTrial], world: World, recipe: ToyRecipe, seeds: int) -> Saes:
-    ((arch, k, widths),) = {kind(trial, recipe) for trial in trials}
+    ((arch, k, widths, balance),) = {kind(trial, recipe) for trial in trials}
     features = torch.stack([directions(world, seed) for seed in range(seeds)])
     mean, scale = moments(world, features)
     truth = features / scale[:, None, None]  # what the first rows would be in scaled units, but for the norm
@@ -115,6 +119,7 @@ def _train(trials: Sequence[ToyTrial], world: World, recipe: ToyRecipe, seeds: i
     threshold = torch.zeros(len(trials), seeds)
     groups = list(_groups(trials))
     fixed = torch.tensor([trial.truth == "fixed" for trial in trials])
+    held = [(i, weights.W_dec[i].detach().clone(), trial.arm) for i, trial in enumerate(trials) if _is_held(trial.arm)]
     batches = _batches(world, seeds, recipe.batch)
     for step in range(recipe.steps):
         batch = next(batches)
@@ -123,7 +128,7 @@ def _train(trials: Sequence[ToyTrial], world: World, recipe: ToyRecipe, seeds: i
         pre = centred @ weights.encoder.mT + weights.b_enc.unsqueeze(-2)
         fires, smallest = _fires(pre.detach(), arch, k)
         z = torch.where(fires, pre, 0.0)
-        loss = (_errors(centred, z, weights.W_dec, widths) * batch.weight).sum()
+        loss = (_errors(centred, z, weights.W_dec, widths, balance) * batch.weight).sum()
         if recipe.l1 and arch == "relu":
             share = warm_up_share(step, recipe.warm_up * recipe.steps)
             loss = loss + recipe.l1 * share * (z.sum(-1) * batch.weight).sum()
@@ -131,11 +136,16 @@ def _train(trials: Sequence[ToyTrial], world: World, recipe: ToyRecipe, seeds: i
             coefficient = torch.tensor([_coefficient(trial, step, recipe.steps) for trial in group])
             if coefficient.any():
                 here = slice(first, last)
-                value = _penalties(group, weights, fires[here], batch.weight, frequency[here], here)
+                value = _penalties(group, weights, z[here], fires[here], batch.weight, frequency[here], here)
                 loss = loss + (coefficient[:, None] * value).sum()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        for i, _, arm in held:
+            _drop_gradients(weights, i, arm)
         _update(weights, optimizer, recipe, step, fixed, world.size)
+        for i, first, arm in held:
+            if arm.decoder is not None:
+                keep_near(weights.W_dec.data[i], first, 1.0 if arm.decoder == "frozen" else float(arm.decoder))
         frequency.lerp_((fires * batch.weight[:, None]).sum(-2), firing_weight(step))
         if smallest is not None:
             threshold.lerp_(smallest.clamp_min(0), threshold_weight(step, recipe.steps))
@@ -214,6 +224,7 @@ def _form(arm: Arm) -> tuple[str, bool, str]:
 def _penalties(
     group: Sequence[ToyTrial],
     weights: _Weights,
+    z: Float[Tensor, "group seeds n d_sae"],
     fires: Bool[Tensor, "group seeds n d_sae"],
     weight: Float[Tensor, " n"],
     firing_frequency: Float[Tensor, "group seeds d_sae"],
@@ -221,13 +232,30 @@ def _penalties(
 ) -> Float[Tensor, "group seeds"]:
     """The penalty of each SAE of a group, which is ``here`` among all trials."""
     penalty, anchored, on = _form(group[0].arm)
-    coactivation = None
-    if penalty == "coactive":
+    coactivation, norms = None, None
+    if penalty == "c2r":
+        squares = c2r_scale(1, z.shape[-1]) * (z.square() * weight[:, None]).sum(-2)
+        norms = torch.where(squares > 0, squares.clamp_min(1e-30).sqrt(), 0)
+    if penalty in ("coactive", "silent"):
         fired = fires.float()
         coactivation = (fired * weight[:, None]).mT @ fired
     margin = torch.tensor([trial.arm.margin for trial in group])[:, None, None]
     rows = weights.encoder if on == "encoder" else weights.W_dec
-    return penalties(penalty, rows[here], firing_frequency, coactivation, margin, anchored)
+    return penalties(
+        penalty, rows[here], firing_frequency, coactivation, margin, anchored, norms, weights.encoder[here]
+    )
+
+
+def _is_held(arm: Arm) -> bool:
+    """Whether it is a control whose rows stay at, or near, their start."""
+    return arm.decoder is not None or arm.encoder is not None
+
+
+def _drop_gradients(weights: _Weights, trial: int, arm: Arm) -> None:
+    """What is frozen has no gradient, and no part in the norm that is clipped."""
+    for weight, how in ((weights.W_dec, arm.decoder), (weights.encoder, arm.encoder)):
+        if how == "frozen" and weight.grad is not None:
+            weight.grad[trial] = 0
 
 
 def _coefficient(trial: ToyTrial, step: int, steps: int) -> float:
@@ -267,8 +295,9 @@ def _errors(
     z: Float[Tensor, "trials seeds n d_sae"],
     W_dec: Float[Tensor, "trials seeds d_sae d_in"],
     widths: tuple[int, ...] | None,
+    balance: float,
 ) -> Float[Tensor, "trials seeds n"]:
-    """Squared error, the mean over nested prefixes of the dictionary where there are."""
+    """Squared error, the weighted mean over nested prefixes of the dictionary where there are."""
     if widths is None:
         return (centred - z @ W_dec).square().sum(-1)
     residual, total, first = centred, [], 0
@@ -276,7 +305,10 @@ def _errors(
         residual = residual - z[..., first:width] @ W_dec[..., first:width, :]
         total.append(residual.square().sum(-1))
         first = width
-    return torch.stack(total).mean(0)
+    if balance == 1:
+        return torch.stack(total).mean(0)
+    weights = prefix_weights(torch.tensor(balance, dtype=torch.float64), len(widths)).to(z.dtype)
+    return torch.stack(total, -1) @ weights
 
 
 @torch.no_grad()

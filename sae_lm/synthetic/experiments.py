@@ -51,9 +51,10 @@ ONE_EACH = (BASELINE, *_trials("abs_cos:0.3", "sq_cos:1", "max_cos:0.3", "coacti
                            "max_cos:0.3@on=encoder"))  # fmt: skip
 LADDERS = (BASELINE, *_trials("abs_cos:0.03/0.1/0.3/1/3", "sq_cos:0.1/0.3/1/3/10", "max_cos:0.03/0.1/0.3/1/3",
                           "coactive:0.1/0.3/1/3", "coactive:0.1/0.3/1/3@anchored", "freq_cos:0.1/0.3/1/3",
+                          "c2r:5/50", "silent:0.3/1/3", "align:0.03/0.1/0.3",
                           "abs_cos:0.3@on=encoder", "max_cos:0.3@on=encoder"))  # fmt: skip
 FEW = (BASELINE, *_trials("abs_cos:0.3/3", "sq_cos:1/10", "max_cos:0.1/0.3/1", "coactive:0.3/1/3@anchored", "freq_cos:0.3/1/3",
-                      "max_cos:0.3@on=encoder"))  # fmt: skip
+                      "c2r:5/50", "silent:0.3/1/3", "align:0.03/0.1/0.3", "max_cos:0.3@on=encoder"))  # fmt: skip
 RIVALS = _trials("none@arch=batchtopk", "none@arch=matryoshka")
 
 TREES = forest(64, Trees(8, 0.12, children=4, child_probability=0.2))
@@ -129,6 +130,7 @@ EXPERIMENTS = (
             *_trials("abs_cos:1/3", "abs_cos:3@margin=0.2", "sq_cos:1/10/100", "max_cos:0.1/0.25/0.5/1",
                      "max_cos:1@margin=0.15", "max_cos:0.1/0.35/1@anchored", "freq_cos:0.3/1", "coactive:0.1/0.3",
                      "coactive:0.2/0.7/1.2/2@anchored", "max_cos:0.5@on=encoder", "coactive:0.3@on=encoder",
+                     "c2r:5/20", "silent:0.3/1/3", "align:0.1/0.3/1", "none@decoder=frozen/0.8", "none@encoder=frozen",
                      "coactive:0.7/1.2@anchored@start=0.5", "coactive:1@anchored@start=0.8"),
             *_trials("coactive:0.7/2/5@anchored", margin=0.15),
             *_trials("coactive:2@anchored", stop=0.5),
@@ -147,7 +149,8 @@ EXPERIMENTS = (
             BASELINE, *TRUTH,
             *_trials("abs_cos:1", "abs_cos:3@margin=0.2", "sq_cos:1/10", "max_cos:0.1/0.25/0.5/1",
                      "max_cos:0.35@anchored", "freq_cos:0.3/1", "coactive:0.1/0.3",
-                     "coactive:0.2/0.4/0.7/1.2@anchored", "none@arch=matryoshka"),
+                     "coactive:0.2/0.4/0.7/1.2@anchored", "none@arch=matryoshka",
+                     "c2r:5/20", "silent:0.3/1/3", "align:0.1/0.3/1", "none@decoder=frozen/0.8", "none@encoder=frozen"),
             TWO_LEVELS,
             *_trials("coactive:0.7/2@anchored", margin=0.15),
             *_trials("coactive:0.7@anchored", stop=0.8),

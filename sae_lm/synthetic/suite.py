@@ -96,7 +96,7 @@ def judge_trials(experiment: Experiment, trials: Sequence[ToyTrial], saes: Saes)
     known = [KnownInputs(x[s], held_out.sizes[s], held_out.weight, features[s], world.pairs) for s in range(seeds)]
     scores = {}
     for i, trial in enumerate(trials):
-        arch, k, _ = kind(trial, recipe)
+        arch, k, *_ = kind(trial, recipe)
         codes = encode(saes, x, i, arch, k)
         residual = x - codes @ saes.W_dec[i] - saes.b_dec[i, :, None]
         rows = [

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Float
 
 from sae_lm.data.store import Store
 from sae_lm.errors import SaeError
@@ -95,12 +96,21 @@ def train_group(
 
 
 def _step(trainers: list[ArmTraining], baselines: dict[Arm, ArmTraining], x: torch.Tensor, step: int) -> None:
-    """One step of every arm; a steered arm then sees what its penalty costs beside its baseline."""
+    """One step of every arm; a steered arm then sees what its penalty or balance costs beside its baseline."""
     for trainer in trainers:
         trainer.step(x, step)
     for trainer in trainers:
-        if trainer.penalty_term.needs_baseline:
-            trainer.penalty_term.observe(step, trainer.parts["fvu"] - baselines[trainer.arm.baseline].parts["fvu"])
+        if trainer.arm.fvu is not None:
+            steer(trainer, baselines[trainer.arm.baseline].parts["fvu"], step)
+
+
+def steer(trainer: ArmTraining, baseline_fvu: Float[torch.Tensor, ""], step: int) -> None:
+    """After the step of an arm that has a cost, move its coefficient or balance by its baseline's FVU on the same batch."""
+    cost, lr_share = trainer.parts["fvu"] - baseline_fvu, trainer.recipe.learning_rate(step) / trainer.recipe.lr
+    if trainer.arm.steers_balance:
+        trainer.parts["balance"] = trainer.prefixes.observe(step, cost, lr_share)
+    else:
+        trainer.parts["coefficient"] = trainer.penalty_term.observe(step, cost, lr_share)
 
 
 def _stops(run: TrainingRun, step: int) -> bool:

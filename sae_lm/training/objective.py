@@ -2,7 +2,7 @@
 
 With z the code, x_hat = z W_dec + b_dec, B rows and n nested prefixes of the dictionary (n = 1 but for Matryoshka),
 
-    loss = mean over prefixes of |x - x_hat|^2 / B                                all architectures
+    loss = weighted mean over prefixes of |x - x_hat|^2 / B                       all architectures
            + sparsity * sum z / B                                                 relu: L1, decoder rows have norm 1
            + sparsity * (number of z > 0) / B                                     jumprelu: L0
 
@@ -12,6 +12,7 @@ of that size. The gradient of b_dec through the encoder's input is (sum of d pre
 product over the batch. Dense autograd is the plain twin (tests/support/reference.py).
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -58,6 +59,8 @@ def batch_result(
     weights: Weights,
     sparsity: Float[Tensor, ""] | None = None,
     bandwidth: float = 0.0,
+    prefix_weights: Float[Tensor, " slices"] | None = None,
+    pull: Callable[[Tensor], Tensor] | None = None,
     only_rows: bool = False,
 ) -> BatchResult:
     """Loss and gradient for rows less b_dec and the entries of their code.
@@ -65,6 +68,8 @@ def batch_result(
     sparsity: coefficient of L1 or, where the weights have a threshold, of L0.
     bandwidth: width of the window around the threshold in which the straight-through estimators of JumpReLU
         (Rajamanoharan et al. 2024, 2407.14435, equations 11 and 12) are not 0; the code must hold what is in it.
+    prefix_weights: of the nested prefixes' errors, with sum 1; None: all alike.
+    pull: what is added to the gradient for the code's values, given these. The loss is without what it is of.
     only_rows: give the gradients of encoder and W_dec for the latents that have an entry, and say which, if these are
         few.
     """
@@ -77,13 +82,19 @@ def batch_result(
     for i in range(1, slices):  # prefix i is the sum of slices 0 to i
         residuals[:, i] += residuals[:, i - 1]
     torch.sub(centred[:, None], residuals, out=residuals)
-    loss = _square_sum(residuals) / (batch * slices)
     residual = residuals[:, -1].clone()
-    upstream = residuals.mul_(-2 / (batch * slices))
+    if prefix_weights is None:
+        loss = _square_sum(residuals) / (batch * slices)
+        upstream = residuals.mul_(-2 / (batch * slices))
+    else:
+        loss = torch.linalg.vector_norm(residuals, dim=2).square_().sum(0).dot(prefix_weights) / batch
+        upstream = residuals.mul_(prefix_weights[:, None] * (-2 / batch))
     for i in range(slices - 1, 0, -1):  # so slice i contributes to prefixes i to the last
         upstream[:, i - 1] += upstream[:, i]
     bags = upstream.flatten(0, 1)
     grad_values = code.products(weights.W_dec, bags)
+    if pull is not None:
+        grad_values += pull(values)
     grad_pre = torch.where(fires, grad_values, 0)
     grad_log_threshold = None
     if threshold is not None and sparsity is not None:

@@ -133,13 +133,14 @@ class Adam:
     def update(self, gradient: Weights, rows: Int[Tensor, " n"] | None, step: int, lr: float) -> None:
         """One step with the gradients of all rows, which are overwritten."""
         assert rows is None, "Adam moves every row at every step"
-        W_dec = self.weights["W_dec"]
+        W_dec = self.weights.get("W_dec")  # a frozen one is not among them
         norms = [getattr(gradient, name).norm() for name in self.weights if name != "W_dec"]
-        for part, which in _pieces(gradient.W_dec, None, W_dec.is_cpu):
-            part.addcmul_(W_dec[which], torch.linalg.vecdot(part, W_dec[which])[:, None], value=-1)
+        for part, which in _pieces(gradient.W_dec, None, gradient.W_dec.is_cpu) if W_dec is not None else ():
+            part.addcmul_(W_dec[which], torch.linalg.vecdot(part, W_dec[which])[:, None], value=-1)  # pyright: ignore[reportOptionalSubscript]
             norms.append(part.norm())
         _adam_step(self.adam, self.weights, gradient, lr, norms)
-        W_dec /= W_dec.norm(dim=1, keepdim=True)
+        if W_dec is not None:
+            W_dec /= W_dec.norm(dim=1, keepdim=True)
 
     def forget(self, names: list[str], rows: Int[Tensor, " n"]) -> None:
         """Of latents that were given new weights."""

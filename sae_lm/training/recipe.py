@@ -7,13 +7,13 @@ import torch
 from pydantic import BaseModel, ConfigDict
 
 from sae_lm.errors import SettingsError
+from sae_lm.penalties.arms import Arm, check_held, check_nested
 from sae_lm.runtime.differences import SettingDifference, differences
 from sae_lm.settings import TrainSettings
 from sae_lm.training.schedules import learning_rate
 
 if TYPE_CHECKING:
     from sae_lm.data.store import Store
-    from sae_lm.penalties.arms import Arm
 
 MIN_BATCHES = 2000
 """By default, where the store is small. measured on the demo's store (2048 latents, k 16): FVU on held-out rows .381
@@ -115,11 +115,12 @@ class TrainingRecipe(BaseModel):
     """root of the squared error of predicting the mean row; rows are divided by it, so that this costs 1"""
 
     @classmethod
-    def from_settings(cls, settings: TrainSettings, store: "Store", arms: "list[Arm]") -> "TrainingRecipe":
+    def from_settings(cls, settings: TrainSettings, store: "Store", arms: list[Arm]) -> "TrainingRecipe":
         """Work out what the settings leave open. Raises SettingsError for what cannot be trained on this store."""
         hook = store.hook(settings.hook)
         context, row = store.held_out_from(settings.held_out)
         _check_latents(settings, arms)
+        _check_held(settings, arms)
         rows = _rows_to_train(settings, row, len(store))
         moments = store.moments(hook, row)  # of training rows: held-out ones are not looked at
         if moments.variance <= 0:
@@ -165,8 +166,8 @@ class TrainingRecipe(BaseModel):
         return differences(stored, {key: value for key, value in self.record().items() if key != but})
 
 
-def _check_latents(settings: TrainSettings, arms: "list[Arm]") -> None:
-    """Raises SettingsError where k or the nested widths do not fit the number of latents."""
+def _check_latents(settings: TrainSettings, arms: list[Arm]) -> None:
+    """Raises SettingsError where k or the nested widths do not fit the number of latents, or an arm its architecture."""
     k = max(arm.k or settings.k for arm in arms)
     if k > settings.d_sae:
         raise SettingsError(f"k is {k}, more than the {settings.d_sae} latents of d_sae; give a smaller one")
@@ -175,6 +176,23 @@ def _check_latents(settings: TrainSettings, arms: "list[Arm]") -> None:
         raise SettingsError(
             f"widths is {', '.join(map(str, widths))}; expected ascending widths from 1, the last d_sae ({settings.d_sae})"
         )
+    for arm in arms:
+        check_nested(arm.name, arm, arm.arch or settings.arch)
+        if arm.widths is not None and arm.widths[-1] != settings.d_sae:
+            raise SettingsError(
+                f"arms: the widths of {arm.name!r} end at {arm.widths[-1]}; expected d_sae ({settings.d_sae}) as the last"
+            )
+
+
+def _check_held(settings: TrainSettings, arms: list[Arm]) -> None:
+    """Raises SettingsError where an arm holds at the start what the settings have moved, or penalises what is frozen."""
+    for arm in arms:
+        check_held(arm, arm.on or settings.penalty_on)
+        if settings.resample_every and (arm.decoder or arm.encoder):
+            raise SettingsError(
+                f"resample_every is {settings.resample_every}, which gives dead latents new directions, and "
+                f"{arm.name} holds them at their start; give --resample-every 0 or leave that arm out"
+            )
 
 
 def _rows_to_train(settings: TrainSettings, training_rows: int, store_rows: int) -> int:

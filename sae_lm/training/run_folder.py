@@ -22,18 +22,21 @@ Keys of ``run.json``; a later run into the same folder writes it anew::
     versions    of sae_lm and torch
 
 Keys of ``metadata`` in an SAE's ``cfg.json``, beside those that SAELens wants: ``arm``, ``penalty``,
-``coefficient``, ``seed``; ``training``, the training recipe as in ``facts``; ``training_architecture``, what the SAE
-was trained as (a batchtopk or matryoshka SAE is used as a jumprelu); ``convergence``, the last ``start_cos`` and
-``encoder_start_cos`` of its log, and ``fvu_slope`` (sae_lm.training.convergence); ``versions``; and of the store ``model_name``,
+``coefficient``, ``seed``; ``held``, only of controls, what stayed at its random start: ``decoder``, ``encoder``, to
+``frozen`` or the least cosine with the start; ``training``, the training recipe as in ``facts``;
+``training_architecture``, what the SAE was trained as (a batchtopk or matryoshka SAE is used as a jumprelu);
+``convergence``, the last ``start_cos`` and ``encoder_start_cos`` of its log, and ``fvu_slope``
+(sae_lm.training.convergence); ``versions``; and of the store ``model_name``,
 ``model_revision``, ``hook_name``, ``context_size``, ``prepend_bos``, ``dataset_path``.
 
 SAEs of one folder have equal recipes but for `PER_ARM`. Keys that a reader does not know are passed over, keys that
 an SAE lacks are None: a folder may hold SAEs of other versions and of other programs.
 
 Keys of a line of the log: ``arm``, ``seed``, ``step``; the batch's ``loss``, ``fvu``, ``l0``, and where they are part
-of it ``aux``, ``penalty``, ``sparsity`` (the coefficient), ``threshold``; ``dead`` and ``dense``, numbers of latents;
-``nearest_cos`` and its quantiles ``nearest_cos_10``, ``_50``, ``_90`` over living latents; ``start_cos`` and
-``encoder_start_cos``, mean cosines of their rows with their random start; ``lr``; ``rows_per_second``, ``penalty_share``.
+of it ``aux``, ``penalty``, ``sparsity`` (the coefficient), ``threshold``; where a cost is asked for, the ``coefficient``
+or ``balance`` that is steered; ``dead`` and ``dense``, numbers of latents; ``nearest_cos`` and its quantiles
+``nearest_cos_10``, ``_50``, ``_90`` over living latents; ``start_cos`` and ``encoder_start_cos``, mean cosines of their
+rows with their random start; ``lr``; ``rows_per_second``, ``penalty_share``.
 """
 
 from importlib.metadata import version
@@ -168,6 +171,7 @@ def _check_recipe(sae: SaeRecord, recipe: "TrainingRecipe", but: str | None = No
 def sae_metadata(arm: "Arm", seed: int, recipe: "TrainingRecipe", manifest: "Manifest") -> dict[str, Any]:
     """``metadata`` of an SAE's cfg.json, which was trained on the store with this manifest."""
     stored = manifest.recipe
+    held = {name: how for name in ("decoder", "encoder") if (how := getattr(arm, name)) is not None}
     return {
         "model_name": stored.model["id"],
         "model_revision": stored.model["revision"],
@@ -180,6 +184,7 @@ def sae_metadata(arm: "Arm", seed: int, recipe: "TrainingRecipe", manifest: "Man
         "penalty": arm.penalty,
         "coefficient": arm.coefficient,
         "seed": seed,
+        **({"held": held} if held else {}),
         "training": recipe.record(),
         "versions": {name: version(name) for name in ("sae_lm", "torch")},
     }

@@ -6,6 +6,7 @@ thresholds when the SAE is made. The five architectures differ in which latents 
 shape of what is saved, which is `finish`; the rest is one path.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,14 +22,16 @@ from sae_lm.runtime.seeds import derive
 from sae_lm.runtime.timing import StepTimer
 from sae_lm.sae.model import SAE, SaeConfig
 from sae_lm.sae.nearest import nearest_quantiles
-from sae_lm.sae.sparse import Codes, SparseCode
-from sae_lm.training.convergence import every_nth, random_start, start_cosines
+from sae_lm.sae.sparse import SparseCode
+from sae_lm.training.convergence import every_nth, start_cosines
 from sae_lm.training.dead_latents import RELU_ENCODER_NORM, auxk, dead_sae, lower_thresholds, resample
-from sae_lm.training.objective import BatchResult, Weights, batch_result
+from sae_lm.training.objective import BatchResult, batch_result
 from sae_lm.training.optimizer import make_optimizer
+from sae_lm.training.prefixes import Prefixes
 from sae_lm.training.recipe import TrainingRecipe
 from sae_lm.training.schedules import firing_weight, threshold_weight
 from sae_lm.training.selection import above_zero, largest_of_batch, largest_of_rows
+from sae_lm.training.start import first_weights, frozen, keep_near
 
 DEAD_EVERY = 16
 """Steps between looks at which latents are dead: how many there are is known to the host, which waits for it."""
@@ -61,12 +64,17 @@ class ArmTraining:
         self.team, self.timer, self.rows_taken = team, StepTimer(device), 0
         self.arm, self.seed, self.recipe = arm, seed, recipe
         self.arch, self.k = arm.arch or recipe.arch, arm.k or recipe.k
-        nested = self.arch == "matryoshka"
-        self.widths = torch.tensor(recipe.nested_widths, device=device) if nested else None
+        self.prefixes = Prefixes(arm, recipe, seed, device)
         self.weights = first_weights(self.arch, seed, d_sae, start, device)
         self.logged = every_nth(d_sae)
         self.random_start = self.weights.W_dec[self.logged].clone()
-        self.named = {name: weight for name, weight in self.weights._asdict().items() if weight is not None}
+        self.named = {
+            name: weight
+            for name, weight in self.weights._asdict().items()
+            if weight is not None and name not in frozen(arm)
+        }
+        self.first_rows = self.weights.W_dec.clone() if isinstance(arm.decoder, float) else None
+        """where rows that are held near their start started; drawn from the seed, so in no checkpoint"""
         self.optimizer = make_optimizer(recipe.optimizer, self.named)
         self.rows_since_fired = torch.zeros(d_sae, dtype=torch.long, device=device)
         self.firing_frequency = torch.zeros(d_sae, device=device)
@@ -97,47 +105,58 @@ class ArmTraining:
         if step == 0:
             self._start_sparse(centred)
         self._look_for_dead(step)
+        self.prefixes.draw()
         code = self._code(centred, step)
         mark("selection")
         sparsity = self._sparsity(step)
-        penalised = self.penalty_term.is_due(step)
+        due, pull = self.penalty_term.is_due(step), None
+        if due and self.penalty_term.pulls_activations:
+            pull = partial(self._pull_activations, code, step)
         result = batch_result(
-            centred, code, self.weights, sparsity, self.recipe.bandwidth, self._only_rows(penalised, step)
+            centred,
+            code,
+            self.weights,
+            sparsity,
+            self.recipe.bandwidth,
+            self.prefixes.weights,
+            pull,
+            self._only_rows(due),
         )
         mark("sparse forward and backward")
         self._revive(result, centred, step)
         mark("dead latents")
-        if penalised:
-            self._apply_penalty(code, result, step)
+        if due and pull is None:
+            self._apply_penalty(code, result.values, step)
             mark("penalty")
         self.team.average(*(part for part in result.gradient if part is not None))
         self._count(result, code, len(x), step)
         mark("exchange" if self.team.size > 1 else "sparse forward and backward")
-        if penalised:
-            of_rows = result.gradient.W_dec if self.penalty_term.on == "decoder" else result.gradient.encoder
-            self.penalty_term.add_to(of_rows, step)
-        self.optimizer.update(result.gradient, result.rows, step, self.recipe.learning_rate(step))
+        self._update(result, step, due)
         if sparsity is not None:
             self.control.observe(self.parts["l0"])
             self.parts["sparsity"] = sparsity
         mark("optimizer")
 
-    def _apply_penalty(self, code: SparseCode, result: BatchResult, step: int) -> None:
-        """Compute the penalty's gradient at the steps that do; `step` adds it."""
-        rows = self.weights.W_dec if self.penalty_term.on == "decoder" else self.weights.encoder
-        codes = self._codes(code, result) if self.penalty_term.reads_codes(step) else None
-        if self.penalty_term.refresh(step, rows, self.generators["penalty"], codes):
-            gradient, value = self.penalty_term.cached_gradient, self.penalty_term.value
-            assert gradient is not None and value is not None
-            self.team.average(gradient)  # each member computed it: rounding must not drive them apart
-            self.parts["penalty"] = value
+    def _apply_penalty(self, code: SparseCode, values: Tensor, step: int) -> None:
+        """Compute the penalty's gradient at the steps that do; `_update` adds it."""
+        term = self.penalty_term
+        rows = self.weights.W_dec if term.on == "decoder" else self.weights.encoder
+        codes = code.of_team(values, self.firing_frequency, self.team) if term.reads_codes(step) else None
+        if term.refresh(step, rows, self.generators["penalty"], codes, self.weights.encoder):
+            assert term.value is not None
+            self.team.average(*term.cached)  # each member computed it: rounding must not drive them apart
+            self.parts["penalty"] = term.value
 
-    def _codes(self, code: SparseCode, result: BatchResult) -> Codes:
-        """The whole batch's active latents."""
-        latent, values, per_row = (
-            torch.cat(self.team.gather(part)) for part in (code.latent, result.values, code.starts.diff())
-        )
-        return Codes(torch.nn.functional.pad(per_row.cumsum(0), (1, 0)), latent, values, self.firing_frequency)
+    def _pull_activations(self, code: SparseCode, step: int, values: Tensor) -> Tensor:
+        """What the penalty, computed now that the code's values are known, adds to the gradient for them."""
+        self.timer.mark("sparse forward and backward")
+        self._apply_penalty(code, values, step)
+        squares, members = code.sums(values.square()), self.team.size
+        self.team.total(squares)
+        factor = self.penalty_term.activation_factor(step, squares, code.batch * members)
+        factor *= members  # their gradients are averaged, as those of a mean over rows are
+        self.timer.mark("penalty")
+        return factor[code.latent] * values
 
     def _start_sparse(self, centred: Tensor) -> None:
         """The first thresholds and coefficient of relu and jumprelu, from the first batch."""
@@ -173,7 +192,7 @@ class ArmTraining:
             positions, smallest = largest_of_batch(centred, w.encoder, w.b_enc, count, matmul_dtype, self.team, mark)
             weight = threshold_weight(step, self.recipe.steps)
             self.threshold = torch.lerp(self.threshold, smallest.clamp_min(0), weight)
-        return SparseCode(positions, batch, len(w.b_enc), self.widths)
+        return SparseCode(positions, batch, len(w.b_enc), self.prefixes.widths)
 
     def _sparsity(self, step: int) -> Tensor | None:
         """Coefficient of L1 or L0 in the loss; it rises with the learning rate."""
@@ -191,7 +210,7 @@ class ArmTraining:
             if self.weights.log_threshold is not None:
                 lower_thresholds(self.weights.log_threshold, self.dead)
 
-    def _only_rows(self, penalised: bool, step: int) -> bool:
+    def _only_rows(self, penalised: bool) -> bool:
         """Whether this step's gradients are those of the latents that fire, which saves most where a batch is small.
 
         Penalties and AuxK have gradients for others too, members of a team have to exchange the same rows, and an
@@ -225,6 +244,16 @@ class ArmTraining:
             for name in ("encoder", "b_enc", "W_dec"):
                 whole = getattr(result.gradient, name)
                 whole.index_add_(0, self.dead, getattr(gradient, name), alpha=recipe.aux_coefficient)
+
+    @torch.no_grad()
+    def _update(self, result: BatchResult, step: int, penalised: bool) -> None:
+        """Add the penalty to the gradients and take an optimizer step, with rows that are held kept near their start."""
+        for whose, gradient in (("decoder", result.gradient.W_dec), ("encoder", result.gradient.encoder)):
+            if penalised and self.penalty_term.pulls(whose):
+                self.penalty_term.add_to(gradient, step, what=whose)
+        self.optimizer.update(result.gradient, result.rows, step, self.recipe.learning_rate(step))
+        if self.first_rows is not None and self.arm.decoder is not None:
+            keep_near(self.weights.W_dec, self.first_rows, float(self.arm.decoder))
 
     @torch.no_grad()
     def _count(self, result: BatchResult, code: SparseCode, batch: int, step: int) -> None:
@@ -296,6 +325,7 @@ class ArmTraining:
         tensors |= {f"draws.{name}": generator.get_state() for name, generator in self.generators.items()}
         tensors |= {f"control.{name}": value for name, value in self.control.state().items()}
         tensors |= {f"pressure.{name}": value for name, value in self.penalty_term.state().items()}
+        tensors |= {f"prefixes.{name}": value for name, value in self.prefixes.state().items()}
         return tensors | {f"parts.{name}": value.detach() for name, value in self.parts.items()}
 
     @torch.no_grad()
@@ -315,6 +345,7 @@ class ArmTraining:
             generator.set_state(parts["draws"][name].cpu())
         self.control.restore(parts["control"])
         self.penalty_term.restore(parts.get("pressure", {}))
+        self.prefixes.restore(parts.get("prefixes", {}))
         self.parts = {name: value.to(device, copy=True) for name, value in parts.get("parts", {}).items()}
 
     @torch.no_grad()
@@ -347,15 +378,3 @@ CHECKPOINT_ATTRIBUTES = {
     "threshold": "threshold",
 }
 """Name in a checkpoint -> attribute of an arm: tensors that change from step to step."""
-
-
-def first_weights(arch: str, seed: int, d_sae: int, start: Float[Tensor, " d_in"], device: str) -> Weights:
-    """Encoder and decoder rows are equal random directions of norm 1, biases 0 but for b_dec, which is ``start``."""
-    rows = random_start(seed, d_sae, len(start)).to(device)
-    return Weights(
-        encoder=rows.clone(),
-        b_enc=torch.zeros(d_sae, device=device),
-        W_dec=rows.clone(),
-        b_dec=start.float().to(device).clone(),
-        log_threshold=torch.zeros(d_sae, device=device) if arch == "jumprelu" else None,
-    )

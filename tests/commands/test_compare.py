@@ -14,10 +14,13 @@ import sae_lm
 from sae_lm.commands.cache import cache
 from sae_lm.commands.compare import compare
 from sae_lm.commands.train import train
+from sae_lm.comparison.concept_subsets import OF_CLEAR
+from sae_lm.comparison.controls import ORDERED
 from sae_lm.comparison.outcomes import METRICS, NOT_OUTCOMES
 from sae_lm.errors import SaeError, SaeLmError, SettingsError, StoreError
 from sae_lm.metrics.meta_sae import Composition
-from sae_lm.pages.schema import ArmEntry, ConceptEntry, DifferenceEntry, GenealogyEntry, PerConcept, Report
+from sae_lm.pages.difference_entries import DifferenceEntry
+from sae_lm.pages.schema import ArmEntry, ConceptEntry, GenealogyEntry, GradesEntry, PerConcept, Report
 from sae_lm.runtime.files import write_whole
 from sae_lm.sae.formats.saelens import save
 from sae_lm.settings import CompareSettings, TrainSettings
@@ -73,6 +76,8 @@ def test_the_report_holds_what_its_schema_says(report):
     for concept in values["per_concept"]:
         assert PerConcept.__required_keys__ <= concept.keys() <= PerConcept.__annotations__.keys()
     optional = {"composition_rate", "composition_null", "recovered_on_holes", "split_ratio", "stitched_novel"}
+    optional |= {"absorber_flips", "other_flips", "absorber_kl", "other_kl"}  # of absorbed tokens, which may be none
+    optional |= {*OF_CLEAR.values(), "probe_rank"}  # too few concepts here, and weak probes
     for arm in values["arms"].values():
         assert list(arm["values"]) == list(METRICS)
         for key, per_seed in arm["values"].items():
@@ -85,7 +90,7 @@ def test_the_report_holds_what_its_schema_says(report):
     assert set(claims.values()) == {("no claim", "< 3 seeds")}
     unasked = {d["reason"] for d in values["differences"] if d["metric"] == "composition_rate"}
     assert unasked == {"no values"}
-    for key in ("hole_rate", "absorption_fraction", "fvu", "l0", "ce_spliced"):
+    for key in ("equal_hole_rate", "hole_rate", "absorption_fraction", "fvu", "l0", "ce_spliced"):
         assert values["noise"][key]["evaluation"] is not None and values["noise"][key]["training"] is not None, key
     shares = values["nearest_cos"]
     assert set(shares["arms"]) == set(arms) and len(shares["null"]) == len(shares["edges"]) - 1
@@ -98,6 +103,22 @@ def test_the_report_holds_what_its_schema_says(report):
     assert all(("sweep" in c) == (c["seed"] == 0) for c in values["per_concept"])
     assert values["cross_entropy"]["clean"] > 0 and values["controls"]["random"]["fvu"] > 0.3
     assert values["controls"]["random"]["l0"] == round(values["arms"]["none@k=6"]["values"]["l0"][0])
+
+
+def test_the_report_grades_outcomes_by_saes_whose_place_is_known(report, runs, tmp_path):
+    grades = report[0]["grades"]
+    assert grades["baseline"] == "none@k=6, seed 0" and grades.keys() == GradesEntry.__annotations__.keys()
+    kinds = [sae["kind"] for sae in grades["saes"]]
+    assert kinds == ["probes", "oracle", "told oracle", "baseline", *["permuted"] * 4, *["dropped"] * 4]
+    by_kind = {sae["kind"]: sae["values"] for sae in grades["saes"]}
+    first = {key: of[0] for key, of in report[0]["arms"]["none@k=6"]["values"].items()}
+    assert all(by_kind["baseline"][key] == first[key] for key in ("hole_rate", "absorption_fraction", "splits"))
+    assert by_kind["told oracle"]["hole_rate"] == by_kind["told oracle"]["absorption_fraction"] == 0
+    assert [order["metric"] for order in grades["orders"]] == list(ORDERED) and grades["remarks"]
+    used = [concept for concept in report[0]["concepts"] if concept["skipped"] is None]
+    assert used and all(concept["embedding_f1"] is not None for concept in used)
+    plain = compare(comparing(runs, tmp_path, controls=False))
+    assert plain["grades"] is None and {concept["embedding_f1"] for concept in plain["concepts"]} == {None}
 
 
 def test_every_value_of_the_report_is_a_line_of_the_csv(report):
@@ -329,6 +350,8 @@ def test_a_damaged_narrower_sae_is_named_before_the_long_part_of_the_work(runs, 
 def test_every_metric_is_measured_where_all_is_asked_for(runs, narrow, tiny_model, tmp_path, monkeypatch):
     # a meta-SAE takes ten seconds to train
     monkeypatch.setattr("sae_lm.comparison.measure.composition", lambda W_dec, alive, seed: Composition(0.5, 0.4))
+    monkeypatch.setattr("sae_lm.comparison.concept_subsets.CLEAR", 0.5)
+    monkeypatch.setattr("sae_lm.comparison.concept_subsets.FEWEST_RANKED", 2)
     asked = {"narrower": narrow, "composition": True, "contextual": True, "model": str(tiny_model), "ce_contexts": 4}
     values = compare(comparing(runs, tmp_path / "out", **asked))
     of_narrow = values["arms"]["none@k=4"]["values"], values["arms"]["max_cos:0.5@k=4"]["values"]

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 import sae_lm
 from sae_lm.commands.train import train
 from sae_lm.errors import SaeError, SettingsError, Stopped
+from sae_lm.penalties.arms import parse_arms
 from sae_lm.runtime.files import sha256
 from sae_lm.settings import TrainSettings
 
@@ -71,6 +72,23 @@ def test_training_stopped_at_any_step_ends_with_the_same_bits(train_settings, mo
             stop_at(step, patch)
             train(settings)
         assert not list(settings.out.glob("*-seed0"))
+    assert contents(train(settings)) == whole
+
+
+HELD = (
+    "c2r@arch=jumprelu,silent@fvu=0.01,align:0.1@arch=matryoshka,none@decoder=0.95,none@decoder=frozen@arch=batchtopk,"
+    "c2r@anchored@encoder=frozen@arch=relu"
+)
+"""Penalties through activations and encoder, and rows that are held: what they keep between steps."""
+
+
+def test_controls_and_penalties_on_more_than_the_decoder_end_with_the_same_bits(train_settings, monkeypatch):
+    whole = contents(train(train_settings("whole", arms=HELD, tokens="3k")))
+    settings = train_settings(arms=HELD, tokens="3k")
+    for step in (1, 17):
+        with monkeypatch.context() as patch, pytest.raises(Stopped):
+            stop_at(step, patch)
+            train(settings)
     assert contents(train(settings)) == whole
 
 
@@ -176,16 +194,19 @@ def test_ranks_share_out_arms_and_seeds(train_settings):
 TOGETHER = f"{ARMS},coactive:0.3@anchored@exact,freq_cos:0.1@exact,max_cos@coherence=0.3"
 
 
-def test_two_ranks_train_one_sae_to_what_a_single_process_gives(train_settings):
+@pytest.mark.parametrize(
+    ("arms", "resample_every", "count"), [(TOGETHER, 9, 9), (HELD, 0, 6)], ids=["resampling", "held"]
+)
+def test_two_ranks_train_one_sae_to_what_a_single_process_gives(train_settings, arms, resample_every, count):
     """To rounding: in float32, over AuxK, resampling, every architecture and penalties that read the whole batch's codes."""
-    both = {"arms": TOGETHER, "tokens": "3k", "matmul": "float32", "dead_after": 300, "resample_every": 9}
+    both = {"arms": arms, "tokens": "3k", "matmul": "float32", "dead_after": 300, "resample_every": resample_every}
     alone = train(train_settings("alone", **both))
     settings = train_settings("two", ranks_per_sae=2, **both)
     run = started(settings, 2)
     said, _ = run.communicate(timeout=240)
     assert run.returncode == 0, said[-3000:]
     names = sorted(path.name for path in alone.glob("*-seed0"))
-    assert len(names) == 9
+    assert len(names) == count
     for name in names:
         mine, its = (load_file(runs / name / "sae_weights.safetensors") for runs in (settings.out, alone))
         for key in its:
@@ -195,6 +216,38 @@ def test_two_ranks_train_one_sae_to_what_a_single_process_gives(train_settings):
         logs = [untimed((runs / f"{name}.metrics.jsonl").read_bytes())[-1] for runs in (settings.out, alone)]
         for key in ("loss", "fvu", "l0", "dead"):
             assert logs[0][key] == pytest.approx(logs[1][key], rel=2e-3), (name, key)
+
+
+NESTED = (
+    "none@arch=matryoshka@fvu=0.02,none@arch=matryoshka@balance=0.5@prefixes=2,"
+    "coactive:0.3@anchored@exact@arch=matryoshka@widths=8+64@fvu=0.02"
+)
+"""A balance that is steered beside batchtopk, drawn prefixes, a penalty's coefficient beside its own nesting."""
+
+
+def test_nested_arms_stopped_at_any_step_end_with_the_same_bits(train_settings, monkeypatch):
+    whole = contents(train(train_settings("whole", arms=NESTED, tokens="3k")))
+    settings = train_settings("stopped", arms=NESTED, tokens="3k")
+    stop_at(13, monkeypatch)
+    with pytest.raises(Stopped):
+        train(settings)
+    assert contents(train(settings)) == whole
+    names = {path.name for path in settings.out.glob("*-seed0")}
+    assert names == {f"{arm.name.replace(':', '_')}-seed0" for arm in parse_arms(NESTED.split(","))}
+
+
+def test_two_ranks_draw_the_same_prefixes_and_steer_to_the_same_balance(train_settings):
+    both = {"arms": NESTED, "tokens": "3k", "matmul": "float32"}
+    alone, settings = train(train_settings("alone", **both)), train_settings("two", ranks_per_sae=2, **both)
+    run = started(settings, 2)
+    said, _ = run.communicate(timeout=240)
+    assert run.returncode == 0, said[-3000:]
+    logs = sorted(path.name for path in alone.glob("*.jsonl"))
+    assert len(logs) == 3
+    for name in logs:
+        mine, its = (untimed((runs / name).read_bytes())[-1] for runs in (settings.out, alone))
+        for key in {"loss", "fvu", "l0", "balance", "coefficient"} & its.keys():
+            assert mine[key] == pytest.approx(its[key], rel=5e-3), (name, key)
 
 
 def test_a_team_that_is_told_to_stop_keeps_a_checkpoint_and_goes_on(train_settings):

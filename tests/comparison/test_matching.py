@@ -75,6 +75,18 @@ def test_a_penalty_on_another_architecture_is_compared_with_that_architecture_wh
     assert ladder("none@k=16", ["none@k=8", "none@k=16"], "none@k=8") == ["none@k=8"]
 
 
+def test_a_control_is_compared_with_the_same_sae_that_nothing_holds_and_a_penalty_with_the_same_that_is_held():
+    every = [*map(parse_arm, ("none", "none@arch=relu", "none@decoder=0.8"))]
+
+    def ladder(arm, arms=every):
+        return [rung.name for rung in ladder_of(parse_arm(arm), arms, parse_arm("none"))]
+
+    assert ladder("none@decoder=0.8") == ladder("none@encoder=frozen") == ["none"]
+    assert ladder("none@decoder=0.8@arch=relu") == ["none@arch=relu"]
+    assert ladder("max_cos@decoder=0.8") == ["none@decoder=0.8"]
+    assert ladder("max_cos@decoder=0.8", every[:2]) == ["none"]
+
+
 def test_every_arm_has_a_rung_of_the_baseline_beside_what_its_differences_are_taken_from():
     l0 = {"none@k=8": [8.0], "none@k=16": [16.0], "none@arch=relu@k=15": [16.3], "abs_cos:1@arch=relu@k=15": [16.2]}
     matching = matching_of(l0)

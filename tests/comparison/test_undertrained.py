@@ -42,7 +42,7 @@ def figures_of(**start_cos):
     return arms_of(
         l0={arm: [16.0] * 6 for arm in ARMS},
         fvu={arm: BASE if arm == "none" else shifted(0.004) for arm in ARMS},
-        hole_rate=lower,
+        equal_hole_rate=lower,
         absorption_fraction=lower,
         start_cos={arm: [cosine] * 6 for arm, cosine in cosines.items()},
         seed_stability={arm: [0.018] * 6 for arm in ARMS},
@@ -75,10 +75,13 @@ def test_the_answer_begins_with_what_is_not_trained_and_claims_no_absorption():
     differences = compare_arms(values, "none")
     told = answer(differences, "none", 6, concepts=4)
     assert "less absorption" not in told
-    assert "among undertrained SAEs hole rate and fraction both lower with abs_cos:1" in told
+    assert "among undertrained SAEs hole rate at equal false alarms and fraction both lower with abs_cos:1" in told
     said = findings(differences, values, 6)[0]
-    assert "no claim on absorption: hole rate and fraction both lower, but among undertrained SAEs" in said
-    holes = entry(differences, "abs_cos:1", "hole_rate")
+    assert (
+        "no claim on absorption: hole rate at equal false alarms and fraction both lower, but among undertrained SAEs"
+        in said
+    )
+    holes = entry(differences, "abs_cos:1", "equal_hole_rate")
     assert holes["verdict"] == "lower" and holes["undertrained"], "statistics stay, beside a mark"
 
 

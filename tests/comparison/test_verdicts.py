@@ -6,6 +6,7 @@ from sae_lm.comparison import verdicts
 from sae_lm.comparison.findings import answer, findings
 from sae_lm.comparison.matching import match_arms
 from sae_lm.comparison.outcomes import METRICS
+from sae_lm.metrics.equivalence import equivalence_p
 from sae_lm.penalties.arms import parse_arm
 
 pytestmark = pytest.mark.transformer_lens_3
@@ -20,9 +21,9 @@ def arms_of(**metrics):
     return {parse_arm(arm): {key: metrics.get(key, {}).get(arm, [NAN] * seeds) for key in METRICS} for arm in names}
 
 
-def compare_arms(values, baseline):
+def compare_arms(values, baseline, margin=None):
     l0 = {arm: metrics["l0"] for arm, metrics in values.items()}
-    return verdicts.compare_arms(values, match_arms([*values], parse_arm(baseline), l0))
+    return verdicts.compare_arms(values, match_arms([*values], parse_arm(baseline), l0), margin)
 
 
 def claim(difference):
@@ -49,12 +50,12 @@ def test_a_clear_difference_is_lower_or_higher_and_an_unclear_one_says_how_many_
     unclear = [0.06, -0.05, 0.04, -0.01, 0.03, -0.02]
     values = arms_of(
         l0=EQUAL_L0,
-        hole_rate={"none": BASE, "abs_cos:1": shifted(-0.1), "max_cos:1": shifted(0.1)},
+        equal_hole_rate={"none": BASE, "abs_cos:1": shifted(-0.1), "max_cos:1": shifted(0.1)},
         fvu={"none": BASE, "abs_cos:1": shifted(0.0, unclear), "max_cos:1": BASE},
     )
     found = compare_arms(values, "none")
-    assert claim(entry(found, "abs_cos:1", "hole_rate")) == ("lower", None)
-    assert claim(entry(found, "max_cos:1", "hole_rate")) == ("higher", None)
+    assert claim(entry(found, "abs_cos:1", "equal_hole_rate")) == ("lower", None)
+    assert claim(entry(found, "max_cos:1", "equal_hole_rate")) == ("higher", None)
     fvu = entry(found, "abs_cos:1", "fvu")
     assert claim(fvu) == ("not distinguishable", f"needs about {fvu['seeds_needed']} seeds")
     assert fvu["seeds_needed"] > 6
@@ -68,11 +69,11 @@ def test_primary_outcomes_are_corrected_over_outcomes_and_arms_together_and_othe
     values = arms_of(
         l0=EQUAL_L0,
         fvu=alike | {"abs_cos:1": weak},
-        hole_rate=alike | {"abs_cos:1": weak, "max_cos:1": shifted(0.0)},
+        equal_hole_rate=alike | {"abs_cos:1": weak, "max_cos:1": shifted(0.0)},
         splits=alike | {"abs_cos:1": shifted(0.0), "max_cos:1": shifted(0.0)},
     )
     found = compare_arms(values, "none")
-    primary, other = entry(found, "abs_cos:1", "hole_rate"), entry(found, "abs_cos:1", "fvu")
+    primary, other = entry(found, "abs_cos:1", "equal_hole_rate"), entry(found, "abs_cos:1", "fvu")
     assert other["p"] == primary["p"] < 0.05 and other["p_holm"] is None and other["verdict"] == "lower"
     assert primary["p_holm"] == pytest.approx(4 * primary["p"])  # two arms, two outcomes with values
     assert primary["verdict"] == "not distinguishable"
@@ -80,11 +81,11 @@ def test_primary_outcomes_are_corrected_over_outcomes_and_arms_together_and_othe
 
 
 @pytest.mark.parametrize(("fraction", "says"), [(shifted(-0.1), "less absorption"), (BASE, "no claim on absorption")])
-def test_less_absorption_needs_hole_rate_and_fraction_to_fall(fraction, says):
+def test_less_absorption_needs_hole_rate_at_equal_false_alarms_and_fraction_to_fall(fraction, says):
     values = arms_of(
         l0={"none": [16.0] * 6, "abs_cos:1": [16.0] * 6},
         fvu={"none": BASE, "abs_cos:1": shifted(0.004)},
-        hole_rate={"none": BASE, "abs_cos:1": shifted(-0.1)},
+        equal_hole_rate={"none": BASE, "abs_cos:1": shifted(-0.1)},
         absorption_fraction={"none": BASE, "abs_cos:1": fraction},
     )
     differences = compare_arms(values, "none")
@@ -94,12 +95,29 @@ def test_less_absorption_needs_hole_rate_and_fraction_to_fall(fraction, says):
     assert ("no evidence that there is none" in told) == (says != "less absorption")
 
 
+def test_a_plain_hole_rate_that_is_lower_alone_claims_nothing_and_the_finding_says_why():
+    lower, alike = {"none": BASE, "abs_cos:1": shifted(-0.1)}, {"none": BASE, "abs_cos:1": shifted(0.0)}
+    values = arms_of(
+        l0={arm: [16.0] * 6 for arm in lower},
+        fvu=alike,
+        hole_rate=lower,
+        absorption_fraction=lower,
+        equal_hole_rate=alike,
+    )
+    differences = compare_arms(values, "none")
+    assert claim(entry(differences, "abs_cos:1", "hole_rate")) == ("lower", None)
+    said = findings(differences, values, 6)[0]
+    assert "no claim on absorption: hole rate at equal false alarms not distinguishable" in said
+    assert "main latents that fire more often give for nothing" in said
+    assert "no evidence that there is none" in answer(differences, "none", 6, concepts=4)
+
+
 def test_of_many_arms_with_a_finding_the_answer_counts_all_and_names_the_cheapest():
     costs = {f"abs_cos:{coefficient}": cost for coefficient, cost in zip(range(1, 7), (6, 1, 5, 2, 4, 3), strict=True)}
     values = arms_of(
         l0=dict.fromkeys(["none", *costs], [16.0] * 6),
         fvu={"none": BASE} | {arm: shifted(cost / 1000) for arm, cost in costs.items()},
-        hole_rate={"none": BASE} | {arm: shifted(-0.1) for arm in costs},
+        equal_hole_rate={"none": BASE} | {arm: shifted(-0.1) for arm in costs},
         absorption_fraction={"none": BASE} | {arm: shifted(-0.1) for arm in costs},
     )
     told = answer(compare_arms(values, "none"), "none", 6, concepts=4)
@@ -110,10 +128,10 @@ def test_of_many_arms_with_a_finding_the_answer_counts_all_and_names_the_cheapes
 
 def test_few_seeds_no_concepts_or_no_other_arms_give_an_answer_without_a_claim():
     two = {"none": [0.5, 0.6], "abs_cos:1": [0.1, 0.2]}
-    values = arms_of(l0={arm: [16.0, 16.0] for arm in two}, hole_rate=two, absorption_fraction=two, fvu=two)
+    values = arms_of(l0={arm: [16.0, 16.0] for arm in two}, equal_hole_rate=two, absorption_fraction=two, fvu=two)
     found = compare_arms(values, "none")
     assert found and all(d["verdict"] == "no claim" for d in found)
-    assert claim(entry(found, "abs_cos:1", "hole_rate")) == ("no claim", "< 3 seeds")
+    assert claim(entry(found, "abs_cos:1", "equal_hole_rate")) == ("no claim", "< 3 seeds")
     assert answer(found, "none", 2, 4) == (
         "No claim: 2 seeds per arm, where at least 3 are needed to tell a difference from chance."
     )
@@ -123,7 +141,7 @@ def test_few_seeds_no_concepts_or_no_other_arms_give_an_answer_without_a_claim()
 
 
 def test_claims_that_the_sign_flip_test_could_never_make_say_what_they_rest_on():
-    values = arms_of(l0=EQUAL_L0, hole_rate={"none": BASE, "abs_cos:1": shifted(-0.1), "max_cos:1": BASE})
+    values = arms_of(l0=EQUAL_L0, equal_hole_rate={"none": BASE, "abs_cos:1": shifted(-0.1), "max_cos:1": BASE})
     assert any("cannot go below p = 0.0312" in said for said in findings(compare_arms(values, "none"), values, 6))
 
 
@@ -171,10 +189,60 @@ def test_values_of_pairs_of_seeds_that_overlap_are_told_and_not_tested():
     assert claim(found) == ("no claim", "pairs of seeds overlap")
 
 
-def test_only_splitting_hole_rate_and_absorption_fraction_are_corrected():
+def test_only_splitting_hole_rate_at_equal_false_alarms_and_absorption_fraction_are_corrected():
     """Each is clearly lower, as every other metric is: what the question is about pays for being asked three times."""
     lower = {"none": BASE, "abs_cos:1": shifted(-0.02)}
     values = arms_of(**{key: lower for key in METRICS if key != "l0"}, l0={arm: [16.0] * 6 for arm in lower})
     found = compare_arms(values, "none")
     corrected = {d["metric"]: d["p_holm"] / d["p"] for d in found if d["p_holm"] is not None}
-    assert corrected == pytest.approx(dict.fromkeys(("splits", "hole_rate", "absorption_fraction"), 3.0))
+    assert corrected == pytest.approx(dict.fromkeys(("splits", "equal_hole_rate", "absorption_fraction"), 3.0))
+
+
+# --- equivalence
+
+
+def alike(**changes):
+    """hole rate at equal false alarms and fraction of one arm, by how much each is shifted; the rest is equal to the baseline's."""
+    both = {key: {"none": BASE, "abs_cos:1": shifted(by)} for key, by in changes.items()}
+    return arms_of(l0={arm: [16.0] * 6 for arm in ("none", "abs_cos:1")}, **both)
+
+
+def test_what_is_shown_to_be_within_the_margin_is_equivalent_and_without_a_margin_nothing_is():
+    values = alike(equal_hole_rate=0.0, absorption_fraction=0.0, splits=0.0)
+    found = compare_arms(values, "none", margin=0.02)
+    assert claim(entry(found, "abs_cos:1", "equal_hole_rate")) == ("equivalent", "within ±0.02")
+    assert entry(found, "abs_cos:1", "splits")["p_equivalence"] is None, "a number of latents has no such margin"
+    assert entry(found, "abs_cos:1", "splits")["verdict"] == "not distinguishable"
+    assert entry(found, "abs_cos:1", "fvu")["p_equivalence"] is None, "a price is no primary outcome"
+    said = findings(found, values, 6)[0]
+    assert "absorption as before (hole rate at equal false alarms and fraction equivalent, within ±0.02)" in said
+    assert answer(found, "none", 6, 4).endswith(
+        "which is no evidence that there is none; but with abs_cos:1 hole rate at equal false alarms and fraction are shown to be the same "
+        "within ±0.02."
+    )
+    assert all(d["verdict"] != "equivalent" for d in compare_arms(values, "none"))
+    assert answer(compare_arms(values, "none"), "none", 6, 4).endswith("which is no evidence that there is none.")
+
+
+def test_a_difference_wider_than_the_margin_or_as_unsure_is_not_equivalent():
+    unsure = [0.06, -0.05, 0.04, -0.01, 0.03, -0.02]
+    values = arms_of(l0={arm: [16.0] * 6 for arm in ("none", "abs_cos:1")},
+                     equal_hole_rate={"none": BASE, "abs_cos:1": shifted(0.0, unsure)},
+                     absorption_fraction={"none": BASE, "abs_cos:1": shifted(-0.1)})  # fmt: skip
+    found = compare_arms(values, "none", margin=0.02)
+    assert entry(found, "abs_cos:1", "equal_hole_rate")["verdict"] == "not distinguishable"
+    assert claim(entry(found, "abs_cos:1", "absorption_fraction")) == ("lower", None)
+
+
+def test_a_claim_stays_a_claim_and_says_where_it_is_smaller_than_the_margin():
+    values = alike(equal_hole_rate=-0.01, absorption_fraction=-0.01)
+    found = compare_arms(values, "none", margin=0.02)
+    assert claim(entry(found, "abs_cos:1", "equal_hole_rate")) == ("lower", "within ±0.02")
+    assert "both lower, hole rate within ±0.02)" in findings(found, values, 6)[0]
+
+
+def test_equivalence_is_corrected_over_all_shares_that_are_tested():
+    values = alike(equal_hole_rate=0.0, absorption_fraction=-0.1)
+    found = compare_arms(values, "none", margin=0.02)
+    hole = entry(found, "abs_cos:1", "equal_hole_rate")
+    assert hole["p_equivalence"] == pytest.approx(2 * equivalence_p(hole["per_seed"], 0.02))

@@ -7,7 +7,8 @@ from sae_lm.concepts.context_labels import CONTEXTUAL, contextual_labels
 
 PIECES = ["a", " a", "the", " the", "The", ".", ". ", "x.", ".com", "os", " os", "_", "_b", "a_", "1", "12", " 3", '"', ' "', '."',
           "(", " (", ")", ")(", "]", "())", "\n", "\n\n", "\n  ", "\n \n\n", "  ", " ", "    ", "   if", ":\n", '"\n\n(', "\nx", "!",
-          "\u201c", "\u201d", "\r\n", ",", "os.pa", "a.b c", "s"]  # fmt: skip
+          "\u201c", "\u201d", "\r\n", ",", "os.pa", "a.b c", "s",
+          " of", " to", " and", " she", "I", " not", "'t", "What", " was", " Anna", "Anna", '"Is', " walked", "?"]  # fmt: skip
 
 
 def test_contextual_labels_equal_their_definition_on_text_made_to_be_awkward():
@@ -57,3 +58,21 @@ def test_contextual_labels_of_a_text_one_can_read():
     assert told["on an indented line"] == [" os", ".", "path", " (", "a", ")", "."]
     assert told["part of a dotted name"] == ["path"]
     assert told["after an article"] == [" os"]
+
+
+def test_labels_of_words_before_of_a_text_one_can_read():
+    tokens = ["It", " was", ".", " Did", " you", " not", " see", " Anna", " go", " to", " Rome", ",", " I", " said"]
+    tokens += ["?", " Of", "ten", " the", " end", " of", " 12", " days", " came"]
+    kinds = sorted(set(tokens))
+    labels = contextual_labels(np.array([kinds.index(token) for token in tokens]), np.arange(23) == 0, kinds)
+    told = {name: [t for t, has in zip(tokens, label, strict=True) if has] for name, label in labels.items()}
+    assert told["in a question"] == tokens[4:15]
+    assert told["shortly after a negation"] == [" see", " Anna", " go", " to"]
+    assert told["after a preposition"] == []  # "Of" goes on as "Often", and 12 is no word
+    assert told["after to"] == [" Rome"] and told["after a comma"] == [" I"] and told["after a number"] == [" days"]
+    assert told["after a pronoun"] == [" was", " not", " said"]
+    assert told["after a name"] == [" go"]  # after "Rome" comes no word
+    assert told["in a sentence with a comma"] == [" I", " said", "?"]
+    assert told["in a sentence in the past tense"] == [".", *tokens[4:15]]
+    assert told["near I or me"] == tokens[13:]
+    assert told["far into a sentence"] == told["near she or her"] == []

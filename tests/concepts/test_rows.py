@@ -6,10 +6,12 @@ import torch
 
 import sae_lm
 from sae_lm.concepts import rows as concepts
+from sae_lm.concepts import text_units
 from sae_lm.concepts.rows import (
     NEGATIVES,
     contextual_rows,
     document_subsets,
+    inflected_rows,
     sample_matched,
     sample_rows,
     vocabulary_rows,
@@ -93,7 +95,9 @@ def test_documents_are_whole_and_in_about_the_shares_they_should_be():
     assert document_subsets(torch.zeros(5, dtype=torch.int32), 0).tolist() == [1] * 5
 
 
-def test_contextual_rows_share_no_type_and_no_document_between_the_parts(tiny_store):
+def test_contextual_rows_share_no_type_and_no_document_between_the_parts(tiny_store, monkeypatch):
+    monkeypatch.setattr(text_units, "FEWEST_DOCUMENTS", 2)
+    monkeypatch.setattr(text_units, "FEWEST_EFFECTIVE", 2)
     store = sae_lm.open_store(tiny_store)
     sets = contextual_rows(store, HOOK, 100, 4, 0)
     tokens = store.tokens()
@@ -108,6 +112,41 @@ def test_contextual_rows_share_no_type_and_no_document_between_the_parts(tiny_st
             sides = [set(column[rows.subset == subset].tolist()) for subset in range(3)]
             assert not (sides[0] & sides[1] or sides[0] & sides[2] or sides[1] & sides[2])
         assert int((~rows.labels).sum()) == NEGATIVES * int(rows.labels.sum())
+
+
+def test_where_documents_are_few_contextual_rows_share_no_context_and_no_border_between_the_parts(tiny_store):
+    store = sae_lm.open_store(tiny_store)
+    tokens = store.tokens()
+    assert len(tokens["document"].unique()) < text_units.FEWEST_DOCUMENTS
+    sets = contextual_rows(store, HOOK, 0, 4, 0)
+    side = dict[int, int]()
+    for rows in sets:
+        assert rows.row is not None
+        for context, subset in zip(tokens["context"][rows.row].tolist(), rows.subset.tolist(), strict=True):
+            assert side.setdefault(context, subset) == subset
+    assert len(set(side.values())) > 1
+    for context, subset in side.items():
+        assert side.get(context + 1, subset) == subset, "neighbours are on two sides with no context between them"
+
+
+def test_inflected_rows_are_listed_words_split_by_lemma_and_named_by_it(tiny_store):
+    store = sae_lm.open_store(tiny_store)
+    sampled = sample_rows(store, HOOK, 0, 3, 0)
+    texts = {2: " dogs", 3: " Dog", 4: " dog", 5: "Dogs", 6: " this", 7: " works", 8: "ings", 9: " went", 10: " go"}
+    vocabulary = [texts.get(token, text) for token, text in enumerate(store.vocabulary)]
+    token_id = torch.tensor([2, 3, 4, 5, 6, 7, 8, 9, 10, 2])
+    rows = sampled._replace(x=sampled.x[:10], token_id=token_id, row=torch.arange(10), child={10: "mine"})
+    inflected = inflected_rows(rows, vocabulary, seed=0)
+    assert [vocabulary[token] for token in inflected.token_id] == [
+        *(" dogs", " Dog", " dog", "Dogs", " this", " went", " go", " dogs")
+    ]
+    assert inflected.row is not None and inflected.row.tolist() == [0, 1, 2, 3, 4, 7, 8, 9]
+    assert torch.equal(inflected.x, rows.x[inflected.row])
+    told = {name: inflected.labels[:, c].tolist() for c, name in enumerate(inflected.names)}
+    assert told["plural noun"] == [True, False, False, True, False, False, False, True]
+    assert told["past tense"] == [False] * 5 + [True, False, False]
+    assert len(inflected.subset[[0, 1, 2, 3, 7]].unique()) == len(inflected.subset[[5, 6]].unique()) == 1
+    assert inflected.child == {2: "dog", 3: "dog", 4: "dog", 5: "dog", 6: "this", 9: "go", 10: "mine"}
 
 
 def test_contextual_rows_are_labelled_by_the_text_of_their_own_document_and_context(tiny_store):

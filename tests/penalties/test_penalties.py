@@ -6,20 +6,26 @@ from reference import (
     anchored_coactivation,
     anchored_ortsae,
     coactivation_sq_cos,
+    cross_sample,
     independent_sq_cos,
     mean_abs_cos,
     mean_abs_cos_over,
     mean_sq_cos,
+    misalignment,
     ortsae,
     ortsae_over,
+    silent_generals,
 )
 
 from sae_lm.errors import SettingsError
 from sae_lm.penalties import pairwise as cosines
+from sae_lm.penalties.align import align
 from sae_lm.penalties.arms import PENALTIES, Arm, parse_arm, parse_arms
+from sae_lm.penalties.c2r import c2r
 from sae_lm.penalties.coactive import coactive
 from sae_lm.penalties.max_cos import max_cos
 from sae_lm.penalties.pairwise import abs_cos, freq_cos, sq_cos
+from sae_lm.penalties.silent import silent
 from sae_lm.sae import nearest as neighbours
 from sae_lm.sae.nearest import NearestRows, coherence, nearest_in_chunks, nearest_row
 from sae_lm.sae.sparse import Codes
@@ -49,6 +55,9 @@ def some_codes(m=M, batch=9, most=7, seed=0):
 
 
 CODES, FIRES = some_codes()
+ACTIVATIONS = FIRES.double()
+ACTIVATIONS[FIRES > 0] = CODES.value[CODES.value > 0].double()
+OTHERS = some_rows(seed=5).detach()
 TWINS = {
     "abs_cos": (abs_cos, mean_abs_cos),
     "abs_cos with a margin": (
@@ -77,6 +86,26 @@ TWINS = {
         lambda rows: freq_cos(rows, None, CODES),
         lambda rows: independent_sq_cos(rows, CODES.firing_frequency.double()),
     ),
+    "c2r": (
+        lambda rows: c2r(rows, None, CODES._replace(value=CODES.value.double())),
+        lambda rows: cross_sample(rows, ACTIVATIONS),
+    ),
+    "c2r anchored": (
+        lambda rows: c2r(rows, None, CODES._replace(value=CODES.value.double()), anchored=True),
+        lambda rows: cross_sample(rows, ACTIVATIONS, CODES.firing_frequency),
+    ),
+    "silent": (
+        lambda rows: silent(rows, None, CODES),
+        lambda rows: silent_generals(rows, CODES.firing_frequency, FIRES),
+    ),
+    "align": (
+        lambda rows: align(rows, encoder=OTHERS),
+        lambda rows: misalignment(OTHERS, rows),
+    ),
+    "align, of the encoder": (
+        lambda rows: align(OTHERS, encoder=rows),
+        lambda rows: misalignment(rows, OTHERS),
+    ),
 }
 
 
@@ -93,7 +122,8 @@ def test_value_and_gradient_equal_dense_autograd_across_tile_edges(fast, plain, 
 
 
 def call(penalty, rows, generator=None):
-    return PENALTIES[penalty](rows, generator, some_codes(len(rows))[0])
+    others = {"encoder": some_rows(*rows.shape, seed=5, dtype=rows.dtype).detach()} if penalty == "align" else {}
+    return PENALTIES[penalty](rows, generator, some_codes(len(rows))[0], **others)
 
 
 @pytest.mark.parametrize("penalty", PENALTIES)
@@ -209,6 +239,7 @@ def test_draws_come_from_the_given_generator_alone():
         lambda generator: abs_cos(rows, generator, sample=5),
         lambda generator: coactive(rows, generator, CODES, sample=80),
         lambda generator: max_cos(rows, generator, chunk=8),
+        lambda generator: c2r(rows, generator, CODES, chunk=8),
         lambda generator: coherence(rows, generator, 5),
     ):
         first = draw(torch.Generator().manual_seed(5))
@@ -329,6 +360,13 @@ def test_a_ladder_is_read_as_its_arms_and_several_as_every_combination():
         "abs_cos:3@on=decoder",
         "abs_cos:3@on=encoder",
     ]
+    names = [arm.name for arm in parse_arms(["none@arch=matryoshka@balance=0.25/1", "none@widths=8+64/16+64"])]
+    assert names == [
+        "none@arch=matryoshka@balance=0.25",
+        "none@arch=matryoshka",
+        "none@widths=8+64",
+        "none@widths=16+64",
+    ]
 
 
 def test_an_arms_name_reads_back_as_the_arm_and_equal_arms_have_equal_names():
@@ -337,16 +375,38 @@ def test_an_arms_name_reads_back_as_the_arm_and_equal_arms_have_equal_names():
         "abs_cos:0.123456789@margin=0.1@start=.25@warm_up=0.5@every=2@exact@on=encoder",
         "max_cos:1e-9@chunk=4096@coherence=0.2",
         "freq_cos@fvu=1e-3",
+        "coactive:0.3@anchored@arch=matryoshka@balance=0.25@widths=64+256+2048@k=16",
+        "none@fvu=0.005@arch=matryoshka@prefixes=2",
+        "c2r:3@anchored@decoder=.8",
+        "silent@arch=relu@encoder=frozen",
+        "align:0.1@fvu=0.01",
+        "none@decoder=frozen",
     ):
         arm = parse_arm(text)
         assert parse_arm(arm.name) == arm
         assert not set(arm.name) & set("/\\ ,|*?\"<>'$&;()#~")  # safe as a folder's name and unquoted in a shell
     assert parse_arm("abs_cos@every=2@margin=0.1").name == parse_arm("abs_cos:1.0@margin=.1@every=2").name
     assert parse_arm("abs_cos@margin=0").name == "abs_cos:1"
+    assert parse_arm("none@balance=1.0@arch=matryoshka").name == "none@arch=matryoshka"
 
 
 def test_an_arms_baseline_is_the_same_sae_without_a_penalty():
     assert parse_arm("max_cos@fvu=0.005@k=16@arch=batchtopk").baseline.name == "none@arch=batchtopk@k=16"
+    nested = parse_arm("coactive@fvu=0.005@arch=matryoshka@balance=0.25@prefixes=3")
+    assert nested.baseline.name == "none@arch=matryoshka@balance=0.25@prefixes=3"
+
+
+def test_the_baseline_of_a_steered_balance_is_batchtopk_of_the_same_k():
+    assert parse_arm("none@arch=matryoshka@fvu=0.005@k=16").baseline.name == "none@arch=batchtopk@k=16"
+    assert parse_arm("none@fvu=0.005").baseline.name == "none@arch=batchtopk"
+    assert parse_arm("none@arch=matryoshka@balance=0.5").baseline.name == "none@arch=matryoshka@balance=0.5"
+    assert parse_arm("max_cos@k=16@decoder=0.8").baseline.name == "none@k=16@decoder=0.8"
+    assert parse_arm("none@k=16@decoder=0.8").baseline.name == "none@k=16"
+
+
+def test_a_decoder_that_is_held_within_a_cosine_of_1_is_frozen():
+    assert parse_arm("none@decoder=1") == parse_arm("none@decoder=frozen") == Arm("none", 0.0, decoder="frozen")
+    assert [arm.decoder for arm in parse_arms(["none@decoder=frozen/0.8/.5"])] == ["frozen", 0.8, 0.5]
 
 
 @pytest.mark.parametrize(
@@ -374,6 +434,31 @@ def test_an_arms_baseline_is_the_same_sae_without_a_penalty():
         ("max_cos@fvu=0.1@coherence=0.2", "two targets"),
         ("max_cos:0@fvu=0.1", "begins at coefficient 0"),
         ("none@arch=topk2", "arch 'topk2' .* one of"),
+        ("none@arch=matryoshka@balance=-0.1", "balance '-0.1' .* a weight from 0 to 10"),
+        ("none@arch=matryoshka@balance=11", "balance '11' .* a weight from 0 to 10"),
+        ("none@arch=topk@balance=0.5", "gives balance to topk, which has no nested prefixes; give @arch=matryoshka"),
+        ("none@arch=matryoshka/relu@widths=4+8", "gives widths to relu, which has no nested prefixes"),
+        ("coactive@arch=batchtopk@prefixes=2", "gives prefixes to batchtopk, which has no nested prefixes"),
+        ("none@widths=8+8+64", "widths '8\\+8\\+64' .* ascending widths from 1 on, the last d_sae"),
+        ("none@widths=64+8", "widths '64\\+8' .* ascending"),
+        ("none@widths=0+8", "widths '0\\+8' .* ascending"),
+        ("none@widths=8+", "widths '8\\+' .* ascending"),
+        ("none@prefixes=0", "prefixes '0' .* prefixes per step, 1 to 32"),
+        ("none@widths=8+64@prefixes=2", "both fixed \\(widths\\) and drawn \\(prefixes\\); give one of them"),
+        ("none@arch=matryoshka@balance=0.5@fvu=0.01", "gives the balance that fvu steers; give one of them"),
+        ("none@arch=batchtopk@fvu=0.01", "has nothing that fvu could steer"),
+        ("none@decoder=0", "decoder '0' .* frozen or a cosine above 0 and up to 1, as 0.8"),
+        ("none@decoder=1.1", "decoder '1.1' .* a cosine above 0"),
+        ("none@decoder=-0.5", "decoder '-0.5'"),
+        ("none@decoder=nan", "decoder 'nan'"),
+        ("none@decoder=soft", "decoder 'soft'"),
+        ("none@encoder=0.8", "encoder '0.8' .* expected frozen"),
+        ("none@decoder=frozen@encoder=frozen", "no directions left to train; freeze the decoder or the encoder"),
+        ("max_cos@decoder=frozen", "a penalty on a frozen decoder, which it cannot move; write none@decoder=frozen"),
+        ("max_cos@on=decoder/encoder@encoder=frozen", "a penalty on a frozen encoder"),
+        ("align@encoder=frozen", "a penalty on a frozen encoder"),
+        ("align@on=encoder", "align has no option 'on'"),
+        ("silent@anchored", "silent has no option 'anchored'"),
         ("max_cos:0.1/1", "is 2 arms; name one of them, as 'max_cos:0.1'"),
     ],
 )

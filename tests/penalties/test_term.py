@@ -8,7 +8,7 @@ from recipes import training_recipe
 from reference import ortsae
 
 from sae_lm.penalties.arms import PENALTIES, parse_arm
-from sae_lm.penalties.controllers import PenaltyController
+from sae_lm.penalties.controllers import CoherenceController, CostController
 from sae_lm.penalties.term import PenaltyTerm
 from sae_lm.sae.sparse import Codes
 
@@ -33,7 +33,7 @@ def penalty_term(text, matmul="bfloat16", **schedule):
 
 def added(p, step, rows, generator=None, codes=None):
     gradient = torch.zeros_like(rows)
-    p.refresh(step, rows, generator or torch.Generator(), codes)
+    p.refresh(step, rows, generator or torch.Generator(), codes, some_rows(9))
     p.add_to(gradient, step)
     return gradient
 
@@ -82,21 +82,34 @@ def test_the_rows_are_the_decoders_unless_the_arm_or_the_run_says_otherwise():
     assert penalty_term("max_cos@on=decoder", on="encoder").on == "decoder"
 
 
-@pytest.mark.parametrize("penalty", [*PENALTIES, "max_cos@anchored", "coactive@anchored"])
+@pytest.mark.parametrize("penalty", [*PENALTIES, "max_cos@anchored", "coactive@anchored", "c2r@anchored"])
 def test_small_dictionaries_are_penalised_exactly_by_every_arm(penalty):
     """Samples and turns begin where an application would cost much: 40 rows are compared with all others."""
     rows, codes = some_rows(), some_codes()
     name, _, anchored = penalty.partition("@")
-    plain = PENALTIES[name](rows, None, codes, **({"anchored": True} if anchored else {}))
+    others = {"encoder": some_rows(9)} if name == "align" else {}
+    plain = PENALTIES[name](rows, None, codes, **({"anchored": True} if anchored else {}), **others)
     (expected,) = torch.autograd.grad(plain, rows)
-    for text in (penalty, f"{penalty}@exact"):
+    for text in (penalty, f"{penalty}@exact") if name != "align" else (penalty,):
         p = penalty_term(text, matmul="float32")
         gradient = added(p, 0, rows, torch.Generator().manual_seed(0), codes)
         torch.testing.assert_close(gradient, expected * p.arm.coefficient, rtol=1e-4, atol=1e-7)
 
 
 @pytest.mark.parametrize(
-    "text", ["max_cos", "max_cos@chunk=16@every=2", "abs_cos", "coactive@coherence=0.3", "max_cos@anchored@fvu=0.01"]
+    "text",
+    [
+        "max_cos",
+        "max_cos@chunk=16@every=2",
+        "abs_cos",
+        "coactive@coherence=0.3",
+        "max_cos@anchored@fvu=0.01",
+        "c2r",
+        "c2r@chunk=16",
+        "c2r@anchored",
+        "silent@coherence=0.3",
+        "align@fvu=0.01",
+    ],
 )
 def test_a_penalty_continues_from_its_state_bit_for_bit(text, monkeypatch):
     monkeypatch.setattr("sae_lm.penalties.term.SEARCHED_ROWS", 7)
@@ -107,11 +120,13 @@ def test_a_penalty_continues_from_its_state_bit_for_bit(text, monkeypatch):
         out = []
         for step in steps:
             out.append(added(p, step, some_rows(step), generator, codes))
+            out += [part.clone() for part in p.cached]
             p.observe(step, torch.tensor(0.001 * step))
         return out
 
     first, generator = penalty_term(text, every=3), torch.Generator().manual_seed(1)
     run(first, generator, range(40))
+    assert ("held_norms" in first.state(), "held_encoder" in first.state()) == ("c2r" in text, "align" in text)
     state, drawn = {name: value.clone() for name, value in first.state().items()}, generator.get_state()
     rest = run(first, generator, range(40, 100))
     again, generator = penalty_term(text, every=3), torch.Generator()
@@ -123,9 +138,9 @@ def test_a_penalty_continues_from_its_state_bit_for_bit(text, monkeypatch):
 @pytest.mark.parametrize("first", [0.01, 100.0])
 def test_a_controller_lands_on_its_cost_whatever_it_begins_at(first, steps=2000):
     """The plant: a cost of .02 c^.7 that follows the coefficient over 150 steps, measured with noise."""
-    noise, controller, cost = torch.Generator().manual_seed(0), PenaltyController(first, 0.005, True, steps, "cpu"), 0.0
+    noise, controller, cost = torch.Generator().manual_seed(0), CostController(first, 0.005, steps, "cpu"), 0.0
     for _ in range(steps):
-        cost += (0.02 * controller.coefficient.item() ** 0.7 - cost) / 150
+        cost += (0.02 * controller.value.item() ** 0.7 - cost) / 150
         controller.observe(torch.tensor(cost) + 0.001 * torch.randn((), generator=noise))
     assert cost == pytest.approx(0.005, rel=0.1)
 
@@ -133,9 +148,9 @@ def test_a_controller_lands_on_its_cost_whatever_it_begins_at(first, steps=2000)
 @pytest.mark.parametrize("first", [0.01, 10.0])
 def test_a_controller_lands_on_its_coherence(first):
     """The plant: a cosine that falls by .03 per factor e in the coefficient, and follows it over 150 steps."""
-    controller, cosine = PenaltyController(first, 0.2, False, 4000, "cpu"), 0.35
+    controller, cosine = CoherenceController(first, 0.2, 4000, "cpu"), 0.35
     for _ in range(0, 4000, 5):
-        cosine += 5 * (0.17 - 0.03 * math.log(controller.coefficient.item() / 0.25) - cosine) / 150
+        cosine += 5 * (0.17 - 0.03 * math.log(controller.value.item() / 0.25) - cosine) / 150
         controller.observe(torch.tensor(cosine), 5)
     assert cosine == pytest.approx(0.2, abs=0.005)
 
@@ -147,3 +162,19 @@ def test_a_controller_only_watches_while_the_dictionary_begins_to_learn():
     assert p.coefficient == 0.25
     p.observe(25, torch.tensor(1.0))
     assert p.coefficient < 0.25
+
+
+@pytest.mark.parametrize("steps", [500, 2000, 8000])
+def test_a_controller_lands_on_its_cost_at_the_end_where_it_grows_and_shifts_in_the_decay(steps):
+    """The plant: as a balance's cost was seen to grow, a shift that goes away and a power of 1.35, followed over 100 steps."""
+    noise = torch.Generator().manual_seed(0)
+    controller = CostController(0.25, 0.005, steps, "cpu", 80.0, 1.5, 0.45, 0.2, 10.0)
+    followed = math.log(0.25)
+    for step in range(steps):
+        lr_share = min(1.0, (steps - step) / (0.2 * steps))
+        followed += (controller.log_value.item() - followed) * lr_share / 100
+        shift = -0.0002 - 0.001 * lr_share - 0.006 * math.exp(-step / 150)
+        cost = 0.029 * math.exp(1.35 * followed) + shift
+        if step >= 0.05 * steps:
+            controller.observe(torch.tensor(cost) + 0.0013 * torch.randn((), generator=noise), lr_share)
+    assert cost == pytest.approx(0.005, rel=0.1)

@@ -85,6 +85,7 @@ def make_report(
         "versions": {"sae_lm": "0", "torch": "2"},
         "baseline": families[0],
         "seeds": list(range(seeds)),
+        "text_units": {"held_out": "blocks of 3 contexts", "concepts": "documents", "split": "documents"},
         "l0_tolerance": 0.05,
         "metrics": {
             key: {"label": label, "unit": unit, "better": better, "role": role, "explain": f"What {label} means."}
@@ -92,11 +93,16 @@ def make_report(
         },
         "arms": arms,
         "controls": {"random": {key: 0.123 for key in METRICS}},
+        "grades": _grades(next(iter(names))),
         "differences": [
             _difference(arm, name_of(families[0], names[arm][1], ks), key, row, seeds)
             for place, arm in enumerate(others, 1)
             for row, key in enumerate(METRICS)
         ],
+        "kinds": [_kind(arm, kind, seeds) for arm in others for kind in ("token", "contextual")],
+        "other_concepts": [],
+        "frontier": [],
+        "at_equal_fvu": [],
         "noise": {key: {"evaluation": 0.002, "training": 0.03} for key in METRICS},
         "nearest_cos": {
             "edges": [number / 10 for number in range(11)],
@@ -126,11 +132,24 @@ def name_of(family: str, k: int, ks: tuple[int, ...]) -> str:
     return f"{family}@k={k}" if len(ks) > 1 else family
 
 
+def with_frontier(report: dict[str, Any]) -> dict[str, Any]:
+    """The report with each arm as a family of its own, compared with the first, and its holes over concepts."""
+    pairs = {d["arm"]: d["baseline"] for d in report["differences"]}
+    first, *others = pairs
+    return report | {
+        "other_concepts": [_other_concepts(arm, baseline) for arm, baseline in pairs.items()],
+        "frontier": [_frontier(arm, baseline) for arm, baseline in pairs.items()],
+        "at_equal_fvu": [_at_equal_fvu(arm, first, pairs[arm]) for arm in others],
+    }
+
+
 def hostile_report() -> dict[str, Any]:
     """Every string of the report that is not a key the page needs tries something."""
     families = ("none" + SCRIPT, 'abs_cos:1"><b onmouseover=alert(1)>', "_$x^1$" + SCRIPT)
     report = make_report(families[:1])
-    report = _renamed(make_report(), dict(zip(("none", "abs_cos:1", "max_cos:0.25"), families, strict=True)))
+    report = _renamed(
+        with_frontier(make_report()), dict(zip(("none", "abs_cos:1", "max_cos:0.25"), families, strict=True))
+    )
     for key, metric in report["metrics"].items():
         metric |= {"label": key + SCRIPT, "unit": SCRIPT, "explain": SCRIPT}
     report["answer"] = SCRIPT + "".join(HOSTILE)
@@ -143,8 +162,13 @@ def hostile_report() -> dict[str, Any]:
         concept |= {"skipped": concept["skipped"] and SCRIPT, "name": concept["name"] + SCRIPT, "kind": SCRIPT}
     for entry in (*report["per_concept"], *report["explorer"]):
         entry["concept"] += SCRIPT
+    for order in report["grades"]["orders"]:
+        order["sentence"] = SCRIPT
+    report["grades"] |= {"baseline": SCRIPT, "remarks": list(HOSTILE)}
     for difference in report["differences"]:
         difference |= {"verdict": f'"lower"{SCRIPT}', "reason": SCRIPT}
+    for of_family in (*report["frontier"], *report["at_equal_fvu"], *report["other_concepts"]):
+        of_family |= {key: SCRIPT for key in ("family", "reference", "concept", "reason") if key in of_family}
     for arm in report["arms"].values():
         arm["variant"] += SCRIPT
     for tree in report["genealogy"]:
@@ -189,13 +213,99 @@ def _difference(arm: str, baseline: str, key: str, row: int, seeds: int) -> dict
     }
 
 
+def _grades(baseline: str) -> dict[str, Any]:
+    kinds = [("probes", 0.0), ("oracle", 0.0), ("told oracle", 0.0), ("baseline", 0.0)]
+    kinds += [(kind, share) for kind in ("permuted", "dropped") for share in (0.25, 0.5, 0.75, 1.0)]
+    return {
+        "baseline": f"{baseline}, seed 0",
+        "saes": [
+            {
+                "kind": kind,
+                "share": share,
+                "values": {"hole_rate": None if kind == "probes" else 0.1 * place, "fvu": 0.25},
+            }
+            for place, (kind, share) in enumerate(kinds)
+        ],
+        "orders": [
+            {"metric": "hole_rate", "ordered": True, "sentence": "hole rate: puts the oracle first."},
+            {"metric": "fvu", "ordered": False, "sentence": "fvu: does not order permuted decoder rows."},
+        ],
+        "remarks": ["Hole rate and fraction are both lower in 1 of 8 spoilt SAEs."],
+    }
+
+
+def _kind(arm: str, kind: str, seeds: int) -> dict[str, Any]:
+    difference = {"per_seed": [0.1] * seeds, "mean": -0.125, "low": -0.1875, "high": -0.0625}
+    return {"arm": arm, "kind": kind, "concepts": 1, **difference}
+
+
+def _other_concepts(arm: str, baseline: str) -> dict[str, Any]:
+    return {
+        "arm": arm,
+        "baseline": baseline,
+        "metric": "hole_rate",
+        "concepts": 16,
+        "mean": -0.125,
+        "low": -0.25,
+        "high": 0.0125,
+        "without_low": -0.15625,
+        "without_high": -0.09375,
+        "concept": "digit",
+        "sign_changes": False,
+        "claim_rests_on": ["digit"],
+    }
+
+
+def _around(mean: float) -> dict[str, float]:
+    return {"mean": mean, "low": mean - 0.0125, "high": mean + 0.0125}
+
+
+def _frontier(arm: str, rung: str) -> dict[str, Any]:
+    """Two points: the baseline, and the arm with .01 more FVU and an eighth fewer holes."""
+    ends = [(rung, 0.0, 0.0), (arm, 0.01, -0.125)]
+    return {
+        "family": arm,
+        "rung": rung,
+        "least_fvu": 0.0,
+        "most_fvu": 0.01,
+        "points": [
+            {"arm": name, "fvu": _around(cost), "changes": {"hole_rate": _around(change)}}
+            for name, cost, change in ends
+        ],
+        "bands": {"hole_rate": [{"fvu": cost, **_around(change)} for _, cost, change in ends]},
+    }
+
+
+def _at_equal_fvu(family: str, reference: str, rung: str) -> dict[str, Any]:
+    return {
+        "family": family,
+        "reference": reference,
+        "rung": rung,
+        "fvu": 0.005,
+        "metric": "hole_rate",
+        "change": -0.0625,
+        "reference_change": -0.03125,
+        "between": [rung, family],
+        "reference_between": [rung, reference],
+        "per_seed": [-0.03125] * 3,
+        "mean": -0.03125,
+        "low": -0.0625,
+        "high": 0.0,
+        "p": 0.05,
+        "p_holm": 0.05,
+        "verdict": "not distinguishable",
+        "reason": "needs about 38 seeds",
+        "undertrained": False,
+    }
+
+
 def _bump(centre: float) -> list[float]:
     heights = [math.exp(-(((number + 0.5) / 10 - centre) ** 2) / 0.02) for number in range(10)]
     return [height / sum(heights) for height in heights]
 
 
 def _concept(name: str, skipped: str | None) -> dict[str, Any]:
-    figures = {"types": 60, "rows": 400, "probe_f1": 0.912, "permuted_f1": 0.25}
+    figures = {"types": 60, "rows": 400, "probe_f1": 0.912, "permuted_f1": 0.25, "embedding_f1": 0.375}
     return {"name": name, "kind": "token", **figures, "skipped": skipped}
 
 
@@ -213,6 +323,8 @@ def _per_concept(arm: str, seed: int, concept: str) -> dict[str, Any]:
         "full": 0.1,
         "fraction": 0.2,
         "hole_rate": 0.25 + 0.125 * seed,
+        "equal_hole_rate": 0.3 + 0.125 * seed,
+        "false_alarms": 0.04,
         "recovered": None,
         "sweep": [
             {"cos": cos, "share": share, "fraction": 0.5 - cos - share / 4}

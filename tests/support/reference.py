@@ -1,5 +1,6 @@
 """Slow plain twins of what the package does fast: loops, dense tensors, float64."""
 
+import math
 import re
 from itertools import product
 from math import sqrt
@@ -8,7 +9,22 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from sae_lm.concepts.context_labels import ARTICLES, CLOSING, INDENTED, OPENING, QUOTES
+from sae_lm.concepts.context_labels import INDENTED
+from sae_lm.concepts.token_sequence import ARTICLES, CLOSING, OPENING, QUOTES
+from sae_lm.concepts.words_before import (
+    CONJUNCTIONS,
+    FAR,
+    NEAR,
+    NEGATIONS,
+    PAST_VERBS,
+    PREPOSITIONS,
+    PRONOUNS,
+    QUESTION_WORDS,
+    SHORTLY,
+    SPEAKER,
+    WOMAN,
+    bare,
+)
 
 
 class _Jump(torch.autograd.Function):
@@ -40,6 +56,7 @@ def dense_loss(
     *,
     k: int = 1,
     widths: tuple[int, ...] = (),
+    balance: float = 1.0,
     sparsity: float = 0.0,
     bandwidth: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
@@ -60,7 +77,8 @@ def dense_loss(
         values, index = pre.flatten().topk(k * len(x))
         z = torch.zeros_like(pre).flatten().scatter(0, index, values.relu()).view_as(pre)
     prefixes = [(x - z[:, :width] @ W_dec[:width] - b_dec).square().sum(1).mean() for width in widths or [len(W_dec)]]
-    return torch.stack(prefixes).mean() + extra, z
+    weights = [balance**outer for outer in reversed(range(len(prefixes)))]
+    return sum(w * error for w, error in zip(weights, prefixes, strict=True)) / sum(weights) + extra, z
 
 
 def mean_abs_cos(rows: Tensor) -> Tensor:
@@ -159,6 +177,53 @@ def anchored_coactivation(rows: Tensor, rate: Tensor, fires: Tensor) -> Tensor:
     return (fires.T @ fires * towards.square()).sum() / fires.sum()
 
 
+def batch_norms(z: Tensor) -> Tensor:
+    """L2 norm of each latent's activations, as of 2048 rows and 65,536 latents; differentiable where it is 0 too."""
+    squares = z.square().sum(0) * (2048 / len(z) * z.shape[1] / 65_536)
+    return torch.where(squares > 0, squares.clamp_min(1e-30).sqrt(), 0)
+
+
+def cross_sample(rows: Tensor, z: Tensor, rate: Tensor | None = None) -> Tensor:
+    """C2R's term over one chunk, through rows and activations z [batch, m]; anchored where a rate is given."""
+    unit, norms = rows / rows.norm(dim=1, keepdim=True), batch_norms(z)
+    terms = []
+    for i in range(len(rows)):
+        others = [j for j in range(len(rows)) if (j != i if rate is None else rate[j] > rate[i])]
+        if not others:
+            terms.append(rows.new_zeros(()))
+            continue
+        j = max(others, key=lambda j: float((unit[i] * unit[j]).sum().detach()))
+        there, norm = (unit[j], norms[j]) if rate is None else (unit[j].detach(), norms[j].detach())
+        terms.append((norms[i] + norm) * (unit[i] * there).sum().clamp_min(0) ** 2)
+    return torch.stack(terms).mean()
+
+
+def silent_generals(rows: Tensor, rate: Tensor, fires: Tensor, nearest: int = 4) -> Tensor:
+    """Sum of P(j) (1 - P(i | j)) relu(cos)^2 over rows j and their nearest i of higher rate, which stand still, over L0."""
+    unit, fires = rows / rows.norm(dim=1, keepdim=True), fires.to(rows.dtype)
+    terms = []
+    for j in range(len(rows)):
+        cosines = [(float((unit[i] @ unit[j]).detach()), i) for i in range(len(rows)) if rate[i] > rate[j]]
+        for _, i in sorted(cosines, reverse=True)[:nearest]:
+            given = (fires[:, i] * fires[:, j]).sum() / fires[:, j].sum().clamp_min(1)
+            terms.append(fires[:, j].mean() * (1 - given) * (unit[i].detach() @ unit[j]).clamp_min(0) ** 2)
+    return torch.stack(terms).sum() / fires.sum(1).mean()
+
+
+def misalignment(encoder: Tensor, decoder: Tensor) -> Tensor:
+    """Mean of 1 - cos of each latent's two rows."""
+    pairs = zip(encoder, decoder, strict=True)
+    return torch.stack([1 - (e @ d) / (e.norm() * d.norm()) for e, d in pairs]).mean()
+
+
+def held_near(row: Tensor, start: Tensor, cosine: float) -> Tensor:
+    """A unit row turned towards its start until the angle between them is acos(cosine), if it is more."""
+    angle, most = math.acos(max(-1.0, min(1.0, float(row @ start)))), math.acos(cosine)
+    if angle <= most:
+        return row
+    return (math.sin(angle - most) * start + math.sin(most) * row) / math.sin(angle)
+
+
 def t_interval_and_p(deltas: list[float]) -> tuple[float, float, float]:
     """Student's 95% interval of the mean and the two-sided p of a mean of 0."""
     n = len(deltas)
@@ -216,6 +281,10 @@ def contextual_labels(tokens: list[str]) -> list[dict[str, bool]]:
                 and not any(c in QUOTES for c in token)
                 and not paragraph_ends,
                 "inside brackets": depth > 0 and not any(c in OPENING + CLOSING for c in token) and not paragraph_ends,
+                "after a quotation": (marks := sum(c in QUOTES for c in paragraph)) > 0
+                and marks % 2 == 0
+                and not any(c in QUOTES for c in token)
+                and not paragraph_ends,
                 "first on its line": first,
                 "on an indented line": indented,
                 "part of a dotted name": word and bool(re.search(r"\w\.[^\W\d]\w*\Z", seen)),
@@ -226,6 +295,12 @@ def contextual_labels(tokens: list[str]) -> list[dict[str, bool]]:
                 "after an article": token[:1].isspace() and token.strip()[:1].isalpha() and article,
                 "repeated token": letter and token in tokens[:t],
                 "repeated pair": letter and t > 0 and (previous, token) in pairs,
+                "after a repeated token": t > 0
+                and any(c.isalpha() for c in previous)
+                and previous in tokens[: t - 1]
+                and token[:1].isspace()
+                and token.strip()[:1].isalpha(),
+                **labels_of_words_before(tokens, t),
             }
         )
     return out
@@ -235,3 +310,49 @@ def first_on_line(tokens: list[str], u: int) -> bool:
     """Whether token u is the first on its line."""
     past = "".join(tokens[:u])
     return "\n" in past and not past.rpartition("\n")[2].strip() and bool(tokens[u].strip()) and "\n" not in tokens[u]
+
+
+def labels_of_words_before(tokens: list[str], t: int) -> dict[str, bool]:
+    """Those of token t, by walking back from it."""
+
+    def is_whole(u: int, words: str) -> bool:
+        begins = not tokens[u][:1].isalpha() or u == 0 or not tokens[u - 1][-1:].isalpha()
+        return bare(tokens[u]) in words.split() and begins and not tokens[u + 1][:1].isalpha()
+
+    def ends_sentence(u: int) -> bool:
+        past, seen = "".join(tokens[:u]), "".join(tokens[: u + 1])
+        if len(re.findall(r"\n[^\S\n]*(?=\n)", seen)) > len(re.findall(r"\n[^\S\n]*(?=\n)", past)):
+            return True
+        goes_on = tokens[u + 1][:1].isalpha() or tokens[u + 1].isdigit()
+        return bool(re.search(r"[.!?][\"')\]\u201d\u2019]*\Z", tokens[u].strip())) and not goes_on
+
+    sentence = next((u for u in range(t - 1, -1, -1) if ends_sentence(u)), -1)
+    lettered = [u for u in range(sentence + 1, t) if any(c.isalpha() for c in tokens[u])]
+    first = lettered[0] if lettered else None
+    previous = tokens[t - 1] if t else ""
+    follows = t > 0 and tokens[t][:1].isspace() and tokens[t].strip()[:1].isalpha()
+    name = bool(re.fullmatch(r"\s?[A-Z][a-z]+", previous)) and t - 1 != first
+    name = name and (previous[:1].isspace() or t == 1 or not tokens[t - 2][-1:].isalpha())
+
+    def recently(words: str, distance: int) -> bool:
+        return any(is_whole(u, words) for u in range(max(0, t - distance), t))
+
+    def in_sentence(words: str, distance: int) -> bool:
+        return any(is_whole(u, words) for u in range(max(sentence + 1, t - distance), t))
+
+    return {
+        "after a preposition": follows and is_whole(t - 1, PREPOSITIONS),
+        "after to": follows and is_whole(t - 1, "to"),
+        "after a conjunction": follows and is_whole(t - 1, CONJUNCTIONS),
+        "after a pronoun": follows and is_whole(t - 1, PRONOUNS),
+        "after a comma": follows and previous.endswith(","),
+        "after a number": follows and previous[-1:].isdigit(),
+        "after a name": follows and name,
+        "shortly after a negation": in_sentence(NEGATIONS, SHORTLY),
+        "in a question": sentence >= 0 and first is not None and is_whole(first, QUESTION_WORDS),
+        "in a sentence with a comma": any(tokens[u].endswith(",") for u in range(sentence + 1, t)),
+        "in a sentence in the past tense": in_sentence(PAST_VERBS, t),
+        "far into a sentence": sentence >= 0 and t - sentence > FAR,
+        "near she or her": recently(WOMAN, NEAR),
+        "near I or me": recently(SPEAKER, NEAR),
+    }

@@ -4,9 +4,12 @@ import pytest
 import torch
 from reference import cosines
 
+from sae_lm.penalties.align import align
+from sae_lm.penalties.c2r import activation_norms, c2r
 from sae_lm.penalties.coactive import coactive
 from sae_lm.penalties.max_cos import max_cos
 from sae_lm.penalties.pairwise import abs_cos, freq_cos, sq_cos
+from sae_lm.penalties.silent import silent
 from sae_lm.sae.sparse import Codes
 from sae_lm.synthetic.batched_penalties import penalties
 
@@ -43,6 +46,10 @@ def coactivation_over(margin: float, rows, codes):
         ("coactive", False, 0.0, lambda r, c: coactive(r, codes=c)),
         ("coactive", True, 0.0, lambda r, c: coactive(r, codes=c, anchored=True)),
         ("coactive", False, 0.2, lambda r, c: coactivation_over(0.2, r, c)),
+        ("c2r", False, 0.0, lambda r, c: c2r(r, codes=c)),
+        ("c2r", True, 0.0, lambda r, c: c2r(r, codes=c, anchored=True)),
+        ("silent", False, 0.0, lambda r, c: silent(r, codes=c)),
+        ("align", False, 0.0, lambda r, c: align(r, encoder=r.detach().flip(1))),
     ],
     ids=lambda value: str(value) if isinstance(value, (str, bool, float)) else "",
 )
@@ -52,7 +59,9 @@ def test_a_batched_penalty_is_the_trainers_in_value_and_gradient(name, anchored,
     rate = torch.stack([codes.firing_frequency for *_, codes in cases]).view(2, 3, 7)
     on = torch.stack([on for _, on, _ in cases]).double().view(2, 3, 40, 7)
     margins = torch.full((2, 1, 1), margin, dtype=torch.float64)
-    values = penalties(name, rows, rate, on.mT @ on / 40, margins, anchored)
+    norms = torch.stack([activation_norms(codes) for *_, codes in cases]).view(2, 3, 7)
+    encoder = rows.detach().flip(-1)
+    values = penalties(name, rows, rate, on.mT @ on / 40, margins, anchored, norms, encoder)
     (gradient,) = torch.autograd.grad(values.sum(), rows)
     for i, (one, _, codes) in enumerate(cases):
         one.requires_grad_()

@@ -34,12 +34,19 @@ def in_double_precision(monkeypatch):
     [
         "none",
         "none@arch=matryoshka",
+        "none@arch=matryoshka@balance=0.3",
         "none@arch=batchtopk",
         "none@arch=relu",
         "max_cos:0.5@exact@every=1",
         "coactive:0.5@anchored@exact@every=1@start=0.2",
         "freq_cos:0.5@exact@every=1@warm_up=0.5",
         "sq_cos:2@exact@every=1@on=encoder",
+        "c2r:50@exact@every=1@arch=batchtopk",
+        "silent:2@exact@every=1",
+        "align:1@every=1",
+        "none@decoder=0.9",
+        "max_cos:0.5@exact@every=1@on=encoder@decoder=frozen",
+        "none@encoder=frozen",
     ],
 )
 def test_an_sae_of_many_is_the_one_that_the_trainer_makes(text, in_double_precision):

@@ -9,7 +9,7 @@ from sae_lm.commands import demo
 from sae_lm.penalties.arms import parse_arm, parse_arms
 from sae_lm.settings import DemoSettings
 from sae_lm.synthetic import suite
-from sae_lm.synthetic.batched_training import ToyRecipe, ToyTrial
+from sae_lm.synthetic.batched_training import ToyRecipe, ToyTrial, train
 from sae_lm.synthetic.curves import curve, ladders, mean_and_reach, write_curves
 from sae_lm.synthetic.experiments import BASELINE, EXPERIMENTS
 from sae_lm.synthetic.worlds import Trees, forest
@@ -167,3 +167,16 @@ def test_a_curve_has_a_mark_and_an_interval_per_coefficient_and_the_baseline_in_
     assert [line.points for line in chart.lines if not line.arm] == [((0.1, 0.25), (1.0, 0.25))]
     assert [line.style for line in chart.lines if line.arm] == ["thin", "thin", "solid"]
     assert curve({"max_cos": ladder[2:]}, "fvu", base=0.25) is None
+
+
+def test_on_chanins_toy_align_fills_the_hole_and_silent_parts_rows_but_fills_it_only_for_some_seeds():
+    """A general latent that is off has no gradient by which a penalty on the decoder could switch it on."""
+    (experiment,) = (one for one in EXPERIMENTS if one.key == "absorption")
+    experiment = experiment._replace(recipe=experiment.recipe._replace(steps=1500))
+    trials = [ToyTrial(arm) for arm in parse_arms(["none", "silent:1", "align:0.1"])]
+    scores = suite.judge_trials(experiment, trials, train(experiment.world, trials, experiment.recipe, 3))
+    none, silent, align = ({key: sum(row[key]) / 3 for key in ("hole", "merge", "fvu")} for row in scores.values())
+    assert none["hole"] > 0.9 and none["merge"] > 0.6
+    assert align["hole"] < 0.2 and align["merge"] < 0.4 and align["fvu"] < none["fvu"] + 0.005
+    assert silent["merge"] < none["merge"] - 0.05 and silent["hole"] < none["hole"] - 0.1
+    assert silent["hole"] > align["hole"]

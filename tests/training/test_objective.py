@@ -68,6 +68,22 @@ def test_loss_code_and_all_gradients_equal_dense_autograd(arch, batch, d, m, k):
         torch.testing.assert_close(mine, expected, msg=lambda text, name=name: f"{name}: {text}")
 
 
+@pytest.mark.parametrize("balance", [0.0, 0.3, 1.0, 3.0])
+def test_weighted_prefixes_have_the_gradients_of_dense_autograd(balance):
+    w, widths = weights("matryoshka", 11, 53), (1, 3, 28, 53)
+    x = torch.randn(37, 11, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    shares = torch.tensor([balance**3, balance**2, balance, 1.0], dtype=torch.float64)
+    code = code_of("matryoshka", x - w.b_dec, w, 5, widths)
+    got = batch_result(x - w.b_dec, code, w, prefix_weights=shares / shares.sum())
+    leaves = [one.clone().requires_grad_() for one in w[:4]]
+    loss, z = dense_loss("matryoshka", x, leaves[0].T, *leaves[1:], k=5, widths=widths, balance=balance)
+    torch.testing.assert_close(got.loss, loss.detach())
+    torch.testing.assert_close(got.fvu, (x - z @ w.W_dec - w.b_dec).square().sum(1).mean().detach())
+    expected = torch.autograd.grad(loss, leaves)
+    for name, mine, twins in zip(Weights._fields[:4], got.gradient[:4], expected, strict=True):
+        torch.testing.assert_close(mine, twins, msg=lambda text, name=name: f"{name}: {text}")
+
+
 def test_a_latent_selected_below_zero_neither_fires_nor_learns():
     w = weights("topk", 3, 4)._replace(b_enc=torch.full((4,), -100.0, dtype=torch.float64))
     x = torch.ones(2, 3, dtype=torch.float64)

@@ -64,7 +64,14 @@ def equal(a, b):
 
 @pytest.mark.parametrize(
     ("arch", "kind"),
-    [*((arch, NONE) for arch in ARCHITECTURES), ("topk", Arm("max_cos", 0.25)), ("relu", Arm("coactive", 0.1))],
+    [
+        *((arch, NONE) for arch in ARCHITECTURES),
+        ("topk", Arm("max_cos", 0.25)),
+        ("relu", Arm("coactive", 0.1)),
+        ("jumprelu", Arm("c2r", 3.0)),
+        ("batchtopk", Arm("silent", 0.5)),
+        ("relu", Arm("align", 0.5)),
+    ],
     ids=lambda value: getattr(value, "name", value),
 )
 def test_a_run_continued_from_its_state_repeats_the_uninterrupted_one_bit_for_bit(arch, kind):
@@ -384,7 +391,15 @@ def test_a_loss_that_is_no_longer_finite_stops_with_arm_and_seed(arch):
         run.log(0)
 
 
-CHEAPENED = {"abs_cos": 0.3, "sq_cos": 3.0, "max_cos": 0.5, "coactive": 0.3, "freq_cos": 0.3}
+CHEAPENED = {
+    "abs_cos": 0.3,
+    "sq_cos": 3.0,
+    "max_cos": 0.5,
+    "coactive": 0.3,
+    "freq_cos": 0.3,
+    "c2r": 4.0,
+    "silent": 0.3,
+}
 
 
 @pytest.mark.parametrize("penalty", CHEAPENED)

@@ -1,0 +1,117 @@
+"""Ask whether an outcome hangs on some of the concepts: on those with weak probes, or on one kind of them.
+
+A probe that is often wrong sees concepts that are not there, and main latents that stay silent are then right. So
+outcomes are given over the concepts with a clear probe alone as well, and how far holes go with weak probes. Kinds of
+concepts are compared because what holds for spelling need not hold for places; the differences of each kind are not
+corrected for their number, and decide nothing.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+from sae_lm.comparison.evaluation_set import Candidates
+from sae_lm.comparison.matching import Matching
+from sae_lm.comparison.runs import Key
+from sae_lm.concepts.probes import Probe
+from sae_lm.metrics.statistics import FEWEST_SEEDS, paired_difference
+from sae_lm.pages.difference_entries import KindEntry
+from sae_lm.pages.summary import KINDS
+from sae_lm.pages.text import signed
+from sae_lm.penalties.arms import Arm
+
+CLEAR = 0.85
+"""F1 of a clear probe on unseen types."""
+FEWEST_RANKED = 3
+"""Concepts that a rank correlation needs."""
+OUTCOME = "equal_hole_rate"
+"""The key of a concept's figures that weak probes and kinds are asked about."""
+OF_CLEAR = {OUTCOME: "equal_hole_rate_clear", "fraction": "absorption_fraction_clear", "splits": "splits_clear"}
+"""Key of a concept's figures -> the metric that is its mean over clear concepts."""
+
+
+def subset_figures(per_concept: Sequence[Mapping[str, Any]], candidates: Sequence[Candidates]) -> dict[str, float]:
+    """One SAE's means over concepts with a clear probe, and the rank correlation of probe F1 and holes over all; NaN
+    where there are too few concepts. Both in the same order."""
+    scores = [of.probe.f1 for of in candidates]
+    clear = [figures for figures, score in zip(per_concept, scores, strict=True) if score >= CLEAR]
+    means = {metric: _mean([figures.get(key, math.nan) for figures in clear]) for key, metric in OF_CLEAR.items()}
+    return means | {"probe_rank": rank_correlation(scores, [figures.get(OUTCOME, math.nan) for figures in per_concept])}
+
+
+def rank_correlation(a: Sequence[float], b: Sequence[float]) -> float:
+    """Spearman's; NaN where fewer than three pairs are known or one side is all equal."""
+    from scipy.stats import spearmanr  # a second's import
+
+    known = [(x, y) for x, y in zip(a, b, strict=True) if math.isfinite(x) and math.isfinite(y)]
+    left, right = [x for x, _ in known], [y for _, y in known]
+    if len(known) < FEWEST_RANKED or len(set(left)) == 1 or len(set(right)) == 1:
+        return math.nan
+    return float(spearmanr(left, right).statistic)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _mean(values: Sequence[float | int]) -> float:
+    known = [value for value in values if math.isfinite(value)]
+    return fmean(known) if known else math.nan
+
+
+def kind_of(concept: Probe) -> str:
+    """token, letter, contextual or csv: first letters are a kind of their own, the usual concepts of absorption."""
+    return "letter" if concept.kind == "token" and concept.name.startswith("first letter ") else concept.kind
+
+
+def differences_by_kind(
+    per_concept: Mapping[Key, Sequence[Mapping[str, Any]]],
+    concepts: Sequence[Probe],
+    matching: Matching,
+    seeds: Sequence[int],
+) -> list[KindEntry]:
+    """Every arm's difference from the baseline in holes at equal false alarms, over the concepts of each kind in use.
+
+    concepts: all, those in use have figures in ``per_concept``.
+    """
+    entries: list[KindEntry] = []
+    kinds = {probe.name: kind_of(probe) for probe in concepts if probe.skipped is None}
+    for kind in [kind for kind in KINDS if kind in kinds.values()]:
+        values: dict[Arm, list[float]] = {}
+        for arm in matching.matches:
+            of_seeds = [[of for of in per_concept[arm, seed] if kinds[of["concept"]] == kind] for seed in seeds]
+            values[arm] = [_mean([of.get(OUTCOME, math.nan) for of in concepts]) for concepts in of_seeds]
+        for arm, match in matching.matches.items():
+            if arm in matching.ladder or match.how == "not matched":
+                continue
+            d = paired_difference(values[arm], match.baseline({rung: values[rung] for rung in match.ladder}))
+            entries.append(
+                {
+                    "arm": arm.name,
+                    "kind": kind,
+                    "concepts": sum(own == kind for own in kinds.values()),
+                    "per_seed": [*d.per_seed],
+                    "mean": d.mean,
+                    "low": d.low,
+                    "high": d.high,
+                }
+            )
+    return entries
+
+
+def disagreements(entries: Sequence[KindEntry]) -> list[str]:
+    """A sentence for each arm that has fewer holes for one kind and more for another, both intervals off 0."""
+    sentences = []
+    for arm in dict.fromkeys(entry["arm"] for entry in entries):
+        sure = [entry for entry in entries if entry["arm"] == arm and len(entry["per_seed"]) >= FEWEST_SEEDS]
+        fewer = [_told(entry) for entry in sure if entry["high"] is not None and entry["high"] < 0]
+        more = [_told(entry) for entry in sure if entry["low"] is not None and entry["low"] > 0]
+        if fewer and more:
+            sentences.append(
+                f"{arm}: kinds of concepts disagree. At equal false alarms it has fewer holes for {' and '.join(fewer)}, "
+                f"and more for {' and '.join(more)} (95% intervals, not corrected): its mean over concepts depends on "
+                "which are asked."
+            )
+    return sentences
+
+
+def _told(entry: KindEntry) -> str:
+    interval = f"{signed(entry['mean'])} [{signed(entry['low'])}, {signed(entry['high'])}]"
+    return f"{KINDS[entry['kind']]} ({entry['concepts']} concept{'s' * (entry['concepts'] != 1)}, {interval})"

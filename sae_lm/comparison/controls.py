@@ -1,0 +1,210 @@
+"""Check what each outcome can see: measure a perfect SAE and spoilt copies of the baseline on the same concepts.
+
+An outcome that does not put them in order says nothing about an SAE by itself; which those are is found anew in every
+comparison, on its own SAEs and concepts.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice, pairwise
+from statistics import fmean
+from typing import NamedTuple
+
+import torch
+
+from sae_lm.comparison.equal_alarms import equal_figures
+from sae_lm.comparison.evaluate import batch_rows, concept_figures, concept_means, sae_codes, sae_splits
+from sae_lm.comparison.evaluation_set import EvaluationSet
+from sae_lm.comparison.outcomes import METRICS, PRIMARY
+from sae_lm.concepts.rows import TEST
+from sae_lm.metrics.absorption import MainLatents, main_latents
+from sae_lm.metrics.codes import TokenCodes
+from sae_lm.metrics.false_alarms import OperatingPoint
+from sae_lm.metrics.graded_saes import PlantedSAE, dropped_sae, oracle_sae, permuted_sae
+from sae_lm.metrics.reconstruction import quality
+from sae_lm.metrics.splitting import Split
+from sae_lm.runtime.progress import Progress
+from sae_lm.sae.model import SAE
+from sae_lm.settings import CompareSettings
+
+SHARES = (0.25, 0.5, 0.75, 1.0)
+"""Shares of the latents that are spoilt."""
+ROWS = 8192
+"""Held-out rows for the oracle's least squares, and for FVU and L0; at most."""
+ORDERED = (*PRIMARY, "absorption_full", "main_f1", "fvu")
+"""Outcomes that are asked to put the SAEs in order."""
+SAME = 1e-9
+"""Difference of two figures that is rounding."""
+SPOILT = {"permuted": "permuted decoder rows", "dropped": "dropped latents"}
+
+
+class GradedSae(NamedTuple):
+    """An SAE whose place is known, and its figures."""
+
+    kind: str
+    """probes (no SAE: the probes themselves as detectors), oracle, told oracle (with the planted latents given as main
+    latents), baseline, permuted or dropped"""
+    share: float
+    """of the latents that are spoilt"""
+    values: dict[str, float]
+
+
+class Grades(NamedTuple):
+    saes: list[GradedSae]
+    planted: list[tuple[str, bool]]
+    """each concept's name, and whether the oracle's latent for it was found among its main latents"""
+
+
+def grade(
+    sae: SAE,
+    codes: Sequence[TokenCodes],
+    splits: Sequence[Split],
+    settings: CompareSettings,
+    evaluation_set: EvaluationSet,
+    common: Sequence[int],
+    targets: Sequence[OperatingPoint],
+) -> Grades:
+    """Measure what `SAE` of the baseline is given, the oracle made from it, and spoilt copies of it.
+
+    codes, splits, common, targets: as ``sae_lm.comparison.measure`` has them of this SAE.
+    """
+
+    def figures(other: SAE, of_codes: Sequence[TokenCodes], of_splits: Sequence[Split]) -> dict[str, float]:
+        per_concept, _ = concept_figures(other, of_codes, of_splits, evaluation_set, common)
+        equal, _ = equal_figures(other, of_codes, of_splits, evaluation_set, common, targets)
+        per_concept = [before | further for before, further in zip(per_concept, equal, strict=True)]
+        measured, _, _ = quality(other, _some_rows(evaluation_set, other))
+        return concept_means(per_concept) | {"fvu": measured.fvu, "l0": measured.l0}
+
+    def find(other: SAE) -> tuple[list[TokenCodes], list[Split]]:
+        of_codes = sae_codes(other, evaluation_set)
+        return of_codes, sae_splits(of_codes, evaluation_set, settings.max_k, settings.split_gain)
+
+    with Progress("controls", 2 + 2 * len(SHARES), "SAE") as bar:
+        saes = [
+            GradedSae("probes", 0.0, _probes_as_latents(evaluation_set)),
+            GradedSae("baseline", 0.0, figures(sae, codes, splits)),
+        ]
+        bar.update(1)
+        oracle = _oracle(sae, evaluation_set)
+        found = find(oracle)
+        planted = [sae.config.d_sae + place for place in range(len(common))]
+        saes.insert(1, GradedSae("oracle", 0.0, figures(oracle, *found)))
+        told = [
+            Split(
+                [latent],
+                [latent, *(other for other in split.ranking if other != latent)],
+                [],
+                [math.nan] * (len(split.ranking) + 1),
+            )
+            for split, latent in zip(found[1], planted, strict=True)
+        ]
+        saes.insert(2, GradedSae("told oracle", 0.0, figures(oracle, found[0], told)))
+        bar.update(1)
+        for share in SHARES:
+            saes.append(GradedSae("permuted", share, figures(permuted_sae(sae, share, settings.seed), codes, splits)))
+            bar.update(1)
+        for share in SHARES:
+            dropped = dropped_sae(sae, share, settings.seed)
+            saes.append(GradedSae("dropped", share, figures(dropped, *find(dropped))))
+            bar.update(1)
+    is_found = [
+        (candidates.probe.name, latent in split.ranking[:k])
+        for candidates, split, k, latent in zip(evaluation_set.candidates, found[1], common, planted, strict=True)
+    ]
+    return Grades(saes, is_found)
+
+
+def _some_rows(evaluation_set: EvaluationSet, sae: SAE) -> Iterator[torch.Tensor]:
+    size = min(batch_rows(sae), ROWS)
+    return islice(evaluation_set.read(size), max(1, ROWS // size))
+
+
+def _oracle(sae: SAE, evaluation_set: EvaluationSet) -> PlantedSAE:
+    weight = torch.stack([candidates.probe.weight for candidates in evaluation_set.candidates], 1).to(sae.W_dec)
+    bias = torch.tensor([candidates.probe.bias for candidates in evaluation_set.candidates]).to(sae.W_dec)
+    return oracle_sae(sae, weight, bias, (x.to(sae.W_dec) for x in _some_rows(evaluation_set, sae)))
+
+
+def _probes_as_latents(evaluation_set: EvaluationSet) -> dict[str, float]:
+    """F1, recall and precision of the probes themselves, which bound those of the oracle's latents."""
+    scores: list[MainLatents] = []
+    for candidates in evaluation_set.candidates:
+        rows, probe = evaluation_set.sets[candidates.set].rows, candidates.probe
+        test = rows.subset == TEST
+        logit = (rows.x[test] @ probe.weight + probe.bias)[:, None]
+        codes = TokenCodes(logit.clamp_min(0), torch.zeros_like(logit, dtype=torch.long), 1)
+        scores.append(main_latents(codes, rows.labels[test, candidates.concept], [0]))
+    return {
+        "main_f1": fmean(candidates.probe.f1 for candidates in evaluation_set.candidates),
+        "main_recall": fmean(score.recall for score in scores),
+        "main_precision": fmean(score.precision for score in scores),
+    }
+
+
+# --- in words
+
+
+def order_sentences(saes: Sequence[GradedSae]) -> dict[str, tuple[bool, str]]:
+    """Outcome -> whether it puts the oracle first and every spoilt SAE in its place, and a sentence that says so."""
+    by_kind: dict[str, list[GradedSae]] = {}
+    for sae in saes:
+        by_kind.setdefault(sae.kind, []).append(sae)
+    sentences = {}
+    for key in ORDERED:
+        value, oracle = by_kind["baseline"][0].values[key], by_kind["oracle"][0].values[key]
+        sign = 1 if METRICS[key].better == "lower" else -1
+        ladders = {what: [value, *(sae.values[key] for sae in by_kind.get(kind, ()))] for kind, what in SPOILT.items()}
+        first = sign * (value - oracle) > SAME
+        clauses = [_clause(what, ladder, sign) for what, ladder in ladders.items()]
+        place = "puts the oracle first" if first else "does not put the oracle first"
+        words = [f"{place} ({_number(oracle)}, the baseline {_number(value)})", *(words for _, words in clauses)]
+        sentences[key] = (first and all(right for right, _ in clauses), f"{METRICS[key].label}: {'; '.join(words)}.")
+    return sentences
+
+
+def _clause(what: str, ladder: Sequence[float], sign: int) -> tuple[bool, str]:
+    """ladder: the baseline's figure, and those of copies spoilt more and more. sign: 1 where lower is better."""
+    numbers = f"{_number(ladder[0])}, then {', '.join(map(_number, ladder[1:]))}"
+    if any(not math.isfinite(value) for value in ladder):
+        return False, f"is not known for all {what}"
+    if all(abs(value - ladder[0]) <= SAME for value in ladder):
+        return False, f"does not see {what} at all (all {_number(ladder[0])})"
+    worse = sign * (ladder[-1] - ladder[0])
+    wrong = max(sign * (before - after) for before, after in pairwise(ladder))
+    if worse > SAME and wrong <= SAME:
+        return True, f"orders {what} ({numbers})"
+    if worse > SAME:
+        return False, f"does not order {what} throughout ({numbers}: up to {wrong:.2g} the wrong way)"
+    return False, f"does not order {what}: spoilt ones look better ({numbers})"
+
+
+def _number(value: float) -> str:
+    return f"{value:.3g}"
+
+
+def control_remarks(grades: Grades) -> list[str]:
+    """What else the controls say: whether the oracle's latents are found, and what spoilt SAEs would pass for."""
+    by_kind = {sae.kind: sae.values for sae in grades.saes}
+    remarks = []
+    missed = [name for name, found in grades.planted if not found]
+    if missed:
+        told = by_kind["told oracle"]
+        remarks.append(
+            f"The choice of main latents misses the oracle's own latent of {len(missed)} of {len(grades.planted)} concepts "
+            f"({', '.join(missed)}); given all of them, its hole rate at equal false alarms is "
+            f"{_number(told['equal_hole_rate'])}, its fraction "
+            f"{_number(told['absorption_fraction'])}."
+        )
+    spoilt = [sae for sae in grades.saes if sae.kind in SPOILT]
+    passing = [sae for sae in spoilt if _both_lower(sae.values, by_kind["baseline"])]
+    names = ", ".join(f"{sae.share:.0%} {SPOILT[sae.kind]}" for sae in passing)
+    remarks.append(
+        f"Hole rate at equal false alarms and fraction, which have to fall together before a report says less absorption, "
+        f"are both lower than the baseline's in {len(passing)} of {len(spoilt)} spoilt SAEs{f' ({names})' if names else ''}."
+    )
+    return remarks
+
+
+def _both_lower(values: Mapping[str, float], baseline: Mapping[str, float]) -> bool:
+    return all(values[key] < baseline[key] - SAME for key in ("equal_hole_rate", "absorption_fraction"))

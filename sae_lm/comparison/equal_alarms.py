@@ -1,0 +1,117 @@
+"""Bring all SAEs' main latents to the baseline's rate of false alarms, concept by concept, and count holes there.
+
+The rate of a concept is the mean over all SAEs of the baseline, as is the number of main latents (`common_counts`), and
+the baseline's own SAEs are brought to it as well: so no SAE is at an advantage for being the one the others are held
+to. Rates and factors are taken on rows of training and validation types, holes on test types. Why it is done, and why
+by false alarms, is in `sae_lm.metrics.false_alarms`.
+"""
+
+import math
+from collections.abc import Sequence
+from statistics import fmean
+from typing import Any
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from sae_lm.comparison.evaluate import BootstrapValues, batch_rows, type_means
+from sae_lm.comparison.evaluation_set import Candidates, EvaluationSet
+from sae_lm.concepts.rows import TEST
+from sae_lm.metrics.absorption import type_mean
+from sae_lm.metrics.codes import TokenCodes
+from sae_lm.metrics.false_alarms import (
+    OperatingPoint,
+    gate_ratios,
+    operating_point,
+    points_by_count,
+    threshold_at_false_alarms,
+    threshold_at_precision,
+)
+from sae_lm.metrics.splitting import Split
+from sae_lm.sae.model import SAE
+
+
+def absent_rows(candidates: Candidates, evaluation_set: EvaluationSet) -> Bool[Tensor, " n"]:
+    """Rows of the concept's set that lack it by their label, and the probe says so too."""
+    rows, probe = evaluation_set.sets[candidates.set].rows, candidates.probe
+    return ~rows.labels[:, candidates.concept] & (rows.x @ probe.weight + probe.bias <= 0)
+
+
+def points_of_sae(
+    codes: Sequence[TokenCodes], splits: Sequence[Split], evaluation_set: EvaluationSet
+) -> list[list[OperatingPoint]]:
+    """Of one SAE as it is: for each concept in use its operating point with 1, 2, ... main latents, not on test types."""
+    points = []
+    for candidates, split in zip(evaluation_set.candidates, splits, strict=True):
+        rows = evaluation_set.sets[candidates.set].rows
+        known = rows.subset != TEST
+        labels, absent = rows.labels[known, candidates.concept], absent_rows(candidates, evaluation_set)[known]
+        points.append(points_by_count(codes[candidates.set].take(known), split.ranking, labels, absent))
+    return points
+
+
+def common_points(of_saes: Sequence[Sequence[Sequence[OperatingPoint]]], common: Sequence[int]) -> list[OperatingPoint]:
+    """Per concept, the mean over the baseline's SAEs (`points_of_sae` of each), with the common number of main latents."""
+    targets = []
+    for concept, k in zip(zip(*of_saes, strict=True), common, strict=True):
+        at = [points[k - 1] for points in concept]
+        targets.append(OperatingPoint(*(_mean([point[field] for point in at]) for field in (0, 1))))
+    return targets
+
+
+def _mean(values: Sequence[float]) -> float:
+    known = [value for value in values if math.isfinite(value)]
+    return fmean(known) if known else math.nan
+
+
+def equal_figures(
+    sae: SAE,
+    codes: Sequence[TokenCodes],
+    splits: Sequence[Split],
+    evaluation_set: EvaluationSet,
+    common: Sequence[int],
+    targets: Sequence[OperatingPoint],
+) -> tuple[list[dict[str, Any]], BootstrapValues]:
+    """Of every concept in use: how often main latents fire, and the holes once their false alarms are the targets'.
+
+    Bootstrap values: of the holes, mean over concepts; the factors are held.
+    """
+    per_concept, samples = [], []
+    ratios = _ratios_of_concepts(sae, splits, evaluation_set, common)
+    for place, candidates in enumerate(evaluation_set.candidates):
+        rows, main = evaluation_set.sets[candidates.set].rows, splits[place].ranking[: common[place]]
+        labels, absent = rows.labels[:, candidates.concept], absent_rows(candidates, evaluation_set)
+        known, test = rows.subset != TEST, rows.subset == TEST
+        fires = codes[candidates.set].take(test).columns(main).gt(0).any(1)
+        alarms = operating_point(fires, labels[test], absent[test]).false_alarms
+        figures: dict[str, Any] = {"firing_rate": float(fires.double().mean()), "false_alarms": alarms}
+        ratio, target = ratios[place], targets[place]
+        if math.isfinite(target.false_alarms):
+            threshold = threshold_at_false_alarms(ratio[known & absent], target.false_alarms)
+            fires = ratio > threshold
+            at = operating_point(fires[test], labels[test], absent[test])
+            figures |= {"gate_ratio": threshold, "equal_false_alarms": at.false_alarms, "equal_precision": at.precision}
+            if len(candidates.rows):
+                silent = ~fires[candidates.rows]
+                figures["equal_hole_rate"] = type_mean(silent, candidates.token_id)
+                samples.append(type_means(silent, candidates))
+        if math.isfinite(target.precision) and len(candidates.rows):
+            threshold = threshold_at_precision(ratio[known], labels[known], target.precision)
+            figures["hole_rate_at_precision"] = type_mean(ratio[candidates.rows] <= threshold, candidates.token_id)
+        per_concept.append(figures)
+    return per_concept, {"equal_hole_rate": torch.stack(samples).nanmean(0)} if samples else {}
+
+
+def _ratios_of_concepts(
+    sae: SAE, splits: Sequence[Split], evaluation_set: EvaluationSet, common: Sequence[int]
+) -> list[Tensor]:
+    """Of each concept in use the gate ratio of every row of its set."""
+    ratios: dict[int, Tensor] = {}
+    for number, concepts in enumerate(evaluation_set.sets):
+        places = [place for place, candidates in enumerate(evaluation_set.candidates) if candidates.set == number]
+        if places:
+            main = [splits[place].ranking[: common[place]] for place in places]
+            columns = gate_ratios(sae, concepts.rows.x.split(batch_rows(sae)), main)
+            ratios |= dict(zip(places, columns.unbind(1), strict=True))
+    return [ratios[place] for place in range(len(evaluation_set.candidates))]

@@ -1,0 +1,146 @@
+"""Compare families of arms at equal cost: primary outcomes against FVU at equal L0, and read off at one FVU.
+
+An arm that removes more holes and costs more FVU is not better for that; a family of arms is, if at the same cost it
+has fewer. A family is what differs in one number alone (one penalty's coefficients, or values of one option), at the
+L0 of one rung of the baseline. All its differences are from that rung, whatever its architecture, so that families
+lie in one plane with the baseline at (0, 0).
+
+Rules. Of one seed a family's points in the order of their cost are joined by straight lines, from the origin on, or
+from the arm of its own architecture without the penalty where that was trained: coefficient 0 is there. At a cost
+between two points the outcome is read off the line, seed by seed, and compared with another family's of that seed by
+Student's t. Nothing is read beyond a curve's ends: they must hold the cost at every seed. Bands are the same
+reading along the curve. Between points, and above all between the origin and the first, the line is no SAE that was
+trained.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from sae_lm.comparison.families import Family, families
+from sae_lm.comparison.matching import Match, Matching, Values, match
+from sae_lm.comparison.outcomes import PRIMARY
+from sae_lm.metrics.statistics import student_t
+from sae_lm.pages.difference_entries import BandEntry, FrontierEntry, FrontierPoint, Interval
+from sae_lm.penalties.arms import Arm
+
+BAND_COSTS = 24
+"""Places along a curve at which its band is read."""
+PerSeed = Float[np.ndarray, " seeds"]
+Reach = tuple[float, float]
+"""The least and the greatest cost that a curve has at every seed."""
+
+
+class Curve(NamedTuple):
+    """A family's way from the baseline, at one L0."""
+
+    family: Family
+    rung: Arm
+    """the baseline that all differences are from"""
+    places: list[Arm]
+    """the arms, and what the curve begins with, in the order of their mean cost"""
+    cost: Float[np.ndarray, "places seeds"]
+    """FVU above the rung's"""
+    change: Mapping[str, Float[np.ndarray, "places seeds"]]
+    """metric -> value less the rung's; NaN where it is missing"""
+
+    @property
+    def reach(self) -> Reach:
+        return float(self.cost.min(0).max()), float(self.cost.max(0).min())
+
+    def read(self, metric: str, cost: float) -> PerSeed:
+        """The change of a metric at a cost, per seed; NaN where the seed's curve does not hold the cost."""
+        return np.array([interpolate(cost, x, y) for x, y in zip(self.cost.T, self.change[metric].T, strict=True)])
+
+    def between(self, cost: float) -> tuple[Arm, Arm]:
+        """The places around a cost, by their means."""
+        above = int(np.searchsorted(self.cost.mean(1), cost))
+        above = min(max(above, 1), len(self.places) - 1)
+        return self.places[above - 1], self.places[above]
+
+
+def interpolate(cost: float, costs: PerSeed, changes: PerSeed) -> float:
+    """A curve's height at a cost, along straight lines between its points in the order of their cost; NaN beyond
+    its ends, and if any point lacks its number."""
+    if not (np.isfinite(costs).all() and np.isfinite(changes).all() and costs.min() <= cost <= costs.max()):
+        return math.nan
+    order = np.argsort(costs, kind="stable")
+    return float(np.interp(cost, costs[order], changes[order]))
+
+
+def curves(values: Values, matching: Matching) -> list[Curve]:
+    """The curve of every family, by rung; arms whose L0 matches none are in none."""
+    ladder = matching.ladder
+    l0 = {arm: matching.matches[arm].l0 for arm in values}
+    by_rung: dict[Arm, dict[Arm, Match]] = {rung: {} for rung in ladder}
+    for arm in values:
+        if arm not in ladder:
+            same_k = next((rung for rung in ladder if rung.k == arm.k), None)
+            of_arm = match(l0[arm], {rung: l0[rung] for rung in ladder}, same_k)
+            if of_arm.how != "not matched":
+                by_rung[of_arm.rung][arm] = of_arm
+    return [
+        curve
+        for rung, arms in by_rung.items()
+        for family in families([*arms])
+        if (curve := _curve(family, rung, arms, values)) is not None
+    ]
+
+
+def _curve(family: Family, rung: Arm, matches: Mapping[Arm, Match], values: Values) -> Curve | None:
+    """None where FVU is missing, as for an SAE that never fires."""
+
+    def change(arm: Arm, metric: str) -> list[float]:
+        if arm == rung:
+            return [a - a for a in values[rung][metric]]
+        others = matches[arm].baseline({one: values[one][metric] for one in matches[arm].ladder})
+        return [a - b for a, b in zip(values[arm][metric], others, strict=True)]
+
+    places = [family.begins or rung, *family.arms]
+    cost = np.array([change(arm, "fvu") for arm in places])
+    if not np.isfinite(cost).all():
+        return None
+    order = np.argsort(cost.mean(1), kind="stable")
+    of_metric = {metric: np.array([change(arm, metric) for arm in places])[order] for metric in PRIMARY}
+    return Curve(family, rung, [places[i] for i in order], cost[order], of_metric)
+
+
+# --- for the report
+
+
+def interval(per_seed: Sequence[float] | PerSeed) -> Interval:
+    """The mean over seeds and its 95% interval by Student's t; NaN where there is none."""
+    known = [float(value) for value in per_seed if math.isfinite(value)]
+    n = len(known)
+    mean = math.fsum(known) / n if n else math.nan
+    half = student_t(n - 1) * float(np.std(known, ddof=1)) / math.sqrt(n) if n > 1 else math.nan
+    return {"mean": mean, "low": mean - half, "high": mean + half}
+
+
+def frontier_entry(curve: Curve) -> FrontierEntry:
+    least, most = curve.reach
+    metrics = [metric for metric in PRIMARY if np.isfinite(curve.change[metric]).any()]
+    points: list[FrontierPoint] = [
+        {
+            "arm": arm.name,
+            "fvu": interval(curve.cost[place]),
+            "changes": {metric: interval(curve.change[metric][place]) for metric in metrics},
+        }
+        for place, arm in enumerate(curve.places)
+    ]
+    bands: dict[str, list[BandEntry]] = {}
+    if most > least and curve.cost.shape[1] > 1:
+        for metric in metrics:
+            read = [(float(at), curve.read(metric, float(at))) for at in np.linspace(least, most, BAND_COSTS)]
+            bands[metric] = [{"fvu": at, **interval(of_seed)} for at, of_seed in read]
+    return {
+        "family": curve.family.name,
+        "rung": curve.rung.name,
+        "least_fvu": least,
+        "most_fvu": most,
+        "points": points,
+        "bands": bands,
+    }

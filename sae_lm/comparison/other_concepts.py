@@ -1,0 +1,142 @@
+"""Say of each primary difference whether it holds for other concepts of the kind, and without any one of these.
+
+Needs the values concept by concept (`Measured.per_concept`); a concept that lacks one in any SAE of a pair is left
+out of that pair. The verdicts stay as they are: they are on the given concepts. Only claims are looked at for what
+omission does to them: an outcome without a claim that gets one when some concept is left out has been searched for.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from sae_lm.comparison.evaluate import CONCEPT_MEANS
+from sae_lm.comparison.matching import Match
+from sae_lm.comparison.outcomes import METRICS, PRIMARY
+from sae_lm.comparison.runs import Key
+from sae_lm.metrics.crossed import FEWEST_CONCEPTS, Matrix, WithoutOne, crossed_interval, without_one
+from sae_lm.metrics.statistics import FEWEST_SEEDS, LEVEL, holm
+from sae_lm.pages.difference_entries import DifferenceEntry, OtherConceptsEntry
+from sae_lm.penalties.arms import Arm
+
+PerConcept = Mapping[Key, Sequence[Mapping[str, Any]]]
+"""Arm and seed -> the figures of every concept."""
+BY_CONCEPT = tuple(key for key in PRIMARY if key in CONCEPT_MEANS)
+"""Primary outcomes that are means over concepts."""
+
+
+def compare_over_concepts(
+    per_concept: PerConcept, seeds: Sequence[int], matches: Mapping[Arm, Match], differences: Sequence[DifferenceEntry]
+) -> list[OtherConceptsEntry]:
+    """One entry for each primary difference of three seeds and five concepts or more, at equal or interpolated L0."""
+    arms = {arm.name: arm for arm in matches}
+    tested = [d for d in differences if d["p_holm"] is not None]
+    p = [d["p"] or 0.0 for d in tested]
+    entries = []
+    for place, d in enumerate(tested):
+        if d["metric"] not in BY_CONCEPT:
+            continue
+        match = matches[arms[d["arm"]]]
+        known, x = paired_by_concept(per_concept, seeds, arms[d["arm"]], match, d["metric"])
+        if x.shape[0] < FEWEST_SEEDS or x.shape[1] < FEWEST_CONCEPTS or np.ptp(x) == 0:
+            continue
+        entries.append(_entry(d, known, x, place, p))
+    return entries
+
+
+def paired_by_concept(
+    per_concept: PerConcept, seeds: Sequence[int], arm: Arm, match: Match, metric: str
+) -> tuple[list[str], Matrix]:
+    """The concepts that every SAE of the pair has a value of, and [seeds, concepts] the arm's value less the other's."""
+    key = CONCEPT_MEANS[metric]
+
+    def of(which: Arm) -> dict[str, list[float]]:
+        values: dict[str, list[float]] = {}
+        for place, seed in enumerate(seeds):
+            for concept in per_concept[which, seed]:
+                of_concept = values.setdefault(concept["concept"], [math.nan] * len(seeds))
+                of_concept[place] = float(concept.get(key, math.nan))
+        return values
+
+    own, rungs = of(arm), {rung: of(rung) for rung in match.ladder}
+    rows = {}
+    for concept, values in own.items():
+        missing = [math.nan] * len(seeds)
+        others = match.baseline({rung: values_of_rung.get(concept, missing) for rung, values_of_rung in rungs.items()})
+        of_pair = np.array(values, dtype=float) - np.array(others, dtype=float)
+        if np.isfinite(of_pair).all():
+            rows[concept] = of_pair
+    return [*rows], np.array([*rows.values()]).T if rows else np.zeros((len(seeds), 0))
+
+
+def _entry(d: DifferenceEntry, known: Sequence[str], x: Matrix, place: int, p: Sequence[float]) -> OtherConceptsEntry:
+    """place: of the difference among all that are tested; p: of these."""
+    ends, left = crossed_interval(x) or (None, None), without_one(x)
+    mean = float(x.mean())
+    return {
+        "arm": d["arm"],
+        "baseline": d["baseline"],
+        "metric": d["metric"],
+        "concepts": len(known),
+        "mean": mean,
+        "low": ends[0],
+        "high": ends[1],
+        "without_low": float(left.means.min()),
+        "without_high": float(left.means.max()),
+        "concept": known[left.most],
+        "sign_changes": bool(((left.means * mean) < 0).any()),
+        "claim_rests_on": _claim_rests_on(d, known, left, place, p),
+    }
+
+
+def _claim_rests_on(
+    d: DifferenceEntry, known: Sequence[str], left: WithoutOne, place: int, p: Sequence[float]
+) -> list[str]:
+    """The concepts without which a claim is none: the sign is another, or p after Holm's correction above the level.
+
+    The other tests' p are held as they are. Where all seeds are equal without a concept, the claim is taken to stay.
+    """
+    if d["verdict"] not in ("lower", "higher"):
+        return []
+    sign = -1 if d["verdict"] == "lower" else 1
+    return [
+        concept
+        for concept, mean, p_left in zip(known, left.means, left.p, strict=True)
+        if mean * sign <= 0 or (p_left > p[place] and holm([*p[:place], float(p_left), *p[place + 1 :]])[place] > LEVEL)
+    ]
+
+
+# --- in words
+
+
+def concept_findings(entries: Sequence[OtherConceptsEntry], differences: Sequence[DifferenceEntry]) -> list[str]:
+    """Sentences on the claims that may be of these concepts only."""
+    verdicts = {(d["arm"], d["metric"]): d["verdict"] for d in differences}
+    claimed = [entry for entry in entries if verdicts[entry["arm"], entry["metric"]] in ("lower", "higher")]
+    sentences = []
+    for entry in claimed:
+        if entry["claim_rests_on"]:
+            without = " or ".join(entry["claim_rests_on"][:3])
+            more = len(entry["claim_rests_on"]) - 3
+            sentences.append(
+                f"{entry['arm']}: that the {METRICS[entry['metric']].label} is "
+                f"{verdicts[entry['arm'], entry['metric']]} rests on single concepts; it is no claim without {without}"
+                + f", or any of {more} others" * (more > 0)
+                + "."
+            )
+    narrow = [e for e in claimed if e["low"] is None or e["high"] is None or e["low"] <= 0 <= e["high"]]
+    if narrow:
+        names = ", ".join(f"{entry['arm']} ({METRICS[entry['metric']].label})" for entry in narrow[:4])
+        more = f" and {len(narrow) - 4} more" if len(narrow) > 4 else ""
+        sentences.append(
+            f"Of {len(claimed)} claims on primary outcomes {len(narrow)} would not hold for other concepts of the "
+            f"kind (interval over seeds and concepts together): {names}{more}."
+        )
+    elif claimed:
+        every = "The claim" if len(claimed) == 1 else f"All {len(claimed)} claims"
+        sentences.append(
+            f"{every} on primary outcomes would hold for other concepts of the kind too (interval over seeds and "
+            "concepts together)."
+        )
+    return sentences

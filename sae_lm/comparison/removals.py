@@ -1,0 +1,104 @@
+"""Measure what becomes of absorbed tokens without their absorber: the probe's decision, and the model's next token."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sae_lm.comparison.evaluation_set import EvaluationSet
+from sae_lm.comparison.language_model import LanguageModel
+from sae_lm.comparison.runs import Key
+from sae_lm.data.store import Store
+from sae_lm.metrics.absorption import ConceptAtSae
+from sae_lm.metrics.causal import find_absorbers, parts_of, removal_divergences, still_says_yes
+from sae_lm.metrics.codes import TokenCodes
+from sae_lm.metrics.splitting import Split
+from sae_lm.runtime.progress import Progress
+from sae_lm.runtime.seeds import derive
+from sae_lm.sae.model import SAE
+from sae_lm.settings import CompareSettings
+
+TOKENS = 128
+"""Absorbed tokens of an SAE that the language model is run on; at most, and no more than contexts for the
+cross-entropy. Each takes two passes of its own."""
+
+
+class Removals(NamedTuple):
+    """Absorbed tokens of one SAE, a random sample over all concepts: what is taken away there."""
+
+    row: Int[Tensor, " n"]
+    """in the store"""
+    latents: Int[Tensor, "n 2"]
+    """the absorber, and the other latent"""
+    strength: Float[Tensor, " n"]
+    """of both, as they are taken away"""
+
+
+def measure_removals(
+    sae: SAE,
+    codes: Sequence[TokenCodes],
+    splits: Sequence[Split],
+    evaluation_set: EvaluationSet,
+    common: Sequence[int],
+) -> tuple[dict[str, float], Removals]:
+    """How often the probe's decision falls, over all absorbed tokens of all concepts; and a sample of them.
+
+    Only their number where there are none. codes, splits, common: as for ``concept_figures``.
+    """
+    W_dec = sae.W_dec.cpu()
+    flips, rows, latents, strengths = [], [], [], []
+    for candidates, split, k in zip(evaluation_set.candidates, splits, common, strict=True):
+        own, probe = codes[candidates.set].take(candidates.rows), candidates.probe
+        concept = ConceptAtSae(own, candidates.x, candidates.token_id, W_dec, probe.weight)
+        found = find_absorbers(concept, split.ranking[:k])
+        x = candidates.x[found.place]
+        both = [parts_of(W_dec, latent, found.strength) for latent in (found.absorber, found.other)]
+        flips.append(torch.stack([~still_says_yes(x, part, probe.weight, probe.bias) for part in both], 1))
+        row = evaluation_set.sets[candidates.set].rows.row
+        rows.append(torch.full_like(found.place, -1) if row is None else row[candidates.rows[found.place]])
+        latents.append(torch.stack([found.absorber, found.other], 1))
+        strengths.append(found.strength)
+    flipped, row = torch.cat(flips).double(), torch.cat(rows)
+    generator = torch.Generator().manual_seed(derive("removals", evaluation_set.seed))
+    chosen = torch.randperm(len(row), generator=generator)
+    chosen = chosen[row[chosen] >= 0][:TOKENS]
+    sample = Removals(row[chosen], torch.cat(latents)[chosen], torch.cat(strengths)[chosen])
+    if not len(flipped):
+        return {"absorbed_tokens": 0.0}, sample
+    absorber, other = flipped.mean(0).tolist()
+    return {"absorbed_tokens": float(len(flipped)), "absorber_flips": absorber, "other_flips": other}, sample
+
+
+def measure_removal_costs(
+    settings: CompareSettings,
+    store: Store,
+    hook: str,
+    model: LanguageModel,
+    removals: Mapping[Key, Removals],
+    saes: Mapping[Key, SAE],
+) -> dict[Key, dict[str, float]]:
+    """KL divergence of the language model's next token, mean over a sample of the absorbed tokens of each SAE."""
+    figures: dict[Key, dict[str, float]] = {}
+    with Progress("without absorbers", len(removals), "SAE") as bar:
+        for key, sample in removals.items():
+            sample = Removals(*(values[: settings.ce_contexts] for values in sample))
+            if len(sample.row):
+                blocks, position = _contexts(store, sample.row)
+                W_dec = saes[key].W_dec
+                removed = [parts_of(W_dec, latent.to(W_dec.device), sample.strength) for latent in sample.latents.T]
+                absorber, other = removal_divergences(model.bridge, hook, blocks, position, removed)
+                figures[key] = {"absorber_kl": float(absorber.mean()), "other_kl": float(other.mean())}
+            bar.update(1)
+    return figures
+
+
+def _contexts(store: Store, row: Int[Tensor, " n"]) -> tuple[Int[Tensor, "n pos"], Int[Tensor, " n"]]:
+    """The context of each row, and the row's position in it."""
+    first = int(row.min())
+    columns = store.tokens(first, int(row.max()) + 1)
+    context, position = (columns[name][row - first].long() for name in ("context", "position"))
+    some, place = context.unique(return_inverse=True)
+    blocks = torch.cat([store.blocks(number, number + 1) for number in some.tolist()])
+    return blocks[place], position

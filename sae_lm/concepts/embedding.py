@@ -1,0 +1,33 @@
+"""Ask how well a concept is told from the token's input embedding alone, before the model has read anything."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+
+from sae_lm.concepts.probes import f1, logistic
+from sae_lm.concepts.rows import TEST, TRAIN, ConceptRows
+
+
+def input_embeddings(model: Any, rows: ConceptRows) -> Float[Tensor, "n width"]:
+    """The language model's own input embedding of each row's token, whatever stands around it.
+
+    model: a TransformerBridge.
+    """
+    table = model.original_model.get_input_embeddings().weight
+    return table.detach()[rows.token_id.to(table.device)].float().cpu()
+
+
+def embedding_f1(rows: ConceptRows, embeddings: Float[Tensor, "n width"], used: Sequence[int]) -> list[float]:
+    """F1 on test types of a probe on these embeddings, for some concepts (columns of ``rows.labels``).
+
+    The probe is fitted as that on activations, on the same rows. Where it does as well, the concept may be no more than
+    the token's identity. A contextual concept has three rows of the same token type without it for each with it, so
+    that an embedding says nothing: .4 is then the F1 of calling every row positive.
+    """
+    train, test = rows.subset == TRAIN, rows.subset == TEST
+    labels = rows.labels[:, list(used)]
+    weight, bias = logistic(embeddings[train], labels[train])
+    predicted = embeddings[test] @ weight + bias > 0
+    return [f1(predicted[:, c], labels[test, c]) for c in range(len(used))]

@@ -1,0 +1,120 @@
+"""Count holes at equal false alarms: what main latents miss once they may fire wrongly as often as those of other SAEs.
+
+Hole rate alone can be had for nothing. Multiply the encoder weights and biases of a concept's main latents by 1.4 and
+divide their decoder rows by as much: they fire more often, fewer tokens are holes, and nothing is absorbed less. So
+before holes are counted, the main latents of every SAE are turned up or down by that same edit, one factor per concept,
+until they fire on the same share of tokens without the concept. What the edit can give then counts for nobody.
+
+The factor needs no search. A row's *gate ratio* is how far above its gate the strongest main latent is: they fire where
+it is above 1, and turned up by a factor they fire where it is above 1 over that factor. A threshold on the strengths
+of the codes would not do: it can only turn down, and after the edit above it still left .012 to .035 fewer holes.
+
+Why false alarms and not precision. Every rate of false alarms can be reached by every SAE; a precision cannot, and then
+nothing can be compared. It also rests on all rows without the concept, not on a ratio of two small counts. And of two
+SAEs with equal false alarms the one with fewer holes has the higher precision, so that a claim holds for precision as
+well. Measured on three SAEs of the embedded model that differ by seed alone, 16 concepts: a concept's holes vary over
+seeds by .135 at equal false alarms and .174 at equal precision; and held to the precision of one, another seems to have
+.018 more holes, where at false alarms that all share it has none more.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from sae_lm.metrics.codes import TokenCodes
+from sae_lm.sae.model import SAE
+
+LEAST_GATE = 1e-9
+"""A gate at or below 0 counts as this: pre-activations above 0 fire, and keep their order."""
+
+
+class OperatingPoint(NamedTuple):
+    """What main latents do as a detector, taken to fire where any of them does. NaN where there are no such rows."""
+
+    false_alarms: float
+    """share of the rows without the concept, by label and by probe, on which they fire"""
+    precision: float
+    """share of the rows on which they fire that have the concept"""
+
+
+def operating_point(
+    fires: Bool[Tensor, " n"], labels: Bool[Tensor, " n"], absent: Bool[Tensor, " n"]
+) -> OperatingPoint:
+    """labels: rows with the concept. absent: rows that lack it by their label and by the probe."""
+    firing = int(fires.sum())
+    return OperatingPoint(
+        false_alarms=float(fires[absent].double().mean()),
+        precision=int((fires & labels).sum()) / firing if firing else math.nan,
+    )
+
+
+def points_by_count(
+    codes: TokenCodes, ranking: Sequence[int], labels: Bool[Tensor, " n"], absent: Bool[Tensor, " n"]
+) -> list[OperatingPoint]:
+    """With the first 1, 2, ... latents of the ranking, as the SAE is."""
+    fires = codes.columns([*ranking]).gt(0).cumsum(1) > 0
+    return [operating_point(fires[:, count], labels, absent) for count in range(len(ranking))]
+
+
+@torch.no_grad()
+def gate_ratios(
+    sae: SAE, batches: Iterable[Float[Tensor, "_ d_in"]], main: Sequence[Sequence[int]]
+) -> Float[Tensor, "n concepts"]:
+    """Of each row and each concept's main latents, the largest pre-activation over the gate that it has to pass.
+
+    topk: the gate is the k-th largest pre-activation of the other latents. jumprelu: the latent's threshold. Both are
+    passed above 1. standard: a factor changes nothing there, the edit that is free is one of the bias; the largest
+    pre-activation times norm of the decoder row stands for the ratio, and the gate is passed above 0.
+    main: of each concept, one latent or more.
+    """
+    parts = [torch.stack([ratio.float().cpu() for ratio in _ratios(sae, x.to(sae.W_dec), main)], 1) for x in batches]
+    return torch.cat(parts) if parts else torch.zeros(0, len(main))
+
+
+def _ratios(sae: SAE, x: Tensor, main: Sequence[Sequence[int]]) -> list[Tensor]:
+    pre, architecture = sae.pre_activations(x), sae.config.architecture
+    if architecture == "topk":
+        width = min((sae.config.k or 0) + max(map(len, main)), pre.shape[1])
+        largest = pre.topk(width, dim=1)
+        return [pre[:, [*own]].amax(1).relu() / _gate(largest.values, largest.indices, own, sae) for own in main]
+    if architecture == "jumprelu":
+        gates = sae.threshold.clamp_min(LEAST_GATE)
+        return [(pre[:, [*own]].relu() / gates[[*own]]).amax(1) for own in main]
+    norms = sae.W_dec.norm(dim=1)
+    return [(pre[:, [*own]] * norms[[*own]]).amax(1) for own in main]
+
+
+def _gate(values: Tensor, latents: Tensor, main: Sequence[int], sae: SAE) -> Tensor:
+    """[n] the k-th largest of the others' pre-activations, given the largest of all in descending order."""
+    other = torch.ones(sae.config.d_sae, dtype=torch.bool, device=values.device)
+    other[[*main]] = False
+    place = (other[latents].cumsum(1) < (sae.config.k or 0)).sum(1, keepdim=True)
+    there = place < values.shape[1]  # where there are not k others, nothing keeps a main latent from firing
+    gate = values.gather(1, place.clamp_max(values.shape[1] - 1))
+    return torch.where(there, gate, 0.0)[:, 0].clamp_min(LEAST_GATE)
+
+
+def threshold_at_false_alarms(ratio: Float[Tensor, " n"], rate: float) -> float:
+    """The threshold above which this share of the rows lies, by whole rows; of ties at it none.
+
+    ratio: of rows without the concept. Minus infinity where all rows are to lie above.
+    """
+    ordered = ratio.sort(descending=True).values
+    count = round(rate * len(ordered))
+    return float(ordered[count]) if count < len(ordered) else -math.inf
+
+
+def threshold_at_precision(ratio: Float[Tensor, " n"], labels: Bool[Tensor, " n"], precision: float) -> float:
+    """The lowest threshold above which at least this share of the rows have the concept; infinity where none has."""
+    order = ratio.argsort(descending=True, stable=True)
+    ordered = ratio[order]
+    reached = labels[order].double().cumsum(0) / torch.arange(1, len(order) + 1) >= precision
+    reached[:-1] &= ordered[1:] < ordered[:-1]  # of equal ratios all rows are in or none
+    if not reached.any():
+        return math.inf
+    last = int(reached.nonzero().max())
+    return float(ordered[last + 1]) if last + 1 < len(ordered) else -math.inf

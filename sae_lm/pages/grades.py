@@ -1,0 +1,39 @@
+"""Lay out the SAEs whose place is known beforehand as a table: the oracle, the baseline, and its spoilt copies."""
+
+from typing import Any
+
+from sae_lm.pages.schema import Report
+
+NAMES = {
+    "probes": "the probes themselves",
+    "oracle": "oracle",
+    "told oracle": "oracle, told",
+    "baseline": "baseline",
+    "permuted": "decoder rows permuted",
+    "dropped": "latents dropped",
+}
+FURTHER = ("main_recall", "main_precision", "l0")
+"""Columns beside the outcomes that are asked for an order."""
+
+
+def grades(report: Report) -> dict[str, Any]:
+    """Columns (label, better, and whether it orders the SAEs; None where it is not asked) and rows (name, numbers)."""
+    of = report["grades"]
+    if of is None:
+        return {"columns": [], "rows": []}
+    ordered = {order["metric"]: order["ordered"] for order in of["orders"]}
+    keys = [key for key in (*ordered, *FURTHER) if key in report["metrics"]]
+    metrics = report["metrics"]
+    return {
+        "columns": [
+            {"label": metrics[key]["label"], "better": metrics[key]["better"], "ordered": ordered.get(key)}
+            for key in keys
+        ],
+        "rows": [
+            {
+                "name": NAMES[sae["kind"]] + (f", {sae['share']:.0%}" if sae["share"] else ""),
+                "numbers": [sae["values"].get(key) for key in keys],
+            }
+            for sae in of["saes"]
+        ],
+    }

@@ -1,0 +1,104 @@
+"""The nested prefixes of a matryoshka SAE through training: how wide they are at a step, and what each weighs in the loss.
+
+A *balance* B gives prefix l of n the weight B^(n-1-l), the whole dictionary 1; weights are normalised to sum 1
+(balanced matryoshka, Chanin et al. 2025, 2505.11756). Balance 0 is batchtopk and 1 the plain mean of 2503.17547:
+between them lie the SAEs that trade reconstruction for general latents by degrees. Where an arm has a cost in FVU
+instead of a penalty, its balance is steered to that cost.
+"""
+
+import math
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sae_lm.penalties.arms import MOST_BALANCE, Arm
+from sae_lm.penalties.controllers import CostController
+from sae_lm.penalties.term import SETTLING_SHARE
+from sae_lm.runtime.seeds import derive
+from sae_lm.training.recipe import TrainingRecipe
+
+NARROWEST = 64
+"""Latents of the narrowest drawn prefix, or a 32nd of d_sae where that is less, as the fixed widths begin."""
+
+FIRST_BALANCE = 0.25
+"""Where a steered balance begins. measured, 500 steps at a rate of 4e-3: begun at 1, a target of .005 ends at .006."""
+RESPONSE = 80.0
+"""Steps in which a dictionary follows its balance; seen there: about 100."""
+ELASTICITY = 1.5
+"""Power of the balance that its cost rises with. measured, 500 steps at a rate of 4e-3: .0043 at .25, .0114 at .5, .028
+at 1; nearly nothing at .1."""
+YOUNG, RISE = 0.45, 0.2
+"""How its cost grows where the balance stays: narrow prefixes learn fastest, and at first they make the whole better. At
+.25, by tenths of the run there: -.0063, -.0005, .0001, .0016, .0023, .0033, .0030, .0034, .0042, .0043. In the last fifth
+the cost rises by .0009 to .0014 at balances .1 to .5, of a target of .005 by a fifth."""
+
+
+def prefix_weights(balance: Float[Tensor, ""], slices: int) -> Float[Tensor, " slices"]:
+    """balance^(slices-1-l) for prefix l, over their sum."""
+    weights = balance ** torch.arange(slices - 1, -1, -1, device=balance.device)
+    return (weights / weights.sum()).float()
+
+
+class Prefixes:
+    """One arm's nested prefixes; but for matryoshka there is one, the whole dictionary.
+
+    `widths` and `weights` are those of the step that `draw` was called for. None: one prefix; all weigh alike.
+    """
+
+    def __init__(self, arm: Arm, recipe: TrainingRecipe, seed: int, device: str | torch.device) -> None:
+        self.widths: Int[Tensor, " slices"] | None = None
+        self.controller: CostController | None = None
+        self._fixed_weights: Float[Tensor, " slices"] | None = None
+        self.drawn, self.d_sae, self.settled = 0, recipe.d_sae, round(SETTLING_SHARE * recipe.steps)
+        if (arm.arch or recipe.arch) != "matryoshka" or arm.balance == 0:
+            return  # at balance 0 nothing narrower counts: batchtopk, bit for bit
+        self.widths = torch.tensor(arm.widths or recipe.nested_widths, device=device)
+        if arm.prefixes:
+            self.drawn = arm.prefixes
+            # every member of a team draws the same, from a generator of its own: no other draw depends on it
+            self.generator = torch.Generator().manual_seed(derive("prefixes", seed))
+        if arm.steers_balance and arm.fvu is not None:
+            self.controller = CostController(
+                FIRST_BALANCE, arm.fvu, recipe.steps, device, RESPONSE, ELASTICITY, YOUNG, RISE, MOST_BALANCE
+            )
+        elif arm.balance != 1:
+            slices = self.drawn + 1 if self.drawn else len(self.widths)
+            self._fixed_weights = prefix_weights(torch.tensor(arm.balance, dtype=torch.float64, device=device), slices)
+
+    def draw(self) -> None:
+        """Take this step's widths, where they are drawn: log-uniformly, ascending; two may be equal."""
+        if not self.drawn or self.widths is None:
+            return
+        lowest = max(1, min(NARROWEST, self.d_sae // 32))
+        share = torch.rand(self.drawn, dtype=torch.float64, generator=self.generator)
+        drawn = (lowest * (share * math.log(self.d_sae / lowest)).exp()).long().sort().values
+        self.widths = torch.cat([drawn, torch.tensor([self.d_sae])]).to(self.widths.device)
+
+    @property
+    def weights(self) -> Float[Tensor, " slices"] | None:
+        """Of the prefixes' errors in the loss."""
+        if self.controller is None or self.widths is None:
+            return self._fixed_weights
+        return prefix_weights(self.controller.value, len(self.widths))
+
+    def observe(self, step: int, excess: Float[Tensor, ""], lr_share: float) -> Float[Tensor, ""]:
+        """As PenaltyTerm's, for a balance that is steered; returns the balance."""
+        assert self.controller is not None
+        if step >= self.settled:
+            self.controller.observe(excess, lr_share)
+        return self.controller.value
+
+    def state(self) -> dict[str, Tensor]:
+        """What is kept between steps, by name; for `restore`."""
+        state = {"draws": self.generator.get_state()} if self.drawn else {}
+        if self.controller is not None:
+            state |= {f"controller.{name}": value for name, value in self.controller.state().items()}
+        return state
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Continue from a state bit for bit."""
+        if self.drawn:
+            self.generator.set_state(state["draws"].cpu())
+        if self.controller is not None:
+            self.controller.restore({name.removeprefix("controller."): value for name, value in state.items()})

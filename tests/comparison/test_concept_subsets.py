@@ -1,0 +1,83 @@
+"""sae_lm.comparison.concept_subsets: outcomes over clear concepts, and by kind."""
+
+import math
+
+import pytest
+import torch
+
+from sae_lm.comparison.concept_subsets import (
+    differences_by_kind,
+    disagreements,
+    kind_of,
+    rank_correlation,
+    subset_figures,
+)
+from sae_lm.comparison.evaluation_set import Candidates
+from sae_lm.comparison.matching import match_arms
+from sae_lm.concepts.probes import Probe
+from sae_lm.penalties.arms import parse_arm
+
+pytestmark = pytest.mark.transformer_lens_3
+
+NAMES = {"first letter a": "token", "digit": "token", "inside brackets": "contextual", "inside quotes": "contextual"}
+
+
+def concept(name, kind, f1=0.9, skipped=None):
+    return Probe(name, kind, 60, 400, f1, 0.2, torch.zeros(2), 0.0, skipped)
+
+
+def candidates_of(probe):
+    none = torch.zeros(0, dtype=torch.long)
+    return Candidates(0, 0, probe, none, torch.zeros(0, 2), none, none, torch.zeros(1, 0), torch.zeros(1, 0))
+
+
+def test_clear_concepts_are_those_whose_probe_has_an_f1_of_at_least_85():
+    candidates = [candidates_of(concept("a concept", "token", f1)) for f1 in (0.85, 0.7, 0.99)]
+    figures = [
+        {"equal_hole_rate": 0.2, "fraction": 0.1, "splits": 1},
+        {"equal_hole_rate": 0.9, "fraction": 0.9, "splits": 9},
+        {"fraction": 0.3, "splits": 2},
+    ]
+    found = subset_figures(figures, candidates)
+    assert found["equal_hole_rate_clear"] == 0.2 and math.isnan(found["probe_rank"])
+    assert found["absorption_fraction_clear"] == pytest.approx(0.2) and found["splits_clear"] == 1.5
+    assert math.isnan(subset_figures(figures[1:2], candidates[1:2])["splits_clear"])
+
+
+def test_rank_correlation_needs_three_pairs_and_two_values_on_each_side():
+    assert rank_correlation([0.1, 0.5, 0.9], [3.0, 2.0, 1.0]) == pytest.approx(-1)
+    assert rank_correlation([0.1, 0.5, 0.9, 0.7], [1.0, 2.0, 4.0, math.nan]) == pytest.approx(1)
+    assert math.isnan(rank_correlation([0.1, 0.5], [1.0, 2.0]))
+    assert math.isnan(rank_correlation([0.1, 0.5, 0.9], [1.0, 1.0, 1.0]))
+
+
+def kinds_of(shifts, seeds=4):
+    """Entries of an arm whose holes differ by kind as given; contextual concepts move half as far one by one."""
+    none, arm = parse_arm("none"), parse_arm("abs_cos:1")
+    noise = [0.001, -0.001, 0.002, 0.0]
+
+    def of(seed, moved):
+        return [
+            {"concept": name, "equal_hole_rate": 0.5 + 0.01 * seed + moved * (shifts[kind_of(probe)] + noise[seed])}
+            for name, probe in ((name, concept(name, kind)) for name, kind in NAMES.items())
+        ]
+
+    per_concept = {(a, seed): of(seed, a is arm) for a in (none, arm) for seed in range(seeds)}
+    probes = [*(concept(name, kind) for name, kind in NAMES.items()), concept("other", "csv", skipped="too few")]
+    matching = match_arms([none, arm], none, {a: [16.0] * seeds for a in (none, arm)})
+    return differences_by_kind(per_concept, probes, matching, range(seeds))
+
+
+def test_differences_of_each_kind_are_over_its_concepts_alone_and_first_letters_are_a_kind():
+    entries = kinds_of({"token": -0.1, "letter": 0.0, "contextual": -0.05})
+    assert [(entry["kind"], entry["concepts"]) for entry in entries] == [("token", 1), ("letter", 1), ("contextual", 2)]
+    assert [entry["mean"] for entry in entries] == pytest.approx([-0.0995, 0.0005, -0.0495])
+    assert all(entry["arm"] == "abs_cos:1" and entry["low"] < entry["mean"] < entry["high"] for entry in entries)
+
+
+def test_kinds_disagree_where_intervals_lie_on_both_sides_of_0():
+    (said,) = disagreements(kinds_of({"token": -0.1, "letter": 0.0, "contextual": 0.05}))
+    assert said.startswith("abs_cos:1: kinds of concepts disagree.") and "first letters" not in said
+    assert "fewer holes for tokens (1 concept, -0.09" in said and "more for places (2 concepts, +0.05" in said
+    assert disagreements(kinds_of({"token": -0.1, "letter": 0.0, "contextual": -0.05})) == []
+    assert disagreements(kinds_of({"token": -0.1, "letter": 0.0, "contextual": 0.05}, seeds=2)) == []

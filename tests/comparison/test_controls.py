@@ -1,0 +1,92 @@
+"""sae_lm.comparison.controls: which outcomes put SAEs of known worth in order."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from toys import identity_sae, toy_rows
+
+from sae_lm.comparison.controls import ORDERED, SHARES, GradedSae, Grades, control_remarks, grade, order_sentences
+from sae_lm.comparison.equal_alarms import common_points, points_of_sae
+from sae_lm.comparison.evaluate import common_counts, sae_codes, sae_splits
+from sae_lm.comparison.evaluation_set import ConceptSet, EvaluationSet, find_candidates, sample_documents, sum_samples
+from sae_lm.concepts.probes import fit_probes
+from sae_lm.settings import CompareSettings
+
+
+@pytest.fixture(scope="module")
+def grades():
+    """The concept has three axes of six; the baseline's latents are the axes, but the third fires too late to be seen."""
+    rows = toy_rows([0, 2, 5])
+    sae = identity_sae(6, b_enc=torch.tensor([-0.1, -0.1, -0.1, -0.1, -0.1, -2.0]))
+    (probe,) = fit_probes(rows, min_types=50, gate=0.6)
+    documents = sample_documents(torch.arange(len(rows.x)), 0)
+
+    def read(size):
+        return iter(rows.x.split(size))
+
+    found = find_candidates(0, rows, [(0, probe)], documents)
+    evaluation_set = EvaluationSet(read, documents, sum_samples(read, documents), [ConceptSet(rows, [0])], found, 0)
+    codes = sae_codes(sae, evaluation_set)
+    splits = sae_splits(codes, evaluation_set, 6, 0.03)
+    settings = CompareSettings(runs=Path("runs"), out=Path("out"), max_k=6)
+    common = common_counts([splits])
+    targets = common_points([points_of_sae(codes, splits, evaluation_set)], common)
+    return grade(sae, codes, splits, settings, evaluation_set, common, targets)
+
+
+def of(grades, kind):
+    return [sae.values for sae in grades.saes if sae.kind == kind]
+
+
+def test_the_oracle_has_no_holes_absorbs_nothing_and_is_as_precise_as_the_probe(grades):
+    (oracle,), (told,), (probes,), (baseline,) = (
+        of(grades, k) for k in ("oracle", "told oracle", "probes", "baseline")
+    )
+    for figures in (oracle, told):
+        assert figures["equal_hole_rate"] == figures["absorption_fraction"] == figures["absorption_full"] == 0
+    assert told["main_precision"] == pytest.approx(probes["main_precision"])
+    assert oracle["main_f1"] > 0.95 and baseline["equal_hole_rate"] > 0.2 and grades.planted == [("concept", True)]
+
+
+def test_permuted_rows_leave_all_that_has_no_geometry_and_with_no_latents_left_nothing_fires(grades):
+    (baseline,) = of(grades, "baseline")
+    permuted, dropped = of(grades, "permuted"), of(grades, "dropped")
+    assert len(permuted) == len(dropped) == len(SHARES)
+    for figures in permuted:
+        assert {figures[key] for key in ("equal_hole_rate", "main_f1")} == {
+            baseline[key] for key in ("equal_hole_rate", "main_f1")
+        }
+    assert permuted[-1]["fvu"] > baseline["fvu"]
+    assert dropped[-1]["equal_hole_rate"] == 1 and dropped[-1]["l0"] == dropped[-1]["absorption_fraction"] == 0
+
+
+def saes_of(oracle, baseline, permuted, dropped):
+    values = [("oracle", 0.0, oracle), ("baseline", 0.0, baseline)]
+    values += [("permuted", share, value) for share, value in zip(SHARES, permuted, strict=True)]
+    values += [("dropped", share, value) for share, value in zip(SHARES, dropped, strict=True)]
+    return [GradedSae(kind, share, dict.fromkeys(ORDERED, value)) for kind, share, value in values]
+
+
+def test_an_outcome_that_orders_all_is_said_to_and_one_that_does_not_is_told_where():
+    right = order_sentences(saes_of(0.0, 0.2, (0.3, 0.3, 0.4, 0.5), (0.3, 0.4, 0.5, 1.0)))
+    ordered, sentence = right["equal_hole_rate"]
+    assert ordered and "puts the oracle first (0, the baseline 0.2)" in sentence
+    assert "orders permuted decoder rows (0.2, then 0.3, 0.3, 0.4, 0.5)" in sentence
+    assert not right["main_f1"][0] and "does not put the oracle first" in right["main_f1"][1]  # higher is better there
+    wrong = order_sentences(saes_of(0.0, 0.2, (0.2,) * 4, (0.3, 0.1, 0.2, 0.9)))["equal_hole_rate"]
+    assert not wrong[0] and "does not see permuted decoder rows at all (all 0.2)" in wrong[1]
+    assert "does not order dropped latents throughout" in wrong[1] and "up to 0.2 the wrong way" in wrong[1]
+    falls = order_sentences(saes_of(0.0, 0.2, (0.15, 0.1, 0.05, 0.0), (math.nan, 0.1, 0.1, 0.1)))["equal_hole_rate"]
+    assert not falls[0] and "does not order permuted decoder rows: spoilt ones look better" in falls[1]
+    assert "is not known for all dropped latents" in falls[1]
+
+
+def test_what_spoilt_saes_would_pass_for_and_which_oracle_latents_are_missed_is_said():
+    saes = saes_of(0.0, 0.2, (0.2,) * 4, (0.3, 0.1, 0.3, 1.0))
+    saes.append(GradedSae("told oracle", 0.0, dict.fromkeys(ORDERED, 0.0)))
+    missed, passing = control_remarks(Grades(saes, [("digit", True), ("bracket", False)]))
+    assert "misses the oracle's own latent of 1 of 2 concepts (bracket)" in missed
+    assert "in 1 of 8 spoilt SAEs (50% dropped latents)" in passing
+    assert "in 0 of 4 spoilt SAEs." in control_remarks(Grades([s for s in saes if s.kind != "dropped"], []))[0]

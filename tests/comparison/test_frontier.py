@@ -1,0 +1,207 @@
+"""Families of arms, their curves, and what is read off them at one cost."""
+
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from sae_lm.comparison.equal_fvu import compare_at_equal_fvu, equal_fvu_findings
+from sae_lm.comparison.families import families
+from sae_lm.comparison.frontier import curves, frontier_entry, interpolate
+from sae_lm.comparison.matching import match_arms
+from sae_lm.comparison.outcomes import METRICS
+from sae_lm.penalties.arms import parse_arm, parse_arms
+
+NAN = float("nan")
+SEEDS = 4
+
+
+def named(texts):
+    return [(family.name, family.number, [arm.name for arm in family.arms]) for family in families(parse_arms(texts))]
+
+
+def values_of(costs, holes, l0=None):
+    """{arm: FVU per seed or one number above a baseline that varies}, the same for holes -> all metrics."""
+    base = {
+        "fvu": [0.2 + 0.01 * seed for seed in range(SEEDS)],
+        "equal_hole_rate": [0.5 - 0.02 * seed for seed in range(SEEDS)],
+    }
+
+    def per_seed(of, key):
+        return [b + d for b, d in zip(base[key], of if isinstance(of, list) else [of] * SEEDS, strict=True)]
+
+    return {
+        parse_arm(arm): {key: [NAN] * SEEDS for key in METRICS}
+        | {"fvu": per_seed(costs[arm], "fvu"), "equal_hole_rate": per_seed(holes[arm], "equal_hole_rate")}
+        | {"l0": [(l0 or {}).get(arm, 16.0)] * SEEDS}
+        for arm in costs
+    }
+
+
+def curves_of(values, baseline="none"):
+    l0 = {arm: metrics["l0"] for arm, metrics in values.items()}
+    return curves(values, match_arms([*values], parse_arm(baseline), l0))
+
+
+def noisy(mean, seed, size=0.0004):
+    return (mean + size * np.random.default_rng(seed).normal(size=SEEDS)).tolist()
+
+
+# --- families
+
+
+def test_arms_that_differ_in_their_coefficient_or_in_one_number_alone_are_a_family():
+    assert named(["coactive:0.1/0.3/1@anchored", "sq_cos:3/10", "coactive:0.3", "none@arch=matryoshka"]) == [
+        ("coactive:0.1/0.3/1@anchored", "coefficient",
+         ["coactive:0.1@anchored", "coactive:0.3@anchored", "coactive:1@anchored"]),
+        ("sq_cos:3/10", "coefficient", ["sq_cos:3", "sq_cos:10"]),
+        ("coactive:0.3", None, ["coactive:0.3"]),
+        ("none@arch=matryoshka", None, ["none@arch=matryoshka"]),
+    ]  # fmt: skip
+    ((name, number, _),) = named(["coactive@fvu=0.01/0.005"])
+    assert (name, number) == ("coactive:0.2@fvu=0.005/0.01", "fvu")
+    assert named(["abs_cos:1", "abs_cos:1@margin=0.2/0.1"])[0][:2] == (
+        "abs_cos:1 and abs_cos:1@margin=0.1/0.2", "margin",
+    )  # fmt: skip
+
+
+def test_a_coefficient_goes_before_an_option_and_every_arm_is_in_one_family():
+    found = named(["abs_cos:1/3@margin=0.1/0.2"])
+    assert [name for name, _, _ in found] == ["abs_cos:1/3@margin=0.1", "abs_cos:1/3@margin=0.2"]
+    assert named(["coactive:1", "coactive:1@anchored"]) == [
+        ("coactive:1", None, ["coactive:1"]),
+        ("coactive:1@anchored", None, ["coactive:1@anchored"]),
+    ], "what differs is no number"
+
+
+def test_of_many_values_a_family_names_the_first_and_the_last():
+    assert named(["sq_cos:1/2/3/4/5"])[0][0] == "sq_cos:1/…/5"
+
+
+# --- curves
+
+
+def test_the_curve_is_read_as_a_slow_walk_along_its_points_reads_it():
+    draw = np.random.default_rng(0)
+    for _ in range(200):
+        x, y, at = draw.normal(size=5), draw.normal(size=5), draw.normal()
+        points = sorted(zip(x, y, strict=True))
+        expected = NAN
+        for (left, low), (right, high) in pairwise(points):
+            if left <= at <= right:
+                expected = low + (high - low) * (at - left) / (right - left)
+        assert interpolate(at, x, y) == pytest.approx(expected, nan_ok=True)
+    assert math.isnan(interpolate(0.5, np.array([0.0, 1.0]), np.array([0.0, NAN])))
+
+
+def test_a_curve_begins_at_the_baseline_and_its_reach_is_what_every_seed_holds():
+    costs = {"none": 0.0, "sq_cos:10": [0.01, 0.012, 0.009, 0.011], "sq_cos:3": 0.004}
+    (curve,) = curves_of(values_of(costs, {"none": 0.0, "sq_cos:10": -0.1, "sq_cos:3": -0.06}))
+    assert [arm.name for arm in curve.places] == ["none", "sq_cos:3", "sq_cos:10"]
+    assert curve.reach == pytest.approx((0.0, 0.009))
+    assert curve.read("equal_hole_rate", 0.002) == pytest.approx([-0.03] * SEEDS)
+    read = curve.read("equal_hole_rate", 0.0095)
+    assert np.isnan(read).tolist() == [False, False, True, False]
+    assert [arm.name for arm in curve.between(0.005)] == ["sq_cos:3", "sq_cos:10"]
+
+
+def test_a_penalty_on_another_architecture_begins_at_that_architecture_and_both_are_held_to_the_baseline():
+    costs = {"none": 0.0, "none@arch=matryoshka": 0.02, "coactive:1@arch=matryoshka": 0.03}
+    holes = {"none": 0.0, "none@arch=matryoshka": -0.2, "coactive:1@arch=matryoshka": -0.25}
+    alone, penalised = curves_of(values_of(costs, holes))
+    assert [arm.name for arm in alone.places] == ["none", "none@arch=matryoshka"]
+    assert [arm.name for arm in penalised.places] == ["none@arch=matryoshka", "coactive:1@arch=matryoshka"]
+    assert penalised.reach == pytest.approx((0.02, 0.03))
+    assert penalised.change["equal_hole_rate"][:, 0] == pytest.approx([-0.2, -0.25])
+
+
+def test_arms_are_on_the_curve_of_their_l0_and_those_of_no_rung_on_none():
+    names = ["none@k=8", "none@k=32", "sq_cos:3@k=8", "sq_cos:3@k=32", "sq_cos:10@k=32", "max_cos:1@k=64"]
+    l0 = {name: float(name.partition("=")[2]) for name in names}
+    flat = dict.fromkeys(names, 0.001)
+    found = curves_of(values_of(flat, flat, l0))
+    assert [(curve.family.name, curve.rung.name) for curve in found] == [
+        ("sq_cos:3", "none@k=8"),
+        ("sq_cos:3/10", "none@k=32"),
+    ]
+
+
+def test_points_and_bands_have_students_interval_over_seeds():
+    costs = {"none": 0.0, "sq_cos:3": noisy(0.004, 1)}
+    holes = {"none": 0.0, "sq_cos:3": noisy(-0.06, 2, 0.01)}
+    (curve,) = curves_of(values_of(costs, holes))
+    entry = frontier_entry(curve)
+    twin = stats.ttest_1samp(np.array(holes["sq_cos:3"]), 0).confidence_interval(0.95)
+    of_point = entry["points"][-1]["changes"]["equal_hole_rate"]
+    assert (of_point["low"], of_point["high"]) == pytest.approx((twin.low, twin.high))
+    assert list(entry["points"][-1]["changes"]) == ["equal_hole_rate"], "outcomes without values are left out"
+    band = entry["bands"]["equal_hole_rate"]
+    assert band[0]["fvu"] == 0 and band[0]["low"] == band[0]["high"] == 0
+    assert band[-1]["fvu"] == pytest.approx(min(costs["sq_cos:3"])) and band[-1]["low"] < band[-1]["high"]
+
+
+# --- at equal FVU
+
+
+def arranged(steep=-0.08, shallow=-0.06):
+    """Matryoshka at .02; one family that costs up to .01, one that never costs .005."""
+    costs = {"none": 0.0, "sq_cos:3": noisy(0.004, 1), "sq_cos:10": noisy(0.01, 2)}
+    costs |= {"max_cos:1": noisy(0.002, 3), "none@arch=matryoshka": noisy(0.02, 4)}
+    holes = {"none": 0.0, "sq_cos:3": noisy(steep, 5), "sq_cos:10": noisy(2 * steep, 6)}
+    holes |= {"max_cos:1": noisy(shallow / 4, 7), "none@arch=matryoshka": noisy(-0.1, 8)}
+    return curves_of(values_of(costs, holes))
+
+
+def test_families_are_held_against_matryoshkas_at_the_costs_asked_for_and_where_both_still_reach():
+    found = compare_at_equal_fvu(arranged(), [0.005])
+    assert {entry["reference"] for entry in found} == {"none@arch=matryoshka"}
+    assert [(e["family"], e["fvu"] == 0.005) for e in found] == [
+        ("sq_cos:3/10", True), ("sq_cos:3/10", False), ("max_cos:1", True), ("max_cos:1", False),
+    ]  # fmt: skip
+    by_family = {curve.family.name: curve for curve in arranged()}
+    assert [e["fvu"] for e in found[1::2]] == [by_family[e["family"]].reach[1] for e in found[1::2]]
+    steep = found[0]
+    assert steep["change"] == pytest.approx(-0.08 * 7 / 6, abs=0.01)
+    assert steep["reference_change"] == pytest.approx(-0.025, abs=0.002)
+    assert steep["mean"] == pytest.approx(steep["change"] - steep["reference_change"])
+    assert steep["between"] == ["sq_cos:3", "sq_cos:10"] and steep["reference_between"][0] == "none"
+    assert steep["verdict"] == "lower" and steep["p_holm"] >= steep["p"]
+
+
+def test_nothing_is_read_beyond_a_curves_end_and_the_report_says_where_that_is():
+    found = compare_at_equal_fvu(arranged(), [0.005])
+    (unreached,) = [entry for entry in found if entry["family"] == "max_cos:1" and entry["fvu"] == 0.005]
+    assert unreached["verdict"] == "no claim" and "max_cos:1 does not reach it, 0.00" in unreached["reason"]
+    assert unreached["mean"] is unreached["p_holm"] is unreached["change"] is None
+
+
+def test_a_difference_at_equal_fvu_is_paired_by_seed_and_its_interval_is_students():
+    family, _, reference = arranged()
+    (got, _) = compare_at_equal_fvu([reference, family], [0.004])
+    by_hand = [
+        np.interp(0.004, np.sort(x), y[np.argsort(x)]) - np.interp(0.004, np.sort(u), v[np.argsort(u)])
+        for x, y, u, v in zip(family.cost.T, family.change["equal_hole_rate"].T,
+                              reference.cost.T, reference.change["equal_hole_rate"].T, strict=True)
+    ]  # fmt: skip
+    assert got["family"] == "sq_cos:3/10" and got["per_seed"] == pytest.approx(by_hand)
+    twin = stats.ttest_1samp(got["per_seed"], 0).confidence_interval(0.95)
+    assert (got["low"], got["high"]) == pytest.approx((twin.low, twin.high))
+
+
+def test_claims_at_equal_fvu_are_corrected_together_and_put_into_sentences():
+    found = compare_at_equal_fvu(arranged(), [0.005])
+    tested = [entry for entry in found if entry["p_holm"] is not None]
+    assert all(entry["p_holm"] >= entry["p"] for entry in tested)
+    assert max(entry["p_holm"] / entry["p"] for entry in tested) == pytest.approx(len(tested))
+    said = equal_fvu_findings(found)
+    assert any(
+        "At +0.0050 FVU and the L0 of none, sq_cos:3/10 against none@arch=matryoshka: hole rate at equal false alarms lower"
+        in sentence
+        for sentence in said
+    )
+    assert any("nothing was trained between none and none@arch=matryoshka" in sentence for sentence in said)
+    unclear = [entry | {"verdict": "not distinguishable"} for entry in found]
+    assert equal_fvu_findings(unclear)[0] == "At equal FVU no family is told apart from none@arch=matryoshka."
+    assert equal_fvu_findings([]) == []

@@ -1,0 +1,80 @@
+"""Primary differences over seeds and concepts together, and with each concept left out."""
+
+import numpy as np
+import pytest
+
+from sae_lm.comparison.matching import match_arms
+from sae_lm.comparison.other_concepts import compare_over_concepts, concept_findings, paired_by_concept
+from sae_lm.comparison.outcomes import METRICS
+from sae_lm.comparison.verdicts import compare_arms
+from sae_lm.penalties.arms import parse_arm
+
+NONE, ARM = parse_arm("none"), parse_arm("abs_cos:1")
+SEEDS = [0, 1, 2, 3, 4, 5]
+NAN = float("nan")
+
+
+def scene(by_concept, spread=0.01):
+    """Hole rates of two arms whose difference is about so much on each concept -> the entries and the differences."""
+    draw = np.random.default_rng(0)
+    base = 0.5 + 0.1 * draw.normal(size=(len(SEEDS), len(by_concept)))
+    arm = base + np.array(by_concept) + spread * draw.normal(size=base.shape)
+    per_concept = {
+        (which, seed): [
+            {"concept": f"concept {place}", "equal_hole_rate": float(value)} for place, value in enumerate(of[row])
+        ]
+        for which, of in ((NONE, base), (ARM, arm))
+        for row, seed in enumerate(SEEDS)
+    }
+    values = {
+        which: {key: [NAN] * len(SEEDS) for key in METRICS} | {"l0": [16.0] * len(SEEDS), "equal_hole_rate": of.mean(1).tolist()}
+        for which, of in ((NONE, base), (ARM, arm))
+    }  # fmt: skip
+    matching = match_arms([NONE, ARM], NONE, {which: [16.0] * len(SEEDS) for which in (NONE, ARM)})
+    differences = compare_arms(values, matching)
+    return per_concept, matching.matches, differences
+
+
+def entries_of(by_concept, spread=0.01):
+    per_concept, matches, differences = scene(by_concept, spread)
+    return compare_over_concepts(per_concept, SEEDS, matches, differences), differences
+
+
+def test_an_effect_on_every_concept_holds_for_others_and_without_any_one():
+    (entry,), differences = entries_of([-0.1, -0.12, -0.09, -0.11, -0.1, -0.13, -0.08, -0.1])
+    of_pair = next(d for d in differences if d["metric"] == "equal_hole_rate")
+    assert entry["mean"] == pytest.approx(of_pair["mean"]) and entry["concepts"] == 8
+    assert entry["low"] < of_pair["low"] and of_pair["high"] < entry["high"] < 0
+    assert entry["without_low"] < entry["mean"] < entry["without_high"] < 0
+    assert not entry["sign_changes"] and entry["claim_rests_on"] == []
+    assert concept_findings([entry], differences) == [
+        "The claim on primary outcomes would hold for other concepts of the kind too (interval over seeds and "
+        "concepts together)."
+    ]
+
+
+def test_an_effect_on_one_concept_alone_rests_on_it_and_is_none_for_others():
+    (entry,), differences = entries_of([0.01, 0.0, -0.01, 0.02, -0.8, 0.01, 0.0, 0.01])
+    assert next(d for d in differences if d["metric"] == "equal_hole_rate")["verdict"] == "lower"
+    assert entry["low"] < 0 < entry["high"] and entry["concept"] == "concept 4"
+    assert entry["claim_rests_on"] == ["concept 4"] and entry["sign_changes"]
+    rests, narrow = concept_findings([entry], differences)
+    assert rests == (
+        "abs_cos:1: that the hole rate at equal false alarms is lower rests on single concepts; it is no claim without concept 4."
+    )
+    assert narrow.startswith("Of 1 claims on primary outcomes 1 would not hold for other concepts of the kind")
+
+
+def test_what_is_no_claim_rests_on_nothing():
+    (entry,), differences = entries_of([0.3, -0.3, 0.2, -0.2, 0.05, -0.05], spread=0.2)
+    assert next(d for d in differences if d["metric"] == "equal_hole_rate")["verdict"] == "not distinguishable"
+    assert entry["claim_rests_on"] == [] and concept_findings([entry], differences) == []
+
+
+def test_few_concepts_say_nothing_of_others_and_one_that_an_sae_lacks_is_left_out():
+    assert entries_of([-0.1] * 4)[0] == []
+    per_concept, matches, differences = scene([-0.1] * 6)
+    del per_concept[ARM, 2][3]["equal_hole_rate"]
+    known, x = paired_by_concept(per_concept, SEEDS, ARM, matches[ARM], "equal_hole_rate")
+    assert "concept 3" not in known and x.shape == (6, 5)
+    assert compare_over_concepts(per_concept, SEEDS, matches, differences)[0]["concepts"] == 5

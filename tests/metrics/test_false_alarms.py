@@ -1,0 +1,89 @@
+"""sae_lm.metrics.false_alarms: how far main latents are above their gate, and thresholds at which SAEs are equals."""
+
+import math
+
+import pytest
+import torch
+
+from sae_lm.metrics.codes import encode_sparse
+from sae_lm.metrics.false_alarms import (
+    gate_ratios,
+    operating_point,
+    points_by_count,
+    threshold_at_false_alarms,
+    threshold_at_precision,
+)
+from sae_lm.sae.model import SAE
+
+pytestmark = pytest.mark.transformer_lens_3
+
+X = torch.randn(300, 6, generator=torch.Generator().manual_seed(1)) + 0.5
+MAIN = [[2], [0, 7, 9], [4, 1]]
+
+
+def turned_up(sae, latents, factor):
+    """The edit that costs nothing: a louder encoder, a quieter decoder."""
+    weights = {name: value.clone() for name, value in sae.named_parameters()}
+    weights["W_enc"][:, latents] *= factor
+    weights["b_enc"][latents] *= factor
+    weights["W_dec"][latents] /= factor
+    return SAE(sae.config, weights)
+
+
+@pytest.mark.parametrize(("architecture", "gate"), [("topk", 1.0), ("jumprelu", 1.0), ("standard", 0.0)])
+def test_main_latents_fire_where_the_ratio_is_above_the_gate(make_sae, architecture, gate):
+    sae = make_sae(architecture, unit=False)
+    codes, ratios = encode_sparse(sae, X.split(70)), gate_ratios(sae, X.split(70), MAIN)
+    for main, ratio in zip(MAIN, ratios.T, strict=True):
+        fires = codes.columns(main).gt(0).any(1)
+        assert torch.equal(fires, ratio > gate) and 0 < int(fires.sum()) < len(X)
+
+
+@pytest.mark.parametrize("architecture", ["topk", "jumprelu"])
+def test_turned_up_by_a_factor_main_latents_fire_where_the_ratio_is_above_its_inverse(make_sae, architecture):
+    sae = make_sae(architecture)
+    for main, ratio in zip(MAIN, gate_ratios(sae, [X], MAIN).T, strict=True):
+        for factor in (0.6, 1.4):
+            fires = encode_sparse(turned_up(sae, main, factor), [X]).columns(main).gt(0).any(1)
+            assert torch.equal(fires, ratio > 1 / factor), (main, factor)
+            edited = gate_ratios(turned_up(sae, main, factor), [X], [main])[:, 0]
+            assert torch.allclose(edited, factor * ratio, rtol=1e-4)
+
+
+def test_where_nothing_competes_every_pre_activation_above_0_fires(make_sae):
+    sae = make_sae(k=10)
+    ratio = gate_ratios(sae, [X], [[3, 5]])[:, 0]
+    fires = encode_sparse(sae, [X]).columns([3, 5]).gt(0).any(1)
+    assert torch.equal(ratio > 1, fires) and torch.equal(ratio > 0, fires)
+    assert len(ratio[fires].unique()) == len(ratio[fires]), "they keep their order"
+
+
+def test_a_share_of_the_rows_lies_above_the_threshold_and_of_ties_none():
+    ratio = torch.tensor([0.1, 0.5, 0.9, 0.9, 0.2, 0.3, 0.0, 0.4, 0.6, 0.7])
+    for rate, count in ((0.0, 0), (0.1, 0), (0.2, 2), (0.34, 3), (1.0, 10)):
+        assert int((ratio > threshold_at_false_alarms(ratio, rate)).sum()) == count, rate
+
+
+def test_the_lowest_threshold_that_reaches_a_precision_is_found_and_infinity_where_none_does():
+    ratio = torch.tensor([0.9, 0.8, 0.7, 0.6, 0.6, 0.5])
+    labels = torch.tensor([True, False, True, True, False, False])
+    for precision, count in ((1.0, 1), (0.66, 3), (0.6, 5), (0.5, 6), (0.1, 6)):
+        assert int((ratio > threshold_at_precision(ratio, labels, precision)).sum()) == count, precision
+    assert threshold_at_precision(ratio, ~labels, 0.9) == math.inf
+
+
+def test_an_operating_point_counts_rows_without_the_concept_by_label_and_by_probe():
+    fires = torch.tensor([1, 1, 1, 0, 1, 0]).bool()
+    labels = torch.tensor([1, 1, 0, 1, 0, 0]).bool()
+    absent = torch.tensor([0, 0, 1, 0, 0, 1]).bool()  # of the fifth row the probe says that it has the concept
+    assert operating_point(fires, labels, absent) == (0.5, 0.5)
+    silent = operating_point(torch.zeros(6).bool(), labels, absent)
+    assert silent.false_alarms == 0 and math.isnan(silent.precision)
+
+
+def test_points_by_count_are_those_of_the_first_latents_together(make_sae):
+    codes = encode_sparse(make_sae(), [X])
+    labels, ranking = X[:, 0] > 0.5, [5, 2, 8]
+    for count, point in enumerate(points_by_count(codes, ranking, labels, ~labels), 1):
+        fires = codes.columns(ranking[:count]).gt(0).any(1)
+        assert point == operating_point(fires, labels, ~labels)
