@@ -70,27 +70,14 @@ def batch_result(
         (Rajamanoharan et al. 2024, 2407.14435, equations 11 and 12) are not 0; the code must hold what is in it.
     prefix_weights: of the nested prefixes' errors, with sum 1; None: all alike.
     pull: what is added to the gradient for the code's values, given these. The loss is without what it is of.
-    only_rows: give the gradients of encoder and W_dec for the latents that have an entry, and say which, if these are
-        few.
+    only_rows: give the gradients of encoder and W_dec for the latents that have an entry alone, if these are few.
     """
-    batch, slices = len(centred), code.slices
+    batch = len(centred)
     pre = code.products(weights.encoder, centred).add_(weights.b_enc[code.latent])
     threshold = None if weights.log_threshold is None else weights.log_threshold.exp()
     fires = pre > (0 if threshold is None else threshold[code.latent])
     values = torch.where(fires, pre, 0)
-    residuals = code.decode(values, weights.W_dec)
-    for i in range(1, slices):  # prefix i is the sum of slices 0 to i
-        residuals[:, i] += residuals[:, i - 1]
-    torch.sub(centred[:, None], residuals, out=residuals)
-    residual = residuals[:, -1].clone()
-    if prefix_weights is None:
-        loss = _square_sum(residuals) / (batch * slices)
-        upstream = residuals.mul_(-2 / (batch * slices))
-    else:
-        loss = torch.linalg.vector_norm(residuals, dim=2).square_().sum(0).dot(prefix_weights) / batch
-        upstream = residuals.mul_(prefix_weights[:, None] * (-2 / batch))
-    for i in range(slices - 1, 0, -1):  # so slice i contributes to prefixes i to the last
-        upstream[:, i - 1] += upstream[:, i]
+    residual, upstream, loss = _errors(centred, code, values, weights.W_dec, prefix_weights)
     bags = upstream.flatten(0, 1)
     grad_values = code.products(weights.W_dec, bags)
     if pull is not None:
@@ -117,6 +104,27 @@ def batch_result(
         log_threshold=grad_log_threshold,
     )
     return BatchResult(values, fires, residual, _square_sum(residual) / batch, loss, gradient, rows)
+
+
+def _errors(
+    centred: Tensor, code: SparseCode, values: Tensor, W_dec: Tensor, prefix_weights: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The residual of the whole dictionary, the loss' gradient for each slice's sum [batch, slices, d_in], the loss."""
+    batch, slices = len(centred), code.slices
+    residuals = code.decode(values, W_dec)
+    for i in range(1, slices):  # prefix i is the sum of slices 0 to i
+        residuals[:, i] += residuals[:, i - 1]
+    torch.sub(centred[:, None], residuals, out=residuals)
+    residual = residuals[:, -1].clone()
+    if prefix_weights is None:
+        loss = _square_sum(residuals) / (batch * slices)
+        upstream = residuals.mul_(-2 / (batch * slices))
+    else:
+        loss = torch.linalg.vector_norm(residuals, dim=2).square_().sum(0).dot(prefix_weights) / batch
+        upstream = residuals.mul_(prefix_weights[:, None] * (-2 / batch))
+    for i in range(slices - 1, 0, -1):  # so slice i contributes to prefixes i to the last
+        upstream[:, i - 1] += upstream[:, i]
+    return residual, upstream, loss
 
 
 def _square_sum(rows: Tensor) -> Tensor:
