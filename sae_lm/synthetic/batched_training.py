@@ -21,11 +21,11 @@ from sae_lm.runtime.seeds import derive
 from sae_lm.sae.directions import unit_rows
 from sae_lm.synthetic.batched_penalties import penalties
 from sae_lm.synthetic.worlds import Inputs, World, all_inputs, directions, inputs, some_inputs
+from sae_lm.training.optimizer import CLIP_NORM
 from sae_lm.training.prefixes import prefix_weights
 from sae_lm.training.recipe import default_widths
 from sae_lm.training.schedules import firing_weight, learning_rate, threshold_weight
 from sae_lm.training.start import keep_near
-from sae_lm.training.trainer import CLIP_NORM
 
 MOMENTS = 20_000
 """Inputs from which mean and scale are taken where a world is not listed."""
