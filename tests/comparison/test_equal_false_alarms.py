@@ -46,7 +46,15 @@ def report(tiny_store, tmp_path_factory):
     folder = tmp_path_factory.mktemp("edited")
     monkeypatch = pytest.MonkeyPatch()
     monkeypatch.setattr("sae_lm.pages.figures.write_figures", lambda report, folder: [])
-    settings = {"hook": "blocks.1.hook_out", "d_sae": 48, "k": 4, "tokens": 3000, "batch_size": 64, "lr": 3e-3}
+    settings = {
+        "hook": "blocks.1.hook_out",
+        "d_sae": 48,
+        "k": 4,
+        "tokens": 3000,
+        "batch_size": 64,
+        "lr": 3e-3,
+        "optimizer": "adam",
+    }
     runs = train(
         TrainSettings(
             store=tiny_store, arms="none", seeds=SEEDS, held_out=0.5, dead_after=500, out=folder / "runs", **settings

@@ -62,10 +62,11 @@ def test_an_sae_of_many_is_the_one_that_the_trainer_makes(text, in_double_precis
     mean, scale = moments(world, features)
     seed = 1
     training = training_recipe(
-        steps, d_sae=d_sae, arch=arch, k=2, lr=0.01, aux_coefficient=0.0, matmul="float64", widths=(3, d_sae), sparsity_coefficient=0.05
+        steps, d_sae=d_sae, arch=arch, k=2, lr=0.01, aux_coefficient=0.0, matmul="float64", widths=(3, d_sae), sparsity_coefficient=0.05,
+        optimizer="adam",
     )  # fmt: skip
     real = ArmTraining(arm, seed, training, mean[seed] / scale[seed], "cpu")
-    real.optimizer.register_step_pre_hook(divide_gradients)
+    real.optimizer.adam.register_step_pre_hook(divide_gradients)
     real._start_sparse = lambda centred: real.control.begin(0.05)  # a toy's biases begin at 0
     draws = torch.Generator().manual_seed(derive("batches", seed))
     for step in range(steps):
