@@ -8,14 +8,13 @@ corrected for their number, and decide nothing.
 
 import math
 from collections.abc import Mapping, Sequence
-from statistics import fmean
 from typing import Any
 
 from sae_lm.comparison.evaluation_set import Candidates
 from sae_lm.comparison.matching import Matching
 from sae_lm.comparison.runs import Key
 from sae_lm.concepts.probes import Probe
-from sae_lm.metrics.statistics import FEWEST_SEEDS, paired_difference
+from sae_lm.metrics.statistics import FEWEST_SEEDS, mean_of_known, paired_difference
 from sae_lm.pages.difference_entries import KindEntry
 from sae_lm.pages.summary import KINDS
 from sae_lm.pages.text import signed
@@ -36,7 +35,9 @@ def subset_figures(per_concept: Sequence[Mapping[str, Any]], candidates: Sequenc
     where there are too few concepts. Both in the same order."""
     scores = [of.probe.f1 for of in candidates]
     clear = [figures for figures, score in zip(per_concept, scores, strict=True) if score >= CLEAR]
-    means = {metric: _mean([figures.get(key, math.nan) for figures in clear]) for key, metric in OF_CLEAR.items()}
+    means = {
+        metric: mean_of_known([figures.get(key, math.nan) for figures in clear]) for key, metric in OF_CLEAR.items()
+    }
     return means | {"probe_rank": rank_correlation(scores, [figures.get(OUTCOME, math.nan) for figures in per_concept])}
 
 
@@ -49,11 +50,6 @@ def rank_correlation(a: Sequence[float], b: Sequence[float]) -> float:
     if len(known) < FEWEST_RANKED or len(set(left)) == 1 or len(set(right)) == 1:
         return math.nan
     return float(spearmanr(left, right).statistic)  # pyright: ignore[reportAttributeAccessIssue]
-
-
-def _mean(values: Sequence[float | int]) -> float:
-    known = [value for value in values if math.isfinite(value)]
-    return fmean(known) if known else math.nan
 
 
 def kind_of(concept: Probe) -> str:
@@ -77,7 +73,7 @@ def differences_by_kind(
         values: dict[Arm, list[float]] = {}
         for arm in matching.matches:
             of_seeds = [[of for of in per_concept[arm, seed] if kinds[of["concept"]] == kind] for seed in seeds]
-            values[arm] = [_mean([of.get(OUTCOME, math.nan) for of in concepts]) for concepts in of_seeds]
+            values[arm] = [mean_of_known([of.get(OUTCOME, math.nan) for of in concepts]) for concepts in of_seeds]
         for arm, match in matching.matches.items():
             if arm in matching.ladder or match.how == "not matched":
                 continue

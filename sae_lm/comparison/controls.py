@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import torch
 
-from sae_lm.comparison.equal_alarms import equal_figures
-from sae_lm.comparison.evaluate import batch_rows, concept_figures, concept_means, sae_codes, sae_splits
+from sae_lm.comparison.equal_alarms import all_concept_figures
+from sae_lm.comparison.evaluate import batch_rows, concept_means, sae_codes, sae_splits
 from sae_lm.comparison.evaluation_set import EvaluationSet
 from sae_lm.comparison.outcomes import METRICS, PRIMARY
 from sae_lm.concepts.rows import TEST
@@ -70,9 +70,7 @@ def grade(
     """
 
     def figures(other: SAE, of_codes: Sequence[TokenCodes], of_splits: Sequence[Split]) -> dict[str, float]:
-        per_concept, _ = concept_figures(other, of_codes, of_splits, evaluation_set, common)
-        equal, _ = equal_figures(other, of_codes, of_splits, evaluation_set, common, targets)
-        per_concept = [before | further for before, further in zip(per_concept, equal, strict=True)]
+        per_concept, _ = all_concept_figures(other, of_codes, of_splits, evaluation_set, common, targets)
         measured, _, _ = quality(other, _some_rows(evaluation_set, other))
         return concept_means(per_concept) | {"fvu": measured.fvu, "l0": measured.l0}
 

@@ -8,14 +8,13 @@ by false alarms, is in `sae_lm.metrics.false_alarms`.
 
 import math
 from collections.abc import Sequence
-from statistics import fmean
 from typing import Any
 
 import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from sae_lm.comparison.evaluate import BootstrapValues, batch_rows, type_means
+from sae_lm.comparison.evaluate import BootstrapValues, batch_rows, concept_figures, type_means
 from sae_lm.comparison.evaluation_set import Candidates, EvaluationSet
 from sae_lm.concepts.rows import TEST
 from sae_lm.metrics.absorption import type_mean
@@ -29,6 +28,7 @@ from sae_lm.metrics.false_alarms import (
     threshold_at_precision,
 )
 from sae_lm.metrics.splitting import Split
+from sae_lm.metrics.statistics import mean_of_known
 from sae_lm.sae.model import SAE
 
 
@@ -56,13 +56,8 @@ def common_points(of_saes: Sequence[Sequence[Sequence[OperatingPoint]]], common:
     targets = []
     for concept, k in zip(zip(*of_saes, strict=True), common, strict=True):
         at = [points[k - 1] for points in concept]
-        targets.append(OperatingPoint(*(_mean([point[field] for point in at]) for field in (0, 1))))
+        targets.append(OperatingPoint(*(mean_of_known([point[field] for point in at]) for field in (0, 1))))
     return targets
-
-
-def _mean(values: Sequence[float]) -> float:
-    known = [value for value in values if math.isfinite(value)]
-    return fmean(known) if known else math.nan
 
 
 def equal_figures(
@@ -101,6 +96,21 @@ def equal_figures(
             figures["hole_rate_at_precision"] = type_mean(ratio[candidates.rows] <= threshold, candidates.token_id)
         per_concept.append(figures)
     return per_concept, {"equal_hole_rate": torch.stack(samples).nanmean(0)} if samples else {}
+
+
+def all_concept_figures(
+    sae: SAE,
+    codes: Sequence[TokenCodes],
+    splits: Sequence[Split],
+    evaluation_set: EvaluationSet,
+    common: Sequence[int],
+    targets: Sequence[OperatingPoint],
+    sweep: bool = False,
+) -> tuple[list[dict[str, Any]], BootstrapValues]:
+    """`concept_figures` and `equal_figures` of every concept in use, together."""
+    plain, of_plain = concept_figures(sae, codes, splits, evaluation_set, common, sweep)
+    equal, of_equal = equal_figures(sae, codes, splits, evaluation_set, common, targets)
+    return [before | further for before, further in zip(plain, equal, strict=True)], of_plain | of_equal
 
 
 def _ratios_of_concepts(

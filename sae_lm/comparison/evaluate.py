@@ -30,7 +30,7 @@ from sae_lm.metrics.codes import TokenCodes, encode_sparse
 from sae_lm.metrics.geometry import geometry
 from sae_lm.metrics.reconstruction import quality
 from sae_lm.metrics.splitting import Split, split_counts
-from sae_lm.metrics.statistics import sums_of_units
+from sae_lm.metrics.statistics import mean_of_known, sums_of_units
 from sae_lm.sae.model import SAE
 
 ENCODED_VALUES = 1 << 23
@@ -185,8 +185,7 @@ CONCEPT_MEANS = {
 
 def concept_means(concepts: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Unweighted means over concepts; NaN where none has the figure."""
-    means = {}
-    for metric, key in CONCEPT_MEANS.items():
-        values = [concept[key] for concept in concepts if key in concept and math.isfinite(concept[key])]
-        means[metric] = fmean(values) if values else math.nan
-    return means
+    return {
+        metric: mean_of_known(concept.get(key, math.nan) for concept in concepts)
+        for metric, key in CONCEPT_MEANS.items()
+    }

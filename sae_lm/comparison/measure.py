@@ -12,12 +12,11 @@ from torch import Tensor
 
 from sae_lm.comparison.concept_subsets import subset_figures
 from sae_lm.comparison.controls import Grades, grade
-from sae_lm.comparison.equal_alarms import common_points, equal_figures, points_of_sae
+from sae_lm.comparison.equal_alarms import all_concept_figures, common_points, points_of_sae
 from sae_lm.comparison.evaluate import (
     BootstrapValues,
     batch_rows,
     common_counts,
-    concept_figures,
     concept_means,
     held_out_figures,
     sae_codes,
@@ -262,11 +261,9 @@ def _measure_sae(
     if settings.composition:
         figures |= composition(sae.W_dec, held_out.fired, settings.seed)._asdict()
     if on_concepts:
-        per_concept, of_concepts = concept_figures(sae, *on_concepts, evaluation_set, common, sweep)
-        equal, of_equal = equal_figures(sae, *on_concepts, evaluation_set, common, targets)
-        per_concept = [before | further for before, further in zip(per_concept, equal, strict=True)]
+        per_concept, of_concepts = all_concept_figures(sae, *on_concepts, evaluation_set, common, targets, sweep)
         figures |= concept_means(per_concept) | subset_figures(per_concept, evaluation_set.candidates)
-        bootstrap_values |= of_concepts | of_equal
+        bootstrap_values |= of_concepts
         of_removals, removals = measure_removals(sae, *on_concepts, evaluation_set, common)
         figures |= of_removals
     check_metrics(bootstrap_values, "an SAE's noise")

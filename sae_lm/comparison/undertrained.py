@@ -8,15 +8,14 @@ The limits are measured on one model (sae_lm/metrics/README.md): they depend on 
 Arms that are held near their start on purpose are controls. They are flagged themselves and warn of no others.
 """
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
-from statistics import fmean
 from typing import NamedTuple
 
 from jaxtyping import Bool
 from torch import Tensor
 
 from sae_lm.comparison.matching import Matching, Values
+from sae_lm.metrics.statistics import mean_of_known
 from sae_lm.penalties.arms import Arm
 from sae_lm.sae.model import SAE
 from sae_lm.training.convergence import ADVICE, MOST_FALL, MOST_START_COS, is_held, sae_start_cosines, span
@@ -53,7 +52,9 @@ class Undertrained(NamedTuple):
 def find_undertrained(values: Values) -> dict[Arm, Undertrained]:
     """The arms that are undertrained."""
     found = {
-        arm: Undertrained(*(_mean(of[key]) for key in ("start_cos", "seed_stability", "stable_signal", "fvu_slope")))
+        arm: Undertrained(
+            *(mean_of_known(of[key]) for key in ("start_cos", "seed_stability", "stable_signal", "fvu_slope"))
+        )
         for arm, of in values.items()
     }
     return {
@@ -96,8 +97,3 @@ def warn(undertrained: Mapping[Arm, Undertrained], arms: Iterable[Arm]) -> str |
         who = f"The SAEs of {names}{f' and {len(flagged) - MOST_NAMED} further arms' * (len(flagged) > MOST_NAMED)}"
     why = reason([undertrained[arm] for arm in flagged])
     return f"{who} {why}: differences between them say little about trained SAEs ({ADVICE})."
-
-
-def _mean(values: Sequence[float]) -> float:
-    known = [value for value in values if math.isfinite(value)]
-    return fmean(known) if known else math.nan

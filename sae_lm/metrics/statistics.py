@@ -14,8 +14,9 @@ p, which assumes symmetry alone and cannot fall below 2 / 2^n: at five seeds no 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from statistics import fmean
 from typing import NamedTuple
 
 import numpy as np
@@ -211,6 +212,12 @@ def resamples(units: int, samples: int, seed: int) -> Float[Tensor, "samples uni
 def sums_of_units(values: Float[Tensor, " rows"], unit: Int[Tensor, " rows"], units: int) -> Float[Tensor, " units"]:
     """Float64 sums over the rows of each unit."""
     return torch.zeros(units, dtype=torch.float64).index_add_(0, unit, values.double())
+
+
+def mean_of_known(values: Iterable[float | int]) -> float:
+    """Mean of the finite values; NaN where there are none."""
+    known = [value for value in values if math.isfinite(value)]
+    return fmean(known) if known else math.nan
 
 
 def spread_of(values: Sequence[float]) -> float | None:

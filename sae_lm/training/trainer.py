@@ -128,7 +128,7 @@ class ArmTraining:
         if due and pull is None:
             self._apply_penalty(code, result.values, step)
             mark("penalty")
-        self.team.average(*(part for part in result.gradient if part is not None))
+        self.team.average(*(getattr(result.gradient, name) for name in self.named))
         self._count(result, code, len(x), step)
         mark("exchange" if self.team.size > 1 else "sparse forward and backward")
         self._update(result, step, due)

@@ -131,3 +131,25 @@ def test_positions_beyond_16_bits_of_latents_are_sorted_too():
     assert code.latent.tolist() == latents.tolist() and code.starts.tolist() == [0, 3, 5]
     sums = code.sums(torch.arange(5.0))
     assert {i: float(sums[i]) for i in sums.nonzero().flatten().tolist()} == {3: 3.0, 40_000: 5.0, 65_535: 2.0}
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_gradients_of_the_latents_that_have_an_entry_are_the_whole_gradients_rows(arch, monkeypatch):
+    monkeypatch.setattr("sae_lm.training.objective.FEW", 1.0)
+    w = weights(arch, 6, 40)
+    x = torch.randn(3, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) - w.b_dec
+    code = code_of(arch, x, w, 2, (10, 40) if arch == "matryoshka" else None)
+    whole, few = batch_result(x, code, w), batch_result(x, code, w, only_rows=True)
+    assert whole.rows is None and few.rows is not None and 0 < len(few.rows) < 40
+    silent = torch.ones(40, dtype=torch.bool)
+    silent[few.rows] = False
+    for name in ("encoder", "W_dec"):
+        of_all = getattr(whole.gradient, name)
+        assert torch.equal(getattr(few.gradient, name), of_all[few.rows]) and not of_all[silent].any()
+    assert torch.equal(few.gradient.b_enc, whole.gradient.b_enc) and torch.equal(few.loss, whole.loss)
+
+
+def test_where_many_latents_have_an_entry_the_gradients_are_of_all():
+    w = weights("topk", 6, 4)
+    x = torch.randn(9, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    assert batch_result(x, code_of("topk", x, w, 3), w, only_rows=True).rows is None

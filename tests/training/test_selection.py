@@ -101,3 +101,12 @@ def test_infinities_and_nan_neither_hang_nor_leave_the_matrix():
 def test_the_search_repeats_bit_for_bit():
     pre = torch.randn(30, 500, generator=torch.Generator().manual_seed(0)).bfloat16()  # with many equal numbers
     assert all(torch.equal(largest(pre, 20), largest(pre, 20)) for _ in range(5))
+
+
+@pytest.mark.parametrize("positive", [0, 2, 7])
+def test_the_k_largest_are_found_where_few_or_none_are_above_zero(positive):
+    """Maxima over bits read as integers are right for positive numbers alone."""
+    pre = -torch.rand(6, 300, generator=torch.Generator().manual_seed(0)).add(0.01).bfloat16()
+    pre[:, :positive] = 1.0
+    found = pre.flatten()[largest(pre, 7)]
+    assert torch.equal(found.sort(1, descending=True).values, pre.topk(7, 1).values)
