@@ -13,6 +13,7 @@ are never mistaken for these. A second run reads them; one that was killed goes 
 import hashlib
 import json
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -92,7 +93,7 @@ class StoredCodes:
         edges = np.searchsorted(rows, [*self.firsts, self.stop])
         taken = [
             self.part(number).take(rows[low:high] - self.firsts[number])
-            for number, (low, high) in enumerate(zip(edges[:-1], edges[1:], strict=True))
+            for number, (low, high) in enumerate(pairwise(edges))
             if low < high
         ]
         counts = np.concatenate([np.zeros(1, np.int64), *(np.diff(part.indptr) for part in taken)])
