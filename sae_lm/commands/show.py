@@ -98,7 +98,11 @@ def _chosen(settings: ShowSettings, found: Survey, side: int) -> list[int]:
     """Latents that get a card: those named, of a second SAE their matches; else those that fire."""
     if settings.latents:
         named = list(dict.fromkeys(settings.latents))
-        return named if side == 0 or found.matches is None else list(dict.fromkeys(found.matches.of_left.latent[named].tolist()))
+        return (
+            named
+            if side == 0 or found.matches is None
+            else list(dict.fromkeys(found.matches.of_left.latent[named].tolist()))
+        )
     return spread_latents((found.saes[side].statistics.count > 0).nonzero()[0].tolist())
 
 
@@ -121,7 +125,7 @@ def _language_model(
     """(a bridge or None, a sentence on what is promoted). Unless it is asked for by name, a model that is not at hand
     is done without."""
     from sae_lm.lm.bridge import boot
-    from sae_lm.lm.source import find_model
+    from sae_lm.lm.source import find_model, load_tokenizer
 
     absent = "Not shown: {}."
     recorded = store.manifest.recipe.model
@@ -136,6 +140,8 @@ def _language_model(
         if settings.model is not None:
             raise
         return None, absent.format(f"the language model is not at hand ({problem})")
+    if len(load_tokenizer(source)) <= len(store.vocabulary):
+        store.learn_bytes(load_tokenizer(source))
     widths = {sae.config.d_in for _, sae in saes}
     if widths != {model.W_U.shape[0]} or model.W_U.shape[1] != recorded["d_vocab"]:
         if settings.model is not None:
@@ -159,7 +165,9 @@ def _warnings(store: Store, found: Survey, chosen: Sequence[Sequence[int]]) -> l
         if len(latents) < alive:
             out.append(f"{of.name}: {len(latents):,} of {alive:,} latents that fire are on this page.")
     if store.text_repeats:
-        out.append("The store goes through its text more than once: rows may be of text that other rows are of as well.")
+        out.append(
+            "The store goes through its text more than once: rows may be of text that other rows are of as well."
+        )
     unclear = [token for token, text in enumerate(store.vocabulary) if "\ufffd" in text]
     if unclear and not store.partial_tokens:
         out.append("This store does not know the bytes of tokens that are part of a character: they show as \ufffd.")

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sae_lm.data.batches import Slice, row_order, shuffled_batches
 from sae_lm.data.characters import FILE as PARTIAL
-from sae_lm.data.characters import pieces, read_partial, token_text
+from sae_lm.data.characters import partial_tokens, pieces, read_partial, token_text
 from sae_lm.data.manifest import QUANTILES, Manifest, read_manifest, shard_file
 from sae_lm.errors import SettingsError, StoreError
 from sae_lm.lm.hooks import canonical_hook
@@ -97,6 +97,11 @@ class Store:
     def partial_tokens(self) -> dict[int, bytes]:
         """Bytes of the tokens that are part of a character and no text by themselves; empty in stores that lack them."""
         return read_partial(self.locate(PARTIAL)) if PARTIAL in self.manifest.files else {}
+
+    def learn_bytes(self, tokenizer: Any) -> None:
+        """Take the bytes of parts of characters from a tokenizer, in a store that was written without them."""
+        if PARTIAL not in self.manifest.files:
+            self.partial_tokens = partial_tokens(tokenizer, self.vocabulary)
 
     def token_text(self, token: int) -> str:
         """A token's own text; its bytes by name where it is a part of a character."""

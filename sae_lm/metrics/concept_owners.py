@@ -8,7 +8,7 @@ least a quarter of the gap; else to none. The main latent of a concept is the on
 Verdicts, the first that holds:
 
 missing: at least half of the rows belong to none.
-clean: the main latent owns at least 80% of the rows that are not none's.
+clean: the main latent owns at least 90% of the rows that are not none's.
 absorbed: the main latent is not narrow and owns at least a third of the rows that are not none's, and latents that are
     *narrow and instead of* it own at least a tenth of the concept's rows. Narrow: three quarters of a latent's own rows are
     of one token. Instead: on at least half of its own rows the main latent is silent.
@@ -29,7 +29,7 @@ from sae_lm.metrics.stored_codes import StoredCodes
 
 BROUGHT = 0.25
 """Share of the gap that a latent must bring to own a row."""
-NONE, CLEAN, MOST, LARGE, NARROW, INSTEAD = 0.5, 0.8, 1 / 3, 0.1, 0.75, 0.5
+NONE, CLEAN, MOST, LARGE, NARROW, INSTEAD = 0.5, 0.9, 1 / 3, 0.1, 0.75, 0.5
 """Shares of the definitions above."""
 VERDICTS = ("clean", "split", "absorbed", "by token", "scattered", "missing")
 RIDGE = 1e-3

@@ -143,8 +143,8 @@
   }
   const table = make("table");
   const body = make("tbody");
-  const top = make("tr", { className: "space" }, make("td", { colSpan: COLUMNS.length }));
-  const bottom = make("tr", { className: "space" }, make("td", { colSpan: COLUMNS.length }));
+  const top = make("tr", { className: "space" }, make("td"));
+  const bottom = make("tr", { className: "space" }, make("td"));
   top.ariaHidden = bottom.ariaHidden = "true";
 
   function startIndex() {
@@ -164,7 +164,8 @@
       });
       heads.append(cell);
     }
-    table.append(make("caption", { className: "unseen", textContent: "Index of latents" }), make("thead", {}, heads), body);
+    table.ariaLabel = "Index of latents";
+    table.append(make("thead", {}, heads), body);
     byId("index").append(table);
     byId("index").addEventListener("scroll", () => requestAnimationFrame(drawIndex), { passive: true });
     window.addEventListener("resize", drawIndex);
@@ -320,6 +321,7 @@
     if (missed) {
       if (missed[0] >= 0) where.append("instead: ", named(of, missed[0]), ` (${percent(missed[1])} of what this one writes) · `);
       else where.append("no latent writes along this one · ");
+      if (two) where.append("its match ", link(1 - of, head.saes[of].columns.match[placeOf[of].get(latent)]), line.stripes[1].has(0) ? " fires here · " : " is silent too · ");
     }
     where.append(make("a", { href: `${address(of, latent)}/R${place}`, textContent: `row ${place}` }),
       ` · document ${document_ ? document_[1] : "?"}, context ${from.context}, position ${at}`);

@@ -243,7 +243,9 @@ def sae_entry(store: Store, survey: Survey, side: int, chosen: Sequence[int], to
         "phi": _shorts(labels.phi[list(chosen)]),
         "precision": _shorts(labels.precision[list(chosen)]),
         "recall": _shorts(labels.recall[list(chosen)]),
-        "near": _shorts(of.by_decoder.cosine[list(chosen), 0]) if of.by_decoder.cosine.shape[1] else [None] * len(which),
+        "near": _shorts(of.by_decoder.cosine[list(chosen), 0])
+        if of.by_decoder.cosine.shape[1]
+        else [None] * len(which),
         "top": tops,
     }
     if survey.matches is not None:
