@@ -20,15 +20,15 @@ PAGE_BYTES = 5_000_000
 """Of the page, at most, as one file; a larger one gets a folder."""
 
 
-def write_latents(path: Path, data: PageData, facts: Mapping[str, Any], most: int = PAGE_BYTES) -> list[Path]:
+def write_latents(path: Path, data: PageData, facts: Mapping[str, Any]) -> list[Path]:
     """Write the page whole, and its folder where it needs one; return what was written.
 
-    facts: what the template shows. most: bytes of one file, at most. A folder that an earlier page had is replaced or removed.
+    facts: what the template shows. A folder that an earlier page had is replaced or removed.
     """
     folder = path.with_name(f"{path.stem}_data")
     inline = {name: to_json(chunk) for name, chunk in data.chunks.items()}
     page = encode_page(_page(data.head | {"folder": None}, inline, facts))
-    if len(page) <= most:
+    if len(page) <= PAGE_BYTES:
         write_whole(path, lambda temporary: temporary.write_bytes(page) and None)
         if _is_ours(folder):
             shutil.rmtree(folder)

@@ -7,8 +7,9 @@ there, and what it does around; see `lines` and pages/latents.js, which reads it
 """
 
 import base64
+import math
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -44,7 +45,7 @@ class Names:
         self.number: dict[int, int] = {}
 
     def __call__(self, of: int) -> int:
-        return self.number.setdefault(int(of), len(self.number))
+        return self.number.setdefault(of, len(self.number))
 
 
 class Card(NamedTuple):
@@ -110,10 +111,10 @@ def card(of: SurveyedSae, latent: int) -> Card:
     there = sample.row[latent] >= 0
     drawn, values = sample.row[latent][there], sample.value[latent][there]
     quantile = quantile_groups(values)
-    groups = [list(drawn[:RANDOM]), *(list(drawn[quantile == q][:PER_BIN]) for q in range(QUANTILE_BINS))]
-    groups.append(list(of.statistics.top.rows_of(latent)))
+    groups = [drawn[:RANDOM].tolist(), *(drawn[quantile == q][:PER_BIN].tolist() for q in range(QUANTILE_BINS))]
+    groups.append(of.statistics.top.rows_of(latent).tolist())
     missed = of.near_misses.row[latent]
-    groups.append(list(missed[missed >= 0]))
+    groups.append(missed[missed >= 0].tolist())
     rows = Names()
     placed = [[rows(row) for row in group] for group in groups]
     instead = zip(of.near_misses.instead[latent].tolist(), of.near_misses.share[latent].tolist(), strict=True)
@@ -132,7 +133,7 @@ def lines(
     latent = np.repeat(np.asarray(latents, np.int64), [len(of.rows) for of in cards])
     row = np.array([row for of in cards for row in of.rows], np.int64)
     at = row - survey.start
-    number = np.array([contexts(context) for context in survey.context[at]], np.int64)
+    number = np.array([contexts(context) for context in survey.context[at].tolist()], np.int64)
     place = number * size + survey.position[at]
     sides = [(side, latent)]
     if survey.matches is not None:
@@ -174,11 +175,17 @@ def entry(of: SurveyedSae, latent: int, shown: Card, packed: str, tokens: Names)
     most = np.lexsort((ids, -hits))[:TOP_TOKENS]
     out: dict[str, Any] = {
         "h": [low, *statistics.histogram[latent, low:high].tolist()],
-        "t": [[tokens(ids[i]), int(hits[i]), int(statistics.token_rows[ids[i]])] for i in most],
+        "t": [[tokens(int(ids[i])), int(hits[i]), int(statistics.token_rows[ids[i]])] for i in most],
         "d": _pairs(of.by_decoder.latent[latent], of.by_decoder.cosine[latent]),
         "e": _pairs(of.by_encoder.latent[latent], of.by_encoder.cosine[latent]),
         "f": [
-            [int(other), *(_short(part[latent, n]) for part in of.cofiring[1:4])]
+            [
+                int(other),
+                *(
+                    _short(float(part[latent, n]))
+                    for part in (of.cofiring.phi, of.cofiring.given_this, of.cofiring.given_other)
+                ),
+            ]
             for n, other in enumerate(of.cofiring.latent[latent])
             if other >= 0
         ],
@@ -194,8 +201,8 @@ def entry(of: SurveyedSae, latent: int, shown: Card, packed: str, tokens: Names)
     return out
 
 
-def _pairs(latents: np.ndarray, values: np.ndarray) -> list[list[float]]:
-    return [[int(latent), _short(value, 2)] for latent, value in zip(latents, values, strict=True)]
+def _pairs(latents: np.ndarray, values: np.ndarray) -> list[list[int | float]]:
+    return [[latent, _short(value, 2)] for latent, value in zip(latents.tolist(), values.tolist(), strict=True)]
 
 
 def context_entry(store: Store, survey: Survey, number: int, tokens: Names) -> list[Any]:
@@ -234,7 +241,7 @@ def sae_entry(store: Store, survey: Survey, side: int, chosen: Sequence[int], to
     for latent in chosen:
         start, stop = statistics.tokens.indptr[latent : latent + 2]
         ids, hits = statistics.tokens.indices[start:stop], statistics.tokens.data[start:stop]
-        tops.append([tokens(ids[i]) for i in np.lexsort((ids, -hits))[:SEARCHED_TOKENS]])
+        tops.append([tokens(int(ids[i])) for i in np.lexsort((ids, -hits))[:SEARCHED_TOKENS]])
     columns: dict[str, Any] = {
         "latent": [int(latent) for latent in chosen],
         "count": statistics.count[list(chosen)].tolist(),
@@ -278,8 +285,8 @@ def label_text(store: Store, rules: Rules, labels: Labels, latent: int) -> str:
 
 
 def _short(value: float, digits: int = 3) -> float:
-    return float(f"{float(value):.{digits}g}")
+    return float(f"{value:.{digits}g}")
 
 
-def _shorts(values: Iterable[float], digits: int = 3) -> list[float | None]:
-    return [_short(value, digits) if np.isfinite(value) else None for value in values]
+def _shorts(values: np.ndarray, digits: int = 3) -> list[float | None]:
+    return [_short(value, digits) if math.isfinite(value) else None for value in values.tolist()]

@@ -16,7 +16,12 @@ from sae_lm.errors import StoreError
 from sae_lm.lm.source import find_model, load_tokenizer
 from sae_lm.settings import CacheSettings, MergeSettings
 
-TEXTS = ["naïve 中文字 é", "🙂 and 👩‍👧, done", "שלום عالم Ω", "Привет\n\tмир"]
+TEXTS = [
+    "naïve 中文字 é",
+    "🙂 and 👩‍👧, done",
+    "שלום عالم Ω",
+    "\u041f\u0440\u0438\u0432\u0435\u0442\n\t\u043c\u0438\u0440",
+]
 
 
 @pytest.fixture(scope="module")

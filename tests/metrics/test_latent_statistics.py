@@ -69,7 +69,7 @@ def test_a_second_call_encodes_nothing_and_a_killed_one_goes_on(
     monkeypatch.setattr(stored_codes, "PART_ROWS", 50)
     calls, encode = [], stored_codes._encode
     monkeypatch.setattr(stored_codes, "_encode", lambda *of: calls.append(of[3]) or encode(*of))
-    sae, codes = encoded(store, tmp_path)
+    _, codes = encoded(store, tmp_path)
     files = {file.name: file.read_bytes() for file in codes.folder.iterdir()}
     assert calls == list(range(0, len(store), 50))
     encoded(store, tmp_path)
@@ -121,7 +121,7 @@ def test_the_pass_agrees_with_one_row_after_the_other(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: int, part_rows: int
 ) -> None:
     monkeypatch.setattr(stored_codes, "PART_ROWS", part_rows)
-    sae, codes = encoded(store, tmp_path, start)
+    _, codes = encoded(store, tmp_path, start)
     columns = store.tokens(start)
     token, context = columns["token_id"].numpy(), columns["context"].numpy()
     places = np.stack([token == 1, token > 3], 1)
