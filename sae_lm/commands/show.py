@@ -10,7 +10,7 @@ from sae_lm.concepts.context_labels import CONTEXTUAL
 from sae_lm.concepts.token_labels import LABELS, read_labels
 from sae_lm.data.store import Store, open_store
 from sae_lm.errors import ModelError, SaeError, SaeLmError, SettingsError
-from sae_lm.interp.fitting_hook import fitting_hook
+from sae_lm.interp.max_activating import fitting_hook
 from sae_lm.metrics.concept_owners import LEAST_CORRELATION
 from sae_lm.metrics.latent_statistics import SAMPLED
 from sae_lm.metrics.latent_survey import CONCEPT_ROWS, Survey, survey
@@ -103,7 +103,7 @@ def _chosen(settings: ShowSettings, found: Survey, side: int) -> list[int]:
             if side == 0 or found.matches is None
             else list(dict.fromkeys(found.matches.of_left.latent[named].tolist()))
         )
-    return spread_latents((found.saes[side].statistics.count > 0).nonzero()[0].tolist())
+    return spread_latents((found.saes[side].statistics.fires > 0).nonzero()[0].tolist())
 
 
 def spread_latents(alive: list[int]) -> list[int]:
@@ -159,7 +159,7 @@ def _language_model(
 def _warnings(store: Store, found: Survey, chosen: Sequence[Sequence[int]]) -> list[str]:
     out = []
     for of, latents in zip(found.saes, chosen, strict=True):
-        alive, d_sae = int((of.statistics.count > 0).sum()), of.sae.config.d_sae
+        alive, d_sae = int((of.statistics.fires > 0).sum()), of.sae.config.d_sae
         if alive < d_sae:
             out.append(f"{of.name}: {d_sae - alive:,} of {d_sae:,} latents never fire on these rows.")
         if len(latents) < alive:

@@ -73,9 +73,12 @@ class NearMisses(NamedTuple):
 def read_rules(store: Store, start: int, given: GivenLabels | None = None) -> Rules:
     """The rules of a store's rows from ``start`` on. given: a user's concepts, as further ones."""
     vocabulary = store.vocabulary
-    table, names, _ = label_table(vocabulary, range(len(vocabulary)), given)
-    forms = [form_of(text) for text in vocabulary]
-    inflected = np.array([[form is not None and form.form == name for name in FORMS] for form in forms])
+    types = store.tokens(start)["token_id"].unique().tolist()
+    table, names, _ = label_table(vocabulary, types, given)
+    inflected = np.zeros((len(vocabulary), len(FORMS)), bool)
+    for token in types:
+        form = form_of(vocabulary[token])
+        inflected[token] = [form is not None and form.form == name for name in FORMS]
     numbers: dict[str, int] = {}
     spelt = [text.strip().casefold() for text in vocabulary]
     word_of = [numbers.setdefault(word, len(numbers)) if any(c.isalnum() for c in word) else -1 for word in spelt]
@@ -96,8 +99,8 @@ def read_rules(store: Store, start: int, given: GivenLabels | None = None) -> Ru
 
 def best_rules(statistics: LatentStatistics, rules: Rules) -> Labels:
     """Each latent's best rule; see the head of this module."""
-    n, fires = statistics.rows, statistics.count.astype(np.float64)
-    of_tokens = statistics.tokens.astype(np.float64).tocsr()
+    n, fires = statistics.rows, statistics.fires.astype(np.float64)
+    of_tokens = scipy.sparse.csr_array(statistics.tokens.astype(np.float64))
     known = np.flatnonzero(rules.word_of >= 0)
     to_word = scipy.sparse.csr_array(
         (np.ones(len(known)), (known, rules.word_of[known])), shape=(len(rules.word_of), len(rules.words))
@@ -106,7 +109,7 @@ def best_rules(statistics: LatentStatistics, rules: Rules) -> Labels:
     table = rules.table.astype(np.float64)
     best = [
         _best_of_sparse(of_tokens, fires, token_rows, n),
-        _best_of_sparse((of_tokens @ to_word).tocsr(), fires, token_rows @ to_word, n),
+        _best_of_sparse(scipy.sparse.csr_array(of_tokens @ to_word), fires, token_rows @ to_word, n),
         _best_of_dense(of_tokens @ table, fires, token_rows @ table, n),
         _best_of_dense(statistics.places.astype(np.float64), fires, statistics.place_rows.astype(np.float64), n),
     ]
@@ -115,7 +118,7 @@ def best_rules(statistics: LatentStatistics, rules: Rules) -> Labels:
     every = np.arange(len(fires))
     which, hits, has = (np.stack([of_kind[part] for of_kind in best])[kind, every] for part in (0, 2, 3))
     highest = phi[kind, every]
-    kind = np.where((statistics.count >= FEW) & (highest > 0), kind, -1)
+    kind = np.where((statistics.fires >= FEW) & (highest > 0), kind, -1)
     with np.errstate(invalid="ignore", divide="ignore"):
         return Labels(kind, which.astype(np.int64), highest, hits / fires, hits / has)
 
@@ -130,7 +133,7 @@ def _best_of_sparse(
     hits: scipy.sparse.csr_array, fires: np.ndarray, has: np.ndarray, n: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Per latent (which, phi, hits, has) of the best of many rules of which a latent meets few."""
-    latent = np.repeat(np.arange(hits.shape[0]), np.diff(hits.indptr))
+    latent = np.repeat(np.arange(len(fires)), np.diff(hits.indptr))
     phi = _phi(hits.data, fires[latent], has[hits.indices], n)
     order = np.lexsort((-hits.indices, phi, latent))  # the last of each latent is its best, of equals the first
     last = np.ones(len(order), bool)
@@ -203,7 +206,7 @@ def _instead(
     needed, place = np.unique(row[row >= 0], return_inverse=True)
     part = codes.gather(needed)
     unit, norm = unit_rows(W_dec), W_dec.norm(dim=1).numpy()
-    usual = statistics.total / np.maximum(statistics.count, 1) * norm
+    usual = statistics.total / np.maximum(statistics.fires, 1) * norm
     for (latent, column), at in zip(np.argwhere(row >= 0), place, strict=True):
         entries = slice(part.indptr[at], part.indptr[at + 1])
         if entries.start == entries.stop:

@@ -23,7 +23,7 @@ class LatentStatistics(NamedTuple):
     """Of each latent, over the rows of the pass. Activations are as `SAE.encode` gives them."""
 
     rows: int
-    count: np.ndarray
+    fires: np.ndarray
     """[d_sae] int64: rows on which it fires"""
     total: np.ndarray
     """[d_sae] float64: sum of its activations"""
@@ -94,7 +94,7 @@ class Lowest:
         order = np.lexsort((row, key, group))
         group = group[order]
         starts = np.flatnonzero(_first_of(group))
-        rank = np.arange(len(group)) - np.repeat(starts, np.diff([*starts, len(group)]))
+        rank = np.arange(len(group)) - np.repeat(starts, np.diff(np.append(starts, len(group))))
         keep = rank < size
         to, order = (group[keep], rank[keep]), order[keep]
         for of, new in zip(held, (key, row, value, context), strict=True):

@@ -108,7 +108,7 @@ def weights_digest(sae: SAE) -> str:
     digest = hashlib.sha256(json.dumps([c.architecture, c.d_in, c.d_sae, c.k, c.apply_b_dec_to_input]).encode())
     for name, tensor in sorted(sae.named_parameters()):
         digest.update(f"{name} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 

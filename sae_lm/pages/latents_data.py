@@ -142,7 +142,7 @@ def lines(
     stripes = []
     for which, of_latent in sides:
         of = survey.saes[which]
-        around = surroundings(survey, of.codes, of.statistics.count, of_latent, row, BEFORE, AFTER)
+        around = surroundings(survey, of.codes, of.statistics.fires, of_latent, row, BEFORE, AFTER)
         largest = np.repeat(of.statistics.largest[of_latent], np.diff(around.indptr))
         level = np.clip(np.rint(around.value / largest * STRIPE_LEVELS), 1, STRIPE_LEVELS).astype(np.uint8)
         stripes.append((around, level))
@@ -170,12 +170,9 @@ def entry(of: SurveyedSae, latent: int, shown: Card, packed: str, tokens: Names)
     statistics = of.statistics
     filled = np.flatnonzero(statistics.histogram[latent])
     low, high = (int(filled[0]), int(filled[-1]) + 1) if len(filled) else (0, 0)
-    start, stop = statistics.tokens.indptr[latent : latent + 2]
-    ids, hits = statistics.tokens.indices[start:stop], statistics.tokens.data[start:stop]
-    most = np.lexsort((ids, -hits))[:TOP_TOKENS]
     out: dict[str, Any] = {
         "h": [low, *statistics.histogram[latent, low:high].tolist()],
-        "t": [[tokens(int(ids[i])), int(hits[i]), int(statistics.token_rows[ids[i]])] for i in most],
+        "t": [[tokens(t), hits, int(statistics.token_rows[t])] for t, hits in _most_tokens(of, latent, TOP_TOKENS)],
         "d": _pairs(of.by_decoder.latent[latent], of.by_decoder.cosine[latent]),
         "e": _pairs(of.by_encoder.latent[latent], of.by_encoder.cosine[latent]),
         "f": [
@@ -199,6 +196,14 @@ def entry(of: SurveyedSae, latent: int, shown: Card, packed: str, tokens: Names)
                 [tokens(t), _short(v)] for t, v in zip(ids[latent].tolist(), logits[latent].tolist(), strict=True)
             ]
     return out
+
+
+def _most_tokens(of: SurveyedSae, latent: int, count: int) -> list[tuple[int, int]]:
+    """(token, rows) of those a latent fires on most."""
+    counted = of.statistics.tokens
+    start, stop = counted.indptr[latent : latent + 2].tolist()
+    pairs = zip(counted.indices[start:stop].tolist(), counted.data[start:stop].tolist(), strict=True)
+    return sorted(pairs, key=lambda pair: (-pair[1], pair[0]))[:count]
 
 
 def _pairs(latents: np.ndarray, values: np.ndarray) -> list[list[int | float]]:
@@ -239,12 +244,10 @@ def sae_entry(store: Store, survey: Survey, side: int, chosen: Sequence[int], to
     which = [names.setdefault(label_text(store, survey.rules, labels, latent), len(names)) for latent in chosen]
     tops = []
     for latent in chosen:
-        start, stop = statistics.tokens.indptr[latent : latent + 2]
-        ids, hits = statistics.tokens.indices[start:stop], statistics.tokens.data[start:stop]
-        tops.append([tokens(int(ids[i])) for i in np.lexsort((ids, -hits))[:SEARCHED_TOKENS]])
+        tops.append([tokens(token) for token, _ in _most_tokens(of, latent, SEARCHED_TOKENS)])
     columns: dict[str, Any] = {
         "latent": [int(latent) for latent in chosen],
-        "count": statistics.count[list(chosen)].tolist(),
+        "count": statistics.fires[list(chosen)].tolist(),
         "max": _shorts(statistics.largest[list(chosen)], 4),
         "label": which,
         "phi": _shorts(labels.phi[list(chosen)]),
@@ -266,7 +269,7 @@ def sae_entry(store: Store, survey: Survey, side: int, chosen: Sequence[int], to
     return {
         "name": visible(of.name),
         "d_sae": of.codes.d_sae,
-        "alive": int((statistics.count > 0).sum()),
+        "alive": int((statistics.fires > 0).sum()),
         "logits": of.promoted is not None,
         "cofiringRows": of.cofiring.rows,
         "labels": list(names),

@@ -12,7 +12,7 @@ from latents_page import LatentsPage
 from sae_lm.commands.show import show, spread_latents
 from sae_lm.data.store import open_store
 from sae_lm.errors import ModelError, SaeError, SettingsError
-from sae_lm.interp.fitting_hook import fitting_hook
+from sae_lm.interp.max_activating import fitting_hook
 from sae_lm.pages import latents as latents_module
 from sae_lm.sae.formats.saelens import save
 from sae_lm.sae.load import load

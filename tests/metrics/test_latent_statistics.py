@@ -129,10 +129,10 @@ def test_the_pass_agrees_with_one_row_after_the_other(
     z = np.concatenate([part.matrix(D_SAE).toarray() for part in codes.parts()])
     plain = Plain(store, z, start, 5)
     assert made.rows == len(z)
-    assert np.array_equal(made.count, (z > 0).sum(0))
+    assert np.array_equal(made.fires, (z > 0).sum(0))
     assert np.allclose(made.total, z.sum(0)) and np.allclose(made.squares, np.square(z).sum(0))
     assert np.array_equal(made.largest, z.max(0))
-    assert np.array_equal(made.histogram.sum(1), made.count)
+    assert np.array_equal(made.histogram.sum(1), made.fires)
     for latent, value in itertools.product(range(D_SAE), z[z > 0][:20]):
         expected = int(np.floor(np.log2(value) * 2)) + BINS // 2
         inside = (np.floor(np.log2(z[z[:, latent] > 0, latent]) * 2) + BINS // 2 == expected).sum()

@@ -96,7 +96,7 @@ def test_near_misses_are_rows_with_the_rule_on_which_the_latent_is_silent(store:
         silent = sorted(np.flatnonzero(has & (z[:, latent] == 0)), key=lambda row: priority[row])[:4]
         assert found.row[latent][found.row[latent] >= 0].tolist() == silent
         unit = W[latent] / np.linalg.norm(W[latent])
-        usual = made.total[latent] / made.count[latent] * np.linalg.norm(W[latent])
+        usual = made.total[latent] / made.fires[latent] * np.linalg.norm(W[latent])
         for column, row in enumerate(silent):
             written = z[row] * (W @ unit)
             if written.max() > 0:
@@ -183,7 +183,7 @@ def test_what_a_latent_does_around_a_row_is_what_it_does_there(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = some_survey(store, tmp_path)
-    codes, count = found.saes[0].codes, found.saes[0].statistics.count
+    codes, count = found.saes[0].codes, found.saes[0].statistics.fires
     z, start = dense(codes), found.start
     latent = np.array([3, 0, 3, 7, 3, 11, 0])
     row = start + np.array([0, 5, 40, 41, 199, len(found.token_id) - 1, 5])

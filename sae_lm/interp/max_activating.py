@@ -1,9 +1,17 @@
-"""Which of a store's hooks an SAE belongs to, and whether the two fit at all."""
+"""What is read to find what an SAE's latents fire on: which hook of a store, and how many rows at once."""
 
 from sae_lm.data.store import Store
 from sae_lm.errors import SaeError
 from sae_lm.lm.hooks import canonical_hook
 from sae_lm.sae.model import SAE
+
+CHUNK_ROWS, CHUNK_VALUES = 4096, 2**25
+"""Rows encoded at once, at most; fewer where so many rows times latents would be more numbers than this."""
+
+
+def chunk_rows(store: Store, sae: SAE) -> int:
+    """Rows to encode at once; always enough for a whole context and the start of the next."""
+    return max(min(CHUNK_ROWS, CHUNK_VALUES // sae.config.d_sae), store.manifest.recipe.context_size + 1)
 
 
 def fitting_hook(name: str, sae: SAE, store: Store) -> str:
