@@ -126,17 +126,16 @@ def _scales(
     point = config.get("hook_point_in")
     average_in = recorded.get("in", recorded.get(str(point)))
     average_out = recorded.get("out", average_in)
-    values = (average_in, average_out)
     if "norm_scaling_factor" in source.overrides and average_in is None:
         scale = float(source.overrides["norm_scaling_factor"])
         source.note("factor of the input from SAELens' directory of releases")
         return scale, scale, "none"
-    if not all(isinstance(value, (int, float)) and 0 < value < math.inf for value in values):
+    if not all(isinstance(value, (int, float)) and 0 < value < math.inf for value in (average_in, average_out)):
         raise source.error(
             f"norm_activation is dataset-wise and the average norm is {average_in!r}; give input_scale=, which is sqrt(d_in) / "
             "mean norm of the activations"
         )
-    return *(math.sqrt(d_in) / float(value) for value in values if value is not None), "none"  # pyright: ignore[reportReturnType]
+    return math.sqrt(d_in) / float(average_in or 1), math.sqrt(d_in) / float(average_out or 1), "none"
 
 
 def _folded(

@@ -19,7 +19,7 @@ from sae_lm.errors import SaeError
 from sae_lm.runtime.files import PART, read_json, replace_folder, sha256, write_json
 from sae_lm.sae.folder import CONFIG, WEIGHTS
 from sae_lm.sae.formats.saelens_config import AVERAGE, KNOWN_REPOSITORIES, Parsed, parse
-from sae_lm.sae.model import SAE, SaeConfig
+from sae_lm.sae.model import SAE, SaeConfig, has_heads
 from sae_lm.sae.source import Source
 
 SAELENS_VERSION = "6.54.12"
@@ -49,7 +49,7 @@ def save(sae: SAE, directory: Path) -> None:
         "device": "cpu",
         "apply_b_dec_to_input": sae.config.apply_b_dec_to_input,
         "normalize_activations": sae.config.normalize_activations,
-        "reshape_activations": "none",
+        "reshape_activations": "hook_z" if has_heads(sae.config.metadata.get("hook_name")) else "none",
         "metadata": {
             "sae_lens_version": SAELENS_VERSION,
             **sae.config.metadata,
