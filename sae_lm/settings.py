@@ -237,6 +237,25 @@ class ShowSettings(_Settings):
     """the HTML file"""
 
 
+class ConvertSettings(_Settings):
+    """an SAE of any known format -> a directory for SAELens, dictionary_learning or sparsify."""
+
+    sae: Annotated[str, Positional]
+    """SAE directory or file, or a hub repository of one: OWNER/NAME:FOLDER"""
+    to: Literal["saelens", "dictionary_learning", "sparsify"]
+    """whose format: `saelens`, `dictionary_learning`, `sparsify`"""
+    format: str = "auto"
+    """what it is now, where its files do not tell; as `sae_lm.load` takes it"""
+    hook: str | None = None
+    """which activation it is for, where its files do not tell: blocks.8.hook_out, or a layer's number"""
+    k: Count | None = None
+    """how many latents fire per token, where its files do not tell"""
+    input_scale: Annotated[float, Field(gt=0)] | None = None
+    """what activations are multiplied by before they are encoded, where its files do not tell"""
+    out: Path
+    """the directory to write; must not exist, or be empty"""
+
+
 class VerifySettings(_Settings):
     """checksums of every file of a store or an SAE directory; exit 0 whole, 1 damaged."""
 
@@ -322,6 +341,7 @@ VERBS: dict[str, type[_Settings]] = {
     "train": TrainSettings,
     "compare": CompareSettings,
     "show": ShowSettings,
+    "convert": ConvertSettings,
     "verify": VerifySettings,
     "inspect": InspectSettings,
     "estimate": EstimateSettings,

@@ -52,7 +52,7 @@ def save(sae: SAE, directory: Path) -> None:
         "reshape_activations": "hook_z" if has_heads(sae.config.metadata.get("hook_name")) else "none",
         "metadata": {
             "sae_lens_version": SAELENS_VERSION,
-            **sae.config.metadata,
+            **{key: value for key, value in sae.config.metadata.items() if key != "sae_lens_version"},
             "weights_sha256": sha256(temporary / WEIGHTS),
         },
     }
