@@ -138,6 +138,14 @@ class Source:
             raise self.error(f"{name} has shape {tuple(tensor.shape)}, expected a matrix; the file is damaged")
         return tensor.shape[0], tensor.shape[1]
 
+    def fits(self, weights: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Raises SaeError for a tensor of another shape: before weights are folded, as shapes may then broadcast."""
+        for name, shape in shapes.items():
+            if name in weights and tuple(weights[name].shape) != shape:
+                raise self.error(
+                    f"{name} has shape {tuple(weights[name].shape)}, expected {shape}; the file is damaged"
+                )
+
     def finish(self, format: str, config: SaeConfig, weights: Mapping[str, Tensor]) -> SAE:
         """The SAE, with its notes, files and checksums as provenance. Raises SaeError for wrong shapes and NaN."""
         place = f" of {self.repository} at {self.revision}" if self.repository else ""

@@ -47,6 +47,7 @@ def read(source: Source) -> SAE:
     if source.whole(config, "d_model", file) != d_in:
         raise source.error(f"d_model is {config['d_model']} in {file}, the encoder has width {d_in}")
     weights.setdefault("b_D", torch.zeros(d_in))
+    source.fits(weights, {"b_E": (d_sae,), "W_D": (d_sae, d_in), "b_D": (d_in,)})
     architecture, k, threshold = _firing(source, config, weights, d_sae, file)
     scale_in, scale_out, norm = _scales(source, config, norms, d_in, file)
     if OLD in source.files and threshold is not None:
@@ -99,7 +100,8 @@ def _firing(
         raise source.error(f"act_fn is {config.get('act_fn')!r} in {file}, expected jumprelu, topk or relu")
     logs = next((weights.pop(name) for name in _THRESHOLDS if name in weights), None)
     if logs is not None:
-        return "jumprelu", None, logs.exp().expand(d_sae)
+        source.fits({_THRESHOLDS[0]: logs}, {_THRESHOLDS[0]: (d_sae,)})
+        return "jumprelu", None, logs.exp()
     value = config.get("jump_relu_threshold")
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         raise source.error(f"jump_relu_threshold is {value!r} in {file}, expected a number")
