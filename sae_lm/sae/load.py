@@ -23,6 +23,7 @@ FORMATS = (
     "llama_scope",
     "qwen_scope",
     "goodfire",
+    "connor_rob",
 )
 """Each is a module of ``sae_lm.sae.formats`` with a function ``read(source)``."""
 
@@ -73,6 +74,8 @@ def _format_of_keys(source: Source) -> str:
         return "goodfire"
     if "W_E" in content:
         return "llama_scope"
+    if "W_enc" in content and any(file.endswith("_cfg.json") for file in source.files):
+        return "connor_rob"
     if "W_enc" in content and not {"k", "threshold"} & {*content}:
         return _orientation(source, content)
     if "encoder.weight" in content or "W_enc" in content:

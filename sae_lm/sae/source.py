@@ -39,6 +39,8 @@ class Source:
     variant: str = ""
     """the class that the user names behind the format: ``dictionary_learning/BatchTopKSAE``"""
     notes: list[str] = field(default_factory=list)
+    checksums: dict[str, str] = field(default_factory=dict)
+    """sha256 of files for which it is known already"""
 
     def note(self, sentence: str) -> None:
         self.notes.append(sentence)
@@ -149,7 +151,7 @@ class Source:
     def finish(self, format: str, config: SaeConfig, weights: Mapping[str, Tensor]) -> SAE:
         """The SAE, with its notes, files and checksums as provenance. Raises SaeError for wrong shapes and NaN."""
         place = f" of {self.repository} at {self.revision}" if self.repository else ""
-        sums = {file: sha256(path) for file, path in self.files.items()}
+        sums = {file: self.checksums.get(file) or sha256(path) for file, path in self.files.items()}
         notes = [
             f"read as {format}{f' ({self.variant})' if self.variant else ''}",
             *dict.fromkeys(self.notes),

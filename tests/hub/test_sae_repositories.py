@@ -4,11 +4,14 @@ import json
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from foreign_saes import gemma_scope, saelens_topk
+from foreign_saes import gemma_scope, saelens_old, saelens_topk
 from hub_stand_in import HubStandIn
+
+pytestmark = pytest.mark.transformer_lens_3  # SAELens' releases are known there
 
 SCRIPT = """
 import json, sys
@@ -119,3 +122,24 @@ def test_what_was_fetched_serves_without_the_hub(hub, home):
     said, fetched = load(hub, home, FIRST, f"{GEMMA}:layer_3/width_65k/average_l0_17", HF_HUB_OFFLINE="1")
     assert fetched == [] and "blocks.20.hook_out" in said[FIRST][0]
     assert "it holds layer_20/width_16k/average_l0_71" in said[f"{GEMMA}:layer_3/width_65k/average_l0_17"]
+
+
+def test_what_saelens_knows_of_a_repository_is_known_here(hub, home):
+    path, _ = saelens_old(hub.root / "models" / "jbloom" / "GPT2-Small-SAEs-Reformatted")
+    config = json.loads((path / "cfg.json").read_text())
+    name = "jbloom/GPT2-Small-SAEs-Reformatted:blocks.8.hook_resid_pre"
+    told = "\n".join(load(hub, home, name)[0][name])
+    assert "input centred" in told and "hook blocks.8.hook_in from cfg.json, which says blocks.8.hook_resid_pre" in told
+    assert "model_from_pretrained_kwargs" not in config
+
+
+@pytest.mark.skipif(find_spec("sae_lens") is None, reason="needs sae-lens")
+def test_a_release_of_saelens_is_found_by_its_name(hub, home):
+    saelens_old(hub.root / "models" / "jbloom" / "GPT2-Small-SAEs-Reformatted")
+    right, wrong, other = (
+        f"gpt2-small-res-j{letter}:blocks.8.hook_resid_pr{end}" for letter, end in ("be", "xe", "bx")
+    )
+    said, _ = load(hub, home, right, wrong, other)
+    assert "input centred" in "\n".join(said[right])
+    assert "near it are gpt2-small-res-jb" in said[wrong]
+    assert "it has blocks.8.hook_resid_pre, " in said[other]

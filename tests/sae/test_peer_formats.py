@@ -45,7 +45,8 @@ def test_what_is_exported_is_read_by_the_targets_own_class_with_equal_outputs(tm
     encode, forward = read_by_peers(tmp_path / "out", target)
     if sae.config.centred_input:  # which SAELens leaves to the model
         x = x - x.mean(1, keepdim=True)
-    theirs = x.unflatten(1, (2, -1)) if target == "saelens" and name.endswith("hook_z") else x
+    has_heads = sae.config.metadata["hook_name"].endswith("hook_z")
+    theirs = x.unflatten(1, (2, -1)) if target == "saelens" and has_heads else x
     with torch.no_grad():
         torch.testing.assert_close(encode(theirs), sae.encode(x), atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(forward(theirs).view_as(x), sae(x), atol=2e-5, rtol=1e-5)

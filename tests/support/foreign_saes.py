@@ -432,6 +432,22 @@ def goodfire(folder) -> Written:
     return path, plain(n, relu, False)
 
 
+def deepseek(folder) -> Written:
+    n = numbers()
+    path = folder / "DeepSeek-R1-Distill-Llama-8B-SAE-l19.pt"
+    torch.save({key: value.bfloat16() for key, value in (linear(n) | {"decoder.bias": n["b_dec"]}).items()}, path)
+    return path, plain({key: value.bfloat16().float() for key, value in n.items()}, relu, False)
+
+
+def connor_rob(folder) -> Written:
+    n = numbers()
+    path = folder / "gpt2-small_L5_Hcat_z.pt"
+    torch.save(pick(n, *BASE), path)
+    config = {"act_name": "blocks.5.attn.hook_z", "act_size": D, "dict_size": M}
+    put(folder, "gpt2-small_L5_Hcat_z_cfg.json", config)
+    return path, plain(n, relu, True)
+
+
 FOREIGN: dict[str, tuple[Callable[[Path], Written], str]] = {
     "saelens standard": (saelens_standard, "blocks.1.hook_out"),
     "saelens topk": (saelens_topk, "blocks.1.hook_out"),
@@ -465,5 +481,7 @@ FOREIGN: dict[str, tuple[Callable[[Path], Written], str]] = {
     "llama_scope, W_E, topk": (llama_scope_3_topk, "blocks.15.hook_out"),
     "qwen_scope": (qwen_scope, "blocks.7.hook_out"),
     "goodfire": (goodfire, "blocks.19.hook_out"),
+    "dictionary_learning, DeepSeek-R1": (deepseek, "blocks.19.hook_out"),
+    "connor_rob": (connor_rob, "blocks.5.attn.hook_z"),
 }
 """Name -> (writer, the bridge's name of its hook)."""

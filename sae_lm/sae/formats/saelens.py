@@ -142,6 +142,8 @@ def read(source: Source) -> SAE:
         source.note(f"{', '.join(map(str, known))}: as SAELens' directory of releases says of {source.repository}")
     parsed = _checked(directory, source.json(CONFIG), {**known, **source.overrides})
     source.notes += parsed.notes
+    if recorded := parsed.config.metadata.get("weights_sha256"):  # which was compared just now
+        source.checksums[WEIGHTS] = str(recorded)
     names = [*parsed.tensors()]
     tensors = load_file(source.files[WEIGHTS])
     if "log_threshold" in tensors:
