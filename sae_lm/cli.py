@@ -23,8 +23,11 @@ from pydantic.fields import FieldInfo
 from sae_lm.errors import SaeLmError, SettingsError, Stopped
 from sae_lm.fields import choice
 from sae_lm.runtime.distributed import exit_now, is_one_of_many
+from sae_lm.runtime.toml import parse_toml
 from sae_lm.settings import VERBS, describe, flag, is_positional, make_settings
 
+CLAIM = "claim"
+"""The one section that is no verb's (sae_lm.training.registered)."""
 OVERRIDE = re.compile(r"([a-z_]+)\.([a-z_]+)=(.*)", re.DOTALL)
 EXAMPLES = """\
 examples:
@@ -132,15 +135,12 @@ def _settings_of(verb: str, overrides: list[re.Match[str]]) -> dict[str, str]:
 def read_config(path: Path) -> dict[str, dict[str, Any]]:
     """Read a TOML file whose sections are verbs; section names are checked, values are not yet."""
     try:
-        import tomllib
-    except ModuleNotFoundError:  # Python 3.10
-        import tomli as tomllib  # pyright: ignore[reportMissingImports]
-    try:
-        sections = tomllib.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except OSError as problem:
         raise SettingsError(f"--config {path}: cannot be read ({problem.strerror}); give a TOML file") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
+    except UnicodeDecodeError as problem:
         raise SettingsError(f"--config {path}: is not valid TOML ({problem}); fix that line") from None
+    sections = {name: section for name, section in parse_toml(text, f"--config {path}").items() if name != CLAIM}
     for name, section in sections.items():
         if name in VERBS and not isinstance(section, Mapping):
             raise SettingsError(
