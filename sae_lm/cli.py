@@ -43,6 +43,8 @@ examples:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
+        if wrong := re.search(r"argument VERB: invalid choice: '(.*?)' ", message):
+            message = f"unknown verb {wrong[1]!r}; expected {choice(wrong[1], VERBS)}"
         raise SettingsError(f"{message}; see {self.prog} --help")
 
 
@@ -77,6 +79,8 @@ def _add_setting(parser: argparse.ArgumentParser, key: str, field: FieldInfo) ->
     if not field.is_required() and default is not None:
         shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
         said += f" (default: {shown:.4g})" if isinstance(shown, float) else f" (default: {shown})"
+    elif field.is_required():
+        said += " (required)"
     how: dict[str, Any] = {"help": said, "default": argparse.SUPPRESS}
     if field.annotation is bool:
         how["action"] = argparse.BooleanOptionalAction
@@ -145,6 +149,11 @@ def read_config(path: Path) -> dict[str, dict[str, Any]]:
         if name in VERBS and not isinstance(section, Mapping):
             raise SettingsError(
                 f"--config {path}: {name} is a value, expected a section; write [{name}] and keys below it"
+            )
+        if name not in VERBS and not isinstance(section, Mapping):
+            verb = next((verb for verb, model in VERBS.items() if name in model.model_fields), "train")
+            raise SettingsError(
+                f"--config {path}: {name} stands outside of any section; put it below its verb's line, such as [{verb}]"
             )
         if name not in VERBS:
             raise SettingsError(f"--config {path}: unknown section [{name}]; expected {choice(name, VERBS)}")

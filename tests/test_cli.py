@@ -42,6 +42,11 @@ def test_a_malformed_count_is_refused(text):
     [
         (["cache", "--hokks", "a"], "unknown argument '--hokks'; expected '--hooks'"),
         (["cache", "--out", "x"], "--hooks is required"),
+        (["trian", "--store", "a"], "unknown verb 'trian'; expected 'train'"),
+        (
+            ["train", "--store", "a", "--out", "b", "--d-sae", "-5"],
+            "got '-5'; expected a whole number that is not negative",
+        ),
         (["train", "--store", "a", "--out", "b", "--k", "many"], "--k: got 'many'; expected a whole number"),
         (["train", "--store", "a", "--out", "b", "--held-out", "0.9"], "--held-out: got '0.9'; expected less than"),
         (["train", "--store", "a", "--out", "b", "--arch", "gated"], "--arch: got 'gated'; expected 'relu', 'topk'"),
@@ -69,7 +74,7 @@ def test_a_mistyped_command_line_is_one_line_and_exit_code_2(argv, says, capsys)
         ("[train]\nd_sea = 3\n", r"unknown key 'd_sea' in \[train\]; expected 'd_sae'"),
         ("[trian]\n", r"unknown section \[trian\]; expected 'train'"),
         ("[train\n", "not valid TOML"),
-        ("k = 3\n", r"unknown section \[k\]"),
+        ("k = 3\n", r"k stands outside of any section; put it below its verb's line, such as \[train\]"),
     ],
 )
 def test_a_mistyped_config_names_the_nearest_key(tmp_path, content, says):

@@ -9,24 +9,38 @@ from sae_lm.sae.folder import CONFIG, sae_directories
 from sae_lm.sae.formats.saelens import verify_files
 from sae_lm.settings import VerifySettings
 
+MOST_NAMED = 8
+"""Stores or SAEs of a folder that a sentence names."""
+
+
+def is_sae(path: Path) -> bool:
+    """Whether a folder is an SAE directory, else it is a store. Raises StoreError where it is neither: what it holds."""
+    if (path / CONFIG).is_file():
+        return True
+    if (path / MANIFEST).is_file() or (path / PROGRESS).is_dir():
+        return False
+    if not path.exists():
+        raise StoreError(f"{path} does not exist; name an activation store or an SAE directory")
+    inside = [directory.name for directory in sae_directories(path)]
+    inside += [manifest.parent.name for manifest in sorted(path.glob(f"*/{MANIFEST}"))]
+    if inside:
+        named = ", ".join(inside[:MOST_NAMED]) + ", ..." * (len(inside) > MOST_NAMED)
+        raise StoreError(f"{path} is not one activation store or SAE but holds some; name one of {named}")
+    raise StoreError(f"{path} is neither an activation store ({MANIFEST}) nor an SAE directory ({CONFIG}); name one")
+
 
 def verify(path: Path) -> list[str]:
     """One line per damaged, missing or foreign file; empty where everything is whole.
 
     Raises StoreError where the folder is neither a store nor an SAE directory.
     """
-    if (path / CONFIG).is_file():
+    if is_sae(path):
         return verify_files(path)
-    if (path / MANIFEST).is_file() or (path / PROGRESS).is_dir():
-        try:
-            problems = check_files(path, read_manifest(path))
-        except StoreError as problem:
-            return [str(problem)]
-        return [f"{name}: {what}" for part in problems for name, what in part.items()]
-    inside = [directory.name for directory in sae_directories(path)]
-    if inside:
-        raise StoreError(f"{path} holds several SAEs; name one of {', '.join(inside)}")
-    raise StoreError(f"{path} is neither an activation store ({MANIFEST}) nor an SAE directory ({CONFIG}); name one")
+    try:
+        problems = check_files(path, read_manifest(path))
+    except StoreError as problem:
+        return [str(problem)]
+    return [f"{name}: {what}" for part in problems for name, what in part.items()]
 
 
 def run(settings: VerifySettings) -> int:
