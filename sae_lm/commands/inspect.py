@@ -4,7 +4,6 @@ from pathlib import Path
 
 import torch
 
-from sae_lm.commands.verify import is_sae
 from sae_lm.data.batches import shuffle_quality
 from sae_lm.data.store import Store, open_store
 from sae_lm.pages.terminal import columns
@@ -13,6 +12,7 @@ from sae_lm.sae.load import load
 from sae_lm.sae.model import SAE
 from sae_lm.settings import InspectSettings
 from sae_lm.training.convergence import sae_start_cosines, state_of_training
+from sae_lm.training.folder_kind import is_sae
 
 SHOWN_QUANTILES = (0.01, 0.5, 0.99, 1.0)
 QUALITY_BATCH = 2048

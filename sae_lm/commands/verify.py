@@ -3,30 +3,12 @@
 from pathlib import Path
 
 from sae_lm.data.integrity import check_files
-from sae_lm.data.manifest import MANIFEST, PROGRESS, read_manifest
+from sae_lm.data.manifest import read_manifest
 from sae_lm.errors import SettingsError, StoreError
-from sae_lm.sae.folder import CONFIG, sae_directories
+from sae_lm.sae.folder import CONFIG
 from sae_lm.sae.formats.saelens import verify_files
 from sae_lm.settings import VerifySettings
-
-MOST_NAMED = 8
-"""Stores or SAEs of a folder that a sentence names."""
-
-
-def is_sae(path: Path) -> bool:
-    """Whether a folder is an SAE directory, else it is a store. Raises StoreError where it is neither: what it holds."""
-    if (path / CONFIG).is_file():
-        return True
-    if (path / MANIFEST).is_file() or (path / PROGRESS).is_dir():
-        return False
-    if not path.exists():
-        raise StoreError(f"{path} does not exist; name an activation store or an SAE directory")
-    inside = [directory.name for directory in sae_directories(path)]
-    inside += [manifest.parent.name for manifest in sorted(path.glob(f"*/{MANIFEST}"))]
-    if inside:
-        named = ", ".join(inside[:MOST_NAMED]) + ", ..." * (len(inside) > MOST_NAMED)
-        raise StoreError(f"{path} is not one activation store or SAE but holds some; name one of {named}")
-    raise StoreError(f"{path} is neither an activation store ({MANIFEST}) nor an SAE directory ({CONFIG}); name one")
+from sae_lm.training.folder_kind import is_sae
 
 
 def verify(path: Path) -> list[str]:
