@@ -21,7 +21,7 @@ QUALITY_BATCH = 2048
 def inspect(path: str, rows: int = 5) -> str:
     """A human's summary of a store (a folder or an hf:// address) with ``rows`` decoded rows, or of an SAE directory."""
     if not path.startswith("hf://") and is_sae(Path(path)):
-        return _sae(load(path))
+        return _sae(load(path, "cpu"))
     return _store(open_store(path), rows)
 
 
@@ -85,6 +85,7 @@ def _sae(sae: SAE) -> str:
         / sae.W_dec.norm(dim=1).clamp_min(1e-12)
     )
     metadata_lines += _training(sae)
+    metadata_lines += [f"loaded: {sentence}" for sentence in sae.provenance]
     return "\n".join([repr(sae), *metadata_lines, f"decoder norms {float(sae.W_dec.norm(dim=1).min()):.3f} to {float(sae.W_dec.norm(dim=1).max()):.3f}; "
                       f"median cosine of encoder and decoder {float(cosines.median()):.3f}"])  # fmt: skip
 
