@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
-from pydantic.fields import FieldInfo
 
 from sae_lm.errors import SettingsError
 from sae_lm.fields import (
@@ -24,8 +23,10 @@ from sae_lm.fields import (
     Positional,
     Share,
     StoreAddress,
-    choice,
+    flag,
+    is_positional,
     parse_count,
+    sentence_of,
     split_commas,
 )
 
@@ -43,7 +44,7 @@ class _Settings(BaseModel):
             return validate(values)
         except ValidationError as invalid:
             verb = (info.context or {}).get("verb")
-            raise SettingsError("; ".join(_sentence(cls, error, verb) for error in invalid.errors())) from None
+            raise SettingsError("; ".join(sentence_of(cls, error, verb) for error in invalid.errors())) from None
 
 
 class CacheSettings(_Settings):
@@ -119,6 +120,10 @@ class TrainSettings(_Settings):
     a coefficient of 1 weighs the penalty like the error of predicting the mean"""
     seeds: Count = 3
     """runs per arm; runs of one seed share initial weights, batches and their order"""
+    first_seed: Annotated[int, BeforeValidator(parse_count), Field(ge=0)] = 0
+    """number of the first of them: seeds that an earlier look at the data did not use"""
+    registered: Path | None = None
+    """TOML file that fixes settings and claims before the first SAE; `compare` answers the claims"""
     tokens: Count | None = None
     """rows each SAE sees (default: every training row of the store once, or again until it is 2000 batches)"""
     batch_size: Count = 1024
@@ -356,20 +361,6 @@ def make_settings(verb: str, values: Mapping[str, Any]) -> Any:
     return VERBS[verb].model_validate(dict(values), context={"verb": verb})
 
 
-def _sentence(model: type[BaseModel], error: Any, verb: str | None) -> str:
-    """One of pydantic's errors in words of the command line, or of Python where there is no verb."""
-    who = verb or model.__name__
-    key = str(error["loc"][0]) if error["loc"] else who
-    if error["type"] == "extra_forbidden":
-        return f"{who}: unknown setting {key!r}; expected {choice(key, model.model_fields)}"
-    field = model.model_fields.get(key)
-    name = key if verb is None or field is None else key.upper() if is_positional(field) else flag(key)
-    if field is not None and error["type"] == "missing":
-        return f"{who}: {name} is required ({describe(field)})"
-    reason = error["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    return f"{who}: {name}: got {error['input']!r}; expected {reason.removeprefix('expected ')}"
-
-
 def command_line(settings: BaseModel) -> str:
     """The ``sae-lm VERB ...`` command that makes these settings again: what differs from the defaults.
 
@@ -393,16 +384,3 @@ def command_line(settings: BaseModel) -> str:
     if any(word.startswith("-") or "=" in word for word in positional):
         return shlex.join(["sae-lm", verb, *flags, "--", *positional])
     return shlex.join(["sae-lm", verb, *positional, *flags])
-
-
-def flag(key: str) -> str:
-    return f"--{key.replace('_', '-')}"
-
-
-def is_positional(field: FieldInfo) -> bool:
-    return isinstance(field.json_schema_extra, dict) and bool(field.json_schema_extra.get("positional"))
-
-
-def describe(field: FieldInfo) -> str:
-    """A field's docstring on one line."""
-    return " ".join((field.description or "").split())

@@ -8,11 +8,11 @@ from sae_lm.data.batches import shuffle_quality
 from sae_lm.data.store import Store, open_store
 from sae_lm.pages.terminal import columns
 from sae_lm.runtime.seeds import derive
-from sae_lm.sae.folder import CONFIG
 from sae_lm.sae.load import load
 from sae_lm.sae.model import SAE
 from sae_lm.settings import InspectSettings
 from sae_lm.training.convergence import sae_start_cosines, state_of_training
+from sae_lm.training.folder_kind import is_sae
 
 SHOWN_QUANTILES = (0.01, 0.5, 0.99, 1.0)
 QUALITY_BATCH = 2048
@@ -20,7 +20,7 @@ QUALITY_BATCH = 2048
 
 def inspect(path: str, rows: int = 5) -> str:
     """A human's summary of a store (a folder or an hf:// address) with ``rows`` decoded rows, or of an SAE directory."""
-    if not path.startswith("hf://") and (Path(path) / CONFIG).is_file():
+    if not path.startswith("hf://") and is_sae(Path(path)):
         return _sae(load(path, "cpu"))
     return _store(open_store(path), rows)
 

@@ -1,10 +1,14 @@
 """sae_lm.sae.formats: an SAE of every foreign format computes what its library computes, and says what was decided."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from foreign_saes import FOREIGN, D, inputs
 
 import sae_lm
+from sae_lm.sae.formats.saelens import save
 
 pytestmark = pytest.mark.transformer_lens_3
 
@@ -31,6 +35,18 @@ def test_provenance_names_the_format_the_hook_and_every_file_with_its_checksum(t
     assert sae.provenance[0].startswith(f"read as {name.split()[0].strip(',')}")
     assert "sha256" in told and sae.config.metadata["hook_name"] in told
     assert len(set(sae.provenance)) == len(sae.provenance)
+
+
+def test_the_documents_example_runs(tmp_path, monkeypatch, make_sae):
+    text = (Path(__file__).parents[2] / "sae_lm" / "sae" / "README.md").read_text()
+    code = re.search(r"```python\n(.*?)```", text, re.DOTALL)
+    assert code is not None
+    monkeypatch.chdir(tmp_path)
+    save(make_sae(), tmp_path / "runs" / "none-seed0")
+    FOREIGN["openai topk"][0](tmp_path)[0].rename("8.pt")
+    space: dict = {}
+    exec(compile(code[1], "README.md", "exec"), space)
+    assert torch.equal(space["x_hat"], space["sae"](space["x"])) and space["sae"].config.architecture == "topk"
 
 
 @pytest.mark.parametrize("name", FOREIGN)
