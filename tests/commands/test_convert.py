@@ -59,6 +59,14 @@ def test_convert_tells_what_was_decided_and_keeps_it(tmp_path, capsys):
     sae_lm.load(tmp_path / "out", "cpu")
 
 
+@pytest.mark.parametrize("name", ["gemma_scope", "openai topk", "dictionary_learning BatchTopKSAE"])
+def test_inspect_says_of_any_sae_what_was_decided(tmp_path, capsys, name):
+    path, _ = FOREIGN[name][0](tmp_path)
+    assert main(["inspect", str(path)]) == 0
+    told = capsys.readouterr().out
+    assert told.startswith("SAE(") and "loaded: read as " in told and "loaded: hook blocks." in told
+
+
 def test_convert_replaces_nothing(tmp_path, capsys):
     path, _ = FOREIGN["saelens topk"][0](tmp_path)
     (tmp_path / "out").mkdir()

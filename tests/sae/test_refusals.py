@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import zipfile
 from pathlib import Path
 
@@ -183,6 +184,10 @@ def test_a_pickle_with_code_is_refused_and_nothing_is_executed(tmp_path, monkeyp
     path, _ = FOREIGN[name][0](tmp_path)
     monkeypatch.chdir(tmp_path)
     torch.save({"W_enc": Code()}, weights_of(path))
+    assert "nothing of it was executed" in refusal(path)
+    weights_of(path).write_bytes(pickle.dumps({"W_enc": Code()}))  # as torch before 1.6, and anybody, writes them
+    refusal(path)
+    torch.save({"W_enc": Code()}, weights_of(path), _use_new_zipfile_serialization=False)
     assert "nothing of it was executed" in refusal(path)
     assert not Path("executed").exists()
 
