@@ -34,6 +34,8 @@ class Source:
     k: int | None = None
     input_scale: float | None = None
     """these three as the user gives them, or None"""
+    scale_used: bool = False
+    """whether input_scale was of use"""
     overrides: Mapping[str, Any] = field(default_factory=dict)
     """what a directory of releases says of it beside its own files"""
     variant: str = ""

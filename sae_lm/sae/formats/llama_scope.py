@@ -121,6 +121,7 @@ def _scales(
     if norm != "dataset-wise":
         raise source.error(f"norm_activation is {norm!r} in {file}, expected dataset-wise, token-wise or inference")
     if source.input_scale is not None:
+        source.scale_used = True
         return source.input_scale, source.input_scale, "none"
     recorded = config.get(AVERAGE)
     recorded = dict(recorded) if isinstance(recorded, Mapping) else {}

@@ -203,7 +203,7 @@ def fold_norms(weights: dict[str, Tensor], source: Source) -> dict[str, Tensor]:
 
 def _scaled(weights: dict[str, Tensor], source: Source) -> dict[str, Tensor]:
     """Fold what activations are multiplied by. Raises SaeError where it is not known."""
-    scale, where = source.input_scale, "as given"
+    scale, where, source.scale_used = source.input_scale, "as given", True
     if scale is None and "norm_scaling_factor" in source.overrides:
         scale, where = source.overrides["norm_scaling_factor"], "from SAELens' directory of releases"
     if scale is None and SCALER in source.files:
