@@ -80,22 +80,36 @@ def splice(
     Devices: an SAE computes where its activation is. One that lies elsewhere is copied there once; the SAE that was
     given stays where it is. Raises ModelError for a hook the model has not, SaeError for what does not fit it.
     """
-    return _splice(model, sae, hook, keep, error_term, as_list(steering))
+    return _splice(model, sae, hook=hook, keep=keep, error_term=error_term, steering=steering)
 
 
 @contextmanager
-def _splice(
-    model: TransformerBridge, sae: SAEs, hook: str | None, keep: Keep, error_term: bool | None, steering: list[Steer]
-) -> Iterator[Any]:
+def _splice(model: TransformerBridge, sae: SAEs, **options: Any) -> Iterator[Any]:
+    with splice_all(model, sae, **options) as spliced:
+        yield next(iter(spliced.values())) if isinstance(sae, SAE) else spliced
+
+
+@contextmanager
+def splice_all(
+    model: TransformerBridge,
+    sae: SAEs,
+    *,
+    hook: str | None = None,
+    keep: Keep = "special",
+    error_term: bool | None = None,
+    steering: Steering = None,
+) -> Iterator[dict[str, "SplicedSAE"]]:
+    """``splice``, which yields a dictionary for one SAE too."""
+    given = as_list(steering)
     placed = place(model, sae, hook)
-    shares = share_steering(model, placed, steering)
-    with_error = bool(steering) if error_term is None else error_term
+    shares = share_steering(model, placed, given)
+    with_error = bool(given) if error_term is None else error_term
     spliced = {name: SplicedSAE(one, with_error, edits(one, shares[name])) for name, one in placed.items()}
     with ExitStack() as stack:
         kept = stack.enter_context(kept_positions(model, keep))
         for name, module in spliced.items():
             stack.enter_context(replace_activation(model, name, lambda x, module=module: module(x, kept(x))))
-        yield next(iter(spliced.values())) if isinstance(sae, SAE) else spliced
+        yield spliced
 
 
 def place(model: TransformerBridge, sae: SAEs, hook: str | None = None) -> dict[str, SAE]:

@@ -99,6 +99,12 @@ def resolve_hook(bridge: TransformerBridge, name: str) -> str:
     )
 
 
+def hook_names(bridge: TransformerBridge, name: str) -> list[str]:
+    """Every name of the hook point that ``name`` stands for: ``blocks.1.hook_out``, ``blocks.1.hook_resid_post``."""
+    point = bridge.hook_dict[resolve_hook(bridge, name)]
+    return [known for known, other in bridge.hook_dict.items() if other is point]
+
+
 def hook_width(bridge: TransformerBridge, name: str) -> int:
     """The width of a hook's activation [batch, pos, width]; of [batch, pos, heads, d_head] it is heads * d_head.
 

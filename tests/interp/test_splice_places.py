@@ -97,7 +97,10 @@ def test_the_width_is_that_of_the_hook_not_of_the_residual_stream(model, make_sa
         sae_lm.splice(model, wide, hook="blocks.1.attn.hook_pattern"),
     ):
         pass
-    with pytest.raises(ModelError, match="set_use_hook_mlp_in"), sae_lm.splice(model, wide, hook="blocks.1.hook_mlp_in"):
+    with (
+        pytest.raises(ModelError, match="set_use_hook_mlp_in"),
+        sae_lm.splice(model, wide, hook="blocks.1.hook_mlp_in"),
+    ):
         pass
 
 
@@ -124,22 +127,25 @@ def test_latents_have_the_gradient_of_their_decoder_rows_with_and_without_the_er
     assert float(kept["z"].grad.abs().sum()) > 0.1
 
 
-@pytest.mark.parametrize("error_term", [False, True])
-def test_a_hook_that_keeps_the_graph_sees_the_same_gradient(model, make_sae, error_term):
-    """As a user does it who only asks for the gradient of what passes by."""
+def test_latents_that_are_part_of_a_graph_have_a_gradient_with_the_error_term_too(model, make_sae):
+    """As where a parameter of the model trains: what comes into the SAE has a gradient of its own."""
     sae, kept = make_sae("standard", d_in=16, d_sae=32), {}
 
     def keep(acts, hook):
-        acts.requires_grad_()
         acts.retain_grad()
         kept["z"] = acts
 
-    with (
-        sae_lm.splice(model, sae, keep=None, error_term=error_term) as latents,
-        latents.hooks(fwd_hooks=[("hook_sae_acts_post", keep)]),
-    ):
-        model(IDS)[..., 7].sum().backward()
-    assert float(kept["z"].grad.abs().sum()) > 0.1
+    def leaf(x, hook):
+        return x.detach().requires_grad_()
+
+    for error_term in (False, True):
+        with (
+            sae_lm.splice(model, sae, keep=None, error_term=error_term) as latents,
+            latents.hooks(fwd_hooks=[("hook_sae_acts_post", keep)]),
+            model.hooks(fwd_hooks=[("blocks.0.hook_in", leaf)]),
+        ):
+            model(IDS)[..., 7].sum().backward()
+        assert float(kept["z"].grad.abs().sum()) > 0.1
 
 
 def test_the_sae_goes_where_the_activation_is_in_a_copy_made_once(make_sae):
