@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from sae_lm.data.store import Store, open_store
     from sae_lm.errors import SaeLmError
     from sae_lm.interp.cache import run_with_cache
+    from sae_lm.interp.generation import generate
     from sae_lm.interp.splice import splice
     from sae_lm.interp.steering import Steer, largest_activations
     from sae_lm.lm.bridge import load_model
@@ -32,6 +33,7 @@ _HOMES = {
     "TrainSettings": "sae_lm.settings",
     "cache": "sae_lm.commands.cache",
     "compare": "sae_lm.commands.compare",
+    "generate": "sae_lm.interp.generation",
     "largest_activations": "sae_lm.interp.steering",
     "load": "sae_lm.sae.load",
     "load_model": "sae_lm.lm.bridge",
@@ -53,6 +55,7 @@ __all__ = [  # noqa: RUF022 (as sorted() has it, upper case first)
     "TrainSettings",
     "cache",
     "compare",
+    "generate",
     "largest_activations",
     "load",
     "load_model",

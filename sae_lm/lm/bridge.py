@@ -1,10 +1,12 @@
 """Load a language model as a TransformerBridge, capture activations at its hooks, and replace them."""
 
 import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -30,9 +32,54 @@ def load_model(
     """Boot a TransformerBridge with raw weights, frozen and in eval mode.
 
     name: ``embedded``, a directory in Hugging Face format, or a hub id. Raises ModelError for what
-    cannot be loaded and HubError where the hub is out of reach.
+    cannot be loaded and HubError where the hub is out of reach. Token ids may be on any device. Where keys and values
+    of earlier tokens are lost (see ``remembers``), ``model.generate`` works without keeping them.
     """
-    return boot(find_model(name, revision), device=device, dtype=dtype)
+    bridge = boot(find_model(name, revision), device=device, dtype=dtype)
+    remembers(bridge)
+    return bridge
+
+
+_REMEMBERS: "WeakKeyDictionary[TransformerBridge, bool]" = WeakKeyDictionary()
+
+
+def remembers(bridge: TransformerBridge) -> bool:
+    """Whether generation with kept keys and values predicts what generation without them does; tried once per model.
+
+    TransformerLens hands the cache of keys and values on under the name that transformers gave it, and has lost it where
+    transformers renamed it: then every new token is predicted from itself alone. A model that is found to do that is
+    told to keep none, so that its own ``generate`` is right as well. True for models that generate nothing.
+    """
+    if bridge not in _REMEMBERS:
+        _REMEMBERS[bridge] = _same_with_kept_keys(bridge)
+        if not _REMEMBERS[bridge]:
+            bridge.adapter.supports_kv_cache = False
+    return _REMEMBERS[bridge]
+
+
+def _same_with_kept_keys(bridge: TransformerBridge) -> bool:
+    """Logits of the token after eight others and one that was generated: from all of them, and from keys and values."""
+    prompt = torch.arange(1, 9, device=next(bridge.parameters()).device)[None] % bridge.cfg.d_vocab
+    logits = []
+    for kept in (True, False):
+        try:
+            with warnings.catch_warnings(), torch.no_grad():
+                warnings.simplefilter("ignore")  # of names that will go; what matters is what comes out
+                made = bridge.generate(
+                    prompt,
+                    max_new_tokens=2,
+                    do_sample=False,
+                    stop_at_eos=False,
+                    use_past_kv_cache=kept,
+                    output_logits=True,
+                    verbose=False,
+                )
+        except Exception:  # an encoder, a model of other inputs: each says so in its own way, and when it is asked to
+            return True
+        logits.append(made.logits[-1].double())
+    difference, spread = (logits[0] - logits[1]).abs().max(), logits[1].std()
+    half = next(bridge.parameters()).dtype.itemsize < 4
+    return bool(difference <= (0.1 if half else 1e-3) * spread)
 
 
 def boot(source: ModelSource, *, device: str, dtype: torch.dtype) -> TransformerBridge:
