@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sae_lm.commands.cache import cache
+    from sae_lm.commands.check import check
     from sae_lm.commands.compare import compare
     from sae_lm.commands.show import show
     from sae_lm.commands.train import train
@@ -32,6 +33,7 @@ _HOMES = {
     "Store": "sae_lm.data.store",
     "TrainSettings": "sae_lm.settings",
     "cache": "sae_lm.commands.cache",
+    "check": "sae_lm.commands.check",
     "compare": "sae_lm.commands.compare",
     "generate": "sae_lm.interp.generation",
     "largest_activations": "sae_lm.interp.steering",
@@ -54,6 +56,7 @@ __all__ = [  # noqa: RUF022 (as sorted() has it, upper case first)
     "Store",
     "TrainSettings",
     "cache",
+    "check",
     "compare",
     "generate",
     "largest_activations",
