@@ -23,7 +23,7 @@ from sae_lm.sae.model import SAE
 from sae_lm.settings import CheckSettings
 
 if TYPE_CHECKING:
-    from transformer_lens.model_bridge import TransformerBridge
+    from sae_lm.lm.bridge import TransformerBridge
 
 CONTEXTS_AT_ONCE = 16
 LOSS_CONTEXTS = 64
