@@ -39,7 +39,7 @@ def show(settings: ShowSettings) -> Path:
     store = open_store(settings.store)
     device = pick_device(settings.device)
     paths = [settings.sae] if settings.beside is None else [settings.sae, settings.beside]
-    saes = [(_name(path, paths), load(path).to(device)) for path in paths]
+    saes = [(_name(path, paths), load(path, device)) for path in paths]
     hooks = [fitting_hook(path, sae, store) for path, (_, sae) in zip(paths, saes, strict=True)]
     if len(set(hooks)) > 1:
         raise SaeError(
@@ -63,7 +63,7 @@ def show(settings: ShowSettings) -> Path:
             "name latents with --latents, or search more rows with --tokens"
         )
     facts = {
-        "saes": [{"name": name, "what": _what(sae)} for name, sae in saes],
+        "saes": [{"name": name, "what": _what(sae), "loaded": sae.provenance} for name, sae in saes],
         "hook": hooks[0],
         "manifest": store.manifest,
         "rows": len(found.token_id),

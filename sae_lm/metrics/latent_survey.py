@@ -159,8 +159,13 @@ def _concepts(
         for c, direction in enumerate(directions)
         if direction.correlation >= LEAST_CORRELATION and rows[c] >= CONCEPT_ROWS
     ]
-    chosen = [directions[c] for c in read]
-    bars = [concept_bars(of.codes, of.sae.W_dec, chosen, has[:, read], token_id) for of in saes]
+    bars = []
+    for of in saes:
+        seen = directions
+        if of.sae.config.normalises:  # its decoder writes into what it made of the rows
+            seen = concept_directions(of.sae.normalise(x.to(of.sae.W_dec)).float().cpu(), torch.from_numpy(has[drawn]))
+        chosen = [seen[c] for c in read]
+        bars.append(concept_bars(of.codes, of.sae.W_dec, chosen, has[:, read], token_id))
     concepts = [
         Concept(names[c], directions[c], int(rows[c]), [of_sae[place] for of_sae in bars])
         for place, c in enumerate(read)

@@ -10,6 +10,7 @@ The folder's name is a checksum of what stands in ``codes.json``, so that codes 
 are never mistaken for these. A second run reads them; one that was killed goes on where the last whole file ends.
 """
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Iterator
@@ -103,9 +104,10 @@ class StoredCodes:
 
 
 def weights_digest(sae: SAE) -> str:
-    """sha256 of what an SAE computes: its architecture and the bytes of its tensors."""
-    c = sae.config
-    digest = hashlib.sha256(json.dumps([c.architecture, c.d_in, c.d_sae, c.k, c.apply_b_dec_to_input]).encode())
+    """sha256 of what an SAE computes: its configuration, the metadata aside, and the bytes of its tensors."""
+    facts = {field.name: getattr(sae.config, field.name) for field in dataclasses.fields(sae.config)}
+    facts.pop("metadata")
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     for name, tensor in sorted(sae.named_parameters()):
         digest.update(f"{name} {tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
