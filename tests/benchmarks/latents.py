@@ -97,14 +97,18 @@ def make_store(folder: Path, rows: int, directions: torch.Tensor, generator: tor
 
 
 def measure(store: Store, sae: SAE, folder: Path) -> None:
-    tokens, d_sae, began = store.tokens(), sae.config.d_sae, time.perf_counter()
+    tokens, d_sae = store.tokens(), sae.config.d_sae
+    began, cpu_began = time.perf_counter(), time.process_time()
     token, context = tokens["token_id"].numpy(), tokens["context"].numpy()
 
     def timed(name: str, call: Callable[[], Any]) -> Any:
-        start = time.perf_counter()
+        start, cpu = time.perf_counter(), time.process_time()
         made = call()
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        print(f"{name:34} {time.perf_counter() - start:7.1f} s   peak memory {peak:.2f} GB", flush=True)
+        print(
+            f"{name:34} {time.perf_counter() - start:7.1f} s, {time.process_time() - cpu:7.1f} s of processor, peak {peak:.2f} GB",
+            flush=True,
+        )
         return made
 
     codes = timed("encoding", lambda: store_codes(store, HOOK, sae, 0, len(store), folder / "codes"))
@@ -119,8 +123,15 @@ def measure(store: Store, sae: SAE, folder: Path) -> None:
     x = store.rows(HOOK, 0, min(len(store), 32_768)).float()
     lines = timed("lines of concepts", lambda: concept_directions(x, torch.from_numpy(has[: len(x), read])))
     timed(f"bars of {len(read)} concepts", lambda: concept_bars(codes, sae.W_dec, lines, has[:, read], token))
-    total, size = time.perf_counter() - began, sum(file.stat().st_size for file in codes.folder.iterdir()) / 1e6
-    print(f"together {total:.0f} s for {len(store):,} rows, {d_sae:,} latents; codes {size:,.0f} MB", file=sys.stdout)
+    total, cpu, size = (
+        time.perf_counter() - began,
+        time.process_time() - cpu_began,
+        sum(file.stat().st_size for file in codes.folder.iterdir()) / 1e6,
+    )
+    print(
+        f"together {total:.0f} s, {cpu:.0f} s of processor, for {len(store):,} rows, {d_sae:,} latents; codes {size:,.0f} MB",
+        file=sys.stdout,
+    )
 
 
 if __name__ == "__main__":
