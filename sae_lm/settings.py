@@ -337,12 +337,12 @@ class MergeSettings(_Settings):
 
 
 class PushSettings(_Settings):
-    """store -> data set repository of the hub; what is there already is not sent again."""
+    """store or SAE -> repository of the hub; what is there already is not sent again."""
 
     store: Annotated[Path, Positional]
-    """activation store"""
+    """activation store, or an SAE's directory or file of any known format"""
     repo: Annotated[str, Positional]
-    """OWNER/NAME of the data set repository; made if it is not there"""
+    """OWNER/NAME of the data set repository, or for an SAE OWNER/NAME:FOLDER of a model repository; made if it is not there"""
     private: bool = True
     """make a new repository private"""
     revision: str | None = None

@@ -1,4 +1,4 @@
-"""Fetch files from repositories of the hub, and commit to those of data sets; what goes wrong is one sentence.
+"""Fetch files from repositories of the hub, and commit to them; what goes wrong is one sentence.
 
 Tokens are huggingface_hub's business: none is read, kept or named here, and none of its messages is passed on,
 as some quote a malformed token or an address with its password.
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sae_lm.errors import HubError, StoreError
-from sae_lm.hub.errors import one_sentence
+from sae_lm.hub.errors import Kind, called, one_sentence
 from sae_lm.hub.quiet import quiet, without_notices
 
 if TYPE_CHECKING:
@@ -71,31 +71,32 @@ def models_of(repo_id: str) -> list[str]:
 
 
 class Branch:
-    """A branch of a data-set repository, both made if missing, and the commit it stands at."""
+    """A branch of a repository, of a data set unless ``kind`` says otherwise, both made if missing, and the commit it stands at."""
 
-    def __init__(self, doing: str, repo_id: str, revision: str | None, private: bool) -> None:
+    def __init__(self, doing: str, repo_id: str, revision: str | None, private: bool, kind: Kind = "dataset") -> None:
         """doing: what failed, if it does. private: of a repository made here; one that is public is then refused."""
         from huggingface_hub import HfApi
 
         self.api, self.doing, self.repo_id, self.revision = HfApi(), doing, repo_id, revision
-        with quiet(), one_sentence(doing, repo_id):
-            self.api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
+        self.kind: Kind = kind
+        with quiet(), one_sentence(doing, repo_id, kind):
+            self.api.create_repo(repo_id, repo_type=self.kind, private=private, exist_ok=True)
             if revision is not None:  # a new one begins where the repository did, not with what main holds now
-                first = self.api.list_repo_commits(repo_id, repo_type="dataset")[-1].commit_id
-                self.api.create_branch(repo_id, repo_type="dataset", branch=revision, revision=first, exist_ok=True)
-            about = self.api.dataset_info(repo_id, revision=revision)
+                first = self.api.list_repo_commits(repo_id, repo_type=self.kind)[-1].commit_id
+                self.api.create_branch(repo_id, repo_type=self.kind, branch=revision, revision=first, exist_ok=True)
+            about = self.api.repo_info(repo_id, repo_type=kind, revision=revision)
         self.head = str(about.sha)
         if private and about.private is False:
             raise HubError(
-                f"{doing} failed: the data set {repo_id!r} is public; allow that (--no-private), or name another one"
+                f"{doing} failed: the {called(kind, repo_id)} is public; allow that (--no-private), or name another one"
             )
 
     def tree(self) -> dict[str, "RepoFile"]:
         """Path -> size and checksum of each file."""
         from huggingface_hub.hf_api import RepoFile
 
-        with quiet(), one_sentence(self.doing, self.repo_id):
-            entries = self.api.list_repo_tree(self.repo_id, repo_type="dataset", revision=self.head, recursive=True)
+        with quiet(), one_sentence(self.doing, self.repo_id, self.kind):
+            entries = self.api.list_repo_tree(self.repo_id, repo_type=self.kind, revision=self.head, recursive=True)
             return {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
 
     def send(self, operations: list["CommitOperationAdd"]) -> None:
@@ -104,18 +105,18 @@ class Branch:
 
         xet = find_spec("hf_xet") is not None and not constants.HF_HUB_DISABLE_XET  # never asks whether a hub has it
         way = " through Xet (which HF_HUB_DISABLE_XET=1 turns off)" if xet else ""
-        with quiet(), one_sentence(self.doing + way, self.repo_id):
+        with quiet(), one_sentence(self.doing + way, self.repo_id, self.kind):
             self.api.preupload_lfs_files(
-                self.repo_id, operations, repo_type="dataset", revision=self.revision, free_memory=False
+                self.repo_id, operations, repo_type=self.kind, revision=self.revision, free_memory=False
             )
 
     def commit(self, title: str, operations: list["CommitOperationAdd"]) -> None:
-        with quiet(), one_sentence(self.doing, self.repo_id):
+        with quiet(), one_sentence(self.doing, self.repo_id, self.kind):
             made = self.api.create_commit(
                 self.repo_id,
                 operations,
                 commit_message=title,
-                repo_type="dataset",
+                repo_type=self.kind,
                 revision=self.revision,
                 parent_commit=self.head,  # refused where someone else has committed meanwhile
             )
