@@ -269,6 +269,35 @@ class ConvertSettings(_Settings):
     """the directory to write; must not exist, or be empty"""
 
 
+class ExportSettings(_Settings):
+    """an SAE's latents -> files for Neuronpedia, SAEDashboard, delphi, llama.cpp or lm-evaluation-harness."""
+
+    sae: Annotated[str, Positional]
+    """SAE: a directory or file of any known format, or a hub repository, OWNER/NAME:FOLDER"""
+    to: Literal["neuronpedia", "saedashboard", "delphi", "gguf", "lm-eval"]
+    """for what: `neuronpedia`, `saedashboard`, `delphi`, `gguf` (llama.cpp's control vector), `lm-eval`"""
+    store: StoreAddress | None = None
+    """activation store whose rows are shown: a folder, or hf://datasets/OWNER/NAME[@REVISION]"""
+    latents: Numbers | None = None
+    """latents to write, comma separated (default: all that fire); gguf, lm-eval: one"""
+    tokens: Count = 250_000
+    """rows to search; at most, from the store's end"""
+    model: str | None = None
+    """neuronpedia, saedashboard: language model, for the tokens that a latent promotes (default: without them)"""
+    name: str | None = None
+    """name of the set of SAEs (default: sae-lm); gguf: llama.cpp's name of the model's architecture, as llama"""
+    strength: float | None = None
+    """lm-eval: what the decoder row is multiplied by (default: the latent's largest activation)"""
+    module: str | None = None
+    """lm-eval: the block's module below the model's base (default: layers.N; GPT-2: h.N)"""
+    codes: Path | None = None
+    """folder for the SAE's codes, which a second call reads (default: latent_codes beside --out)"""
+    device: str = "auto"
+    """`auto` (cuda if there is one), `cpu`, `cuda`"""
+    out: Path
+    """folder to write; must not exist, or be empty"""
+
+
 class CheckSettings(_Settings):
     """is an SAE loaded right? its fit to real activations, what its files claim, and the usual mistakes tried out."""
 
@@ -380,6 +409,7 @@ VERBS: dict[str, type[_Settings]] = {
     "compare": CompareSettings,
     "show": ShowSettings,
     "convert": ConvertSettings,
+    "export": ExportSettings,
     "check": CheckSettings,
     "verify": VerifySettings,
     "inspect": InspectSettings,
