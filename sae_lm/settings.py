@@ -261,6 +261,31 @@ class ConvertSettings(_Settings):
     """the directory to write; must not exist, or be empty"""
 
 
+class CheckSettings(_Settings):
+    """is an SAE loaded right? its fit to real activations, what its files claim, and the usual mistakes tried out."""
+
+    sae: Annotated[str, Positional]
+    """SAE: a directory or file of any known format, or a hub repository, OWNER/NAME:FOLDER"""
+    model: str | None = None
+    """language model (default: the SAE's own, or with --store none but `embedded`; `none` to leave it out)"""
+    text: str | None = None
+    """text to read: as for `cache` (default: embedded)"""
+    store: StoreAddress | None = None
+    """activation store to use in place of text"""
+    hook: str | None = None
+    """hook, where the SAE does not say it, or says it wrong"""
+    format: str = "auto"
+    """format of the SAE's files, where they do not tell"""
+    k: Count | None = None
+    """active latents, where the files do not say"""
+    tokens: Count = 8_192
+    """activations to measure"""
+    context_size: Annotated[int, BeforeValidator(parse_count), Field(ge=2)] = 128
+    """tokens per context"""
+    device: str = "auto"
+    """`auto` (cuda if there is one), `cpu`, `cuda`"""
+
+
 class VerifySettings(_Settings):
     """checksums of every file of a store or an SAE directory; exit 0 whole, 1 damaged."""
 
@@ -347,6 +372,7 @@ VERBS: dict[str, type[_Settings]] = {
     "compare": CompareSettings,
     "show": ShowSettings,
     "convert": ConvertSettings,
+    "check": CheckSettings,
     "verify": VerifySettings,
     "inspect": InspectSettings,
     "estimate": EstimateSettings,

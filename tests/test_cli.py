@@ -143,6 +143,8 @@ EVERY_SETTING = {
     },
     "show": {"sae": "runs/none@k=8-seed0", "store": "s", "latents": (4, -1), "contexts": 3, "tokens": 5,
              "device": "cpu", "out": "a\nb.html"},
+    "check": {"sae": "user/repo:layer", "model": "m", "text": "t", "store": "s", "hook": "-1", "format": "openai", "k": 3, "tokens": 9,
+              "context_size": 8, "device": "cpu"},
     "verify": {"path": "compare.path=x", "repair": True, "model": "m", "text": "t", "device": "cpu"},
     "inspect": {"path": "-x", "rows": 0},
     "estimate": {"hooks": "3", "tokens": 4, "trial": 0.5, "out": "there"},
