@@ -6,7 +6,6 @@ ever fires, whatever its scale.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -18,7 +17,7 @@ from sae_lm.interp.max_activating import chunk_rows, fitting_hook
 from sae_lm.runtime.progress import Progress
 from sae_lm.sae.model import SAE
 
-Action = Literal["add", "clamp", "ablate", "orthogonal"]
+ACTIONS = ("add", "clamp", "ablate", "orthogonal")
 LARGEST = "largest_activations"
 """Key of an SAE's metadata: one number for each latent, as ``largest_activations`` measures them."""
 
@@ -35,18 +34,18 @@ class Steer:
     """
 
     latent: int
-    action: Action = "add"
-    strength: float = 1.0
+    action: str = "add"
+    strength: int | float = 1.0
     """in multiples of ``largest``; may be negative"""
-    largest: float | None = None
+    largest: int | float | None = None
     """the latent's largest activation; default the SAE's ``metadata["largest_activations"]``. With 1, ``strength`` is
     the latent's activation itself"""
     hook: str | None = None
     """which SAE, where there are several"""
 
     def __post_init__(self) -> None:
-        if self.action not in get_args(Action):
-            raise SaeError(f"action is {self.action!r}, expected one of {', '.join(get_args(Action))}")
+        if self.action not in ACTIONS:
+            raise SaeError(f"action is {self.action!r}, expected one of {', '.join(ACTIONS)}")
         for name in ("strength", "largest"):
             value = getattr(self, name)
             if value is not None and not abs(value) < float("inf"):
@@ -58,7 +57,7 @@ class Edit:
     """A ``Steer`` that was checked against its SAE; ``amount`` is in units of the latent's activation."""
 
     latent: int
-    action: Action
+    action: str
     amount: float
 
 
