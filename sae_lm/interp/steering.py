@@ -6,6 +6,7 @@ ever fires, whatever its scale.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -61,9 +62,9 @@ class Edit:
     amount: float
 
 
-def as_list(steering: Steer | Sequence[Steer] | None) -> list[Steer]:
+def as_list(steering: Any) -> list[Steer]:
     """None, one or several, as a list. Raises SaeError for anything else."""
-    given = [] if steering is None else [steering] if isinstance(steering, Steer) else list(steering)
+    given = list(steering) if isinstance(steering, Sequence) else [] if steering is None else [steering]
     for steer in given:
         if not isinstance(steer, Steer):
             raise SaeError(f"steering holds {steer!r}, expected sae_lm.Steer(latent=..., action=..., strength=...)")

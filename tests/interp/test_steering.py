@@ -7,6 +7,7 @@ import torch
 
 import sae_lm
 from sae_lm.errors import SaeError, SaeLmError
+from sae_lm.interp.steering import as_list
 from sae_lm.sae.model import SAE
 
 pytestmark = pytest.mark.transformer_lens_3
@@ -126,7 +127,7 @@ def test_the_largest_activations_are_those_over_all_rows(tiny_store, make_sae):
         (lambda: sae_lm.Steer(3, "multiply"), "action is 'multiply', expected one of add, clamp"),
         (lambda: sae_lm.Steer(3, strength=float("nan")), "strength .* expected a finite number"),
         (lambda: sae_lm.Steer(32, largest=1.0), "latent 32, this SAE has latents 0 to 31"),
-        (lambda: {"latent": 3}, "steering holds"),
+        (lambda: as_list([{"latent": 3}]), "steering holds"),
     ],
 )
 def test_wrong_steering_is_refused_in_a_sentence(model, sae, make, message):
