@@ -190,9 +190,9 @@ class SplicedSAE(HookedRootModule):
         flat = self.hook_sae_input(x.flatten(2))
         z = sae.activate(self.hook_sae_acts_pre(sae.pre_activations(flat)))
         # before any hook: one may edit z in place. A constant: its gradient to z would cancel the reconstruction's
-        error = (flat - sae.decode(z)).detach() if self.error_term else None
+        error = (flat - sae.decode(z, flat)).detach() if self.error_term else None
         z = self.hook_sae_acts_post(steer_latents(z, self.edits))
-        y = self.hook_sae_recons(sae.decode(z))
+        y = self.hook_sae_recons(sae.decode(z, flat))
         if error is not None:
             y = y + self.hook_sae_error(error)
         y = steer_output(y, sae.W_dec, self.edits).to(x.dtype)
