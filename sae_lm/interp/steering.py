@@ -108,15 +108,19 @@ def steer_latents(z: Float[Tensor, "*batch d_sae"], edits: Sequence[Edit]) -> Fl
 
 
 def steer_output(
-    x: Float[Tensor, "*batch d_in"], W_dec: Float[Tensor, "d_sae d_in"], edits: Sequence[Edit]
+    y: Float[Tensor, "*batch d_in"], x: Float[Tensor, "*batch d_in"], sae: SAE, edits: Sequence[Edit]
 ) -> Float[Tensor, "*batch d_in"]:
-    """The activation after the orthogonal edits, one after the other."""
+    """The activation y that is handed on, after the orthogonal edits, one after the other; x: as it came."""
     for edit in edits:
         if edit.action == "orthogonal":
-            row = W_dec[edit.latent].to(x.dtype)
-            direction = row / row.norm().clamp_min(torch.finfo(row.dtype).tiny)
-            x = x + (edit.amount * row.norm() - x @ direction)[..., None] * direction
-    return x
+            direction = sae.W_dec[edit.latent].to(y.dtype)
+            direction = direction / direction.norm().clamp_min(torch.finfo(y.dtype).tiny)
+            none = x.new_zeros(*x.shape[:-1], sae.config.d_sae, dtype=sae.W_dec.dtype)
+            alone = none.clone()
+            alone[..., edit.latent] = edit.amount
+            part = (sae.decode(alone, x) - sae.decode(none, x)).to(y.dtype)  # amount times the row, unless it is scaled
+            y = y + ((part - y) @ direction)[..., None] * direction
+    return y
 
 
 @torch.no_grad()
