@@ -21,7 +21,7 @@ from sae_lm.interp.splice import SAEs, SplicedSAE, place
 from sae_lm.lm.bridge import FORWARD_KWARGS, replace_activation
 
 if TYPE_CHECKING:
-    from transformer_lens.model_bridge import TransformerBridge
+    from sae_lm.lm.bridge import TransformerBridge
 
 Metric: TypeAlias = "Callable[[Float[Tensor, 'batch pos d_vocab']], Tensor]"
 """Logits -> one number for each prompt [batch], or one number where there is one prompt."""

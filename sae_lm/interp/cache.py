@@ -13,7 +13,7 @@ from sae_lm.interp.splice import SAEs, Steering, place, splice_all
 from sae_lm.lm.bridge import hook_names
 
 if TYPE_CHECKING:
-    from transformer_lens.model_bridge import TransformerBridge
+    from sae_lm.lm.bridge import TransformerBridge
 
 PARTS = tuple(f"hook_sae_{part}" for part in ("input", "acts_pre", "acts_post", "recons", "error", "output"))
 Filter = str | Iterable[str] | Callable[[str], bool] | None

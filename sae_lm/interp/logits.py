@@ -14,7 +14,7 @@ from sae_lm.lm.bridge import hook_names, read_logits
 from sae_lm.sae.model import SAE
 
 if TYPE_CHECKING:
-    from transformer_lens.model_bridge import TransformerBridge
+    from sae_lm.lm.bridge import TransformerBridge
 
 CHUNK = 64
 """Latents whose logits are read at once."""
