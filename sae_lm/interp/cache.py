@@ -62,9 +62,7 @@ def run_with_cache(
     return output, cache
 
 
-def _recorders(
-    hooks: list[str], wanted: Callable[[str], bool], seen: dict[str, Tensor], device: Any
-) -> list[tuple[str, Callable[..., None]]]:
+def _recorders(hooks: list[str], wanted: Callable[[str], bool], seen: dict[str, Tensor], device: Any) -> list[Any]:
     def recorder(names: list[str]) -> Callable[..., None]:
         def record(value: Tensor, hook: Any) -> None:
             kept = value.detach().to(device) if device is not None else value.detach()

@@ -72,7 +72,8 @@ def logit_effect(
         count = min(top, logits.shape[1])
         for latent, row in zip(part, logits.cpu(), strict=True):
             sides = (row.topk(count, largest=largest) for largest in (True, False))
-            found.append(LogitEffect(latent, *(_tokens(model, *side) for side in sides), how))
+            promoted, suppressed = (_tokens(model, *side) for side in sides)
+            found.append(LogitEffect(latent, promoted, suppressed, how))
     return found
 
 
@@ -85,8 +86,7 @@ def _tokens(model: Any, effects: Tensor, ids: Tensor) -> list[TokenEffect]:
 
 def token_text(tokenizer: Any, token: int) -> str:
     """A token's text, leading space included; the id in brackets where the model has no tokenizer."""
-    piece = None if tokenizer is None else tokenizer.convert_ids_to_tokens(token)
-    if piece is None:
+    if tokenizer is None or (piece := tokenizer.convert_ids_to_tokens(token)) is None:
         return f"<{token}>"
     text = tokenizer.decode([token], clean_up_tokenization_spaces=False)
     return f" {text}" if piece.startswith("\u2581") and not text.startswith(" ") else text

@@ -65,7 +65,7 @@ def _same_with_kept_keys(bridge: TransformerBridge) -> bool:
         try:
             with warnings.catch_warnings(), torch.no_grad():
                 warnings.simplefilter("ignore")  # of names that will go; what matters is what comes out
-                made = bridge.generate(
+                made: Any = bridge.generate(
                     prompt,
                     max_new_tokens=2,
                     do_sample=False,
