@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sae_lm.commands.cache import cache
+    from sae_lm.commands.check import check
     from sae_lm.commands.compare import compare
     from sae_lm.commands.show import show
     from sae_lm.commands.train import train
@@ -35,6 +36,7 @@ _HOMES = {
     "TrainSettings": "sae_lm.settings",
     "attribute": "sae_lm.interp.attribution",
     "cache": "sae_lm.commands.cache",
+    "check": "sae_lm.commands.check",
     "compare": "sae_lm.commands.compare",
     "faithfulness": "sae_lm.interp.attribution",
     "generate": "sae_lm.interp.generation",
@@ -61,6 +63,7 @@ __all__ = [  # noqa: RUF022 (as sorted() has it, upper case first)
     "TrainSettings",
     "attribute",
     "cache",
+    "check",
     "compare",
     "faithfulness",
     "generate",
