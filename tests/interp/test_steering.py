@@ -57,6 +57,24 @@ def test_every_action_is_its_plain_formula_and_leaves_special_tokens_alone(model
     assert torch.equal(got[IDS == 0], x[IDS == 0])
 
 
+@pytest.mark.parametrize("norm", ["layer_norm", "constant_norm_rescale"])
+def test_an_sae_that_normalises_is_steered_in_its_own_units(model, sae, norm):
+    config = replace(sae.config, normalize_activations=norm)
+    own = SAE(config, dict(sae.named_parameters()))
+    x = model.run_with_cache(IDS, names_filter=HOOK)[1][HOOK]
+    scale = x.std(-1, keepdim=True) if norm == "layer_norm" else x.norm(dim=-1, keepdim=True) / 4
+    row, z = sae.W_dec[3], own.encode(x)
+    direction = row / row.norm()
+    expected = {
+        "add": x + 5 * scale * row,
+        "clamp": x + (5 - z[..., 3, None]) * scale * row,
+        "orthogonal": x - (x @ direction)[..., None] * direction + 5 * scale * row,
+    }
+    for action, after in expected.items():
+        got = steered(model, own, sae_lm.Steer(3, action, 5.0, largest=1.0), keep=None)
+        torch.testing.assert_close(got, after, rtol=1e-3, atol=1e-3)
+
+
 def test_a_clamp_changes_the_logits_though_the_error_term_is_there(model, sae):
     latent = busiest(sae, model.run_with_cache(IDS, names_filter=HOOK)[1][HOOK])
     clean = model(IDS)
