@@ -176,15 +176,17 @@ class CompareSettings(_Settings):
     """run directories -> report.json, report.html: what the penalty changed, with intervals."""
 
     runs: Annotated[Path, Positional]
-    """folder written by `sae-lm train`"""
+    """folder written by `sae-lm train`; or any folder of SAEs of one hook, with --store"""
     out: Path
     """folder for the report"""
     store: StoreAddress | None = None
     """activation store, if it was moved since training"""
     model: str | None = None
     """language model for the cross-entropy (default: the one the store was cached from; `none` to leave it out)"""
+    hook: str | None = None
+    """of SAEs of other programs: their hook, where their files do not say; those of another are left out"""
     baseline: str = "none"
-    """arm the others are compared with"""
+    """arm the others are compared with (of SAEs of other programs: a name in the folder, by default the first)"""
     tokens: Annotated[int, BeforeValidator(parse_count), Field(ge=2)] = 65_536
     """held-out rows for L0, FVU, dead latents; at most"""
     ce_contexts: Count = 256

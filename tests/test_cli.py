@@ -136,7 +136,7 @@ EVERY_SETTING = {
         "arms_at_once": 1, "ranks_per_sae": 2, "trackers": "wandb,tensorboard", "device": "cpu", "out": "train.k=3",
     },
     "compare": {
-        "runs": "--runs", "out": "o", "store": "hf://datasets/me/acts", "model": "none", "baseline": "none@k=8",
+        "runs": "--runs", "out": "o", "hook": "3", "store": "hf://datasets/me/acts", "model": "none", "baseline": "none@k=8",
         "tokens": 2, "ce_contexts": 1, "per_type": 2, "min_types": 3, "labels": "$HOME/`x`.csv", "contextual": False,
         "prompts": True, "probe_gate": 0.1, "split_gain": 0.2, "max_k": 4, "equivalence": 0.01, "fvu_cost": "0.002,0.01", "narrower": "n", "composition": True,
         "controls": False, "seed": -5, "device": "cpu",

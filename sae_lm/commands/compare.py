@@ -8,6 +8,7 @@ import io
 import shutil
 from pathlib import Path
 
+from sae_lm.comparison.foreign import is_foreign, read_foreign
 from sae_lm.comparison.measure import measure
 from sae_lm.comparison.registered import check_registered
 from sae_lm.comparison.report import make_report
@@ -26,11 +27,13 @@ def compare(settings: CompareSettings) -> Report:
     """Measure every SAE below ``settings.runs``; write report.json, .csv, .html and figures/; return the report.
 
     The files are made aside and moved to their places together, over those of an earlier report.
+    A folder of SAEs of other programs is measured too, each SAE for itself (`sae_lm.comparison.foreign`).
     Where an arm lacks a seed, the seeds that all arms have are compared, and "partial" says so. Raises SaeError for a
     folder without runs, runs of different stores or hooks, a missing baseline.
     """
-    runs = read_runs(settings.runs, settings.baseline)
-    registered = check_registered(settings)
+    foreign = is_foreign(settings.runs)
+    runs = read_foreign(settings) if foreign else read_runs(settings.runs, settings.baseline)
+    registered = None if foreign else check_registered(settings)
     store = find_store(settings, runs.training["store_id"])
     # before the work, so that a bad path or a damaged SAE costs none
     check_folder(settings.out)
