@@ -226,22 +226,30 @@ class CompareSettings(_Settings):
 
 
 class ShowSettings(_Settings):
-    """one SAE -> an HTML page of the contexts that its latents fire on most."""
+    """one SAE, or two side by side -> an HTML page of what their latents fire on."""
 
     sae: Annotated[str, Positional]
     """SAE directory, or a hub repository of one"""
+    beside: Annotated[str | None, Positional] = None
+    """a second SAE of the same hook, shown beside the first on the same rows"""
     store: StoreAddress
     """activation store to search: a folder, or hf://datasets/OWNER/NAME[@REVISION]"""
     latents: Numbers | None = None
-    """latents to show, comma separated (default: 20 spread over the alive ones)"""
+    """latents to show, comma separated (default: all that fire)"""
     contexts: Count = 10
-    """contexts per latent"""
-    tokens: Count = 500_000
+    """best contexts per latent"""
+    tokens: Count = 250_000
     """rows to search; at most, from the store's end"""
+    model: str | None = None
+    """language model, for the tokens that a latent promotes (default: that of the store, if it is the embedded one; `none`)"""
+    labels: Path | None = None
+    """CSV file of further concepts: columns token (exact text) or string, label, and if wanted child"""
+    codes: Path | None = None
+    """folder for the SAEs' codes, which a second call reads (default: latent_codes beside the page)"""
     device: str = "auto"
     """`auto` (cuda if there is one), `cpu`, `cuda`"""
     out: Path
-    """the HTML file"""
+    """the HTML file; one of more than 5 MB gets a folder of data beside it"""
 
 
 class ConvertSettings(_Settings):

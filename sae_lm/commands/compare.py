@@ -21,6 +21,8 @@ from sae_lm.runtime.files import PART, check_folder, write_json, write_whole
 from sae_lm.settings import CompareSettings
 
 FILES, FIGURES = ("report.json", "report.csv", "report.html"), "figures"
+LATENTS = "latents.html"
+"""A page of `sae-lm show`; where one lies beside the report, the report links to it."""
 
 
 def compare(settings: CompareSettings) -> Report:
@@ -57,7 +59,7 @@ def _write(report: Report, out: Path) -> None:
     try:
         write_json(aside / "report.json", report)
         write_csv(report, aside / "report.csv")
-        write_html(report, aside / "report.html")
+        write_html(report, aside / "report.html", LATENTS if (out / LATENTS).is_file() else None)
         write_figures(report, aside / FIGURES)
         for path in figure_paths(out / FIGURES):  # an earlier report may have had more
             if not (aside / FIGURES / path.name).exists():

@@ -98,7 +98,7 @@ class PartialStore:
             for file in (self.out / folder).glob("*"):
                 if file not in recorded:
                     file.unlink()
-        names = ("manifest.json", "stats.safetensors", "vocabulary.json")
+        names = ("manifest.json", "stats.safetensors", "vocabulary.json", "token_bytes.json")
         parts = [self.out / f"{name}{PART}" for name in names]
         for file in (*parts, *self.out.glob(".tmp??????"), *(self.out / PROGRESS).glob(f"*.json{PART}")):
             file.unlink(missing_ok=True)

@@ -15,6 +15,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from sae_lm.data.batches import Slice, row_order, shuffled_batches
+from sae_lm.data.characters import FILE as PARTIAL
+from sae_lm.data.characters import partial_tokens, pieces, read_partial, token_text
 from sae_lm.data.manifest import QUANTILES, Manifest, read_manifest, shard_file
 from sae_lm.errors import SettingsError, StoreError
 from sae_lm.lm.hooks import canonical_hook
@@ -45,10 +47,12 @@ class TextAround(NamedTuple):
     first: int
     """position of the first of ``tokens``"""
     tokens: list[str]
-    """texts of neighbouring tokens, special ones included"""
+    """texts of neighbouring tokens, special ones included; of a character's tokens one has it, the others nothing"""
     more_before: bool
     """whether the context has tokens before these"""
     more_after: bool
+    part: tuple[int, int] | None = None
+    """which of its character's tokens the row's is, and of how many; None for a token that is text by itself"""
 
     @property
     def before(self) -> str:
@@ -88,6 +92,20 @@ class Store:
     def vocabulary(self) -> list[str]:
         """Text of each token id."""
         return json.loads(self.locate("vocabulary.json").read_text(encoding="utf-8"))
+
+    @cached_property
+    def partial_tokens(self) -> dict[int, bytes]:
+        """Bytes of the tokens that are part of a character and no text by themselves; empty in stores that lack them."""
+        return read_partial(self.locate(PARTIAL)) if PARTIAL in self.manifest.files else {}
+
+    def learn_bytes(self, tokenizer: Any) -> None:
+        """Take the bytes of parts of characters from a tokenizer, in a store that was written without them."""
+        if PARTIAL not in self.manifest.files:
+            self.partial_tokens = partial_tokens(tokenizer, self.vocabulary)
+
+    def token_text(self, token: int) -> str:
+        """A token's own text; its bytes by name where it is a part of a character."""
+        return token_text(token, self.vocabulary, self.partial_tokens)
 
     def hook(self, name: str | None = None) -> str:
         """The canonical name of a hook of this store (default: its only one). Raises StoreError."""
@@ -153,8 +171,17 @@ class Store:
         document, context, position = (int(columns[name]) for name in ("document", "context", "position"))
         ids = self.blocks(context, context + 1)[0].tolist()
         first, last = max(0, position - before), min(len(ids), position + after + 1)
-        texts = [self.vocabulary[token] for token in ids[first:last]]
-        return TextAround(document, context, position, first, texts, first > 0, last < len(ids))
+        texts, part = [""] * len(ids), None
+        for piece in pieces(ids, self.vocabulary, self.partial_tokens):
+            inside = piece.first <= position < piece.last
+            texts[position if inside else piece.first] = piece.text
+            if inside and piece.last - piece.first > 1:
+                part = position - piece.first + 1, piece.last - piece.first
+            if piece.first < first < piece.last:  # a character is shown whole
+                first = piece.first
+            if piece.first < last < piece.last:
+                last = piece.last
+        return TextAround(document, context, position, first, texts[first:last], first > 0, last < len(ids), part)
 
     def held_out_from(self, share: float) -> tuple[int, int]:
         """(context, row) where the last ``share`` of the contexts begins; no context is on both sides."""
