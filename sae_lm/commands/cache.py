@@ -79,7 +79,7 @@ def _fill(maker: ShardMaker, state: PartialStore, ranks: Ranks) -> None:
     rows = sum(record.rows for record in state.records.values())
     if state.records and ranks.rank == 0:
         print(f"continuing after {rows:,} rows in {len(state.records)} shards", flush=True)
-    jobs = read_ahead(maker.jobs(state.records), 2)
+    jobs = read_ahead(maker.jobs(state.records, state.places), 2)
     known = {index: record.rows for index, record in state.records.items()}
     with (
         stop_on_signal("this shard") as stop_request,
@@ -115,6 +115,7 @@ def _turns(jobs: Iterator[Job], ranks: Ranks) -> Iterator[list[Job | None]]:
 
 def _write(out: Path, shard: OpenShard, limit: int) -> None:
     record = shard.write(out, limit)
+    write_json(PartialStore.place_file(out, shard.index), shard.blocks[-1].place)
     write_json(PartialStore.record_file(out, shard.index), record.model_dump())
 
 

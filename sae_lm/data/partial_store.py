@@ -1,5 +1,6 @@
 """A store that is being written: its recipe, and a record for each shard whose files are whole."""
 
+import json
 import re
 import shutil
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from sae_lm.data.manifest import MANIFEST, PROGRESS, RECIPE, Recipe, ShardRecord, read_manifest
+from sae_lm.data.tokens import Place
 from sae_lm.errors import StoreError
 from sae_lm.runtime.differences import differences
 from sae_lm.runtime.files import PART, read_json, write_json
@@ -71,6 +73,8 @@ class PartialStore:
     def __init__(self, out: Path, recipe: Recipe) -> None:
         self.out, self.recipe = out, recipe
         self.records: dict[int, ShardRecord] = {}
+        self.places: dict[int, Place] = {}
+        """number of a shard -> from where the text is read on behind it; may lack some"""
         self.sink_norms: dict[str, float] = {}
         self.versions: dict[str, str] = {}
         self.batch_size = 0
@@ -78,6 +82,10 @@ class PartialStore:
     @staticmethod
     def record_file(out: Path, index: int) -> Path:
         return out / PROGRESS / f"{index:05d}.json"
+
+    @staticmethod
+    def place_file(out: Path, index: int) -> Path:
+        return out / PROGRESS / f"{index:05d}.place.json"
 
     def begin(self, batch_size: int, sink_norms: dict[str, float]) -> None:
         """Write the recipe and what this run adds to an earlier one's notes. An earlier run's norms stay."""
@@ -140,9 +148,21 @@ def read_partial_store(out: Path, recipe: Recipe) -> PartialStore | None:
                 record = ShardRecord.model_validate(read_json(file, StoreError, "a shard's record"))
                 if _files_are_whole(out, record):
                     state.records[int(file.stem)] = record
+                    if place := _read_place(PartialStore.place_file(out, int(file.stem))):
+                        state.places[int(file.stem)] = place
     except (ValidationError, KeyError, TypeError, ValueError):
         raise _not_understood(out) from None
     return state
+
+
+def _read_place(file: Path) -> Place | None:
+    """None where a store of an earlier version has none, or where it was cut: then the text is read from its beginning."""
+    try:
+        reader, skipped, anchor, *numbers = json.loads(file.read_text(encoding="utf-8"))
+        document, index, offset = map(int, numbers)
+        return Place(reader, int(skipped), str(anchor), document, index, offset)
+    except (OSError, ValueError, TypeError):
+        return None
 
 
 def _is_finished(out: Path, recipe: Recipe) -> bool:

@@ -21,7 +21,7 @@ from sae_lm.data.norms import add_histograms, norm_quantiles
 from sae_lm.data.recipe import describe_recipe
 from sae_lm.data.shards import OpenShard, first_rows, norms, rows_wanted
 from sae_lm.data.text import Text, open_text
-from sae_lm.data.tokens import START, Block, Position, blocks, special_tokens
+from sae_lm.data.tokens import BEGINNING, START, Block, Place, Position, blocks, special_tokens
 from sae_lm.lm.capture import Forward
 from sae_lm.lm.forward import open_forward
 from sae_lm.lm.source import find_model, load_tokenizer
@@ -59,27 +59,33 @@ class ShardMaker:
     """contexts per forward pass"""
     device: str
 
-    def stream(self, start: Position) -> Iterator[Block]:
+    def stream(self, start: Position, place: Place = BEGINNING) -> Iterator[Block]:
+        """Contexts from ``start`` on; ``place``: the last one noted before it."""
         recipe = self.recipe
         special = special_tokens(self.tokenizer, recipe.bos is not None)
-        return blocks(self.text.documents, self.tokenizer, special, recipe.context_size, pack=recipe.pack,
-                      repeat=recipe.repeat, start=start)  # fmt: skip
+        return blocks(self.text.chunks, self.tokenizer, special, recipe.context_size, pack=recipe.pack,
+                      repeat=recipe.repeat, start=start, place=place)  # fmt: skip
 
-    def jobs(self, records: dict[int, ShardRecord]) -> Iterator[Job]:
-        """The shards that are not among ``records``, in order. Where sinks are dropped, on and on to the text's end."""
+    def jobs(self, records: dict[int, ShardRecord], places: dict[int, Place] | None = None) -> Iterator[Job]:
+        """The shards that are not among ``records``, in order. Where sinks are dropped, on and on to the text's end.
+
+        places: number of a shard -> from where the text is read on behind it; without one, from its beginning.
+        """
         recipe, rows, contexts = self.recipe, 0, 0
-        position, stream = START, None
+        position, place, stream = START, BEGINNING, None
         for index in count():
             if rows >= recipe.tokens:
                 return
             if record := records.get(index):
                 if stream is None:
                     position = Position(*record.next)  # nothing is tokenized that is cached
+                    noted = (places or {}).get(index, BEGINNING)
+                    place = noted if noted is BEGINNING or self.text.rows.knows(noted.reader) else BEGINNING
                 else:
                     list(islice(stream, record.contexts))
                 rows, contexts = rows + record.rows, contexts + record.contexts
                 continue
-            stream = stream or self.stream(position)
+            stream = stream or self.stream(position, place)
             limit = None if recipe.drop_sinks else recipe.tokens - rows
             if not (wanted := self._next_shard(stream, limit)):
                 return  # the text ended
@@ -164,6 +170,7 @@ def open_writer(
     source = find_model(settings.model, settings.revision)
     text = open_text(settings.text, settings.split, settings.text_column, text_revision)
     tokenizer = load_tokenizer(source)
+    text = text.with_chats_of(tokenizer)
     device, dtype = pick_device(settings.device, local_rank), getattr(torch, settings.model_dtype)
     with open_forward(source, settings.hooks, kind=settings.forward, device=device, dtype=dtype) as forward:
         recipe = describe_recipe(settings, forward, source, text, tokenizer)

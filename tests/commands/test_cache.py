@@ -407,3 +407,77 @@ def test_settings_survive_the_way_over_the_command_line(cache_settings, tmp_path
     settings = cache_settings(tmp_path / "store", pack=False, repeat=True, drop_sinks=7.5)
     assert parse(["cache", *flags(settings)]) == ("cache", settings)
     assert json.loads(settings.model_dump_json())["hooks"] == list(settings.hooks)
+
+
+@pytest.mark.parametrize("name", ["long.txt", "rows.jsonl", "rows.parquet", "rows.csv.gz"])
+def test_a_run_that_goes_on_does_not_read_the_text_from_its_beginning(cache_settings, tmp_path, monkeypatch, name):
+    import csv
+    import gzip
+
+    import pyarrow.parquet
+
+    import sae_lm.data.readers as readers
+    from sae_lm.data.shards import OpenShard
+
+    monkeypatch.setattr(readers, "TEXT_BYTES", 500)
+    monkeypatch.setattr("sae_lm.data.pieces.PIECE", 1000)
+    monkeypatch.setattr("sae_lm.data.tokens.CHARACTERS_PER_CALL", 2000)
+    path, rows = tmp_path / name, [{"text": text} for text in TEXTS]
+    if name == "long.txt":
+        path.write_text("\n".join(TEXTS))
+    elif name == "rows.jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    elif name == "rows.parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path, row_group_size=4)
+    else:
+        with gzip.open(path, "wt", newline="") as file:
+            writer = csv.DictWriter(file, ["text"])
+            writer.writeheader()
+            writer.writerows(rows)
+    common = {"text": str(path), "tokens": 4000}
+    whole = contents(cache(cache_settings(tmp_path / "whole", **common)))
+    settings, real, read = cache_settings(tmp_path / "store", **common), OpenShard.write, []
+
+    def dies(self, *arguments):
+        if self.index == 25:
+            raise KeyboardInterrupt
+        return real(self, *arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(OpenShard, "write", dies)
+        cache(settings)
+    real_read = readers.Files.read
+
+    def noted(self, place=None, column=None):
+        for row in real_read(self, place, column):
+            read.append(row)
+            yield row
+
+    with monkeypatch.context() as patch:
+        patch.setattr(readers.Files, "read", noted)
+        assert contents(cache(settings)) == whole
+    first_rows = 16 if name != "long.txt" else len(TEXTS)  # those that tell which column holds the text
+    assert len(read) - min(first_rows, 16) < (12 if name != "long.txt" else 20)
+    assert not (settings.out / PROGRESS).exists()
+
+
+def test_a_run_goes_on_where_an_earlier_version_noted_no_place(cache_settings, tmp_path, monkeypatch):
+    from sae_lm.data.shards import OpenShard
+
+    whole = contents(cache(cache_settings(tmp_path / "whole")))
+    settings, real = cache_settings(tmp_path / "store"), OpenShard.write
+
+    def dies(self, *arguments):
+        if self.index == 7:
+            raise KeyboardInterrupt
+        return real(self, *arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(OpenShard, "write", dies)
+        cache(settings)
+    places = sorted((settings.out / PROGRESS).glob("*.place.json"))
+    assert len(places) == 7
+    for place in places[:6]:
+        place.unlink()
+    places[6].write_text('["cut')
+    assert contents(cache(settings)) == whole

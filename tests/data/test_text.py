@@ -97,7 +97,7 @@ def test_names_that_look_like_patterns_are_read_as_they_are(folder: Path) -> Non
 def test_progress_bars_are_off_while_a_text_is_opened(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
 
-    (folder / "a.txt").write_text("x")
+    (folder / "a.json").write_text('[{"text": "x"}]')
     datasets.enable_progress_bars()
     real, disabled = datasets.load_dataset, []
 
