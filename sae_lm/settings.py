@@ -74,7 +74,7 @@ class CacheSettings(_Settings):
     repeat: bool = False
     """begin the text again when it ends; without it the store then has fewer rows"""
     keep_special: bool = False
-    """keep rows of special tokens (BOS and separators) as well; padding never has rows"""
+    """keep rows of special tokens (BOS, separators, marks of chats) as well; padding never has rows"""
     drop_sinks: Annotated[float, Field(gt=1)] | None = None
     """leave out tokens whose norm is beyond this multiple of the hook's median (attention sinks; 10 is usual)"""
     forward: Literal["auto", "huggingface", "bridge"] = "auto"

@@ -5,6 +5,7 @@ store ends with the same bytes. The manifest comes last: it commits the store. T
 rows are written behind it, each in a thread of its own.
 """
 
+import sys
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -14,7 +15,8 @@ from safetensors.torch import save_file
 from sae_lm.data.manifest import Manifest, Recipe, write_manifest
 from sae_lm.data.partial_store import PartialStore, check_folder, open_for_writing
 from sae_lm.data.shards import OpenShard
-from sae_lm.data.store import open_store
+from sae_lm.data.store import Store, open_store
+from sae_lm.data.tokenizer_checks import remarks
 from sae_lm.data.tokens import vocabulary
 from sae_lm.data.writer import BATCHES_BEHIND, Job, ShardMaker, bytes_per_row, file_record, open_writer, statistics
 from sae_lm.errors import SettingsError, StoreError, TextError
@@ -61,6 +63,8 @@ def _write_store(maker: ShardMaker, state: PartialStore, ranks: Ranks) -> None:
     """Cache the shards that are missing, with all ranks, and commit the store."""
     if ranks.rank == 0:
         _check_space(maker.recipe, state)
+        for remark in remarks(maker.tokenizer, maker.text, maker.recipe.model["d_vocab"]):
+            print(f"note: {remark}", file=sys.stderr, flush=True)
         state.begin(maker.batch_size, maker.sink_norms() if maker.recipe.drop_sinks else {})
     ranks.barrier()
     _fill(maker, state if ranks.rank == 0 else state.reread(), ranks)
@@ -89,7 +93,8 @@ def _fill(maker: ShardMaker, state: PartialStore, ranks: Ranks) -> None:
         try:
             for turn in _turns(jobs, ranks):
                 job, left = turn[ranks.rank], recipe.tokens
-                shard, made = maker.run(job, state.sink_norms, writer.submit, bar) if job else (None, 0)
+                limit = recipe.tokens - _rows_before(job, known) if job and recipe.drop_sinks else None
+                shard, made = maker.run(job, state.sink_norms, writer.submit, bar, limit) if job else (None, 0)
                 if recipe.drop_sinks:  # how many rows the shards before this one have is known only now
                     done = ranks.gather((job.number, made) if job else None)
                     known |= dict(filter(None, done))
@@ -105,6 +110,11 @@ def _fill(maker: ShardMaker, state: PartialStore, ranks: Ranks) -> None:
                     break
         finally:
             jobs.close()
+
+
+def _rows_before(job: Job, known: dict[int, int]) -> int:
+    """Rows of the shards before this one, as far as it is known how many they have: other ranks may be at some."""
+    return sum(known.get(index, 0) for index in range(job.number))
 
 
 def _turns(jobs: Iterator[Job], ranks: Ranks) -> Iterator[list[Job | None]]:
@@ -165,6 +175,29 @@ def _commit(state: PartialStore, words: list[str]) -> None:
     )
     write_manifest(out, manifest)
     state.end()
+    for line in what_is_left_out(open_store(out)):
+        print(line, flush=True)
+
+
+EXTREME = 10.0
+"""Multiple of a hook's median norm, the one that ``--drop-sinks`` is usually given."""
+
+
+def what_is_left_out(store: Store) -> Iterator[str]:
+    """What has no row and what perhaps should have none, in a line each."""
+    recipe, shards = store.manifest.recipe, store.manifest.shards
+    special = sum(shard.special_tokens for shard in shards)
+    if recipe.other_special and special and not recipe.keep_special:
+        yield (
+            f"{special:,} special tokens have no row, those that documents spell out (marks of chats) among them; "
+            "--keep-special keeps them"
+        )
+    for hook in store.hooks if recipe.drop_sinks is None else ():
+        if extreme := store.rows_beyond(EXTREME, hook):
+            yield (
+                f"{extreme:,} of {len(store):,} rows of {hook} have norms beyond {EXTREME:g} times the median: attention sinks, which "
+                f"rule FVU and training; --drop-sinks {EXTREME:g} leaves them out"
+            )
 
 
 def run(settings: CacheSettings) -> int:

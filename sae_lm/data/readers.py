@@ -196,6 +196,8 @@ def _json_lines(path: Path, place: Any, column: str | None) -> Iterator[Row]:
                 values = json.loads(line)
                 if not isinstance(values, dict):
                     raise ValueError(f"the line at byte {at} holds a JSON {type(values).__name__}, expected an object")
+                if b"\\ud" in line.lower() and isinstance(value := values.get(column), str):
+                    value.encode()  # half a character cannot be tokenized
                 yield Row(at, values, True)
             at += len(line)
 

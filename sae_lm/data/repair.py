@@ -30,7 +30,8 @@ def repair(store: Path, model: str | None = None, text: str | None = None, devic
     settings = settings_of(manifest, store, model=model, text=text, device=device)
     lines = []
     if shards:
-        with open_writer(settings, text_revision=text_revision(manifest.recipe)) as maker:
+        revision, special = text_revision(manifest.recipe), manifest.recipe.other_special
+        with open_writer(settings, text_revision=revision, other_special=special) as maker:
             check_same(store, manifest.recipe, maker.recipe)
             records = {index: record for index, record in enumerate(manifest.shards) if index not in shards}
             for job in maker.jobs(records):

@@ -75,7 +75,7 @@ class Block(NamedTuple):
     documents: np.ndarray
     """[context_size] int32 index of the document each token is from; for BOS that of the next token"""
     special: np.ndarray
-    """[context_size] bool: BOS, separators and padding, which are not kept as rows"""
+    """[context_size] bool: BOS, separators, other special tokens and padding, which are not kept as rows"""
     length: int
     """tokens before the padding"""
     next: Position
@@ -87,6 +87,12 @@ class Block(NamedTuple):
 class SpecialTokens(NamedTuple):
     bos: int | None
     separator: int | None
+    others: tuple[int, ...] = ()
+    """marks of chats, padding, masks: never laid by us, special where a document spells them"""
+
+    @property
+    def ids(self) -> list[int]:
+        return [token for token in (self.bos, self.separator, *self.others) if token is not None]
 
 
 def special_tokens(tokenizer: Any, prepend_bos: bool) -> SpecialTokens:
@@ -97,7 +103,17 @@ def special_tokens(tokenizer: Any, prepend_bos: bool) -> SpecialTokens:
         raise ModelError(
             "prepend_bos is true, but the tokenizer has no BOS token; give --no-prepend-bos to begin contexts with text"
         )
-    return SpecialTokens(bos if prepend_bos else None, end if end is not None else bos)
+    laid = SpecialTokens(bos if prepend_bos else None, end if end is not None else bos)
+    return laid._replace(others=tuple(sorted(_special_ids(tokenizer) - set(laid.ids))))
+
+
+def _special_ids(tokenizer: Any) -> set[int]:
+    """All ids that the tokenizer calls special, but for an unknown token that stands for text."""
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    ids = {*tokenizer.all_special_ids, *(index for index, token in added.items() if token.special)}
+    unknown = tokenizer.unk_token_id
+    text = tokenizer("\U0010fffd", add_special_tokens=False, verbose=False)["input_ids"]
+    return ids - {unknown} if unknown in text else ids
 
 
 def in_memory(documents: Iterable[str]) -> Read:
@@ -210,10 +226,7 @@ def _block(ids: np.ndarray, index: np.ndarray, special: SpecialTokens, following
     if special.bos is not None:
         ids = np.concatenate([np.array([special.bos], np.int32), ids])
         index = np.concatenate([index[:1], index])
-    marks = np.zeros(len(ids), bool)
-    for token in special:
-        if token is not None:
-            marks |= ids == token
+    marks = np.isin(ids, special.ids)
     return Block(ids, index, marks, len(ids), following, place)
 
 

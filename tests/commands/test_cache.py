@@ -481,3 +481,44 @@ def test_a_run_goes_on_where_an_earlier_version_noted_no_place(cache_settings, t
         place.unlink()
     places[6].write_text('["cut')
     assert contents(cache(settings)) == whole
+
+
+def test_a_few_rows_without_sinks_do_not_take_a_whole_shard(cache_settings, tmp_path, monkeypatch):
+    """The rows are those of a store that goes on; what the model is given is bounded by what is asked for."""
+    from sae_lm.data.writer import ShardMaker
+
+    common = {"drop_sinks": 1.15, "shard_tokens": 16 * 1000, "tokens": 1500}
+    long = sae_lm.open_store(cache(cache_settings(tmp_path / "long", **common)))
+    real, contexts = ShardMaker.activations, []
+
+    def counted(self, batch, longest):
+        contexts.append(len(batch))
+        return real(self, batch, longest)
+
+    monkeypatch.setattr(ShardMaker, "activations", counted)
+    monkeypatch.setattr("sae_lm.data.writer.SINK_SAMPLE", 64)
+    monkeypatch.setattr(ShardMaker, "sink_norms", lambda self: long.manifest.sink_norms)
+    short = sae_lm.open_store(cache(cache_settings(tmp_path / "short", **{**common, "tokens": 100})))
+    assert sum(contexts) < 20 and len(long.manifest.shards) == 1
+    for name, values in short.tokens().items():
+        assert torch.equal(values, long.tokens(0, 100)[name])
+    assert torch.equal(short.rows("0"), long.rows("0", 0, 100))
+
+
+def test_rows_with_extreme_norms_are_counted_with_what_leaves_them_out(cache_settings, tmp_path, tiny_model, capsys):
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    cache(cache_settings(tmp_path / "even"))
+    assert "median" not in capsys.readouterr().out
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    weights = load_file(model / "model.safetensors")
+    weights["transformer.wpe.weight"][3] *= 1e4  # one position of each context is a sink
+    save_file(weights, model / "model.safetensors", {"format": "pt"})
+    store = sae_lm.open_store(cache(cache_settings(tmp_path / "store", model=str(model))))
+    sinks = int((store.tokens()["position"] == 3).sum())
+    assert f"{sinks} of 1,500 rows of blocks.0.hook_out have norms beyond 10 times" in capsys.readouterr().out
+    assert store.rows_beyond(10.0, "0") == sinks
+    cache(cache_settings(tmp_path / "dropped", model=str(model), drop_sinks=10.0))
+    assert "median" not in capsys.readouterr().out
