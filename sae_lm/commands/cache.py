@@ -12,7 +12,7 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
-from sae_lm.data.manifest import Manifest, Recipe, write_manifest
+from sae_lm.data.manifest import MANIFEST, Manifest, Recipe, write_manifest
 from sae_lm.data.partial_store import PartialStore, check_folder, open_for_writing
 from sae_lm.data.shards import OpenShard
 from sae_lm.data.store import Store, open_store
@@ -21,7 +21,7 @@ from sae_lm.data.tokens import vocabulary
 from sae_lm.data.writer import BATCHES_BEHIND, Job, ShardMaker, bytes_per_row, file_record, open_writer, statistics
 from sae_lm.errors import SettingsError, StoreError, TextError
 from sae_lm.runtime.distributed import Ranks, join_ranks
-from sae_lm.runtime.files import free_bytes, write_json, write_whole
+from sae_lm.runtime.files import check_disk, free_bytes, write_json, write_whole
 from sae_lm.runtime.progress import Progress
 from sae_lm.runtime.signals import stop_on_signal
 from sae_lm.runtime.threads import WriteBehind, read_ahead
@@ -52,6 +52,8 @@ def cache(settings: CacheSettings) -> Path:
 def _check_out(settings: CacheSettings) -> None:
     """Raise StoreError or SettingsError where the store cannot be written, before anything is loaded."""
     check_folder(settings.out)
+    if not (settings.out / MANIFEST).is_file():  # a finished one is reused, wherever it is
+        check_disk(settings.out)
     folder = Path(settings.text).expanduser()
     if folder.is_dir() and folder.resolve() in (settings.out.resolve(), *settings.out.resolve().parents):
         raise SettingsError(

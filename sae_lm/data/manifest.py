@@ -193,7 +193,7 @@ def read_manifest(store: Path) -> Manifest:
         ) from None
     for name in manifest.all_files():
         pure = PurePosixPath(name)
-        if pure.is_absolute() or ".." in pure.parts or "\\" in name:
+        if pure.is_absolute() or ".." in pure.parts or "\\" in name or ":" in pure.parts[0]:
             raise StoreError(f"{store / MANIFEST} names a file outside the store ({name!r}); do not trust this store")
     for shard, record in enumerate(manifest.shards):
         for folder in ("tokens", *manifest.recipe.hooks):

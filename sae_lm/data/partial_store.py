@@ -1,8 +1,10 @@
 """A store that is being written: its recipe, and a record for each shard whose files are whole."""
 
+import errno
 import json
 import re
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
@@ -14,7 +16,7 @@ from sae_lm.data.manifest import MANIFEST, PROGRESS, RECIPE, Recipe, ShardRecord
 from sae_lm.data.tokens import Place
 from sae_lm.errors import StoreError
 from sae_lm.runtime.differences import differences
-from sae_lm.runtime.files import PART, read_json, write_json
+from sae_lm.runtime.files import PART, PROBE, read_json, refuse_links_out, write_json
 
 LOCK = f"{PROGRESS}/lock"
 
@@ -26,7 +28,12 @@ def check_folder(out: Path) -> None:
     if not out.is_dir() or (out / MANIFEST).is_file() or (out / RECIPE).is_file():
         return
     names = {path.relative_to(out).as_posix() for path in out.rglob("*")}
-    if not names <= {PROGRESS, LOCK, f"{RECIPE}{PART}"}:  # what a run leaves that was killed in its first moments
+    if not names <= {
+        PROGRESS,
+        LOCK,
+        f"{RECIPE}{PART}",
+        PROBE,
+    }:  # what a run leaves that was killed in its first moments
         raise StoreError(f"{out} is not empty and not an activation store; give --out a new folder")
 
 
@@ -49,8 +56,8 @@ def open_for_writing(out: Path, recipe: Recipe, *, lock: bool = True) -> Iterato
 def _only_writer(out: Path) -> Iterator[None]:
     """Hold the store's lock. Raises StoreError where another process holds it.
 
-    The lock is the system's, on a file: it ends with the process, however that ends. Windows has no such locks, and
-    nobody is kept out there.
+    The lock is the system's, on a file: it ends with the process, however that ends. Windows and some network disks
+    have no such locks, and nobody is kept out there.
     """
     try:
         import fcntl
@@ -62,8 +69,14 @@ def _only_writer(out: Path) -> Iterator[None]:
     with lock.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise StoreError(f"another process is writing {out}; wait for its end, or give another --out") from None
+        except OSError as problem:
+            if problem.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                raise StoreError(f"another process is writing {out}; wait for its end, or give another --out") from None
+            print(
+                f"note: the disk of {out} has no file locks ({problem.strerror}), so nothing keeps a second process out",
+                file=sys.stderr,
+                flush=True,
+            )
         yield
 
 
@@ -89,6 +102,7 @@ class PartialStore:
 
     def begin(self, batch_size: int, sink_norms: dict[str, float]) -> None:
         """Write the recipe and what this run adds to an earlier one's notes. An earlier run's norms stay."""
+        refuse_links_out(self.out, (PROGRESS, "tokens", *self.recipe.hooks), StoreError)
         self._clear()
         here = {name: version(name) for name in ("sae_lm", "torch", "transformers", "transformer-lens", "datasets")}
         self.versions = {

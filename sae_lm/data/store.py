@@ -20,7 +20,7 @@ from sae_lm.data.norms import middles
 from sae_lm.data.tokens import SpecialTokens
 from sae_lm.errors import SettingsError, StoreError
 from sae_lm.lm.hooks import canonical_hook
-from sae_lm.runtime.files import sha256
+from sae_lm.runtime.files import disk_problem, sha256
 
 TOKEN_COLUMNS = ("token_id", "document", "position", "context")
 
@@ -292,6 +292,10 @@ class Store:
             with safe_open(path, "pt") as file:
                 return file.get_tensor(key)  # memory-mapped: only what is read is loaded
         except (OSError, SafetensorError) as problem:
+            if words := disk_problem(problem):
+                raise StoreError(
+                    f"{path} cannot be read, {words}; mend that, or copy the store to another disk"
+                ) from None
             raise StoreError(f"{path} cannot be read ({problem}); run sae-lm verify {self.path}") from None
 
 
