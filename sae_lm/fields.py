@@ -16,6 +16,8 @@ def parse_count(value: object) -> object:
     """``200k`` -> 200000, ``1.5M`` -> 1500000, ``65_536`` -> 65536; anything else is left to pydantic."""
     if not isinstance(value, str):
         return value
+    if re.fullmatch(r"-[0-9].*", value.strip()):
+        raise ValueError("expected a whole number that is not negative")
     found = re.fullmatch(r"([0-9][0-9_,]*(?:\.[0-9]+)?)\s*([kmbKMB]?)", value.strip())
     if not found:
         raise ValueError("expected a whole number such as 65536, 200k or 1.5M")

@@ -119,6 +119,10 @@ class TrainSettings(_Settings):
     a coefficient of 1 weighs the penalty like the error of predicting the mean"""
     seeds: Count = 3
     """runs per arm; runs of one seed share initial weights, batches and their order"""
+    first_seed: Annotated[int, BeforeValidator(parse_count), Field(ge=0)] = 0
+    """number of the first of them: seeds that an earlier look at the data did not use"""
+    registered: Path | None = None
+    """TOML file that fixes settings and claims before the first SAE; `compare` answers the claims"""
     tokens: Count | None = None
     """rows each SAE sees (default: every training row of the store once, or again until it is 2000 batches)"""
     batch_size: Count = 1024

@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 
 from sae_lm.comparison.measure import measure
+from sae_lm.comparison.registered import check_registered
 from sae_lm.comparison.report import make_report
 from sae_lm.comparison.runs import find_store, read_runs
 from sae_lm.errors import SaeLmError
@@ -29,6 +30,7 @@ def compare(settings: CompareSettings) -> Report:
     folder without runs, runs of different stores or hooks, a missing baseline.
     """
     runs = read_runs(settings.runs, settings.baseline)
+    registered = check_registered(settings)
     store = find_store(settings, runs.training["store_id"])
     # before the work, so that a bad path or a damaged SAE costs none
     check_folder(settings.out)
@@ -37,7 +39,8 @@ def compare(settings: CompareSettings) -> Report:
         if (settings.out / name).is_dir():
             raise SaeLmError(f"{settings.out / name} is a folder, where the report's file would be; give another --out")
     runs.check()
-    report = make_report(settings, store, runs, measure(settings, store, runs, pick_device(settings.device)))
+    measured = measure(settings, store, runs, pick_device(settings.device))
+    report = make_report(settings, store, runs, measured, registered)
     _write(report, settings.out)
     return report
 

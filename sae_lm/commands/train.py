@@ -19,6 +19,7 @@ from sae_lm.settings import TrainSettings
 from sae_lm.training.convergence import convergence, state_of_training
 from sae_lm.training.group import TrainingRun, train_group
 from sae_lm.training.recipe import TrainingRecipe
+from sae_lm.training.registered import Registered, registration
 from sae_lm.training.run_folder import (
     STATE_FOLDER,
     check_alike,
@@ -47,6 +48,7 @@ def train(settings: TrainSettings) -> Path:
     arms = parse_arms(settings.arms)
     recipe = TrainingRecipe.from_settings(settings, store, arms)
     check_trackers(settings.trackers)
+    registered = registration(settings)
     with join_ranks() as ranks:
         team = ranks.team_of(settings.ranks_per_sae)
         if settings.batch_size % team.size:
@@ -59,23 +61,27 @@ def train(settings: TrainSettings) -> Path:
         groups, missing = _share_out(settings, recipe, arms, teams)
         ranks.barrier()
         if ranks.rank == 0:
-            write_run(settings, recipe, arms)
+            write_run(settings, recipe, arms, registered)
             wanted = len(arms) * settings.seeds
             if missing < wanted:
                 print(f"{wanted - missing} of {wanted} SAEs are there already; reused", flush=True)
-        seconds = _train_groups(_Place(ranks, team, device), groups[number::teams], settings, recipe, store)
+        seconds = _train_groups(_Place(ranks, team, device), groups[number::teams], settings, recipe, store, registered)
         everyones = ranks.gather(seconds)
     if ranks.rank == 0:
         shutil.rmtree(settings.out / STATE_FOLDER, ignore_errors=True)
         if missing:
             print(timing_line(sum_seconds(everyones)), flush=True)
         of_arm = {
-            arm.name: [read_convergence(settings.out / sae_folder(arm, seed)) for seed in range(settings.seeds)]
+            arm.name: [read_convergence(settings.out / sae_folder(arm, seed)) for seed in seeds_of(settings)]
             for arm in arms
         }
         if line := state_of_training(of_arm):
             print(line, flush=True)
     return settings.out
+
+
+def seeds_of(settings: TrainSettings) -> range:
+    return range(settings.first_seed, settings.first_seed + settings.seeds)
 
 
 class _Place(NamedTuple):
@@ -91,7 +97,7 @@ def _share_out(
 ) -> tuple[list[ArmGroup], int]:
     """Groups of the SAEs that are not there yet, and how many SAEs these are."""
     pending = {
-        seed: [arm for arm in arms if not is_done(settings.out, arm, seed, recipe)] for seed in range(settings.seeds)
+        seed: [arm for arm in arms if not is_done(settings.out, arm, seed, recipe)] for seed in seeds_of(settings)
     }
     missing = sum(map(len, pending.values()))
     return _groups(pending, settings.out, settings.arms_at_once or -(-missing // teams) or 1), missing
@@ -115,7 +121,12 @@ def _groups(pending: dict[int, list[Arm]], out: Path, at_once: int) -> list[ArmG
 
 
 def _train_groups(
-    place: _Place, groups: list[ArmGroup], settings: TrainSettings, recipe: TrainingRecipe, store: Store
+    place: _Place,
+    groups: list[ArmGroup],
+    settings: TrainSettings,
+    recipe: TrainingRecipe,
+    store: Store,
+    registered: Registered | None,
 ) -> dict[str, float]:
     """Train this team's groups one after another and save their SAEs; returns seconds by part of the step."""
     rows = sum(len(group.arms) for group in groups) * recipe.tokens
@@ -135,6 +146,7 @@ def _train_groups(
             log_every=settings.log_every,
             checkpoint_seconds=settings.checkpoint_seconds,
             team=place.team,
+            registered=registered,
         )
         for group in groups:
             seconds.append(_train_and_save(group, start, settings, run))
@@ -152,7 +164,7 @@ def _train_and_save(
     seconds = train_group(group, trainers, tracks, run)
     if writes:
         for trainer in trainers[: len(group.arms)]:
-            metadata = sae_metadata(trainer.arm, group.seed, recipe, run.store.manifest)
+            metadata = sae_metadata(trainer.arm, group.seed, recipe, run.store.manifest, run.registered)
             lines = read_lines(run.out / log_file(trainer.arm, group.seed))
             sae = trainer.finish(recipe.scale, metadata | {"convergence": convergence(lines, recipe)})
             save(sae, run.out / sae_folder(trainer.arm, group.seed))

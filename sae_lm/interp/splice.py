@@ -77,6 +77,6 @@ class SplicedSAE(HookedRootModule):
     def forward(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_in"]:
         x = self.hook_sae_input(x)
         z = self.sae.activate(self.hook_sae_acts_pre(self.sae.pre_activations(x)))
-        error = x - self.sae.decode(z) if self.error_term else None  # now: a hook may edit z in place
-        recons = self.hook_sae_recons(self.sae.decode(self.hook_sae_acts_post(z)))
+        error = x - self.sae.decode(z, x) if self.error_term else None  # now: a hook may edit z in place
+        recons = self.hook_sae_recons(self.sae.decode(self.hook_sae_acts_post(z), x))
         return recons if error is None else recons + self.hook_sae_error(error)
