@@ -11,7 +11,7 @@ import glob
 import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from copy import deepcopy
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -80,7 +80,7 @@ class Streamed:
 
     def read(self, place: Any = None, column: str | None = None) -> Iterator[Row]:
         _, state, skipped = place or (self.version, None, 0)
-        dataset = deepcopy(self.dataset) if hasattr(self.dataset, "load_state_dict") else self.dataset
+        dataset = copy(self.dataset)  # in which a state that is loaded stays
         if state is not None:
             dataset.load_state_dict(state)
         iterator, count = iter(dataset), 0

@@ -294,3 +294,26 @@ def test_fields_that_change_type_and_dates_are_no_matter(folder: Path) -> None:
     assert documents(open_text(str(lines))) == ["2020-01-01", "two", "3"]
     (folder / "b.jsonl").write_text('{"text": "\\ud800 alone"}\n')
     assert message(folder / "b.jsonl").startswith("TextError: b.jsonl: cannot be read, UnicodeEncodeError")
+
+
+def test_a_stream_goes_on_from_every_place_without_reading_earlier_files(folder: Path) -> None:
+    """As datasets reads the hub: by shards, whose state it can note."""
+    from datasets import load_dataset
+
+    from sae_lm.data.readers import Streamed
+
+    for name in "abc":
+        write_rows(folder / f"{name}.jsonl", *[{"text": f"{name} {i}"} for i in range(100)])
+    files = [str(folder / f"{name}.jsonl") for name in "abc"]
+
+    def stream() -> Streamed:
+        return Streamed(load_dataset("json", data_files=files, split="train", streaming=True))
+
+    rows = list(stream().read())
+    assert [row.values["text"] for row in rows] == [f"{name} {i}" for name in "abc" for i in range(100)]
+    (folder / "a.jsonl").write_text("")
+    for number in (150, 199, 201, 299):
+        place = json.loads(json.dumps(rows[number].place))
+        reader = stream()
+        assert reader.knows(place) and not reader.knows(["another version", *place[1:]])
+        assert [row.values for row in reader.read(place)] == [row.values for row in rows[number:]]
