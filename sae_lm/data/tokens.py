@@ -52,7 +52,7 @@ class Place(NamedTuple):
     """of the piece that begins here (`sae_lm.data.pieces`)"""
     document: int
     """as in Position"""
-    index: int
+    origin: int
     """of the document within the text, which is begun again where it is repeated"""
     offset: int
     """tokens of that document before this place"""
@@ -162,7 +162,7 @@ class _Tokens(NamedTuple):
     ids: np.ndarray
     number: int
     """of the document, as in Position"""
-    index: int
+    origin: int
     """of the document within the text"""
     offset: int
     """tokens of the document before this piece"""
@@ -178,7 +178,7 @@ class _Tokens(NamedTuple):
 def _packed_blocks(pending: list[_Tokens], special: SpecialTokens, room: int) -> Iterator[Block]:
     """Blocks of all whole contexts in ``pending``, which keeps the rest."""
     ids = np.concatenate([piece.ids for piece in pending])
-    index = np.repeat(np.array([piece.index for piece in pending], np.int32), [len(piece.ids) for piece in pending])
+    index = np.repeat(np.array([piece.origin for piece in pending], np.int32), [len(piece.ids) for piece in pending])
     ends = np.cumsum([len(piece.ids) for piece in pending])
     for last in range(room, len(ids) + 1, room):
         piece = int(np.searchsorted(ends, last, "right"))  # the piece that holds the token after this block
@@ -212,7 +212,7 @@ def _document_blocks(pending: list[_Tokens], special: SpecialTokens, context_siz
         used += len(own)
         done = used == len(ids)
         following = pending[-1].following if done else Position(first.number, first.offset + used)
-        block = _block(own, np.full(len(own), first.index, np.int32), special, following, first.place)
+        block = _block(own, np.full(len(own), first.origin, np.int32), special, following, first.place)
         short = context_size - len(block.ids)
         yield block._replace(
             ids=np.pad(block.ids, (0, short), constant_values=special.separator or 0),
@@ -271,7 +271,7 @@ def _cut(
     read: Read, encode: Callable[[list[str]], list[list[int]]], repeat: bool, place: Place, skipped: int
 ) -> Iterator[tuple[int, Piece]]:
     """Index of the document within the text, and piece; from a place on, without the first ``skipped`` documents."""
-    index, inside = place.index, place.anchor != ""
+    index, inside = place.origin, place.anchor != ""
     for turn in count():
         chunks = iter(read() if turn or place is BEGINNING else read(place.reader, inside))
         while skipped and (chunk := next(chunks, None)) is not None:

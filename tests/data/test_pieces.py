@@ -176,4 +176,4 @@ def test_a_place_in_a_text_that_is_repeated_is_in_its_turn(tmp_path):
         again = some(start=found[number].next, place=found[number].place)
         assert [b.ids.tolist() for b in again[: 59 - number]] == [b.ids.tolist() for b in found[number + 1 :]]
         assert [b.next for b in again[: 59 - number]] == [b.next for b in found[number + 1 :]]
-    assert found[45].place.document > 9 > found[45].place.index and BEGINNING.position == (0, 0)
+    assert found[45].place.document > 9 > found[45].place.origin and BEGINNING.position == (0, 0)
