@@ -21,10 +21,10 @@ from typing import Any, NoReturn, get_origin
 from pydantic.fields import FieldInfo
 
 from sae_lm.errors import SaeLmError, SettingsError, Stopped
-from sae_lm.fields import choice
+from sae_lm.fields import choice, describe, flag, is_positional
 from sae_lm.runtime.distributed import exit_now, is_one_of_many
 from sae_lm.runtime.toml import parse_toml
-from sae_lm.settings import VERBS, describe, flag, is_positional, make_settings
+from sae_lm.settings import VERBS, make_settings
 
 CLAIM = "claim"
 """The one section that is no verb's (sae_lm.training.registered)."""

@@ -116,6 +116,10 @@ def test_every_setting_says_what_it_is():
 
 
 EVERY_SETTING = {
+    "convert": {
+        "sae": "me/saes:layer_6", "to": "sparsify", "format": "openai", "hook": "blocks.8.hook_out", "k": 32,
+        "input_scale": 0.5, "out": "my sae",
+    },
     "demo": {"what": "toy", "out": "my demo", "full": True, "seeds": 7},
     "cache": {
         "model": "gpt2", "revision": "main", "text": "a b.txt", "split": "train", "text_column": "it's", "hooks": "-1,0",
@@ -139,6 +143,8 @@ EVERY_SETTING = {
     },
     "show": {"sae": "runs/none@k=8-seed0", "store": "s", "latents": (4, -1), "contexts": 3, "tokens": 5,
              "device": "cpu", "out": "a\nb.html"},
+    "check": {"sae": "user/repo:layer", "model": "m", "text": "t", "store": "s", "hook": "-1", "format": "openai", "k": 3, "tokens": 9,
+              "context_size": 8, "device": "cpu"},
     "verify": {"path": "compare.path=x", "repair": True, "model": "m", "text": "t", "device": "cpu"},
     "inspect": {"path": "-x", "rows": 0},
     "estimate": {"hooks": "3", "tokens": 4, "trial": 0.5, "out": "there"},

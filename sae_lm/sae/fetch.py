@@ -37,11 +37,9 @@ def _in_folder(name: str, folder: Path) -> tuple[Source, str]:
         inside = [place for place in find_saes(local_files(folder)) if place]
         if inside:
             raise SaeError(f"{name} is not one SAE but holds several; name one of {some_of(inside)}")
-        if "cfg.json" in paths or not paths:
-            raise SaeError(f"{name} is not an SAE directory: it has no cfg.json with weights beside it")
         raise SaeError(
             f"{name} is not an SAE directory: it has no cfg.json, and no other file of an SAE that is known here; "
-            f"it holds {some_of(paths)}"
+            f"it holds {some_of(paths) or 'nothing'}"
         )
     files = {inside: folder / path for inside, path in location.files.items()}
     if location.format == "sparsify" and above:

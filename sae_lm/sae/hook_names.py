@@ -20,6 +20,8 @@ _NORM_AFTER = re.compile(r"gemma-?[23]|olmo-?[23]", re.IGNORECASE)
 """Models whose MLP and attention outputs pass a norm before they are added: ``hook_mlp_out`` is behind it, the module
 that Hugging Face calls ``mlp`` is not."""
 _DICTIONARY_LEARNING = re.compile(r"(resid_post|resid_pre|mlp_out|attn_out|attention_out)_layer_(\d+)")
+_LAYER_AT_END = re.compile(r"-SAE-l(\d+)\.(?:pt|pth)$")
+"""DeepSeek-R1-Distill-Llama-8B-SAE-l19.pt, Llama-3.1-8B-Instruct-SAE-l19.pth: residual streams"""
 _ALIASES = {
     "hook_resid_post": "hook_out",
     "hook_resid_pre": "hook_in",
@@ -60,9 +62,11 @@ def bridge_hook(name: str, model: str = "") -> str | None:
 
 
 def named_in(path: str) -> str | None:
-    """The hook that a part of a path names, as dictionary_learning writes them: ``.../resid_post_layer_4/trainer_8``."""
-    found = _DICTIONARY_LEARNING.findall(path)
-    return bridge_hook("{}_layer_{}".format(*found[-1])) if found else None
+    """The hook that a path names: ``.../resid_post_layer_4/trainer_8`` of dictionary_learning, ``NAME-SAE-l19.pt``."""
+    if found := _DICTIONARY_LEARNING.findall(path):
+        return bridge_hook("{}_layer_{}".format(*found[-1]))
+    layer = _LAYER_AT_END.search(path)
+    return f"blocks.{layer[1]}.hook_out" if layer else None
 
 
 def written_to_residual(hook: str | None) -> bool:

@@ -1,5 +1,6 @@
 """Load an SAE of any known format from a directory, from the hub, or by its name in SAELens."""
 
+import math
 import os
 from collections.abc import Callable, Mapping
 from importlib import import_module
@@ -23,6 +24,7 @@ FORMATS = (
     "llama_scope",
     "qwen_scope",
     "goodfire",
+    "connor_rob",
 )
 """Each is a module of ``sae_lm.sae.formats`` with a function ``read(source)``."""
 
@@ -54,13 +56,36 @@ def load(
     kind, _, variant = format.partition("/")
     if kind != "auto" and kind not in FORMATS:
         raise SaeError(f"format is {format!r}; expected auto, {', '.join(FORMATS)}")
+    if input_scale is not None and not 0 < input_scale < math.inf:
+        raise SaeError(f"input_scale is {input_scale!r}, expected a number above 0")
     source, suggested = find(os.fspath(path))
     source.hook, source.k, source.input_scale, source.variant = hook, k, input_scale, variant
     if kind == "auto":
         kind = _format_of_keys(source) if suggested == "torch" else suggested
         source.note(f"format {kind} by the names of its {'tensors' if suggested == 'torch' else 'files'}")
+    if variant and kind != "dictionary_learning":
+        raise source.error(f"format is {format!r}; only of dictionary_learning a class may be named")
     read: Callable[[Source], SAE] = import_module(f"sae_lm.sae.formats.{kind}").read
-    return read(source).to(device)
+    try:
+        sae = read(source)
+    except SaeError as problem:
+        if any(str(place) in str(problem) for place in (source.name, *source.files.values())):
+            raise
+        raise source.error(str(problem)) from None
+    _check_given(source, sae)
+    return sae.to(device)
+
+
+def _check_given(source: Source, sae: SAE) -> None:
+    """Raises SaeError where what the user gave was of no use."""
+    if source.k is not None and sae.config.k != source.k:
+        raise source.error(
+            f"k={source.k} is given, but this SAE is {sae.config.architecture} and has no k; leave it out"
+        )
+    if source.input_scale is not None and not source.scale_used:
+        raise source.error(
+            f"input_scale={source.input_scale:g} is given, but this SAE takes activations as they are; leave it out"
+        )
 
 
 def _format_of_keys(source: Source) -> str:
@@ -73,6 +98,8 @@ def _format_of_keys(source: Source) -> str:
         return "goodfire"
     if "W_E" in content:
         return "llama_scope"
+    if "W_enc" in content and any(file.endswith("_cfg.json") for file in source.files):
+        return "connor_rob"
     if "W_enc" in content and not {"k", "threshold"} & {*content}:
         return _orientation(source, content)
     if "encoder.weight" in content or "W_enc" in content:

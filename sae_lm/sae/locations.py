@@ -93,6 +93,11 @@ def _may_be_sae(name: str) -> bool:
     return name.endswith(TORCH) and not name.startswith(_NO_SAE)
 
 
+def is_one_sae(path: Path) -> bool:
+    """Whether a path of this disk looks like an SAE of some format, by the names of its files."""
+    return (path.is_file() and path.suffix in TORCH) or (path.is_dir() and "" in find_saes(local_files(path, 1)))
+
+
 def local_files(folder: Path, depth: int | None = None) -> list[str]:
     """Files below a folder, from it on; hidden folders left out. depth: of folders that are entered."""
     found: list[str] = []

@@ -34,11 +34,15 @@ class Source:
     k: int | None = None
     input_scale: float | None = None
     """these three as the user gives them, or None"""
+    scale_used: bool = False
+    """whether input_scale was of use"""
     overrides: Mapping[str, Any] = field(default_factory=dict)
     """what a directory of releases says of it beside its own files"""
     variant: str = ""
     """the class that the user names behind the format: ``dictionary_learning/BatchTopKSAE``"""
     notes: list[str] = field(default_factory=list)
+    checksums: dict[str, str] = field(default_factory=dict)
+    """sha256 of files for which it is known already"""
 
     def note(self, sentence: str) -> None:
         self.notes.append(sentence)
@@ -138,10 +142,18 @@ class Source:
             raise self.error(f"{name} has shape {tuple(tensor.shape)}, expected a matrix; the file is damaged")
         return tensor.shape[0], tensor.shape[1]
 
+    def fits(self, weights: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Raises SaeError for a tensor of another shape: before weights are folded, as shapes may then broadcast."""
+        for name, shape in shapes.items():
+            if name in weights and tuple(weights[name].shape) != shape:
+                raise self.error(
+                    f"{name} has shape {tuple(weights[name].shape)}, expected {shape}; the file is damaged"
+                )
+
     def finish(self, format: str, config: SaeConfig, weights: Mapping[str, Tensor]) -> SAE:
         """The SAE, with its notes, files and checksums as provenance. Raises SaeError for wrong shapes and NaN."""
         place = f" of {self.repository} at {self.revision}" if self.repository else ""
-        sums = {file: sha256(path) for file, path in self.files.items()}
+        sums = {file: self.checksums.get(file) or sha256(path) for file, path in self.files.items()}
         notes = [
             f"read as {format}{f' ({self.variant})' if self.variant else ''}",
             *dict.fromkeys(self.notes),

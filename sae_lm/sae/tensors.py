@@ -1,6 +1,7 @@
 """Read tensors from safetensors, torch and npz files; nothing in a file is executed, and no small file fills the memory."""
 
 import pickle
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -30,7 +31,9 @@ def read_torch(path: Path) -> Mapping[str, Any]:
     with _readable(path, "a torch file"):
         if zipfile.is_zipfile(path):
             _check_size(path, 1)  # torch does not compress
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about old ways of pickling: either it can be read or an error says so
+            content = torch.load(path, map_location="cpu", weights_only=True)
     if not isinstance(content, Mapping):
         raise SaeError(
             f"{path} holds a {type(content).__name__}, expected a dictionary of tensors; give the SAE's file"

@@ -47,6 +47,9 @@ def read(source: Source) -> SAE:
     required = TENSORS[name]
     source.needs(state, required, tuple(set(_SETTINGS) - set(required)))
     weights = _oriented(source, name, source.numbers(state, required))
+    d_in, d_sae = source.matrix(weights["W_enc"], "W_enc")
+    per_latent = dict.fromkeys(("b_enc", "threshold", "r_mag", "gate_bias", "mag_bias"), (d_sae,))
+    source.fits(weights, {"W_dec": (d_sae, d_in), "b_dec": (d_in,), **per_latent})
     if name == "GatedAutoEncoder":
         rate, gate = weights.pop("r_mag").exp(), weights.pop("gate_bias")
         weights |= {"W_enc": weights["W_enc"] * rate, "b_enc": weights.pop("mag_bias")}
@@ -61,7 +64,6 @@ def read(source: Source) -> SAE:
         source.note(
             "decoder rows are left as stored; AutoEncoder.from_pretrained makes them unit, which scales activations"
         )
-    d_in, d_sae = source.matrix(weights["W_enc"], "W_enc")
     metadata = _metadata(source, config, trainer)
     sae_config = SaeConfig(
         architecture=architecture, d_in=d_in, d_sae=d_sae, k=k, apply_b_dec_to_input=pre_bias, metadata=metadata

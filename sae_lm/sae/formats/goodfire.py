@@ -2,6 +2,7 @@
 
 import re
 
+from sae_lm.sae.hook_names import named_in
 from sae_lm.sae.model import SAE, SaeConfig
 from sae_lm.sae.source import Source
 
@@ -16,7 +17,7 @@ def read(source: Source) -> SAE:
     d_sae, d_in = source.matrix(weights["encoder_linear.weight"], "encoder_linear.weight")
     source.matrix(weights["decoder_linear.weight"], "decoder_linear.weight")
     found = re.search(r"([\w.-]+)-SAE-l(\d+)\.(?:pt|pth)$", source.identity)
-    hook, original = source.place(f"model.layers.{found[2]}" if found else None, "the file's name")
+    hook, original = source.place(named_in(source.identity), "the file's name")
     metadata = {"hook_name": hook, "original_hook_name": original}
     if found:
         metadata["model_name"] = f"meta-llama/{found[1]}" if found[1].startswith("Llama") else found[1]

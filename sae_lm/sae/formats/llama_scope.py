@@ -47,6 +47,7 @@ def read(source: Source) -> SAE:
     if source.whole(config, "d_model", file) != d_in:
         raise source.error(f"d_model is {config['d_model']} in {file}, the encoder has width {d_in}")
     weights.setdefault("b_D", torch.zeros(d_in))
+    source.fits(weights, {"b_E": (d_sae,), "W_D": (d_sae, d_in), "b_D": (d_in,)})
     architecture, k, threshold = _firing(source, config, weights, d_sae, file)
     scale_in, scale_out, norm = _scales(source, config, norms, d_in, file)
     if OLD in source.files and threshold is not None:
@@ -99,7 +100,8 @@ def _firing(
         raise source.error(f"act_fn is {config.get('act_fn')!r} in {file}, expected jumprelu, topk or relu")
     logs = next((weights.pop(name) for name in _THRESHOLDS if name in weights), None)
     if logs is not None:
-        return "jumprelu", None, logs.exp().expand(d_sae)
+        source.fits({_THRESHOLDS[0]: logs}, {_THRESHOLDS[0]: (d_sae,)})
+        return "jumprelu", None, logs.exp()
     value = config.get("jump_relu_threshold")
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         raise source.error(f"jump_relu_threshold is {value!r} in {file}, expected a number")
@@ -119,6 +121,7 @@ def _scales(
     if norm != "dataset-wise":
         raise source.error(f"norm_activation is {norm!r} in {file}, expected dataset-wise, token-wise or inference")
     if source.input_scale is not None:
+        source.scale_used = True
         return source.input_scale, source.input_scale, "none"
     recorded = config.get(AVERAGE)
     recorded = dict(recorded) if isinstance(recorded, Mapping) else {}
@@ -126,17 +129,16 @@ def _scales(
     point = config.get("hook_point_in")
     average_in = recorded.get("in", recorded.get(str(point)))
     average_out = recorded.get("out", average_in)
-    values = (average_in, average_out)
     if "norm_scaling_factor" in source.overrides and average_in is None:
         scale = float(source.overrides["norm_scaling_factor"])
         source.note("factor of the input from SAELens' directory of releases")
         return scale, scale, "none"
-    if not all(isinstance(value, (int, float)) and 0 < value < math.inf for value in values):
+    if not all(isinstance(value, (int, float)) and 0 < value < math.inf for value in (average_in, average_out)):
         raise source.error(
             f"norm_activation is dataset-wise and the average norm is {average_in!r}; give input_scale=, which is sqrt(d_in) / "
             "mean norm of the activations"
         )
-    return *(math.sqrt(d_in) / float(value) for value in values if value is not None), "none"  # pyright: ignore[reportReturnType]
+    return math.sqrt(d_in) / float(average_in or 1), math.sqrt(d_in) / float(average_out or 1), "none"
 
 
 def _folded(

@@ -18,7 +18,7 @@ from sae_lm.errors import SaeError
 from sae_lm.runtime.files import read_json, sha256, whole_folder, write_json
 from sae_lm.sae.folder import CONFIG, WEIGHTS
 from sae_lm.sae.formats.saelens_config import AVERAGE, KNOWN_REPOSITORIES, Parsed, parse
-from sae_lm.sae.model import SAE, SaeConfig
+from sae_lm.sae.model import SAE, SaeConfig, has_heads
 from sae_lm.sae.source import Source
 
 SAELENS_VERSION = "6.54.12"
@@ -46,10 +46,10 @@ def save(sae: SAE, directory: Path) -> None:
             "device": "cpu",
             "apply_b_dec_to_input": sae.config.apply_b_dec_to_input,
             "normalize_activations": sae.config.normalize_activations,
-            "reshape_activations": "none",
+            "reshape_activations": "hook_z" if has_heads(sae.config.metadata.get("hook_name")) else "none",
             "metadata": {
                 "sae_lens_version": SAELENS_VERSION,
-                **sae.config.metadata,
+                **{key: value for key, value in sae.config.metadata.items() if key != "sae_lens_version"},
                 "weights_sha256": sha256(temporary / WEIGHTS),
             },
         }
@@ -138,6 +138,8 @@ def read(source: Source) -> SAE:
         source.note(f"{', '.join(map(str, known))}: as SAELens' directory of releases says of {source.repository}")
     parsed = _checked(directory, source.json(CONFIG), {**known, **source.overrides})
     source.notes += parsed.notes
+    if recorded := parsed.config.metadata.get("weights_sha256"):  # which was compared just now
+        source.checksums[WEIGHTS] = str(recorded)
     names = [*parsed.tensors()]
     tensors = load_file(source.files[WEIGHTS])
     if "log_threshold" in tensors:
@@ -197,7 +199,7 @@ def fold_norms(weights: dict[str, Tensor], source: Source) -> dict[str, Tensor]:
 
 def _scaled(weights: dict[str, Tensor], source: Source) -> dict[str, Tensor]:
     """Fold what activations are multiplied by. Raises SaeError where it is not known."""
-    scale, where = source.input_scale, "as given"
+    scale, where, source.scale_used = source.input_scale, "as given", True
     if scale is None and "norm_scaling_factor" in source.overrides:
         scale, where = source.overrides["norm_scaling_factor"], "from SAELens' directory of releases"
     if scale is None and SCALER in source.files:

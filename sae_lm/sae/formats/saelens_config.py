@@ -114,6 +114,8 @@ def parse(config: Mapping[str, Any], path: Path, overrides: Mapping[str, Any] | 
         )
     except SaeError as problem:
         raise SaeError(f"{path.parent}: {problem}; train or download it again") from None
+    if not parsed.apply_b_dec_to_input:
+        notes.append("b_dec not subtracted from the input: apply_b_dec_to_input is false")
     ranked = bool(top.get("rescale_acts_by_decoder_norm", architecture.endswith("batchtopk")))
     return Parsed(
         architecture, parsed, scaled, ranked and (architecture == "topk" or architecture.endswith("batchtopk")), notes
@@ -171,11 +173,13 @@ def _hook_and_centring(metadata: dict[str, Any], model: str, notes: list[str]) -
     """Give the hook its name in a bridge; whether the activations were centred."""
     recorded = metadata.get("hook_name")
     hook = bridge_hook(str(recorded), model) if recorded else None
-    if recorded and hook and hook != recorded:
+    if not recorded:
+        notes.append("cfg.json names no hook")
+    elif hook in (None, recorded):
+        notes.append(f"hook {recorded} from cfg.json")
+    else:
         metadata |= {"hook_name": hook, "original_hook_name": recorded}
         notes.append(f"hook {hook} from cfg.json, which says {recorded}")
-    elif not recorded:
-        notes.append("cfg.json names no hook")
     kwargs = metadata.get("model_from_pretrained_kwargs")
     says = kwargs.get("center_writing_weights") if isinstance(kwargs, Mapping) else None
     if says and written_to_residual(hook) and not has_no_mean(model):
