@@ -65,8 +65,9 @@ def _write_store(maker: ShardMaker, state: PartialStore, ranks: Ranks) -> None:
     """Cache the shards that are missing, with all ranks, and commit the store."""
     if ranks.rank == 0:
         _check_space(maker.recipe, state)
-        for remark in remarks(maker.tokenizer, maker.text, maker.recipe.model["d_vocab"]):
-            print(f"note: {remark}", file=sys.stderr, flush=True)
+        if not state.records:  # a run that goes on has said it
+            for remark in remarks(maker.tokenizer, maker.text, maker.recipe.model["d_vocab"]):
+                print(f"note: {remark}", file=sys.stderr, flush=True)
         state.begin(maker.batch_size, maker.sink_norms() if maker.recipe.drop_sinks else {})
     ranks.barrier()
     _fill(maker, state if ranks.rank == 0 else state.reread(), ranks)
