@@ -55,11 +55,11 @@ class CacheSettings(_Settings):
     revision: str | None = None
     """branch, tag or commit of a hub model"""
     text: str = "embedded"
-    """`embedded`, a .txt/.jsonl/.parquet file or a folder of them, or a hub data set id"""
+    """`embedded`, a .txt/.jsonl/.parquet/.csv file (.gz, .zst) or a folder of them, or a hub data set id"""
     split: str | None = None
     """split of the data set (default: `all` for embedded, `train` elsewhere)"""
     text_column: str | None = None
-    """column that holds the text (default: `text`, or the only string column)"""
+    """column that holds text, chats or token ids (default: `text`, or the only string column, `messages`, `input_ids`)"""
     hooks: Hooks
     """residual streams to cache, comma separated, all in one forward pass: names (blocks.3.hook_out, alias
     hook_resid_post), layer numbers (3, or -1 for the last), globs (blocks.*.hook_out)"""
@@ -75,7 +75,7 @@ class CacheSettings(_Settings):
     repeat: bool = False
     """begin the text again when it ends; without it the store then has fewer rows"""
     keep_special: bool = False
-    """keep rows of special tokens (BOS and separators) as well; padding never has rows"""
+    """keep rows of special tokens (BOS, separators, marks of chats) as well; padding never has rows"""
     drop_sinks: Annotated[float, Field(gt=1)] | None = None
     """leave out tokens whose norm is beyond this multiple of the hook's median (attention sinks; 10 is usual)"""
     forward: Literal["auto", "huggingface", "bridge"] = "auto"

@@ -18,9 +18,11 @@ from sae_lm.data.batches import Slice, row_order, shuffled_batches
 from sae_lm.data.characters import FILE as PARTIAL
 from sae_lm.data.characters import partial_tokens, pieces, read_partial, token_text
 from sae_lm.data.manifest import QUANTILES, Manifest, read_manifest, shard_file
+from sae_lm.data.norms import middles
+from sae_lm.data.tokens import SpecialTokens
 from sae_lm.errors import SettingsError, StoreError
 from sae_lm.lm.hooks import canonical_hook
-from sae_lm.runtime.files import sha256
+from sae_lm.runtime.files import disk_problem, sha256
 
 TOKEN_COLUMNS = ("token_id", "document", "position", "context")
 
@@ -142,6 +144,15 @@ class Store:
         with safe_open(self.locate("stats.safetensors"), "pt") as file:
             return dict(zip(QUANTILES, file.get_tensor(f"{name}/norm_quantiles").tolist(), strict=True))
 
+    def rows_beyond(self, multiple: float, hook: str | None = None) -> int:
+        """How many rows have a norm beyond a multiple of the median; norms are known to within 0.8%."""
+        name = self.hook(hook)
+        limit, found = multiple * self.norm_quantiles(name)[0.5], 0
+        for shard in range(len(self.manifest.shards)):
+            bins, counts = (self._tensor(name, shard, key) for key in ("norm_bins", "norm_counts"))
+            found += int(counts[middles(bins) > limit].sum())
+        return found
+
     def non_finite(self, hook: str | None = None) -> int:
         """How many rows hold a NaN or an infinity, as counted while writing."""
         with safe_open(self.locate("stats.safetensors"), "pt") as file:
@@ -194,13 +205,10 @@ class Store:
         return self.first_row[shard] + int(torch.searchsorted(contexts, context))
 
     def special(self, blocks: Int[Tensor, "contexts pos"]) -> Tensor:
-        """[contexts, pos] bool: where the ids are BOS or separators, which have no rows."""
+        """[contexts, pos] bool: where the ids are special (BOS, separators, marks of chats), which have no rows."""
         recipe = self.manifest.recipe
-        marks = torch.zeros(blocks.shape, dtype=torch.bool)
-        for token in (recipe.bos, recipe.separator):
-            if token is not None:
-                marks |= blocks == token
-        return marks
+        special = SpecialTokens(recipe.bos, recipe.separator, recipe.other_special)
+        return torch.isin(blocks, torch.tensor(special.ids, dtype=blocks.dtype))
 
     def rowless(self, start: int, stop: int) -> Tensor:
         """[contexts, pos] bool: which tokens of contexts start to stop have no row, whatever the reason."""
@@ -311,6 +319,10 @@ class Store:
             with safe_open(path, "pt") as file:
                 return file.get_tensor(key)  # memory-mapped: only what is read is loaded
         except (OSError, SafetensorError) as problem:
+            if words := disk_problem(problem):
+                raise StoreError(
+                    f"{path} cannot be read, {words}; mend that, or copy the store to another disk"
+                ) from None
             raise StoreError(f"{path} cannot be read ({problem}); run sae-lm verify {self.path}") from None
 
 

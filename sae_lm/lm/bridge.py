@@ -15,7 +15,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from sae_lm.errors import ModelError
 from sae_lm.lm.capture import Stop, probe_widths
 from sae_lm.lm.hooks import canonical_hook, expand_hooks, layer_of
-from sae_lm.lm.source import ModelSource, find_model, loading_quietly
+from sae_lm.lm.source import ModelSource, find_model, language_config, loading_quietly
 from sae_lm.runtime.device import pick_device
 
 FORWARD_KWARGS: dict[str, Any] = {"use_cache": False, "output_attentions": False}
@@ -219,7 +219,7 @@ class Capture:
         self.seen: dict[str, Tensor] = {}
         self.hooks: dict[str, int] = {}
         self.attention = "bridge eager"
-        self.config: Any = bridge.original_model.config
+        self.config: Any = language_config(bridge.original_model.config)
         self.dtype = next(bridge.parameters()).dtype
 
     def _grab(self, name: str) -> Callable[..., None]:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sae_lm.errors import SaeError, SaeLmError
 from sae_lm.penalties.arms import Arm
-from sae_lm.runtime.files import PART, read_json, replace_folder, sha256, write_json
+from sae_lm.runtime.files import PART, read_json, sha256, whole_folder, write_json
 from sae_lm.training.recipe import TrainingRecipe
 from sae_lm.training.run_folder import STATE_FOLDER
 from sae_lm.training.trainer import ArmTraining
@@ -55,19 +55,18 @@ def write_checkpoint(
 ) -> None:
     """Write the states of all arms before ``step``; older checkpoints but one are deleted afterwards."""
     folder = group.folder(out) / f"{step:09d}"
-    temporary = folder.with_name(folder.name + PART)
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    files = {}
-    for index, trainer in enumerate(trainers):
-        name = f"{index:03d}.safetensors"
-        # a number may stand in the state under two names, and safetensors keeps no memory twice
-        tensors = {key: value.contiguous() if value.ndim else value.clone() for key, value in trainer.state().items()}
-        save_file(tensors, temporary / name)
-        files[name] = sha256(temporary / name)
     names = {"arms": [arm.name for arm in group.arms], "shadows": [arm.name for arm in group.reference_arms]}
-    write_json(temporary / STATE, {"seed": group.seed, **names, "step": step, "facts": recipe.record(), "files": files})
-    replace_folder(temporary, folder)
+    notes = {"seed": group.seed, **names, "step": step, "facts": recipe.record()}
+    with whole_folder(folder) as temporary:
+        files = {}
+        for index, trainer in enumerate(trainers):
+            name = f"{index:03d}.safetensors"
+            # a number may stand in the state under two names, and safetensors keeps no memory twice
+            state = trainer.state()
+            tensors = {key: value.contiguous() if value.ndim else value.clone() for key, value in state.items()}
+            save_file(tensors, temporary / name)
+            files[name] = sha256(temporary / name)
+        write_json(temporary / STATE, {**notes, "files": files})
     for old in sorted(group.folder(out).glob("[0-9]*"))[:-KEPT_CHECKPOINTS]:
         shutil.rmtree(old)
 
