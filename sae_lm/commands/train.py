@@ -43,11 +43,13 @@ def train(settings: TrainSettings) -> Path:
     torchrun ranks, or teams of ``ranks_per_sae`` of them, share out arms and seeds. SIGINT and SIGTERM raise Stopped
     after the current step and a checkpoint.
     """
-    store = open_store(settings.store)
     arms = parse_arms(settings.arms)
-    recipe = TrainingRecipe.from_settings(settings, store, arms)
     check_trackers(settings.trackers)
     with join_ranks() as ranks:
+        local_rank = ranks.local_rank if ranks.size > 1 else None
+        device = pick_device(settings.device, local_rank, float64_for="training counts and steers in")
+        store = open_store(settings.store)
+        recipe = TrainingRecipe.from_settings(settings, store, arms)
         team = ranks.team_of(settings.ranks_per_sae)
         if settings.batch_size % team.size:
             raise SettingsError(
@@ -55,7 +57,6 @@ def train(settings: TrainSettings) -> Path:
             )
         teams, number = ranks.size // team.size, ranks.rank // team.size
         check_alike(settings.out, recipe)
-        device = pick_device(settings.device, ranks.local_rank if ranks.size > 1 else None)
         groups, missing = _share_out(settings, recipe, arms, teams)
         ranks.barrier()
         if ranks.rank == 0:

@@ -217,6 +217,7 @@ class Store:
         first: int = 0,
         rank: int = 0,
         world_size: int = 1,
+        pin: bool = False,
     ) -> Iterator[Any]:
         """Shuffled batches of rows start to stop, read in the background; see ``sae_lm.data.batches``.
 
@@ -227,6 +228,7 @@ class Store:
             incomplete last batch).
         first: number of the first batch, to go on where another run ended.
         rank, world_size: each batch is cut into world_size slices; yield the rank-th.
+        pin: into memory that an accelerator reads by itself; needs one.
         Raises SettingsError for numbers out of bounds, StoreError for a hook the store lacks.
         """
         names = [self.hook(hook)] if columns is None else [self._column(name) for name in columns]
@@ -238,7 +240,7 @@ class Store:
             )
         numbers = range(first, (last - start) * epochs // batch_size if steps is None else steps)
         order = row_order(self, seed, start, last)
-        made = shuffled_batches(self, names, order, batch_size, numbers, Slice(rank, world_size))
+        made = shuffled_batches(self, names, order, batch_size, numbers, Slice(rank, world_size), pin)
         return (batch[names[0]] for batch in made) if columns is None else made
 
     def _column(self, name: str) -> str:

@@ -25,7 +25,7 @@ from sae_lm.data.tokens import START, Block, Position, blocks, special_tokens
 from sae_lm.lm.capture import Forward
 from sae_lm.lm.forward import open_forward
 from sae_lm.lm.source import find_model, load_tokenizer
-from sae_lm.runtime.device import pick_device
+from sae_lm.runtime.device import OnItsWay, pick_device, to_device
 from sae_lm.runtime.files import sha256
 from sae_lm.runtime.progress import Progress
 from sae_lm.settings import CacheSettings
@@ -106,7 +106,7 @@ class ShardMaker:
     def run(
         self, job: Job, sink_norms: dict[str, float], keep: Callable[..., None], bar: Progress | None = None
     ) -> tuple[OpenShard, int]:
-        """Forward a shard's blocks; ``keep(add, which, values, kept)`` takes each batch. Returns the rows kept as well."""
+        """Forward a shard's blocks; ``keep(work, ...)`` has each batch added, here or in a thread. Returns the rows kept as well."""
         shard = OpenShard(job.number, job.first_context, job.blocks, job.wanted, self.recipe)
         lengths = np.array([block.length for block in job.blocks])
         order = lengths.argsort(kind="stable")  # all equal, so unchanged, where contexts are packed
@@ -117,23 +117,23 @@ class ShardMaker:
             values = self.activations([job.blocks[i] for i in which], longest)
             kept = job.wanted[which, :longest]
             for hook, limit in sink_norms.items():  # what is not finite is no sink: it stops the run in `add`
-                length = norms(values[hook].flatten(0, 1))
+                length = norms(values.get()[hook].flatten(0, 1))
                 kept = kept & ~((length > limit) & length.isfinite()).view(kept.shape).numpy()
-            keep(shard.add, which.tolist(), values, kept)
+            keep(_add, shard, which.tolist(), values, kept)
             rows += int(kept.sum())
             if bar is not None:
                 bar.update(int(kept.sum()))
         return shard, rows
 
-    def activations(self, batch: list[Block], longest: int) -> dict[str, Tensor]:
-        """{hook: [contexts, longest, width]} in the store's dtype, on the CPU."""
-        ids = torch.from_numpy(np.stack([block.ids[:longest] for block in batch])).long().to(self.device)
+    def activations(self, batch: list[Block], longest: int) -> OnItsWay:
+        """{hook: [contexts, longest, width]} in the store's dtype, on their way to the CPU."""
+        ids = to_device(torch.from_numpy(np.stack([block.ids[:longest] for block in batch])).long(), self.device)
         lengths = torch.tensor([block.length for block in batch])
         mask = None
         if int(lengths.min()) < longest:
-            mask = (torch.arange(longest) < lengths[:, None]).long().to(self.device)
+            mask = to_device((torch.arange(longest) < lengths[:, None]).long(), self.device)
         dtype = getattr(torch, self.recipe.dtype)
-        return {name: value.to(dtype).to("cpu") for name, value in self.forward(ids, mask).items()}
+        return OnItsWay({name: value.to(dtype) for name, value in self.forward(ids, mask).items()})
 
     def sink_norms(self) -> dict[str, float]:
         """Per hook, the norm beyond which a token is a sink: the recipe's multiple of the median over the text's head."""
@@ -144,11 +144,15 @@ class ShardMaker:
         for first in range(0, len(head), self.batch_size):
             batch = head[first : first + self.batch_size]
             mask = torch.from_numpy(rows_wanted(batch, self.recipe))
-            for hook, value in self.activations(batch, size).items():
+            for hook, value in self.activations(batch, size).get().items():
                 length = norms(value[mask])
                 lengths[hook].append(length[length.isfinite()])
         medians = {hook: torch.cat([torch.empty(0), *parts]) for hook, parts in lengths.items()}
         return {hook: self.recipe.drop_sinks * float(part.median()) for hook, part in medians.items() if len(part)}
+
+
+def _add(shard: OpenShard, which: list[int], values: OnItsWay, kept: np.ndarray) -> None:
+    shard.add(which, values.get(), kept)
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from jaxtyping import Float
 from sae_lm.data.store import Store
 from sae_lm.errors import SaeError
 from sae_lm.penalties.arms import Arm
+from sae_lm.runtime.device import copied_ahead, overlaps
 from sae_lm.runtime.distributed import SINGLE, Team
 from sae_lm.runtime.progress import Progress
 from sae_lm.runtime.signals import StopRequest
@@ -50,7 +51,7 @@ class TrainingRun(NamedTuple):
         recipe, team = self.recipe, self.team
         return self.store.batches(
             recipe.batch_size, seed, hook=recipe.hook, stop=recipe.held_out_from_row, steps=stop, first=first,
-            rank=team.rank, world_size=team.size,
+            rank=team.rank, world_size=team.size, pin=overlaps(self.device),
         )  # fmt: skip
 
 
@@ -70,12 +71,12 @@ def train_group(
     with ExitStack() as opened:
         writes = [opened.enter_context(track.begin(first)) for track in tracks]
         run.bar.update(first * recipe.batch_size * len(group.arms))
-        timer.begin(first)
-        for step, batch in enumerate(run.batches(group.seed, first, recipe.steps), first):
-            x = batch.to(run.device).float() / recipe.scale
+        timer.begin()
+        for step, batch in enumerate(copied_ahead(run.batches(group.seed, first, recipe.steps), run.device), first):
+            x = batch.float() / recipe.scale
             timer.mark("reading")
             _step(trainers, baselines, x, step)
-            timer.begin(step)
+            timer.begin()
             if step % run.log_every == 0 or step + 1 == recipe.steps:
                 _log(group, trainers, writes, run, step)
             run.bar.update(recipe.batch_size * len(group.arms))

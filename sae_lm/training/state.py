@@ -62,7 +62,8 @@ def write_checkpoint(
     for index, trainer in enumerate(trainers):
         name = f"{index:03d}.safetensors"
         # a number may stand in the state under two names, and safetensors keeps no memory twice
-        tensors = {key: value.contiguous() if value.ndim else value.clone() for key, value in trainer.state().items()}
+        state = {key: value.contiguous() if value.ndim else value.clone() for key, value in trainer.state().items()}
+        tensors = {key: value.cpu() for key, value in state.items()}
         save_file(tensors, temporary / name)
         files[name] = sha256(temporary / name)
     names = {"arms": [arm.name for arm in group.arms], "shadows": [arm.name for arm in group.reference_arms]}
