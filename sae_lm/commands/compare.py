@@ -11,10 +11,11 @@ from pathlib import Path
 from sae_lm.comparison.measure import measure
 from sae_lm.comparison.report import make_report
 from sae_lm.comparison.runs import find_store, read_runs
-from sae_lm.errors import SaeLmError
+from sae_lm.errors import SaeLmError, SettingsError
 from sae_lm.pages.figures import figure_paths
 from sae_lm.pages.schema import Report
 from sae_lm.runtime.device import pick_device
+from sae_lm.runtime.distributed import is_one_of_many
 from sae_lm.runtime.files import PART, check_folder, write_json, write_whole
 from sae_lm.settings import CompareSettings
 
@@ -26,8 +27,14 @@ def compare(settings: CompareSettings) -> Report:
 
     The files are made aside and moved to their places together, over those of an earlier report.
     Where an arm lacks a seed, the seeds that all arms have are compared, and "partial" says so. Raises SaeError for a
-    folder without runs, runs of different stores or hooks, a missing baseline.
+    folder without runs, runs of different stores or hooks, a missing baseline; SettingsError for a device without
+    float64, and under torchrun.
     """
+    if is_one_of_many():
+        raise SettingsError(
+            "compare was started by torchrun beside other processes, expected one; start it without torchrun"
+        )
+    device = pick_device(settings.device, float64_for="figures are summed in")
     runs = read_runs(settings.runs, settings.baseline)
     store = find_store(settings, runs.training["store_id"])
     # before the work, so that a bad path or a damaged SAE costs none
@@ -37,7 +44,7 @@ def compare(settings: CompareSettings) -> Report:
         if (settings.out / name).is_dir():
             raise SaeLmError(f"{settings.out / name} is a folder, where the report's file would be; give another --out")
     runs.check()
-    report = make_report(settings, store, runs, measure(settings, store, runs, pick_device(settings.device)))
+    report = make_report(settings, store, runs, measure(settings, store, runs, device))
     _write(report, settings.out)
     return report
 

@@ -47,7 +47,7 @@ def train(settings: TrainSettings) -> Path:
     check_trackers(settings.trackers)
     with join_ranks() as ranks:
         local_rank = ranks.local_rank if ranks.size > 1 else None
-        device = pick_device(settings.device, local_rank, float64_for="training counts and steers in")
+        device = pick_device(settings.device, local_rank, float64_for="coefficients are steered in")
         store = open_store(settings.store)
         recipe = TrainingRecipe.from_settings(settings, store, arms)
         team = ranks.team_of(settings.ranks_per_sae)

@@ -14,7 +14,7 @@ def pick_device(device: str, local_rank: int | None = None, float64_for: str = "
     """``auto`` -> cuda if there is one, else cpu; any other name that torch knows here is taken.
 
     local_rank: of several processes on this machine, which take one GPU each.
-    float64_for: what has to have float64, for the message; mps has none. Raises SettingsError.
+    float64_for: what is done in float64, for the message; mps has none. Raises SettingsError.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -37,9 +37,7 @@ def pick_device(device: str, local_rank: int | None = None, float64_for: str = "
         try:
             torch.zeros(1, device=device, dtype=torch.float64)
         except (RuntimeError, TypeError):
-            raise SettingsError(
-                f"device {device!r} has no float64, which {float64_for}; give `cpu` (cache and show run on {device})"
-            ) from None
+            raise SettingsError(f"device {device!r} has no float64, which {float64_for}; give `cpu`") from None
     return device
 
 

@@ -27,7 +27,7 @@ def load(path: str | os.PathLike[str], device: str = "cpu") -> SAE:
     if inside and not (directory / CONFIG).exists():
         raise SaeError(f"{path} is not one SAE but holds several; name one of {', '.join(inside)}")
     config, parsed = check(directory)
-    weights = load_file(directory / WEIGHTS, device=device)
+    weights = load_file(directory / WEIGHTS)  # of the devices that torch knows, safetensors knows some
     with named(directory):
         return SAE(parsed, fold_norms(config, weights)).to(device)
 

@@ -17,7 +17,9 @@ def test_a_store_made_on_a_device_holds_what_one_made_on_the_cpu_does(tmp_path, 
         there = open_store(cache(cache_settings(tmp_path / "there", device=NAME, **changes)))
     here = open_store(cache(cache_settings(tmp_path / "here", device="cpu", **changes)))
     for hook in here.hooks:
-        assert torch.equal(there.rows(hook), here.rows(hook))
+        torch.testing.assert_close(
+            there.rows(hook), here.rows(hook), rtol=1e-4, atol=1e-5
+        )  # of another attention kernel
     if "drop_sinks" not in changes:  # whether a row is kept is then known without a look at it
         ours = [line for line in simulation.waits if not line.startswith("lm/")]  # transformers looks at positions
         assert {line.partition(":")[0] for line in ours} == {"runtime/device.py"}  # the writing thread, at its events
