@@ -65,7 +65,7 @@ def train_group(
     Raises SaeError where a loss is not finite, Stopped (after a checkpoint) where a signal came.
     """
     recipe, team, timer = run.recipe, run.team, StepTimer(run.device)
-    first = restore(group, trainers, run.out, recipe)
+    first = restore(group, trainers, run.out, recipe, team)
     baselines = {trainer.arm: trainer for trainer in trainers}
     written = time.monotonic()
     with ExitStack() as opened:
@@ -87,7 +87,7 @@ def train_group(
                     _figures(trainer, step, group, run)  # weights that are not finite are never kept
                 write_checkpoint(group, trainers, run.out, recipe, step + 1)
                 written = time.monotonic()
-            if stops:
+            if stops and step + 1 < recipe.steps:  # else the SAEs are finished, which is more than a checkpoint
                 raise run.stop_request.stop(
                     f"step {step + 1} of {recipe.steps}, seed {group.seed}, is kept in {run.out}; "
                     "run the same command again to go on"
