@@ -20,6 +20,8 @@ from sae_lm.errors import SettingsError, StoreError
 from sae_lm.lm.hooks import canonical_hook
 from sae_lm.runtime.files import sha256
 
+SUMMED_NUMBERS = 1 << 19
+"""Numbers of a hook's rows that are summed at a time: 4 MiB in float64, whatever the size of a shard."""
 TOKEN_COLUMNS = ("token_id", "document", "position", "context")
 
 
@@ -113,9 +115,12 @@ class Store:
                 total += self._tensor(name, shard, "sum")
                 squares += float(self._tensor(name, shard, "sum_squared_norm"))
             elif first < stop:
-                rows = self.rows(name, first, stop).double()
-                total += rows.sum(0)
-                squares += float(rows.square().sum())
+                for part in self._slices(name, "rows", first, stop):
+                    for rows in part.split(max(1, SUMMED_NUMBERS // self.hooks[name])):
+                        wide = rows.double()
+                        total += wide.sum(0)
+                        # row by row, so that threads do not share a sum out, which would round otherwise with their number
+                        squares += float(wide.square_().sum(1).sum())
         return Moments(total / stop, squares / stop)
 
     def norm_quantiles(self, hook: str | None = None) -> dict[float, float]:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
 from torch import Tensor
 
 from sae_lm.data.manifest import QUANTILES, FileRecord, Recipe, ShardRecord, shard_file
@@ -183,8 +183,13 @@ def statistics(out: Path, recipe: Recipe, shards: int) -> dict[str, Tensor]:
     """Mean, mean squared norm and quantiles of the norm of every hook, from the sums that the shards hold."""
     stats = {}
     for hook in recipe.hooks:
-        shard_sums = [load_file(out / shard_file(hook, index)) for index in range(shards)]
-        rows = sum(len(sums.pop("rows")) for sums in shard_sums)
+        rows, shard_sums = 0, []
+        for index in range(shards):
+            with safe_open(out / shard_file(hook, index), "pt") as file:
+                rows += file.get_slice("rows").get_shape()[0]
+                # copies: a tensor that is not one keeps the whole file mapped
+                keys = [key for key in file.keys() if key != "rows"]  # noqa: SIM118
+                shard_sums.append({key: file.get_tensor(key).clone() for key in keys})
         stats[f"{hook}/mean"] = torch.stack([sums["sum"] for sums in shard_sums]).sum(0) / rows
         stats[f"{hook}/mean_squared_norm"] = torch.stack([sums["sum_squared_norm"] for sums in shard_sums]).sum() / rows
         stats[f"{hook}/non_finite"] = torch.stack([sums["non_finite"] for sums in shard_sums]).sum()
