@@ -18,8 +18,8 @@ def pick_device(device: str, local_rank: int | None = None, float64_for: str = "
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda" and local_rank is not None:
-        device = f"cuda:{local_rank}"
+    if local_rank is not None and ":" not in device and device not in ("cpu", "mps"):
+        device = f"{device}:{local_rank}"
     try:
         known = torch.device(device).type not in ("meta", "privateuseone")
     except RuntimeError:

@@ -6,9 +6,11 @@ from safetensors.torch import load_file
 from simulated_device import NAME, simulated_device
 
 from sae_lm.commands.train import train
+from sae_lm.data.batches import row_order, shuffled_batches
+from sae_lm.data.store import open_store
 from sae_lm.errors import SettingsError, Stopped
 from sae_lm.penalties.arms import parse_arm
-from sae_lm.runtime.device import copied_ahead
+from sae_lm.runtime.device import copied_ahead, pick_device
 from sae_lm.settings import TrainSettings
 from sae_lm.training import group
 from sae_lm.training.recipe import TrainingRecipe
@@ -133,7 +135,6 @@ def test_training_on_a_device_without_float64_is_refused_before_anything_is_read
 
 
 def test_a_penalised_arms_state_is_on_the_device_after_it_is_restored(train_settings, tiny_store):
-    from sae_lm.data.store import open_store
     from sae_lm.training.trainer import ArmTraining
 
     settings = train_settings("runs")
@@ -144,3 +145,40 @@ def test_a_penalised_arms_state_is_on_the_device_after_it_is_restored(train_sett
         made[0].step(torch.randn(20, 16).to(NAME), 0)
         made[1].restore({name: value.cpu() for name, value in made[0].state().items()})
         assert {str(value.device) for name, value in made[1].state().items() if "draws" not in name} == {f"{NAME}:0"}
+
+
+@pytest.mark.parametrize("optimizer", ["row_rms", "adam"])
+def test_dead_latents_are_revived_on_a_device_as_on_the_cpu(train_settings, optimizer):
+    changes = {
+        "arms": "none,none@arch=relu,none@arch=jumprelu",
+        "dead_after": 200,
+        "resample_every": 7,
+        "optimizer": optimizer,
+    }
+    with simulated_device():
+        there = weights(train(train_settings(f"revived {optimizer} there", **changes)))
+    here = weights(train(train_settings(f"revived {optimizer} here", device="cpu", **changes)))
+    for name, tensors in here.items():
+        for key, value in tensors.items():
+            torch.testing.assert_close(there[name][key], value, rtol=1e-3, atol=1e-4, msg=f"{name} {key}")
+
+
+def test_pinned_batches_are_the_batches_across_windows_too(tiny_store):
+    store = open_store(tiny_store)
+    order = row_order(store, seed=1, window_bytes=20_000)
+    hook = "blocks.1.hook_out"
+    with simulated_device():
+        pinned = [batch[hook] for batch in shuffled_batches(store, [hook], order, 100, range(20), pin=True)]
+        assert all(batch.is_pinned() for batch in pinned)
+        plain = [batch[hook] for batch in shuffled_batches(store, [hook], order, 100, range(20))]
+        assert not any(batch.is_pinned() for batch in plain)
+    assert all(map(torch.equal, pinned, plain)) and len(pinned) == 20
+
+
+def test_each_of_several_processes_takes_an_accelerator_of_its_own():
+    with simulated_device():
+        assert pick_device(NAME, local_rank=0) == f"{NAME}:0"
+        assert pick_device(NAME) == NAME
+    assert pick_device("cpu", local_rank=3) == "cpu"
+    with pytest.raises(SettingsError, match="device is 'toaster'; expected `auto`, `cpu`"):
+        pick_device("toaster")
