@@ -8,12 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sae_lm.commands.cache import cache
+    from sae_lm.commands.check import check
     from sae_lm.commands.compare import compare
     from sae_lm.commands.show import show
     from sae_lm.commands.train import train
     from sae_lm.data.store import Store, open_store
     from sae_lm.errors import SaeLmError
+    from sae_lm.interp.cache import run_with_cache
+    from sae_lm.interp.generation import generate
     from sae_lm.interp.splice import splice
+    from sae_lm.interp.steering import Steer, largest_activations
     from sae_lm.lm.bridge import load_model
     from sae_lm.sae.load import load
     from sae_lm.sae.model import SAE
@@ -25,13 +29,18 @@ _HOMES = {
     "CompareSettings": "sae_lm.settings",
     "SaeLmError": "sae_lm.errors",
     "ShowSettings": "sae_lm.settings",
+    "Steer": "sae_lm.interp.steering",
     "Store": "sae_lm.data.store",
     "TrainSettings": "sae_lm.settings",
     "cache": "sae_lm.commands.cache",
+    "check": "sae_lm.commands.check",
     "compare": "sae_lm.commands.compare",
+    "generate": "sae_lm.interp.generation",
+    "largest_activations": "sae_lm.interp.steering",
     "load": "sae_lm.sae.load",
     "load_model": "sae_lm.lm.bridge",
     "open_store": "sae_lm.data.store",
+    "run_with_cache": "sae_lm.interp.cache",
     "show": "sae_lm.commands.show",
     "splice": "sae_lm.interp.splice",
     "train": "sae_lm.commands.train",
@@ -43,13 +52,18 @@ __all__ = [  # noqa: RUF022 (as sorted() has it, upper case first)
     "SAE",
     "SaeLmError",
     "ShowSettings",
+    "Steer",
     "Store",
     "TrainSettings",
     "cache",
+    "check",
     "compare",
+    "generate",
+    "largest_activations",
     "load",
     "load_model",
     "open_store",
+    "run_with_cache",
     "show",
     "splice",
     "train",

@@ -21,10 +21,13 @@ from typing import Any, NoReturn, get_origin
 from pydantic.fields import FieldInfo
 
 from sae_lm.errors import SaeLmError, SettingsError, Stopped
-from sae_lm.fields import choice
+from sae_lm.fields import choice, describe, flag, is_positional
 from sae_lm.runtime.distributed import exit_now, is_one_of_many
-from sae_lm.settings import VERBS, describe, flag, is_positional, make_settings
+from sae_lm.runtime.toml import parse_toml
+from sae_lm.settings import VERBS, make_settings
 
+CLAIM = "claim"
+"""The one section that is no verb's (sae_lm.training.registered)."""
 OVERRIDE = re.compile(r"([a-z_]+)\.([a-z_]+)=(.*)", re.DOTALL)
 EXAMPLES = """\
 examples:
@@ -40,6 +43,8 @@ examples:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
+        if wrong := re.search(r"argument VERB: invalid choice: '(.*?)' ", message):
+            message = f"unknown verb {wrong[1]!r}; expected {choice(wrong[1], VERBS)}"
         raise SettingsError(f"{message}; see {self.prog} --help")
 
 
@@ -74,6 +79,8 @@ def _add_setting(parser: argparse.ArgumentParser, key: str, field: FieldInfo) ->
     if not field.is_required() and default is not None:
         shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
         said += f" (default: {shown:.4g})" if isinstance(shown, float) else f" (default: {shown})"
+    elif field.is_required():
+        said += " (required)"
     how: dict[str, Any] = {"help": said, "default": argparse.SUPPRESS}
     if field.annotation is bool:
         how["action"] = argparse.BooleanOptionalAction
@@ -132,19 +139,21 @@ def _settings_of(verb: str, overrides: list[re.Match[str]]) -> dict[str, str]:
 def read_config(path: Path) -> dict[str, dict[str, Any]]:
     """Read a TOML file whose sections are verbs; section names are checked, values are not yet."""
     try:
-        import tomllib
-    except ModuleNotFoundError:  # Python 3.10
-        import tomli as tomllib  # pyright: ignore[reportMissingImports]
-    try:
-        sections = tomllib.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except OSError as problem:
         raise SettingsError(f"--config {path}: cannot be read ({problem.strerror}); give a TOML file") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
+    except UnicodeDecodeError as problem:
         raise SettingsError(f"--config {path}: is not valid TOML ({problem}); fix that line") from None
+    sections = {name: section for name, section in parse_toml(text, f"--config {path}").items() if name != CLAIM}
     for name, section in sections.items():
         if name in VERBS and not isinstance(section, Mapping):
             raise SettingsError(
                 f"--config {path}: {name} is a value, expected a section; write [{name}] and keys below it"
+            )
+        if name not in VERBS and not isinstance(section, Mapping):
+            verb = next((verb for verb, model in VERBS.items() if name in model.model_fields), "train")
+            raise SettingsError(
+                f"--config {path}: {name} stands outside of any section; put it below its verb's line, such as [{verb}]"
             )
         if name not in VERBS:
             raise SettingsError(f"--config {path}: unknown section [{name}]; expected {choice(name, VERBS)}")

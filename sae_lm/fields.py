@@ -1,13 +1,14 @@
-"""Parsers for setting values: 200k, comma lists, layer numbers, hf:// addresses."""
+"""Parsers for setting values: 200k, comma lists, layer numbers, hf:// addresses; and what errors call a setting."""
 
 import difflib
 import re
 from collections.abc import Mapping
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
+from pydantic.fields import FieldInfo
 
 _MULTIPLES = {"k": 10**3, "m": 10**6, "b": 10**9}
 
@@ -16,6 +17,8 @@ def parse_count(value: object) -> object:
     """``200k`` -> 200000, ``1.5M`` -> 1500000, ``65_536`` -> 65536; anything else is left to pydantic."""
     if not isinstance(value, str):
         return value
+    if re.fullmatch(r"-[0-9].*", value.strip()):
+        raise ValueError("expected a whole number that is not negative")
     found = re.fullmatch(r"([0-9][0-9_,]*(?:\.[0-9]+)?)\s*([kmbKMB]?)", value.strip())
     if not found:
         raise ValueError("expected a whole number such as 65536, 200k or 1.5M")
@@ -57,3 +60,30 @@ def choice(got: str, known: Mapping[str, object]) -> str:
     """'did you mean' when something is near, else the whole list."""
     near = difflib.get_close_matches(got, known, n=1, cutoff=0.6)
     return f"{near[0]!r} (did you mean that?)" if near else "one of " + ", ".join(known)
+
+
+def sentence_of(model: type[BaseModel], error: Any, verb: str | None) -> str:
+    """One of pydantic's errors in words of the command line, or of Python where there is no verb."""
+    who = verb or model.__name__
+    key = str(error["loc"][0]) if error["loc"] else who
+    if error["type"] == "extra_forbidden":
+        return f"{who}: unknown setting {key!r}; expected {choice(key, model.model_fields)}"
+    field = model.model_fields.get(key)
+    name = key if verb is None or field is None else key.upper() if is_positional(field) else flag(key)
+    if field is not None and error["type"] == "missing":
+        return f"{who}: {name} is required ({describe(field)})"
+    reason = error["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    return f"{who}: {name}: got {error['input']!r}; expected {reason.removeprefix('expected ')}"
+
+
+def flag(key: str) -> str:
+    return f"--{key.replace('_', '-')}"
+
+
+def is_positional(field: FieldInfo) -> bool:
+    return isinstance(field.json_schema_extra, dict) and bool(field.json_schema_extra.get("positional"))
+
+
+def describe(field: FieldInfo) -> str:
+    """A field's docstring on one line."""
+    return " ".join((field.description or "").split())

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
-from pydantic.fields import FieldInfo
 
 from sae_lm.errors import SettingsError
 from sae_lm.fields import (
@@ -24,8 +23,10 @@ from sae_lm.fields import (
     Positional,
     Share,
     StoreAddress,
-    choice,
+    flag,
+    is_positional,
     parse_count,
+    sentence_of,
     split_commas,
 )
 
@@ -43,7 +44,7 @@ class _Settings(BaseModel):
             return validate(values)
         except ValidationError as invalid:
             verb = (info.context or {}).get("verb")
-            raise SettingsError("; ".join(_sentence(cls, error, verb) for error in invalid.errors())) from None
+            raise SettingsError("; ".join(sentence_of(cls, error, verb) for error in invalid.errors())) from None
 
 
 class CacheSettings(_Settings):
@@ -119,6 +120,10 @@ class TrainSettings(_Settings):
     a coefficient of 1 weighs the penalty like the error of predicting the mean"""
     seeds: Count = 3
     """runs per arm; runs of one seed share initial weights, batches and their order"""
+    first_seed: Annotated[int, BeforeValidator(parse_count), Field(ge=0)] = 0
+    """number of the first of them: seeds that an earlier look at the data did not use"""
+    registered: Path | None = None
+    """TOML file that fixes settings and claims before the first SAE; `compare` answers the claims"""
     tokens: Count | None = None
     """rows each SAE sees (default: every training row of the store once, or again until it is 2000 batches)"""
     batch_size: Count = 1024
@@ -237,6 +242,50 @@ class ShowSettings(_Settings):
     """the HTML file"""
 
 
+class ConvertSettings(_Settings):
+    """an SAE of any known format -> a directory for SAELens, dictionary_learning or sparsify."""
+
+    sae: Annotated[str, Positional]
+    """SAE directory or file, or a hub repository of one: OWNER/NAME:FOLDER"""
+    to: Literal["saelens", "dictionary_learning", "sparsify"]
+    """whose format: `saelens`, `dictionary_learning`, `sparsify`"""
+    format: str = "auto"
+    """what it is now, where its files do not tell; as `sae_lm.load` takes it"""
+    hook: str | None = None
+    """which activation it is for, where its files do not tell: blocks.8.hook_out, or a layer's number"""
+    k: Count | None = None
+    """how many latents fire per token, where its files do not tell"""
+    input_scale: Annotated[float, Field(gt=0)] | None = None
+    """what activations are multiplied by before they are encoded, where its files do not tell"""
+    out: Path
+    """the directory to write; must not exist, or be empty"""
+
+
+class CheckSettings(_Settings):
+    """is an SAE loaded right? its fit to real activations, what its files claim, and the usual mistakes tried out."""
+
+    sae: Annotated[str, Positional]
+    """SAE: a directory or file of any known format, or a hub repository, OWNER/NAME:FOLDER"""
+    model: str | None = None
+    """language model (default: the SAE's own, or with --store none but `embedded`; `none` to leave it out)"""
+    text: str | None = None
+    """text to read: as for `cache` (default: embedded)"""
+    store: StoreAddress | None = None
+    """activation store to use in place of text"""
+    hook: str | None = None
+    """hook, where the SAE does not say it, or says it wrong"""
+    format: str = "auto"
+    """format of the SAE's files, where they do not tell"""
+    k: Count | None = None
+    """active latents, where the files do not say"""
+    tokens: Count = 8_192
+    """activations to measure"""
+    context_size: Annotated[int, BeforeValidator(parse_count), Field(ge=2)] = 128
+    """tokens per context"""
+    device: str = "auto"
+    """`auto` (cuda if there is one), `cpu`, `cuda`"""
+
+
 class VerifySettings(_Settings):
     """checksums of every file of a store or an SAE directory; exit 0 whole, 1 damaged."""
 
@@ -265,7 +314,7 @@ class InspectSettings(_Settings):
     """what a store or an SAE directory is and holds, with some rows decoded."""
 
     path: Annotated[str, Positional]
-    """activation store (a folder, or hf://datasets/OWNER/NAME) or SAE directory"""
+    """activation store (a folder, or hf://datasets/OWNER/NAME), or directory or file of an SAE of any known format"""
     rows: Annotated[int, BeforeValidator(parse_count), Field(ge=0)] = 5
     """rows to decode"""
 
@@ -322,6 +371,8 @@ VERBS: dict[str, type[_Settings]] = {
     "train": TrainSettings,
     "compare": CompareSettings,
     "show": ShowSettings,
+    "convert": ConvertSettings,
+    "check": CheckSettings,
     "verify": VerifySettings,
     "inspect": InspectSettings,
     "estimate": EstimateSettings,
@@ -334,20 +385,6 @@ VERBS: dict[str, type[_Settings]] = {
 def make_settings(verb: str, values: Mapping[str, Any]) -> Any:
     """Validate values for a verb; every problem is named in one SettingsError, settings by their flags."""
     return VERBS[verb].model_validate(dict(values), context={"verb": verb})
-
-
-def _sentence(model: type[BaseModel], error: Any, verb: str | None) -> str:
-    """One of pydantic's errors in words of the command line, or of Python where there is no verb."""
-    who = verb or model.__name__
-    key = str(error["loc"][0]) if error["loc"] else who
-    if error["type"] == "extra_forbidden":
-        return f"{who}: unknown setting {key!r}; expected {choice(key, model.model_fields)}"
-    field = model.model_fields.get(key)
-    name = key if verb is None or field is None else key.upper() if is_positional(field) else flag(key)
-    if field is not None and error["type"] == "missing":
-        return f"{who}: {name} is required ({describe(field)})"
-    reason = error["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    return f"{who}: {name}: got {error['input']!r}; expected {reason.removeprefix('expected ')}"
 
 
 def command_line(settings: BaseModel) -> str:
@@ -373,16 +410,3 @@ def command_line(settings: BaseModel) -> str:
     if any(word.startswith("-") or "=" in word for word in positional):
         return shlex.join(["sae-lm", verb, *flags, "--", *positional])
     return shlex.join(["sae-lm", verb, *positional, *flags])
-
-
-def flag(key: str) -> str:
-    return f"--{key.replace('_', '-')}"
-
-
-def is_positional(field: FieldInfo) -> bool:
-    return isinstance(field.json_schema_extra, dict) and bool(field.json_schema_extra.get("positional"))
-
-
-def describe(field: FieldInfo) -> str:
-    """A field's docstring on one line."""
-    return " ".join((field.description or "").split())

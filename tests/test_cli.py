@@ -42,6 +42,10 @@ def test_a_malformed_count_is_refused(text):
     [
         (["cache", "--hokks", "a"], "unknown argument '--hokks'; expected '--hooks'"),
         (["cache", "--out", "x"], "--hooks is required"),
+        (
+            ["train", "--store", "a", "--out", "b", "--d-sae", "-5"],
+            "got '-5'; expected a whole number that is not negative",
+        ),
         (["train", "--store", "a", "--out", "b", "--k", "many"], "--k: got 'many'; expected a whole number"),
         (["train", "--store", "a", "--out", "b", "--held-out", "0.9"], "--held-out: got '0.9'; expected less than"),
         (["train", "--store", "a", "--out", "b", "--arch", "gated"], "--arch: got 'gated'; expected 'relu', 'topk'"),
@@ -52,7 +56,7 @@ def test_a_malformed_count_is_refused(text):
         (["show", "s", "--latents", "1,x"], "--latents: got 'x'; expected a valid integer"),
         (["compare", "--out", "x"], "RUNS is required (folder written by"),
         (["train", "--k"], "argument --k: expected one argument; see sae-lm train --help"),
-        (["trian"], "invalid choice: 'trian'"),
+        (["trian"], "unknown verb 'trian'; expected 'train'"),
         (["cache", "--config", "nowhere.toml"], "nowhere.toml: cannot be read"),
         ([], "VERB"),
     ],
@@ -69,7 +73,7 @@ def test_a_mistyped_command_line_is_one_line_and_exit_code_2(argv, says, capsys)
         ("[train]\nd_sea = 3\n", r"unknown key 'd_sea' in \[train\]; expected 'd_sae'"),
         ("[trian]\n", r"unknown section \[trian\]; expected 'train'"),
         ("[train\n", "not valid TOML"),
-        ("k = 3\n", r"unknown section \[k\]"),
+        ("k = 3\n", r"k stands outside of any section; put it below its verb's line, such as \[train\]"),
     ],
 )
 def test_a_mistyped_config_names_the_nearest_key(tmp_path, content, says):
@@ -112,6 +116,10 @@ def test_every_setting_says_what_it_is():
 
 
 EVERY_SETTING = {
+    "convert": {
+        "sae": "me/saes:layer_6", "to": "sparsify", "format": "openai", "hook": "blocks.8.hook_out", "k": 32,
+        "input_scale": 0.5, "out": "my sae",
+    },
     "demo": {"what": "toy", "out": "my demo", "full": True, "seeds": 7},
     "cache": {
         "model": "gpt2", "revision": "main", "text": "a b.txt", "split": "train", "text_column": "it's", "hooks": "-1,0",
@@ -122,7 +130,7 @@ EVERY_SETTING = {
     "train": {
         "store": "hf://datasets/me/acts@v1", "hook": "blocks.1.hook_out", "d_sae": 64, "k": 3, "arch": "matryoshka",
         "widths": "16,64", "sparsity_coefficient": 1e-5, "bandwidth": 0.1, "arms": "none,max_cos:0.5@arch=relu",
-        "seeds": 2, "tokens": 9, "batch_size": 8, "lr": 1 / 3, "optimizer": "adam", "warm_up": 0.5, "decay": 0.0, "held_out": 0.3,
+        "seeds": 2, "first_seed": 4, "registered": "fixed.toml", "tokens": 9, "batch_size": 8, "lr": 1 / 3, "optimizer": "adam", "warm_up": 0.5, "decay": 0.0, "held_out": 0.3,
         "penalty_every": 1, "penalty_start": 0.1, "penalty_warm_up": 0.2, "penalty_on": "encoder", "aux_coefficient": 0,
         "aux_k": 4, "dead_after": 5, "resample_every": 6, "matmul": "float32", "log_every": 7, "checkpoint_seconds": 0.5,
         "arms_at_once": 1, "ranks_per_sae": 2, "trackers": "wandb,tensorboard", "device": "cpu", "out": "train.k=3",
@@ -135,6 +143,8 @@ EVERY_SETTING = {
     },
     "show": {"sae": "runs/none@k=8-seed0", "store": "s", "latents": (4, -1), "contexts": 3, "tokens": 5,
              "device": "cpu", "out": "a\nb.html"},
+    "check": {"sae": "user/repo:layer", "model": "m", "text": "t", "store": "s", "hook": "-1", "format": "openai", "k": 3, "tokens": 9,
+              "context_size": 8, "device": "cpu"},
     "verify": {"path": "compare.path=x", "repair": True, "model": "m", "text": "t", "device": "cpu"},
     "inspect": {"path": "-x", "rows": 0},
     "estimate": {"hooks": "3", "tokens": 4, "trial": 0.5, "out": "there"},

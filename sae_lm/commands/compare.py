@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 
 from sae_lm.comparison.measure import measure
+from sae_lm.comparison.registered import check_registered
 from sae_lm.comparison.report import make_report
 from sae_lm.comparison.runs import find_store, read_runs
 from sae_lm.errors import SaeLmError, SettingsError
@@ -36,6 +37,7 @@ def compare(settings: CompareSettings) -> Report:
         )
     device = pick_device(settings.device, float64_for="figures are summed in")
     runs = read_runs(settings.runs, settings.baseline)
+    registered = check_registered(settings)
     store = find_store(settings, runs.training["store_id"])
     # before the work, so that a bad path or a damaged SAE costs none
     check_folder(settings.out)
@@ -44,7 +46,7 @@ def compare(settings: CompareSettings) -> Report:
         if (settings.out / name).is_dir():
             raise SaeLmError(f"{settings.out / name} is a folder, where the report's file would be; give another --out")
     runs.check()
-    report = make_report(settings, store, runs, measure(settings, store, runs, device))
+    report = make_report(settings, store, runs, measure(settings, store, runs, device), registered)
     _write(report, settings.out)
     return report
 

@@ -8,20 +8,21 @@ from sae_lm.data.batches import shuffle_quality
 from sae_lm.data.store import Store, open_store
 from sae_lm.pages.terminal import columns
 from sae_lm.runtime.seeds import derive
-from sae_lm.sae.folder import CONFIG
 from sae_lm.sae.load import load
+from sae_lm.sae.locations import is_one_sae
 from sae_lm.sae.model import SAE
 from sae_lm.settings import InspectSettings
 from sae_lm.training.convergence import sae_start_cosines, state_of_training
+from sae_lm.training.folder_kind import is_sae
 
 SHOWN_QUANTILES = (0.01, 0.5, 0.99, 1.0)
 QUALITY_BATCH = 2048
 
 
 def inspect(path: str, rows: int = 5) -> str:
-    """A human's summary of a store (a folder or an hf:// address) with ``rows`` decoded rows, or of an SAE directory."""
-    if not path.startswith("hf://") and (Path(path) / CONFIG).is_file():
-        return _sae(load(path))
+    """A human's summary of a store (a folder or an hf:// address) with ``rows`` decoded rows, or of an SAE."""
+    if not path.startswith("hf://") and (is_one_sae(Path(path)) or is_sae(Path(path))):
+        return _sae(load(path, "cpu"))
     return _store(open_store(path), rows)
 
 
@@ -85,6 +86,7 @@ def _sae(sae: SAE) -> str:
         / sae.W_dec.norm(dim=1).clamp_min(1e-12)
     )
     metadata_lines += _training(sae)
+    metadata_lines += [f"loaded: {sentence}" for sentence in sae.provenance]
     return "\n".join([repr(sae), *metadata_lines, f"decoder norms {float(sae.W_dec.norm(dim=1).min()):.3f} to {float(sae.W_dec.norm(dim=1).max()):.3f}; "
                       f"median cosine of encoder and decoder {float(cosines.median()):.3f}"])  # fmt: skip
 

@@ -8,7 +8,6 @@ from sae_lm.interp.max_activating import chunk_rows, fitting_hook, search, sprea
 from sae_lm.pages.latents import latent_card
 from sae_lm.pages.templates import render
 from sae_lm.pages.text import visible
-from sae_lm.runtime.device import pick_device
 from sae_lm.sae.load import load
 from sae_lm.settings import ShowSettings, command_line
 
@@ -21,7 +20,7 @@ def show(settings: ShowSettings) -> Path:
     if settings.out.is_dir():
         raise SettingsError(f"--out {settings.out} is a folder, expected a file; give {settings.out / 'latents.html'}")
     store = open_store(settings.store)
-    sae = load(settings.sae).to(pick_device(settings.device))
+    sae = load(settings.sae, settings.device)
     hook = fitting_hook(settings.sae, sae, store)
     wrong = [latent for latent in settings.latents or () if not 0 <= latent < sae.config.d_sae]
     if wrong:

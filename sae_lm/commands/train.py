@@ -22,6 +22,7 @@ from sae_lm.training.convergence import convergence, state_of_training
 from sae_lm.training.group import TrainingRun, train_group
 from sae_lm.training.locks import only_trainer, only_writer_of_run, remove_locks
 from sae_lm.training.recipe import TrainingRecipe
+from sae_lm.training.registered import Registered, registration
 from sae_lm.training.run_folder import (
     check_alike,
     is_done,
@@ -74,6 +75,10 @@ def train(settings: TrainSettings) -> Path:
 OUT_OF_MEMORY = "give a smaller --batch-size, fewer --arms-at-once or a smaller --d-sae; finished SAEs are kept"
 
 
+def seeds_of(settings: TrainSettings) -> range:
+    return range(settings.first_seed, settings.first_seed + settings.seeds)
+
+
 class _Place(NamedTuple):
     """Where this process works."""
 
@@ -91,11 +96,14 @@ class _Plan(NamedTuple):
     groups: list[ArmGroup]
     missing: int
     """SAEs that are to be trained"""
+    registered: Registered | None
+    """what they are trained under"""
 
 
 def _plan(settings: TrainSettings, store: Store, arms: list[Arm], teams: int, locks: ExitStack) -> _Plan:
     """Look at what is there, lock what is to be trained, write run.json. Raises SaeError, SettingsError."""
     recipe, out = TrainingRecipe.from_settings(settings, store, arms), settings.out
+    registered = registration(settings)
     recipe = recipe.model_copy(update={"scale": kept_scale(out, recipe)})
     check_alike(out, recipe)
     groups, missing = _share_out(settings, recipe, arms, teams)
@@ -103,21 +111,21 @@ def _plan(settings: TrainSettings, store: Store, arms: list[Arm], teams: int, lo
     locks.enter_context(only_trainer(out, names))
     groups, missing = _share_out(settings, recipe, arms, teams)  # some may have been finished in between
     with only_writer_of_run(out):
-        write_run(settings, recipe, arms)
+        write_run(settings, recipe, arms, registered)
     wanted = len(arms) * settings.seeds
     if missing < wanted:
         print(f"{wanted - missing} of {wanted} SAEs are there already; reused", flush=True)
     start = torch.empty(0)
     if groups:
         start = store.moments(recipe.hook, recipe.held_out_from_row).mean / recipe.scale
-    return _Plan(recipe, start, groups, missing)
+    return _Plan(recipe, start, groups, missing, registered)
 
 
 def _say_how_it_went(settings: TrainSettings, arms: list[Arm], plan: _Plan, seconds: dict[str, float]) -> None:
     if plan.missing:
         print(timing_line(seconds), flush=True)
     of_arm = {
-        arm.name: [read_convergence(settings.out / sae_folder(arm, seed)) for seed in range(settings.seeds)]
+        arm.name: [read_convergence(settings.out / sae_folder(arm, seed)) for seed in seeds_of(settings)]
         for arm in arms
     }
     if line := state_of_training(of_arm):
@@ -129,7 +137,7 @@ def _share_out(
 ) -> tuple[list[ArmGroup], int]:
     """Groups of the SAEs that are not there yet, and how many SAEs these are."""
     pending = {
-        seed: [arm for arm in arms if not is_done(settings.out, arm, seed, recipe)] for seed in range(settings.seeds)
+        seed: [arm for arm in arms if not is_done(settings.out, arm, seed, recipe)] for seed in seeds_of(settings)
     }
     missing = sum(map(len, pending.values()))
     return _groups(pending, settings.out, settings.arms_at_once or -(-missing // teams) or 1), missing
@@ -172,6 +180,7 @@ def _train_groups(
             log_every=settings.log_every,
             checkpoint_seconds=settings.checkpoint_seconds,
             team=place.team,
+            registered=plan.registered,
         )
         for done, group in enumerate(groups):
             if done and place.team.agree(bool(stop_request)):  # it came in the last step of the group before
@@ -193,7 +202,7 @@ def _train_and_save(
     seconds = train_group(group, trainers, tracks, run)
     if writes:
         for trainer in trainers[: len(group.arms)]:
-            metadata = sae_metadata(trainer.arm, group.seed, recipe, run.store.manifest)
+            metadata = sae_metadata(trainer.arm, group.seed, recipe, run.store.manifest, run.registered)
             lines = read_lines(run.out / log_file(trainer.arm, group.seed))
             sae = trainer.finish(recipe.scale, metadata | {"convergence": convergence(lines, recipe)})
             save(sae, run.out / sae_folder(trainer.arm, group.seed))

@@ -3,11 +3,12 @@
 from pathlib import Path
 
 from sae_lm.data.integrity import check_files
-from sae_lm.data.manifest import MANIFEST, PROGRESS, read_manifest
+from sae_lm.data.manifest import read_manifest
 from sae_lm.errors import SettingsError, StoreError
-from sae_lm.sae.folder import CONFIG, sae_directories
+from sae_lm.sae.folder import CONFIG
 from sae_lm.sae.formats.saelens import verify_files
 from sae_lm.settings import VerifySettings
+from sae_lm.training.folder_kind import is_sae
 
 
 def verify(path: Path) -> list[str]:
@@ -15,18 +16,13 @@ def verify(path: Path) -> list[str]:
 
     Raises StoreError where the folder is neither a store nor an SAE directory.
     """
-    if (path / CONFIG).is_file():
+    if is_sae(path):
         return verify_files(path)
-    if (path / MANIFEST).is_file() or (path / PROGRESS).is_dir():
-        try:
-            problems = check_files(path, read_manifest(path))
-        except StoreError as problem:
-            return [str(problem)]
-        return [f"{name}: {what}" for part in problems for name, what in part.items()]
-    inside = [directory.name for directory in sae_directories(path)]
-    if inside:
-        raise StoreError(f"{path} holds several SAEs; name one of {', '.join(inside)}")
-    raise StoreError(f"{path} is neither an activation store ({MANIFEST}) nor an SAE directory ({CONFIG}); name one")
+    try:
+        problems = check_files(path, read_manifest(path))
+    except StoreError as problem:
+        return [str(problem)]
+    return [f"{name}: {what}" for part in problems for name, what in part.items()]
 
 
 def run(settings: VerifySettings) -> int:

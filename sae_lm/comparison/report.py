@@ -18,6 +18,7 @@ from sae_lm.comparison.matching import TOLERANCE, Values, frontier
 from sae_lm.comparison.measure import Measured
 from sae_lm.comparison.other_concepts import compare_over_concepts, concept_findings
 from sae_lm.comparison.outcomes import METRICS
+from sae_lm.comparison.registered import Evidence, answer_registered
 from sae_lm.comparison.runs import Runs
 from sae_lm.comparison.undertrained import Undertrained, find_undertrained, reason, warn
 from sae_lm.comparison.verdicts import compare_arms
@@ -38,12 +39,15 @@ from sae_lm.pages.schema import (
 )
 from sae_lm.penalties.arms import Arm
 from sae_lm.settings import CompareSettings
+from sae_lm.training.registered import Registered
 
 CONTROL = "random"
 """The control's name in the report: an SAE whose decoder rows are random directions."""
 
 
-def make_report(settings: CompareSettings, store: Store, runs: Runs, measured: Measured) -> Report:
+def make_report(
+    settings: CompareSettings, store: Store, runs: Runs, measured: Measured, registered: Registered | None = None
+) -> Report:
     values: Values = {
         arm: {key: [measured.figures[arm, seed].get(key, math.nan) for seed in runs.seeds] for key in METRICS}
         for arm in runs.arms
@@ -64,6 +68,12 @@ def make_report(settings: CompareSettings, store: Store, runs: Runs, measured: M
         "version": VERSION,
         "answer": f"{warning} {plain}" if warning else plain,
         "warning": warning,
+        "registered": answer_registered(
+            registered,
+            settings,
+            runs,
+            Evidence(values, measured.matching, all_curves, undertrained, settings.equivalence),
+        ),
         "findings": [
             *findings(differences, values, seeds),
             *concept_findings(other_concepts, differences),

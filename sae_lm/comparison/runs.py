@@ -111,7 +111,7 @@ def read_runs(folder: Path, baseline: str) -> Runs:
         )
     arms = sorted(dict.fromkeys(arm for arm, _ in trained), key=lambda arm: (arm not in rungs, known.index(arm)))
     partial += [f"{arm.name}: no SAE is there; the arm is left out." for arm in known if arm not in arms]
-    seeds = sorted({seed for _, seed in trained} | set(range(expected["seeds"])))
+    seeds = sorted({seed for _, seed in trained} | set(range(expected.get("first_seed", 0), expected["seeds"])))
     lacking = {seed: [arm for arm in arms if (arm, seed) not in trained] for seed in seeds}
     common = [seed for seed in seeds if not lacking[seed]]
     for seed, without in lacking.items():

@@ -42,13 +42,32 @@ def download(repo_id: str, commit: str, name: str, again: bool = False, folder: 
             raise StoreError(f"{address} has no {name}: it holds no whole store, or a push has not ended") from None
 
 
-def download_snapshot(repo_id: str, commit: str, folder: str = "") -> Path:
-    """All files of a model repository, or of one ``folder`` of it, in the local hub cache. Raises HubError."""
-    from huggingface_hub import snapshot_download
+def download_from_model(repo_id: str, commit: str, name: str) -> Path:
+    """A file of a model repository, in the local hub cache. Raises HubError."""
+    from huggingface_hub import hf_hub_download
 
-    with without_notices(), one_sentence(f"fetching the model {repo_id!r}", repo_id, "model"):
-        patterns = [f"{folder}/*"] if folder else None
-        return Path(snapshot_download(repo_id, revision=commit, allow_patterns=patterns))
+    with without_notices(), one_sentence(f"fetching {name} of the model {repo_id!r}", repo_id, "model"):
+        return Path(hf_hub_download(repo_id, name, revision=commit))
+
+
+def list_files(repo_id: str, commit: str) -> list[str]:
+    """The paths of all files of a model repository; none is fetched. Raises HubError."""
+    from huggingface_hub import HfApi
+
+    with without_notices(), one_sentence(f"listing the model {repo_id!r}", repo_id, "model"):
+        return HfApi().list_repo_files(repo_id, revision=commit)
+
+
+def models_of(repo_id: str) -> list[str]:
+    """The ids of some models of a repository's owner, to name the one that was meant; none where they cannot be had."""
+    from huggingface_hub import HfApi
+
+    owner, slash, _ = repo_id.partition("/")
+    try:
+        with quiet():
+            return [model.id for model in HfApi().list_models(author=owner, limit=500)] if slash else []
+    except Exception:  # a courtesy: whatever goes wrong, the error that led here is the one to tell
+        return []
 
 
 class Branch:

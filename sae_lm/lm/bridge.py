@@ -1,8 +1,12 @@
 """Load a language model as a TransformerBridge, capture activations at its hooks, and replace them."""
 
+import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from difflib import get_close_matches
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -10,7 +14,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from sae_lm.errors import ModelError
 from sae_lm.lm.capture import Stop, probe_widths
-from sae_lm.lm.hooks import canonical_hook, expand_hooks
+from sae_lm.lm.hooks import canonical_hook, expand_hooks, layer_of
 from sae_lm.lm.source import ModelSource, find_model, loading_quietly
 from sae_lm.runtime.device import pick_device
 
@@ -28,9 +32,54 @@ def load_model(
     """Boot a TransformerBridge with raw weights, frozen and in eval mode.
 
     name: ``embedded``, a directory in Hugging Face format, or a hub id. Raises ModelError for what
-    cannot be loaded and HubError where the hub is out of reach.
+    cannot be loaded and HubError where the hub is out of reach. Token ids may be on any device. Where keys and values
+    of earlier tokens are lost (see ``remembers``), ``model.generate`` works without keeping them.
     """
-    return boot(find_model(name, revision), device=device, dtype=dtype)
+    bridge = boot(find_model(name, revision), device=device, dtype=dtype)
+    remembers(bridge)
+    return bridge
+
+
+_REMEMBERS: "WeakKeyDictionary[TransformerBridge, bool]" = WeakKeyDictionary()
+
+
+def remembers(bridge: TransformerBridge) -> bool:
+    """Whether generation with kept keys and values predicts what generation without them does; tried once per model.
+
+    TransformerLens hands the cache of keys and values on under the name that transformers gave it, and has lost it where
+    transformers renamed it: then every new token is predicted from itself alone. A model that is found to do that is
+    told to keep none, so that its own ``generate`` is right as well. True for models that generate nothing.
+    """
+    if bridge not in _REMEMBERS:
+        _REMEMBERS[bridge] = _same_with_kept_keys(bridge)
+        if not _REMEMBERS[bridge]:
+            bridge.adapter.supports_kv_cache = False
+    return _REMEMBERS[bridge]
+
+
+def _same_with_kept_keys(bridge: TransformerBridge) -> bool:
+    """Logits of the token after eight others and one that was generated: from all of them, and from keys and values."""
+    prompt = torch.arange(1, 9, device=next(bridge.parameters()).device)[None] % bridge.cfg.d_vocab
+    logits = []
+    for kept in (True, False):
+        try:
+            with warnings.catch_warnings(), torch.no_grad():
+                warnings.simplefilter("ignore")  # of names that will go; what matters is what comes out
+                made = bridge.generate(
+                    prompt,
+                    max_new_tokens=2,
+                    do_sample=False,
+                    stop_at_eos=False,
+                    use_past_kv_cache=kept,
+                    output_logits=True,
+                    verbose=False,
+                )
+        except Exception:  # an encoder, a model of other inputs: each says so in its own way, and when it is asked to
+            return True
+        logits.append(made.logits[-1].double())
+    difference, spread = (logits[0] - logits[1]).abs().max(), logits[1].std()
+    half = next(bridge.parameters()).dtype.itemsize < 4
+    return bool(difference <= (0.1 if half else 1e-3) * spread)
 
 
 def boot(source: ModelSource, *, device: str, dtype: torch.dtype) -> TransformerBridge:
@@ -42,7 +91,37 @@ def boot(source: ModelSource, *, device: str, dtype: torch.dtype) -> Transformer
     bridge.eval()
     for parameter in bridge.parameters():
         parameter.requires_grad_(False)
+    bridge.original_model.register_forward_pre_hook(_inputs_to_device, with_kwargs=True)
     return bridge
+
+
+def _inputs_to_device(module: Any, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
+    """Token ids and masks of a store lie on the CPU; TransformerLens hands them to the model as they are."""
+    device = next(module.parameters()).device
+
+    def moved(value: Any) -> Any:
+        return value.to(device) if isinstance(value, Tensor) and value.device != device else value
+
+    return tuple(map(moved, inputs)), {name: moved(value) for name, value in keywords.items()}
+
+
+@contextmanager
+def token_ids(bridge: TransformerBridge) -> Iterator[Callable[[], Tensor | None]]:
+    """Inside the block, the function that is yielded gives the token ids of the forward pass that is under way.
+
+    [batch, pos]; None where the pass was given embeddings. Passes of any kind count, those of ``generate`` too.
+    """
+    current: list[Tensor | None] = [None]
+
+    def note(module: Any, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        tokens = keywords.get("input_ids", inputs[0] if inputs else None)
+        current[0] = tokens if isinstance(tokens, Tensor) and not tokens.is_floating_point() else None
+
+    handle = bridge.original_model.register_forward_pre_hook(note, with_kwargs=True)
+    try:
+        yield lambda: current[0]
+    finally:
+        handle.remove()
 
 
 def expand_bridge_hooks(bridge: TransformerBridge, patterns: Sequence[str]) -> list[str]:
@@ -59,10 +138,54 @@ def resolve_hook(bridge: TransformerBridge, name: str) -> str:
         if known in bridge.hook_dict:
             return known
     layers = bridge.cfg.n_layers
+    near = get_close_matches(canonical, bridge.hook_dict, n=3)
     raise ModelError(
         f"hook {name!r} is not a hook point of this model, which has {layers} layers; residual streams are "
         f"blocks.0.hook_out (after block 0) to blocks.{layers - 1}.hook_out"
+        + (f"; the nearest names are {', '.join(near)}" if near else "")
     )
+
+
+def hook_names(bridge: TransformerBridge, name: str) -> list[str]:
+    """Every name of the hook point that ``name`` stands for: ``blocks.1.hook_out``, ``blocks.1.hook_resid_post``."""
+    point = bridge.hook_dict[resolve_hook(bridge, name)]
+    return [known for known, other in bridge.hook_dict.items() if other is point]
+
+
+def hook_width(bridge: TransformerBridge, name: str) -> int:
+    """The width of a hook's activation [batch, pos, width]; of [batch, pos, heads, d_head] it is heads * d_head.
+
+    Known for residual streams, found by a forward pass of a few tokens for others. Raises ModelError for a hook that
+    never fires, or whose activation has no positions.
+    """
+    name = resolve_hook(bridge, name)
+    if layer_of(name):
+        return bridge.cfg.d_model
+    count = 2 + (bridge.cfg.n_heads == 2)  # so that heads are not taken for positions
+    shape: list[int] = []
+
+    def look(tensor: Tensor, hook: Any) -> None:
+        shape.extend(tensor.shape)
+        raise Stop
+
+    try:
+        with torch.no_grad(), bridge.hooks(fwd_hooks=[(name, look)]):
+            tokens = torch.zeros(1, count, dtype=torch.long, device=next(bridge.parameters()).device)
+            bridge(tokens, return_type=None, **FORWARD_KWARGS)
+    except Stop:
+        pass
+    except ValueError as problem:  # hook points that TransformerLens keeps switched off
+        raise ModelError(f"hook {name} cannot be used: {' '.join(str(problem).split())}") from problem
+    if not shape:
+        raise ModelError(
+            f"hook {name} never fired in a forward pass; name another, such as a residual stream (blocks.0.hook_out)"
+        )
+    if len(shape) < 3 or shape[:2] != [1, count]:
+        raise ModelError(
+            f"hook {name} gives a tensor of shape {shape} for {count} tokens, expected [batch, pos, width] or "
+            "[batch, pos, heads, d_head]; name a residual stream, an MLP's or attention's output, or hook_z"
+        )
+    return math.prod(shape[2:])
 
 
 class Capture:

@@ -72,12 +72,13 @@ def _values(z: Tensor, at: Tensor) -> Tensor:
 
 @torch.no_grad()
 def decode_active(
-    sae: SAE, values: Float[Tensor, "n width"], latent: Int[Tensor, "n width"]
+    sae: SAE, values: Float[Tensor, "n width"], latent: Int[Tensor, "n width"], x: Float[Tensor, "n d_in"] | None = None
 ) -> Float[Tensor, "n d_in"]:
-    """What ``sae.decode`` makes of the dense code; reads the rows of the latents that fire and no others."""
+    """What ``sae.decode`` makes of the dense code (and of x); reads the rows of the latents that fire and no others."""
     if latent.shape[1] * DENSE_DECODE_RATIO > sae.config.d_sae:
-        return sae.decode(values.new_zeros(len(values), sae.config.d_sae).scatter_add_(1, latent, values))
-    return torch.nn.functional.embedding_bag(latent, sae.W_dec, per_sample_weights=values, mode="sum") + sae.b_dec
+        return sae.decode(values.new_zeros(len(values), sae.config.d_sae).scatter_add_(1, latent, values), x)
+    bags = torch.nn.functional.embedding_bag(latent, sae.W_dec, per_sample_weights=values, mode="sum")
+    return sae.restore(bags + sae.b_dec, x)
 
 
 @torch.no_grad()

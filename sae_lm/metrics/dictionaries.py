@@ -185,7 +185,7 @@ def stitch(a: SAE, b: SAE, batches: Iterable[Float[Tensor, "_ d_in"]]) -> Stitch
     for x in batches:
         x = x.to(b.W_dec)
         z, latent = active(b, x)
-        along = row_products(x - decode_active(a, *active(a, x)), b.W_dec, latent)
+        along = row_products(x - decode_active(a, *active(a, x), x), b.W_dec, latent)
         terms = z.square() * squares[latent] - 2 * z * along
         change += torch.bincount(latent.flatten(), terms.flatten().double(), d_sae).cpu()
         rows += len(x)

@@ -195,7 +195,8 @@ def _constant(row: Tensor) -> Callable[[Tensor], Tensor]:
 
 def _reconstruction(sae: SAE) -> Callable[[Tensor], Tensor]:
     def reconstruct(x: Tensor) -> Tensor:
-        return decode_active(sae, *active(sae, x.flatten(0, -2).to(sae.W_dec))).view_as(x).to(x.dtype)
+        rows = x.flatten(0, -2).to(sae.W_dec)
+        return decode_active(sae, *active(sae, rows), rows).view_as(x).to(x.dtype)
 
     return reconstruct
 

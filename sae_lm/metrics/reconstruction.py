@@ -69,7 +69,7 @@ def quality(sae: SAE, batches: Iterable[Float[Tensor, "_ d_in"]]) -> tuple[Quali
     for x in batches:
         x = x.to(sae.W_dec)
         values, latent = active(sae, x)
-        x_hat = decode_active(sae, values, latent)
+        x_hat = decode_active(sae, values, latent, x)
         n += len(x)
         fired += torch.bincount(latent[values > 0], minlength=sae.config.d_sae).double().cpu()
         exact, guess = x.double(), x_hat.double()

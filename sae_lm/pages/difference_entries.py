@@ -144,6 +144,35 @@ class EqualFvuEntry(TypedDict):
     """whether an arm that it is read off is (`ArmEntry`)"""
 
 
+class ClaimEntry(TypedDict):
+    """A claim that was registered before training, and its answer (`sae_lm.comparison.registered`)."""
+
+    sentence: str
+    metric: str
+    arm: str
+    against: str | None
+    """the arm it is held to at one cost in FVU; null: the baseline, at equal L0"""
+    fvu: float | None
+    expect: str
+    """lower, higher or equivalent"""
+    mean: float | None
+    low: float | None
+    high: float | None
+    seeds: int
+    p: float | None
+    p_holm: float | None
+    """over the claims of the file; null where there is no answer"""
+    holds: bool | None
+    answer: str
+    """in words, with the figures or the reason why there is none"""
+
+
+class RegisteredEntry(TypedDict):
+    file: str
+    sha256: str
+    claims: list[ClaimEntry]
+
+
 def verdict_text(difference: DifferenceEntry) -> str:
     """``not distinguishable (needs about 38 seeds)``."""
     reason = difference["reason"]

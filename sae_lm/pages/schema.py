@@ -5,7 +5,14 @@ Null stands for what is not known. Version 3 splits what a verdict was in versio
 
 from typing import Any, TypedDict
 
-from sae_lm.pages.difference_entries import DifferenceEntry, EqualFvuEntry, FrontierEntry, KindEntry, OtherConceptsEntry
+from sae_lm.pages.difference_entries import (
+    DifferenceEntry,
+    EqualFvuEntry,
+    FrontierEntry,
+    KindEntry,
+    OtherConceptsEntry,
+    RegisteredEntry,
+)
 
 FORMAT, VERSION = "sae_lm comparison", 3
 
@@ -223,6 +230,8 @@ class Report(TypedDict):
     """one sentence, after the warning where there is one"""
     warning: str | None
     """a sentence on SAEs that are not trained yet, or null"""
+    registered: RegisteredEntry | None
+    """claims fixed before training, and their answers; null where nothing was"""
     findings: list[str]
     """sentences, one per arm and then on all"""
     partial: list[str]

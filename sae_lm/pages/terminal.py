@@ -74,6 +74,9 @@ def text_table(report: Report) -> str:
     """The report as plain text of at most 120 columns, unless a single column is wider."""
     arms, metrics, findings = order_arms(report), report["metrics"], report["findings"]
     lines = [*_wrap("; ".join(f"{term} {fact}" for term, fact in summary_rows(report))), "", *_wrap(report["answer"])]
+    if report["registered"]:
+        for claim in report["registered"]["claims"]:
+            lines += _wrap(f"registered: {claim['sentence']} {claim['answer'].capitalize()}.")
     lines += [""] * bool(report["partial"]) + [
         line for sentence in report["partial"] for line in _wrap(f"partial: {sentence}")
     ]

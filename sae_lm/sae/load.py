@@ -1,47 +1,128 @@
-"""Load an SAE from a directory or from the hub."""
+"""Load an SAE of any known format from a directory, from the hub, or by its name in SAELens."""
 
+import math
 import os
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from typing import Any
 
-from safetensors.torch import load_file
+from torch import Tensor
 
-from sae_lm.errors import HubError, SaeError
-from sae_lm.sae.folder import CONFIG, WEIGHTS, sae_directories
-from sae_lm.sae.formats.saelens import check, fold_norms, named
+from sae_lm.errors import SaeError
+from sae_lm.runtime.device import pick_device
+from sae_lm.sae.fetch import find
 from sae_lm.sae.model import SAE
+from sae_lm.sae.source import Source
+
+FORMATS = (
+    "saelens",
+    "dictionary_learning",
+    "sparsify",
+    "openai",
+    "gemma_scope",
+    "gemma_scope_2",
+    "llama_scope",
+    "qwen_scope",
+    "goodfire",
+    "connor_rob",
+)
+"""Each is a module of ``sae_lm.sae.formats`` with a function ``read(source)``."""
 
 
-def load(path: str | os.PathLike[str], device: str = "cpu") -> SAE:
-    """Load an SAE directory of ours or of SAELens (standard, topk, jumprelu), or a hub repository of one.
+def load(
+    path: str | os.PathLike[str],
+    device: str = "auto",
+    *,
+    format: str = "auto",
+    hook: str | None = None,
+    k: int | None = None,
+    input_scale: float | None = None,
+) -> SAE:
+    """Load an SAE, in float32, with what was decided on the way in its ``provenance``.
 
-    path: a directory, or a hub id with an optional folder inside: ``user/repo`` or ``user/repo:folder``.
-    Raises SaeError for what is missing, damaged or of another kind.
+    path: an SAE's directory or file; a hub id with an optional revision and folder (or file) inside,
+        ``user/repo``, ``user/repo:folder``, ``user/repo@revision:folder``; or, where sae_lens is installed, the name of
+        a release of SAELens and an id in it, ``gpt2-small-res-jb:blocks.8.hook_resid_pre``.
+    device: `auto` (cuda if there is one), `cpu`, `cuda`, `cuda:1`, `mps`.
+    format: one of FORMATS where the files do not tell; ``dictionary_learning/BatchTopKSAE`` names the class too.
+    hook, k: which activation it is for and how many latents fire, where the files do not say, or say it wrong.
+    input_scale: what activations are multiplied by, where an SAE expects that and its files do not say by what:
+        sqrt(d_in) / mean norm of the activations.
+
+    Nothing is guessed: what the files leave open is asked for. Raises SaeError for what is missing, damaged, ambiguous
+    or of another kind, SettingsError for the device.
     """
-    directory = Path(path).expanduser()
-    if not directory.is_dir():
-        beside = [sae.name for sae in sae_directories(directory.parent)]
-        if beside:
-            raise SaeError(f"there is no SAE {path}; {directory.parent} holds {', '.join(beside)}")
-        directory = _download(str(path))
-    inside = [sae.name for sae in sae_directories(directory)]
-    if inside and not (directory / CONFIG).exists():
-        raise SaeError(f"{path} is not one SAE but holds several; name one of {', '.join(inside)}")
-    config, parsed = check(directory)
-    weights = load_file(directory / WEIGHTS)  # of the devices that torch knows, safetensors knows some
-    with named(directory):
-        return SAE(parsed, fold_norms(config, weights)).to(device)
-
-
-def _download(name: str) -> Path:
-    from sae_lm.hub.repository import download_snapshot
-    from sae_lm.hub.revision import pin
-
-    repository, _, folder = name.partition(":")
+    device = pick_device(device)
+    kind, _, variant = format.partition("/")
+    if kind != "auto" and kind not in FORMATS:
+        raise SaeError(f"format is {format!r}; expected auto, {', '.join(FORMATS)}")
+    if input_scale is not None and not 0 < input_scale < math.inf:
+        raise SaeError(f"input_scale is {input_scale!r}, expected a number above 0")
+    source, suggested = find(os.fspath(path))
+    source.hook, source.k, source.input_scale, source.variant = hook, k, input_scale, variant
+    if kind == "auto":
+        kind = _format_of_keys(source) if suggested == "torch" else suggested
+        source.note(f"format {kind} by the names of its {'tensors' if suggested == 'torch' else 'files'}")
+    if variant and kind != "dictionary_learning":
+        raise source.error(f"format is {format!r}; only of dictionary_learning a class may be named")
+    read: Callable[[Source], SAE] = import_module(f"sae_lm.sae.formats.{kind}").read
     try:
-        pinned = pin(repository, "model")
-    except HubError as problem:
-        raise SaeError(f"SAE {name!r} is not a directory, and not on the hub either: {problem}") from None
-    try:
-        return (pinned.local or download_snapshot(repository, pinned.revision, folder)) / folder
-    except HubError as problem:
-        raise SaeError(f"SAE {name!r}: {problem}") from None
+        sae = read(source)
+    except SaeError as problem:
+        if any(str(place) in str(problem) for place in (source.name, *source.files.values())):
+            raise
+        raise source.error(str(problem)) from None
+    _check_given(source, sae)
+    return sae.to(device)
+
+
+def _check_given(source: Source, sae: SAE) -> None:
+    """Raises SaeError where what the user gave was of no use."""
+    if source.k is not None and sae.config.k != source.k:
+        raise source.error(
+            f"k={source.k} is given, but this SAE is {sae.config.architecture} and has no k; leave it out"
+        )
+    if source.input_scale is not None and not source.scale_used:
+        raise source.error(
+            f"input_scale={source.input_scale:g} is given, but this SAE takes activations as they are; leave it out"
+        )
+
+
+def _format_of_keys(source: Source) -> str:
+    """The format of one torch file, by the names and shapes in it. Raises SaeError where more than one would fit."""
+    content = source.tensors(source.only_file)
+    content = content["sae"] if isinstance(content.get("sae"), Mapping) else content
+    if "latent_bias" in content:
+        return "openai"
+    if "encoder_linear.weight" in content:
+        return "goodfire"
+    if "W_E" in content:
+        return "llama_scope"
+    if "W_enc" in content and any(file.endswith("_cfg.json") for file in source.files):
+        return "connor_rob"
+    if "W_enc" in content and not {"k", "threshold"} & {*content}:
+        return _orientation(source, content)
+    if "encoder.weight" in content or "W_enc" in content:
+        return "dictionary_learning"
+    raise source.error(
+        f"holds {', '.join(map(str, [*content][:8])) or 'nothing'}, the tensors of no format known here; expected an SAE of "
+        f"{', '.join(FORMATS)}"
+    )
+
+
+def _orientation(source: Source, content: Mapping[str, Any]) -> str:
+    """W_enc, b_enc, W_dec, b_dec and no more: Qwen-Scope has W_enc [d_sae, d_in]."""
+    W_enc, b_dec = content["W_enc"], content.get("b_dec")
+    if isinstance(W_enc, Tensor) and isinstance(b_dec, Tensor) and W_enc.ndim == 2 and b_dec.ndim == 1:
+        rows, columns = W_enc.shape
+        if rows != columns and columns == len(b_dec):
+            return "qwen_scope"
+        if rows == columns:
+            raise source.error(
+                f"W_enc is square, {rows} x {columns}, so that it may as well be its transpose; give format='qwen_scope' "
+                "where its rows are latents"
+            )
+    raise source.error(
+        "holds W_enc, b_enc, W_dec and b_dec alone, which do not tell whether b_dec is subtracted from the input, nor which "
+        "latents fire; give format="
+    )

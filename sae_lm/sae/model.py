@@ -6,12 +6,19 @@ With x an activation, every architecture computes
     standard: z = relu(pre)
     topk:     z = relu(pre) at its k largest entries, 0 elsewhere
     jumprelu: z = relu(pre) where pre > threshold, 0 elsewhere
+    groupmax: z = relu(pre) at the largest entry of each of k equal blocks of latents, 0 elsewhere
     x_hat = z @ W_dec + b_dec
 
-which is what SAELens computes for a directory of the same ``cfg.json``.
+which is what SAELens computes for a directory of the same ``cfg.json`` (groupmax: what sparsify computes). A gated
+SAE needs no formula of its own: it is a jumprelu SAE with W_enc exp(r_mag), b_mag and threshold b_mag - b_gate exp(r_mag).
+
+Some SAEs change every activation before it is encoded: they subtract its mean over d_in (``centred_input``,
+``layer_norm``) or divide it by its own size (``layer_norm``, ``constant_norm_rescale``). No weights can do that, so it
+is done here, and undone in the reconstruction: for such an SAE ``decode`` needs the activation as well.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -23,32 +30,53 @@ from sae_lm.errors import SaeError
 from sae_lm.runtime.seeds import derive
 from sae_lm.sae.directions import unit_rows
 
+ARCHITECTURES = ("standard", "topk", "jumprelu", "groupmax")
+NORMS = ("none", "layer_norm", "constant_norm_rescale")
+LAYER_NORM_EPSILON = 1e-5
+"""Added to the standard deviation before dividing, not when the division is undone: as SAELens and OpenAI have it."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class SaeConfig:
     """What is needed to run an SAE, and where it came from."""
 
     architecture: str
-    """standard, topk or jumprelu"""
+    """standard, topk, jumprelu or groupmax"""
     d_in: int
     d_sae: int
     k: int | None = None
-    """active latents per token; topk only"""
+    """active latents per token (topk), or blocks of latents (groupmax)"""
     apply_b_dec_to_input: bool = True
+    normalize_activations: str = "none"
+    """none, layer_norm or constant_norm_rescale: each activation to norm sqrt(d_in)"""
+    centred_input: bool = False
+    """the mean over d_in is subtracted from each activation: trained on a model with ``center_writing_weights``"""
     metadata: Mapping[str, Any] = field(default_factory=dict)
     """model_name, hook_name, store, penalty, coefficient, seed, ..."""
 
     def __post_init__(self) -> None:
-        if self.architecture not in ("standard", "topk", "jumprelu"):
-            raise SaeError(f"architecture {self.architecture!r} is unknown; expected standard, topk or jumprelu")
-        if self.architecture == "topk" and (self.k is None or not 1 <= self.k <= self.d_sae):
-            raise SaeError(f"k is {self.k}, a topk SAE with {self.d_sae} latents needs 1 to {self.d_sae}")
+        if self.architecture not in ARCHITECTURES:
+            raise SaeError(f"architecture {self.architecture!r} is unknown; expected {', '.join(ARCHITECTURES)}")
+        if self.normalize_activations not in NORMS:
+            raise SaeError(f"normalize_activations is {self.normalize_activations!r}; expected {', '.join(NORMS)}")
+        if self.architecture in ("topk", "groupmax") and (self.k is None or not 1 <= self.k <= self.d_sae):
+            raise SaeError(
+                f"k is {self.k}, a {self.architecture} SAE with {self.d_sae} latents needs 1 to {self.d_sae}"
+            )
+        if self.architecture == "groupmax" and self.d_sae % (self.k or 1):
+            raise SaeError(f"k is {self.k}, a groupmax SAE needs one that divides its {self.d_sae} latents")
+
+    @property
+    def normalises(self) -> bool:
+        """Whether each activation is changed before it is encoded, so that decoding needs it as well."""
+        return self.centred_input or self.normalize_activations != "none"
 
 
 class SAE(nn.Module):
     """W_enc [d_in, d_sae], b_enc [d_sae], W_dec [d_sae, d_in], b_dec [d_in], threshold [d_sae] for jumprelu.
 
     A latent is a column of W_enc and a row of W_dec. Parameters are frozen; set requires_grad to tune.
+    provenance: what was decided when the SAE was loaded, a sentence each.
     """
 
     W_enc: Float[Tensor, "d_in d_sae"]
@@ -57,9 +85,10 @@ class SAE(nn.Module):
     b_dec: Float[Tensor, " d_in"]
     threshold: Float[Tensor, " d_sae"]
 
-    def __init__(self, config: SaeConfig, weights: Mapping[str, Tensor]) -> None:
+    def __init__(self, config: SaeConfig, weights: Mapping[str, Tensor], provenance: Sequence[str] = ()) -> None:
         super().__init__()
         self.config = config
+        self.provenance = list(provenance)
         for name in check_shapes(config, {name: tuple(value.shape) for name, value in weights.items()}):
             if not torch.isfinite(weights[name]).all():
                 raise SaeError(f"{name} holds NaN or infinite values; this SAE was saved from a broken run")
@@ -70,16 +99,63 @@ class SAE(nn.Module):
         k = f", k={c.k}" if c.k else ""
         return f"SAE({c.architecture}, d_in={c.d_in}, d_sae={c.d_sae}{k}, hook={c.metadata.get('hook_name')!r})"
 
-    def pre_activations(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
-        if x.shape[-1] != self.config.d_in:
-            raise SaeError(f"activation has width {x.shape[-1]}, this SAE was trained on width {self.config.d_in}")
-        x = x.to(self.W_enc.dtype)
+    def normalise(self, x: Float[Tensor, "*any"]) -> Float[Tensor, "*batch d_in"]:
+        """The activation as it is encoded: where nothing is normalised, x itself in the SAE's dtype.
+
+        Of a hook with an axis of heads, [..., heads, d_head] is taken as well, and flattened.
+        """
+        x = self._flattened(x).to(self.W_enc.dtype)
+        if not self.config.normalises:
+            return x
+        mean, std, size = self._statistics(x)
+        if self.config.normalize_activations == "layer_norm":
+            return (x - mean) / (std + LAYER_NORM_EPSILON)
+        return (x - mean) / size
+
+    def _statistics(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Of each activation, [*batch, 1]: what is subtracted, its standard deviation (ddof 1), its norm / sqrt(d_in)."""
+        norm = self.config.normalize_activations
+        mean = x.mean(-1, keepdim=True) if self.config.centred_input or norm == "layer_norm" else x.new_zeros(1)
+        std, size = x.new_ones(1), x.new_ones(1)
+        if norm == "layer_norm":
+            std = (x - mean).std(-1, keepdim=True)
+        elif norm == "constant_norm_rescale":
+            size = (x - mean).norm(dim=-1, keepdim=True).clamp_min(1e-30) / math.sqrt(self.config.d_in)
+        return mean, std, size
+
+    def restore(
+        self, x_hat: Float[Tensor, "*batch d_in"], x: Float[Tensor, "*any"] | None = None
+    ) -> Float[Tensor, "*reconstruction"]:
+        """A reconstruction of ``normalise(x)`` -> one of x, in x's shape. Raises SaeError where x is needed and not given."""
+        if x is None:
+            if self.config.normalises:
+                raise SaeError(
+                    "this SAE normalises each activation (its config says how) and undoes that in the reconstruction; "
+                    "give the activation too: decode(z, x), or call the SAE itself"
+                )
+            return x_hat
+        if self.config.normalises:
+            mean, std, size = self._statistics(self._flattened(x).to(self.W_enc.dtype))
+            x_hat = x_hat * (std * size) + mean
+        return x_hat if x.shape[-1] == self.config.d_in else x_hat.view(x.shape)
+
+    def _flattened(self, x: Tensor) -> Tensor:
+        d_in = self.config.d_in
+        if x.shape[-1] == d_in:
+            return x
+        if x.ndim > 2 and x.shape[-2] * x.shape[-1] == d_in and has_heads(self.config.metadata.get("hook_name")):
+            return x.flatten(-2)
+        raise SaeError(f"activation has width {x.shape[-1]}, this SAE was trained on width {d_in}")
+
+    def pre_activations(self, x: Float[Tensor, "*any"]) -> Float[Tensor, "*batch d_sae"]:
+        """Before it is decided which latents fire; x as `normalise` takes it."""
+        x = self.normalise(x)
         if self.config.apply_b_dec_to_input:
             x = x - self.b_dec
         return nn.functional.linear(x, self.W_enc.T, self.b_enc)  # one pass over what comes out, not two
 
-    def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
-        """Latent activations, dense, >= 0."""
+    def encode(self, x: Float[Tensor, "*any"]) -> Float[Tensor, "*batch d_sae"]:
+        """Latent activations, dense, >= 0, of x [*batch, d_in]."""
         return self.activate(self.pre_activations(x))
 
     def activate(self, pre: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_sae"]:
@@ -89,14 +165,26 @@ class SAE(nn.Module):
             return torch.zeros_like(pre).scatter_(-1, indices, values.relu())
         if self.config.architecture == "jumprelu":
             return pre.relu() * (pre > self.threshold)
+        if self.config.architecture == "groupmax":
+            values, indices = pre.relu().unflatten(-1, (self.config.k or 1, -1)).max(-1, keepdim=True)
+            blocks = pre.new_zeros(*pre.shape[:-1], self.config.k or 1, pre.shape[-1] // (self.config.k or 1))
+            return blocks.scatter_(-1, indices, values).flatten(-2)
         return pre.relu()
 
-    def decode(self, z: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_in"]:
-        return z @ self.W_dec + self.b_dec
+    def decode(
+        self, z: Float[Tensor, "*batch d_sae"], x: Float[Tensor, "*any"] | None = None
+    ) -> Float[Tensor, "*reconstruction"]:
+        """x: the activation that z encodes. Only an SAE that normalises activations needs it, and says so."""
+        return self.restore(z @ self.W_dec + self.b_dec, x)
 
-    def forward(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_in"]:
-        """Reconstruction of x, in x's dtype."""
-        return self.decode(self.encode(x)).to(x.dtype)
+    def forward(self, x: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
+        """Reconstruction of x, in x's dtype and shape."""
+        return self.decode(self.encode(x), x).to(x.dtype)
+
+
+def has_heads(hook: object) -> bool:
+    """Whether the activation at a hook has an axis of heads, which an SAE takes flattened."""
+    return isinstance(hook, str) and hook.endswith((".hook_z", ".o.hook_in"))
 
 
 def check_shapes(config: SaeConfig, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:

@@ -23,6 +23,7 @@ from sae_lm.runtime.progress import Progress
 from sae_lm.runtime.signals import StopRequest
 from sae_lm.runtime.timing import StepTimer, sum_seconds
 from sae_lm.training.recipe import TrainingRecipe
+from sae_lm.training.registered import Registered
 from sae_lm.training.state import ArmGroup, checkpoints, restore, write_checkpoint
 from sae_lm.training.trackers import Track, Write
 from sae_lm.training.trainer import ArmTraining
@@ -45,6 +46,8 @@ class TrainingRun(NamedTuple):
     """steps between lines of the log"""
     checkpoint_seconds: float = 300.0
     team: Team = SINGLE
+    registered: Registered | None = None
+    """what these SAEs are trained under"""
 
     def batches(self, seed: int, first: int, stop: int) -> Iterator[torch.Tensor]:
         """This member's slices of batches ``first`` to ``stop`` of a seed, in the store's units."""

@@ -25,6 +25,8 @@ NOT_IN_RECIPE = (
     "log_every",
     "arms",
     "seeds",
+    "first_seed",
+    "registered",
     "arms_at_once",
     "checkpoint_seconds",
     "ranks_per_sae",

@@ -17,14 +17,17 @@ Keys of ``run.json``; a later run into the same folder writes it anew::
 
     settings    the newest command's settings, every field of ``TrainSettings``
     arms        names of all arms that were ever asked for, in that order
-    seeds       the largest number of seeds that was asked for: 0 to seeds - 1
+    first_seed  the least seed that was asked for; 0 where it is missing
+    seeds       one more than the largest
     store       address of the store, as it was given
     facts       the training recipe, the fields of ``TrainingRecipe`` (sae_lm.training.recipe)
+    registered  file, sha256, text of what was fixed beforehand (sae_lm.training.registered); null where nothing was
     versions    of sae_lm and torch
 
 Keys of ``metadata`` in an SAE's ``cfg.json``, beside those that SAELens wants: ``arm``, ``penalty``,
 ``coefficient``, ``seed``; ``held``, only of controls, what stayed at its random start: ``decoder``, ``encoder``, to
-``frozen`` or the least cosine with the start; ``training``, the training recipe as in ``facts``;
+``frozen`` or the least cosine with the start; ``registered``, the SHA-256 of the file that the SAE was trained
+under; ``training``, the training recipe as in ``facts``;
 ``training_architecture``, what the SAE was trained as (a batchtopk or matryoshka SAE is used as a jumprelu);
 ``convergence``, the last ``start_cos`` and ``encoder_start_cos`` of its log, and ``fvu_slope``
 (sae_lm.training.convergence); ``versions``; and of the store ``model_name``,
@@ -53,6 +56,7 @@ if TYPE_CHECKING:
     from sae_lm.data.manifest import Manifest
     from sae_lm.penalties.arms import Arm
     from sae_lm.training.recipe import TrainingRecipe
+    from sae_lm.training.registered import Registered
 
 RUN, STATE_FOLDER = "run.json", "state"
 PER_ARM = "k"
@@ -70,18 +74,24 @@ def log_file(arm: "Arm", seed: int) -> str:
     return f"{sae_folder(arm, seed)}.metrics.jsonl"
 
 
-def write_run(settings: TrainSettings, recipe: "TrainingRecipe", arms: "list[Arm]") -> None:
+def write_run(
+    settings: TrainSettings, recipe: "TrainingRecipe", arms: "list[Arm]", registered: "Registered | None" = None
+) -> None:
     """Write run.json, with the arms and seeds of earlier commands. Raises SaeError for one that is not understood."""
     settings.out.mkdir(parents=True, exist_ok=True)
-    earlier = read_run(settings.out) if (settings.out / RUN).exists() else {"arms": [], "seeds": 0}
+    earlier = read_run(settings.out) if (settings.out / RUN).exists() else {"arms": []}
+    seeds = [(settings.first_seed, settings.first_seed + settings.seeds)]
+    seeds += [(earlier.get("first_seed", 0), earlier["seeds"])] if earlier["arms"] else []
     write_json(
         settings.out / RUN,
         {
             "settings": settings.model_dump(mode="json"),
             "arms": list(dict.fromkeys([*earlier["arms"], *(arm.name for arm in arms)])),
-            "seeds": max(earlier["seeds"], settings.seeds),
+            "first_seed": min(first for first, _ in seeds),
+            "seeds": max(end for _, end in seeds),
             "store": str(settings.store),
             "facts": recipe.record(),
+            "registered": registered.record() if registered else None,
             "versions": {name: version(name) for name in ("sae_lm", "torch")},
         },
     )
@@ -182,7 +192,9 @@ def _check_recipe(sae: SaeRecord, recipe: "TrainingRecipe", but: str | None = No
         )
 
 
-def sae_metadata(arm: "Arm", seed: int, recipe: "TrainingRecipe", manifest: "Manifest") -> dict[str, Any]:
+def sae_metadata(
+    arm: "Arm", seed: int, recipe: "TrainingRecipe", manifest: "Manifest", registered: "Registered | None" = None
+) -> dict[str, Any]:
     """``metadata`` of an SAE's cfg.json, which was trained on the store with this manifest."""
     stored = manifest.recipe
     held = {name: how for name in ("decoder", "encoder") if (how := getattr(arm, name)) is not None}
@@ -199,6 +211,7 @@ def sae_metadata(arm: "Arm", seed: int, recipe: "TrainingRecipe", manifest: "Man
         "coefficient": arm.coefficient,
         "seed": seed,
         **({"held": held} if held else {}),
+        **({"registered": registered.sha256} if registered else {}),
         "training": recipe.record(),
         "versions": {name: version(name) for name in ("sae_lm", "torch")},
     }

@@ -33,3 +33,18 @@ def test_inspect_says_whether_an_sae_left_its_random_start(make_sae, tmp_path, c
     assert "cosine 0.74" in recorded and "(encoder rows 0.91), FVU fell by 21%" in recorded
     assert recorded.endswith("hardly trained, give more --tokens or a higher --lr")
     assert "hardly trained" not in older, "a random decoder is far from any start"
+
+
+def test_inspect_and_verify_name_what_a_folder_holds_that_is_neither(make_sae, tmp_path, capsys):
+    from sae_lm.sae.formats.saelens import save
+
+    for name in ("none-seed0", "none-seed1"):
+        save(make_sae(), tmp_path / "runs" / name)
+    (tmp_path / "empty").mkdir()
+    for verb in ("inspect", "verify"):
+        assert main([verb, str(tmp_path / "runs")]) == 2
+        assert capsys.readouterr().err.endswith("holds some; name one of none-seed0, none-seed1\n")
+        assert main([verb, str(tmp_path / "nowhere")]) == 2
+        assert "nowhere does not exist; name an activation store or an SAE directory" in capsys.readouterr().err
+        assert main([verb, str(tmp_path / "empty")]) == 2
+        assert "is neither an activation store (manifest.json) nor an SAE directory" in capsys.readouterr().err

@@ -26,7 +26,7 @@ def test_a_splice_gives_the_logits_of_the_model_with_the_reconstruction(model, m
     sae = make_sae(d_in=16, d_sae=32)
     expected = model.run_with_hooks(IDS, fwd_hooks=[("blocks.1.hook_out", lambda tensor, hook: sae(tensor))])
     clean = model(IDS)
-    with sae_lm.splice(model, sae):
+    with sae_lm.splice(model, sae, keep=None):
         torch.testing.assert_close(model(IDS), expected)
     assert not torch.allclose(clean, expected)
     assert torch.equal(model(IDS), clean)  # nothing stays behind
@@ -52,7 +52,7 @@ def test_with_the_error_term_an_unedited_splice_changes_nothing_and_an_edit_move
         tensor[..., latent] = 0
         return tensor
 
-    with sae_lm.splice(model, sae, error_term=True) as spliced:
+    with sae_lm.splice(model, sae, keep=None, error_term=True) as spliced:
         torch.testing.assert_close(residual(model, "blocks.2.hook_in"), clean, atol=1e-5, rtol=1e-5)
         with spliced.hooks(fwd_hooks=[("hook_sae_acts_post", ablate)]):
             edited = residual(model, "blocks.2.hook_in")

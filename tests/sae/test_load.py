@@ -28,7 +28,8 @@ def test_a_saved_sae_loads_with_equal_outputs_and_metadata(make_sae, tmp_path, a
 
 def test_a_topk_sae_ranked_by_decoder_norm_is_folded_on_loading(make_sae, tmp_path):
     sae = make_sae(unit=False)
-    save(sae, tmp_path / "sae")  # cfg.json says rescale_acts_by_decoder_norm
+    save(sae, tmp_path / "sae")
+    edit(tmp_path / "sae", rescale_acts_by_decoder_norm=True)
     loaded = sae_lm.load(tmp_path / "sae")
     x = torch.randn(9, 6, generator=torch.Generator().manual_seed(1))
     norm = sae.W_dec.norm(dim=1)
@@ -45,12 +46,15 @@ def test_a_topk_sae_ranked_by_decoder_norm_is_folded_on_loading(make_sae, tmp_pa
         (lambda d: (d / WEIGHTS).unlink(), "the SAE is damaged"),
         (lambda d: (d / WEIGHTS).write_bytes((d / WEIGHTS).read_bytes()[:-9]), "the SAE is damaged"),
         (lambda d: edit(d, d_in=7), r"W_enc has shape \(6, 10\), the configuration says \(7, 10\)"),
-        (lambda d: edit(d, normalize_activations="layer_norm"), "normalize_activations is 'layer_norm'"),
+        (lambda d: edit(d, normalize_activations="covariance_whitening"), "normalize_activations is 'covariance_w"),
         (lambda d: edit(d, k=11), "k is 11"),
         (lambda d: edit(d, k="three"), "k is 'three', expected a whole number"),
         (lambda d: (d / CONFIG).write_text("[]"), "JSON list"),
         (lambda d: edit(d, metadata="x"), "metadata is a str"),
-        (lambda d: edit(d, activation_fn_str="topk"), "before 6"),
+        (lambda d: edit(d, activation_fn_str="tanh-relu"), "only relu and topk are read"),
+        (lambda d: edit(d, d_in=-1), "d_in is -1, expected a whole number"),
+        (lambda d: edit(d, d_sae=True), "d_sae is True, expected a whole number"),
+        (lambda d: edit(d, k=2.5), "k is 2.5, expected a whole number"),
         (lambda d: poison(d), "W_dec holds NaN"),
     ],
 )
@@ -59,6 +63,14 @@ def test_a_directory_that_is_not_whole_is_refused_with_a_reason(make_sae, tmp_pa
     damage(tmp_path / "sae")
     with pytest.raises(SaeError, match=says):
         sae_lm.load(tmp_path / "sae")
+
+
+def test_a_saved_topk_sae_with_uneven_decoder_rows_loads_as_what_it_was(make_sae, tmp_path):
+    sae = make_sae(unit=False)
+    save(sae, tmp_path / "sae")
+    x = torch.randn(9, 6, generator=torch.Generator().manual_seed(1))
+    loaded = sae_lm.load(tmp_path / "sae")
+    assert torch.equal(loaded.encode(x), sae.encode(x)) and torch.equal(loaded(x), sae(x))
 
 
 def edit(directory, **changes):
@@ -99,13 +111,13 @@ def test_verify_finds_what_loading_would_refuse(make_sae, tmp_path, damage, says
 
 
 @pytest.mark.parametrize(
-    "kind", [{"architecture": "gated"}, {"activation_fn_str": "topk"}, {"normalize_activations": "x"}]
+    "kind", [{"architecture": "temporal"}, {"activation_fn_str": "tanh-relu"}, {"normalize_activations": "x"}]
 )
 def test_an_sae_of_a_kind_that_is_not_read_here_is_not_called_damaged(make_sae, tmp_path, kind):
     save(make_sae(), tmp_path / "sae")
     edit(tmp_path / "sae", **kind)
     assert verify(tmp_path / "sae") == []
-    with pytest.raises(SaeError, match="unknown|before 6|normalize_activations"):
+    with pytest.raises(SaeError, match="unknown|only relu and topk|normalize_activations"):
         sae_lm.load(tmp_path / "sae")
 
 

@@ -72,6 +72,7 @@ def make_report(
         "answer": "Compared with none: less absorption with max_cos:0.25 (FVU +0.0100).",
         "warning": None,
         "findings": [f"{arm}: less absorption; splitting not distinguishable." for arm in others],
+        "registered": None,
         "partial": [],
         "settings": {"runs": "my runs", "out": "report", "baseline": families[0], "min_types": 50, "max_k": 7},
         "training": {"hook": "blocks.3.hook_out", "d_sae": 4096, "k": ks[0], "tokens": 900, "held_out_from_row": 900},

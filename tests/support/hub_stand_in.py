@@ -176,6 +176,10 @@ class _Handler(BaseHTTPRequestHandler):
             return self.reply({"errors": [], "warnings": []})
         if kind == "repos":
             return self.create()
+        if not parts and kind in ("models", "datasets"):  # of one owner, as the hub's search lists them
+            owner = self.query.get("author", [""])[0]
+            ids = sorted(f"{owner}/{folder.name}" for folder in (self.hub.root / kind / owner).glob("*") if owner)
+            return self.reply([{"id": name, "modelId": name} for name in ids if name not in self.hub.private])
         repo_id, (action, *arguments) = "/".join(parts[:2]), parts[2:] or ["revision", "main"]
         if action in ("preupload", "commit", "branch"):
             self.may_write(repo_id)

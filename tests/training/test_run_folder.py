@@ -35,7 +35,7 @@ def written(runs):
 def test_the_docstring_names_every_key_on_disk(runs):
     text = run_folder.__doc__
     run, metadata, log = written(runs)
-    assert run == ["settings", "arms", "seeds", "store", "facts", "versions"]
+    assert run == ["settings", "arms", "first_seed", "seeds", "store", "facts", "registered", "versions"]
     for key in run:
         assert f"\n    {key} " in text, key
     for key in metadata | log - {"nearest_cos_50", "nearest_cos_90"}:

@@ -6,26 +6,36 @@ drops the metadata.
 """
 
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from sae_lm.errors import SaeError
 from sae_lm.runtime.files import PART, read_json, replace_folder, sha256, write_json
 from sae_lm.sae.folder import CONFIG, WEIGHTS
-from sae_lm.sae.model import SAE, SaeConfig, check_shapes
+from sae_lm.sae.formats.saelens_config import AVERAGE, KNOWN_REPOSITORIES, Parsed, parse
+from sae_lm.sae.model import SAE, SaeConfig, has_heads
+from sae_lm.sae.source import Source
 
 SAELENS_VERSION = "6.54.12"
 """The release whose format is written; what it computes from it is in sae_lm.sae.model."""
+SCALER = "activation_scaler.json"
+"""Beside a checkpoint of training: the number that activations are multiplied by."""
+OPTIONAL = ("scaling_factor", "finetuning_scaling_factor")
+"""Of versions before 6: what activations of latents are multiplied by before they are decoded."""
+UNIT = 1e-5
+"""Decoder rows whose norm is off by no more count as unit rows."""
 
 
 def save(sae: SAE, directory: Path) -> None:
-    """Write an SAE directory; it appears whole or not at all."""
+    """Write an SAE directory; it appears whole or not at all. Raises SaeError for what SAELens does not have."""
+    if sae.config.architecture == "groupmax":
+        raise SaeError("SAELens has no groupmax SAEs; write it for sparsify instead")
     temporary = directory.with_name(directory.name + PART)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -38,17 +48,21 @@ def save(sae: SAE, directory: Path) -> None:
         "dtype": "float32",
         "device": "cpu",
         "apply_b_dec_to_input": sae.config.apply_b_dec_to_input,
-        "normalize_activations": "none",
-        "reshape_activations": "none",
+        "normalize_activations": sae.config.normalize_activations,
+        "reshape_activations": "hook_z" if has_heads(sae.config.metadata.get("hook_name")) else "none",
         "metadata": {
             "sae_lens_version": SAELENS_VERSION,
-            **sae.config.metadata,
+            **{key: value for key, value in sae.config.metadata.items() if key != "sae_lens_version"},
             "weights_sha256": sha256(temporary / WEIGHTS),
         },
     }
+    if sae.config.centred_input:
+        kwargs = sae.config.metadata.get("model_from_pretrained_kwargs") or {}
+        config["metadata"]["model_from_pretrained_kwargs"] = {**kwargs, "center_writing_weights": True}
     if sae.config.architecture == "topk":
-        # decoder rows have unit norm, so this changes nothing; without it SAELens refuses to fold the norms
-        config |= {"k": sae.config.k, "rescale_acts_by_decoder_norm": True}
+        # where decoder rows have unit norm, this changes nothing; without it SAELens refuses to fold the norms
+        unit = bool(((weights["W_dec"].norm(dim=1) - 1).abs() <= UNIT).all())
+        config |= {"k": sae.config.k, "rescale_acts_by_decoder_norm": unit}
     write_json(temporary / CONFIG, config)
     replace_folder(temporary, directory)
 
@@ -59,10 +73,14 @@ def check(directory: Path) -> tuple[dict[str, Any], SaeConfig]:
     Raises SaeError for what is missing, damaged or of another kind.
     """
     config = read_json(directory / CONFIG, SaeError, "an SAE directory")
-    parsed = _read_config(directory, config)
-    if problem := _weights_problem(directory, parsed.metadata.get("weights_sha256"), parsed):
+    return config, _checked(directory, config).config
+
+
+def _checked(directory: Path, config: dict[str, Any], overrides: Mapping[str, Any] | None = None) -> Parsed:
+    parsed = parse(config, directory / CONFIG, overrides)
+    if problem := _weights_problem(directory, parsed.config.metadata.get("weights_sha256"), parsed):
         raise SaeError(f"{directory}: {problem}; the SAE is damaged, train or download it again")
-    return config, parsed
+    return parsed
 
 
 def verify_files(directory: Path) -> list[str]:
@@ -81,77 +99,125 @@ def verify_files(directory: Path) -> list[str]:
             f"{directory / CONFIG} records no checksum (an SAE written by another program); there is nothing to verify"
         )
     try:
-        parsed = _read_config(directory, config)
+        parsed = parse(config, directory / CONFIG)
     except SaeError:  # of another version or kind, which is no damage
         parsed = None
     problem = _weights_problem(directory, recorded, parsed)
     return [] if problem is None else [problem]
 
 
-def _weights_problem(directory: Path, recorded: str | None, config: SaeConfig | None) -> str | None:
+def _weights_problem(directory: Path, recorded: str | None, parsed: Parsed | None) -> str | None:
     """What is wrong with the weights, by their checksum and by the configuration, where these are known; or None."""
     try:
         with safe_open(directory / WEIGHTS, "pt") as file:
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
         if recorded is not None and sha256(directory / WEIGHTS) != recorded:
             return f"{WEIGHTS}: content does not match its checksum"
-        if config is not None:
-            check_shapes(config, shapes)
+        if parsed is not None:
+            return _shape_problem(shapes, parsed)
     except FileNotFoundError:
         return f"{WEIGHTS}: missing"
     except (OSError, SafetensorError) as problem:
         return f"{WEIGHTS}: cannot be read ({problem})"
-    except SaeError as problem:
-        return str(problem)
     return None
 
 
-@contextmanager
-def named(directory: Path) -> Iterator[None]:
-    """Errors about an SAE's numbers name its directory."""
-    try:
-        yield
-    except SaeError as problem:
-        raise SaeError(f"{directory}: {problem}; train or download it again") from None
+def _shape_problem(shapes: dict[str, tuple[int, ...]], parsed: Parsed) -> str | None:
+    expected = parsed.tensors()
+    if parsed.written == "jumprelu" and "log_threshold" in shapes:
+        expected["log_threshold"] = expected.pop("threshold")
+    if set(shapes) - set(OPTIONAL) != set(expected):
+        return f"a {parsed.written} SAE has tensors {sorted(expected)}, got {sorted(shapes)}"
+    for name, shape in expected.items():
+        if shapes[name] != shape:
+            return f"{name} has shape {shapes[name]}, the configuration says {shape}"
+    return None
 
 
-def _read_config(directory: Path, config: dict[str, Any]) -> SaeConfig:
-    metadata = config.get("metadata") or {}
-    if not isinstance(metadata, dict):
-        raise SaeError(f"{directory / CONFIG}: metadata is a {type(metadata).__name__}, expected an object")
-    for key in ("d_in", "d_sae", "k"):
-        if key in config and not isinstance(config[key], int):
-            raise SaeError(f"{directory / CONFIG}: {key} is {config[key]!r}, expected a whole number")
-    if config.get("activation_fn_str", config.get("activation_fn", "relu")) != "relu":
-        raise SaeError(f"{directory / CONFIG} is of a SAELens before 6; load it with SAELens and save it again")
-    for key in ("d_in", "d_sae", "architecture"):
-        if key not in config:
-            raise SaeError(f"{directory / CONFIG} has no {key!r}; expected the configuration of a SAELens 6 SAE")
-    for key, plain in (("normalize_activations", "none"), ("reshape_activations", "none")):
-        if config.get(key, plain) not in (plain, None):
-            raise SaeError(
-                f"{directory / CONFIG}: {key} is {config[key]!r}, only {plain!r} is read; fold it into the weights with SAELens first"
-            )
-    with named(directory):
-        return SaeConfig(
-            architecture=config["architecture"],
-            d_in=config["d_in"],
-            d_sae=config["d_sae"],
-            k=config.get("k", 100) if config["architecture"] == "topk" else None,  # 100: SAELens' default
-            apply_b_dec_to_input=config.get("apply_b_dec_to_input", True),
-            metadata=metadata,
+def read(source: Source) -> SAE:
+    """The SAE of a directory as SAELens or `save` has written it. Raises SaeError."""
+    directory = source.files[CONFIG].parent if CONFIG in source.files else Path(source.name)
+    known = KNOWN_REPOSITORIES.get(source.repository or "", {})
+    if known:
+        source.note(f"{', '.join(map(str, known))}: as SAELens' directory of releases says of {source.repository}")
+    parsed = _checked(directory, source.json(CONFIG), {**known, **source.overrides})
+    source.notes += parsed.notes
+    if recorded := parsed.config.metadata.get("weights_sha256"):  # which was compared just now
+        source.checksums[WEIGHTS] = str(recorded)
+    names = [*parsed.tensors()]
+    tensors = load_file(source.files[WEIGHTS])
+    if "log_threshold" in tensors:
+        names.remove("threshold")
+    extra = [name for name in OPTIONAL if name in tensors]
+    weights = fold(parsed, source.numbers(tensors, [*names, *extra]), source)
+    config = parsed.config
+    if source.hook is not None:
+        hook, _ = source.place(None, CONFIG)
+        original = config.metadata.get("original_hook_name", config.metadata.get("hook_name"))
+        metadata = {**config.metadata, "hook_name": hook}
+        config = replace(config, metadata=metadata | ({"original_hook_name": original} if original else {}))
+    if source.k is not None and config.architecture == "topk":
+        source.note(f"k is {source.k} as given, {CONFIG} says {config.k}")
+        config = replace(config, k=source.k)
+    return source.finish("saelens", config, weights)
+
+
+def fold(parsed: Parsed, weights: dict[str, Tensor], source: Source) -> dict[str, Tensor]:
+    """The weights that compute the same without gates of their own, factors and ranks by norm."""
+    weights = dict(weights)
+    if "log_threshold" in weights:
+        weights["threshold"] = weights.pop("log_threshold").exp()
+    if parsed.written == "gated":
+        rate, gate = weights.pop("r_mag").exp(), weights.pop("b_gate")
+        weights["W_enc"], weights["b_enc"] = weights["W_enc"] * rate, weights.pop("b_mag")
+        weights["threshold"] = weights["b_enc"] - gate * rate
+        source.note(
+            "gated, used as the jumprelu SAE that computes the same: W_enc exp(r_mag), b_mag - b_gate exp(r_mag)"
         )
+    if parsed.written.endswith("batchtopk"):
+        weights["threshold"] = weights.pop("topk_threshold").expand(parsed.config.d_sae)
+        source.note(f"a training checkpoint of a {parsed.written} SAE, used as jumprelu at its topk_threshold")
+    for name in OPTIONAL:
+        factor = weights.pop(name, None)
+        if factor is not None and not bool((factor == 1).all()):
+            weights["W_dec"] = weights["W_dec"] * factor.expand(parsed.config.d_sae)[:, None]
+            source.note(f"{name} folded into W_dec")
+    if parsed.ranked_by_norm:
+        weights = fold_norms(weights, source)
+    return _scaled(weights, source) if parsed.scaled else weights
 
 
-def fold_norms(config: dict[str, Any], weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Where SAELens ranks latents by activation times decoder norm, move the norm into the encoder."""
-    if config["architecture"] == "topk" and config.get("rescale_acts_by_decoder_norm"):
-        norm = weights["W_dec"].norm(dim=1)
-        if norm.isfinite().all() and (norm - 1).abs().max() > 1e-6:
-            weights = {
-                **weights,
-                "W_enc": weights["W_enc"] * norm,
-                "b_enc": weights["b_enc"] * norm,
-                "W_dec": weights["W_dec"] / norm.clamp_min(1e-30)[:, None],  # a row of zeros stays one
-            }
-    return weights
+def fold_norms(weights: dict[str, Tensor], source: Source) -> dict[str, Tensor]:
+    """Where latents are ranked by activation times decoder norm, move the norm into the encoder."""
+    norm = weights["W_dec"].norm(dim=1)
+    if not norm.isfinite().all() or (norm - 1).abs().max() <= 1e-6:
+        return weights
+    source.note(f"decoder norms, {float(norm.min()):.4g} to {float(norm.max()):.4g}, folded into the encoder")
+    return {
+        **weights,
+        "W_enc": weights["W_enc"] * norm,
+        "b_enc": weights["b_enc"] * norm,
+        "W_dec": weights["W_dec"] / norm.clamp_min(1e-30)[:, None],  # a row of zeros stays one
+    }
+
+
+def _scaled(weights: dict[str, Tensor], source: Source) -> dict[str, Tensor]:
+    """Fold what activations are multiplied by. Raises SaeError where it is not known."""
+    scale, where, source.scale_used = source.input_scale, "as given", True
+    if scale is None and "norm_scaling_factor" in source.overrides:
+        scale, where = source.overrides["norm_scaling_factor"], "from SAELens' directory of releases"
+    if scale is None and SCALER in source.files:
+        scale, where = source.json(SCALER).get("scaling_factor"), f"from {SCALER}"
+    if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not 0 < scale < float("inf"):
+        said = "and no file says by what" if scale is None else f"by {scale!r}, which is no number above 0"
+        raise source.error(
+            f"normalize_activations is {AVERAGE!r}: activations are to be multiplied by a number, {said}; give "
+            "input_scale=, which is sqrt(d_in) / mean norm of the activations, or RELEASE:ID where sae_lens is installed"
+        )
+    source.note(f"activations are multiplied by {scale:.6g}, {where}; folded into W_enc, W_dec and b_dec")
+    return {
+        **weights,
+        "W_enc": weights["W_enc"] * scale,
+        "W_dec": weights["W_dec"] / scale,
+        "b_dec": weights["b_dec"] / scale,
+    }

@@ -1,0 +1,357 @@
+"""sae-lm check: is an SAE loaded right, and does it belong to this model and hook?
+
+Its reconstruction is measured on real text and held to what its files claim. Then the usual mistakes of loading are
+tried on the same activations (`sae_lm.metrics.fit`), and a sentence says what fits best.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from sae_lm.data.store import Store, open_store
+from sae_lm.errors import SaeError, SettingsError
+from sae_lm.metrics.fit import POOR, Fit, find_fit
+from sae_lm.pages.fit import fit_html, fit_text
+from sae_lm.sae.load import load
+from sae_lm.sae.model import SAE
+from sae_lm.settings import CheckSettings
+
+if TYPE_CHECKING:
+    from sae_lm.lm.bridge import TransformerBridge
+
+CONTEXTS_AT_ONCE = 16
+LOSS_CONTEXTS = 64
+"""Contexts for the cross-entropy, at most."""
+NEAR_L0 = 1.5
+"""Factor from the L0 that is claimed up to which a measured one agrees: texts differ."""
+SAME_MODEL = 0.05
+"""Relative difference between stored and recomputed rows up to which the models are one; bfloat16 rows differ by .004."""
+
+
+class Losses(NamedTuple):
+    """Cross-entropy in nats per token, of predictions from tokens that are not special."""
+
+    clean: float
+    spliced: float
+    """with the reconstruction, special tokens left alone"""
+    ablated: float
+    """with zeros in its place"""
+
+    @property
+    def recovered(self) -> float:
+        """1: as good as the model itself; 0: as bad as zeros."""
+        return (
+            (self.ablated - self.spliced) / (self.ablated - self.clean) if self.ablated != self.clean else float("nan")
+        )
+
+
+class Check(NamedTuple):
+    """What ``sae_lm.check`` found. ``str`` of it is the report of ``sae-lm check``; notebooks show a table."""
+
+    sae: SAE
+    hook: str
+    rows: int
+    """token positions measured, without special tokens"""
+    fit: Fit
+    """FVU, L0, dead share and norms as loaded, and of every change that was tried"""
+    losses: Losses | None
+    """None without a model"""
+    claims: list[tuple[str, str, str, bool]]
+    """(what, as the files claim, as measured, whether they agree)"""
+    verdict: str
+    """a sentence: loaded right, or what fits better"""
+    remarks: list[str]
+
+    @property
+    def fits(self) -> bool:
+        """Nothing that was tried is better, FVU is not poor, and what the files claim is so."""
+        return not self.fit.best.changes and self.fit.loaded.fvu < POOR and all(agrees for *_, agrees in self.claims)
+
+    def __str__(self) -> str:
+        return fit_text(self)
+
+    def _repr_html_(self) -> str:
+        return fit_html(self)
+
+
+class _Contexts(NamedTuple):
+    tokens: Int[Tensor, "contexts pos"]
+    special: Bool[Tensor, "contexts pos"]
+    """positions that are not measured"""
+    bos: bool
+    """every context begins with the tokenizer's BOS"""
+
+
+def check(
+    model: "TransformerBridge | None",
+    sae: SAE,
+    source: "Store | str | Path | Sequence[str]" = "embedded",
+    *,
+    hook: str | None = None,
+    tokens: int = 8_192,
+    context_size: int = 128,
+) -> Check:
+    """Measure an SAE on activations, and try whether another way of loading it would fit them better.
+
+    model: a TransformerBridge; None: the store's rows alone, without cross-entropy and other hooks.
+    source: an activation store; or text: a string, several, or what ``sae-lm cache`` takes (a file, a data set).
+    hook: in place of the SAE's own.
+    tokens: positions to measure, at most.
+
+    Raises SaeError where the SAE does not fit the model's or the store's width, ModelError and StoreError for a hook
+    that is not there, SettingsError for a source that is no text.
+    """
+    name = hook or sae.config.metadata.get("hook_name")
+    if not name:
+        raise SaeError("this SAE does not say which hook it belongs to; give hook='blocks.N.hook_out' (--hook)")
+    store = source if isinstance(source, Store) else None
+    remarks: list[str] = []
+    losses = None
+    with torch.no_grad():
+        if model is None:
+            if store is None:
+                raise SettingsError("check needs a language model to read text with; give one, or an activation store")
+            rows = _stored_rows(store, sae, str(name), tokens)
+        else:
+            contexts = _contexts(model, source, tokens, context_size)
+            rows = _model_rows(model, sae, str(name), contexts)
+            losses = _losses(model, sae, str(name), contexts)
+            remarks += _other_model(model, sae)
+            if store is not None:
+                remarks += _other_rows(store, rows, str(name))
+        fit = find_fit(sae, rows)
+    claims = _claims(sae, fit)
+    verdict = _verdict(fit, losses, claims)
+    return Check(sae, str(name), len(next(iter(rows.values()))), fit, losses, claims, verdict, remarks)
+
+
+# --- activations
+
+
+def _stored_rows(store: Store, sae: SAE, name: str, tokens: int) -> dict[str, Tensor]:
+    """From the store's end, which training holds out. Raises StoreError, SaeError."""
+    own = store.hook(_canonical(name))
+    if store.hooks[own] != sae.config.d_in:
+        raise SaeError(f"this SAE has d_in {sae.config.d_in}, the store's {own} has width {store.hooks[own]}")
+    start = max(0, len(store) - tokens)
+    others = [other for other, width in store.hooks.items() if other != own and width == sae.config.d_in]
+    return {hook: store.rows(hook, start).to(sae.W_enc) for hook in (own, *others)}
+
+
+def _contexts(model: Any, source: Any, tokens: int, context_size: int) -> _Contexts:
+    """Raises SettingsError, TextError."""
+    from sae_lm.interp.positions import special_ids
+
+    if isinstance(source, Store):
+        count = max(1, min(-(-tokens // source.manifest.recipe.context_size), source.manifest.contexts))
+        first = source.manifest.contexts - count
+        found = source.blocks(first).long()
+        special, bos = source.rowless(first, source.manifest.contexts), source.manifest.recipe.bos is not None
+    else:
+        found, bos = _tokenized(model, source, tokens, context_size)
+        special = torch.isin(found, torch.tensor(special_ids(model)))
+    if not bool((~special).any()):
+        raise SettingsError("the text gives no token that is not special; give more text")
+    return _Contexts(found, special, bos)
+
+
+def _tokenized(model: Any, source: Any, tokens: int, context_size: int) -> tuple[Tensor, bool]:
+    from sae_lm.data.text import open_text
+    from sae_lm.data.tokens import blocks, special_tokens
+
+    if model.tokenizer is None:
+        raise SettingsError("this model has no tokenizer to read text with; give an activation store")
+    if isinstance(source, str | Path):
+        known = source == "embedded" or (len(str(source)) < 256 and (Path(source).exists() or " " not in str(source)))
+        documents = open_text(str(source)).documents if known else lambda: [str(source)]
+    elif isinstance(source, Sequence) and all(isinstance(text, str) for text in source):
+        documents = lambda: source  # noqa: E731
+    else:
+        raise SettingsError(f"the text is a {type(source).__name__}; expected an activation store, a text or several")
+    wanted = special_tokens(model.tokenizer, model.tokenizer.bos_token_id is not None)
+    cut = blocks(documents, model.tokenizer, wanted, context_size)
+    found = [torch.as_tensor(block.ids).long() for block in islice(cut, max(1, -(-tokens // context_size)))]
+    if not found:
+        ids = [token for text in documents() for token in model.tokenizer(text, add_special_tokens=False)["input_ids"]]
+        found = [torch.tensor([wanted.bos] * (wanted.bos is not None) + ids[: context_size - 1])]
+    return torch.stack(found), wanted.bos is not None
+
+
+def _model_rows(model: Any, sae: SAE, name: str, contexts: _Contexts) -> dict[str, Tensor]:
+    """Where -> rows [n, d_in] of the positions that are not special: the SAE's hook, its neighbours, without BOS."""
+    from sae_lm.interp.splice import place
+    from sae_lm.lm.bridge import resolve_hook
+
+    place(model, {name: sae})  # raises where hook or width do not fit
+    own = resolve_hook(model, name)
+    wanted = ~contexts.special
+    rows = _activations(model, [own, *_neighbours(model, own)], contexts.tokens, wanted, sae)
+    if contexts.bos and contexts.tokens.shape[1] > 2:
+        shorter = _activations(model, [own], contexts.tokens[:, 1:], wanted[:, 1:], sae)
+        rows["contexts without their BOS"] = shorter[own]
+    return rows
+
+
+def _neighbours(model: Any, own: str) -> list[str]:
+    """Hooks that are mistaken for this one: of the blocks before and after, and inside its own."""
+    found = re.fullmatch(r"blocks\.(\d+)\..+", own)
+    if not found:
+        return []
+    layer = int(found[1])
+    inside = ("hook_in", "hook_resid_mid", "hook_attn_out", "hook_mlp_out", "hook_out")
+    names = [
+        f"blocks.{layer - 1}.hook_out",
+        *(f"blocks.{layer}.{hook}" for hook in inside),
+        f"blocks.{layer + 1}.hook_out",
+    ]
+    if layer > 0:
+        names.remove(f"blocks.{layer}.hook_in")  # the output of the block before
+        own = f"blocks.{layer - 1}.hook_out" if own == f"blocks.{layer}.hook_in" else own
+    return [name for name in names if name in model.hook_dict and name != own]
+
+
+def _activations(model: Any, names: Sequence[str], tokens: Tensor, wanted: Tensor, sae: SAE) -> dict[str, Tensor]:
+    from sae_lm.lm.bridge import FORWARD_KWARGS
+
+    parts: dict[str, list[Tensor]] = {name: [] for name in names}
+    seen: dict[str, Tensor] = {}
+    device = next(model.parameters()).device
+
+    def keep(tensor: Tensor, hook: Any) -> None:
+        seen[hook.name] = tensor
+
+    for ids, chosen in zip(tokens.split(CONTEXTS_AT_ONCE), wanted.split(CONTEXTS_AT_ONCE), strict=True):
+        seen.clear()
+        with model.hooks(fwd_hooks=[(name, keep) for name in names]):
+            model(ids.to(device), return_type=None, **FORWARD_KWARGS)
+        for name in names:
+            x = seen.get(model.hook_dict[name].name)
+            if x is not None and x.flatten(2).shape[-1] == sae.config.d_in:
+                parts[name].append(x.flatten(2)[chosen.to(x.device)].to(sae.W_enc))
+    return {name: torch.cat(found) for name, found in parts.items() if found}
+
+
+def _losses(model: Any, sae: SAE, name: str, contexts: _Contexts) -> Losses:
+    from sae_lm.interp.splice import splice
+    from sae_lm.lm.bridge import FORWARD_KWARGS, replace_activation
+
+    device = next(model.parameters()).device
+    tokens, special = contexts.tokens[:LOSS_CONTEXTS], contexts.special[:LOSS_CONTEXTS]
+
+    def loss() -> float:
+        total, count = 0.0, 0
+        for ids, left_out in zip(tokens.split(CONTEXTS_AT_ONCE), special.split(CONTEXTS_AT_ONCE), strict=True):
+            counts = ~left_out[:, :-1].to(device)
+            logits = model(ids.to(device), return_type="logits", **FORWARD_KWARGS)[:, :-1][counts]
+            total += float(
+                torch.nn.functional.cross_entropy(logits.float(), ids.to(device)[:, 1:][counts], reduction="sum")
+            )
+            count += len(logits)
+        return total / count if count else float("nan")
+
+    clean = loss()
+    with splice(model, {name: sae}, keep=special_rule(model)):
+        spliced = loss()
+    with replace_activation(model, name, torch.zeros_like):
+        return Losses(clean, spliced, loss())
+
+
+def special_rule(model: Any) -> Any:
+    """``keep`` for a model with or without a tokenizer."""
+    return "special" if model.tokenizer is not None else None
+
+
+# --- what is claimed, and what is said
+
+
+def _other_model(model: Any, sae: SAE) -> Iterator[str]:
+    claimed = sae.config.metadata.get("model_name")
+    here = getattr(getattr(model.original_model, "config", None), "_name_or_path", "") or model.cfg.model_name
+    if isinstance(claimed, str) and claimed and _last(claimed) not in (_last(str(here)), "embedded"):
+        yield f"The SAE names the model {claimed}, this one is {_last(str(here))}."
+
+
+def _last(name: str) -> str:
+    return name.rstrip("/").split("/")[-1].lower()
+
+
+def _other_rows(store: Store, rows: dict[str, Tensor], name: str) -> Iterator[str]:
+    """Whether the model's activations are the store's."""
+    own = store.hook(_canonical(name))
+    computed = next(iter(rows.values()))
+    stored = store.rows(own, max(0, len(store) - len(computed))).to(computed)
+    if stored.shape == computed.shape:
+        difference = float((stored - computed).norm() / stored.norm().clamp_min(1e-30))
+        if difference > SAME_MODEL:
+            yield f"The model's activations are not the store's: they differ by {difference:.0%} of their norm."
+
+
+def _canonical(name: str) -> str:
+    from sae_lm.lm.hooks import canonical_hook
+
+    return canonical_hook(name)
+
+
+def _claims(sae: SAE, fit: Fit) -> list[tuple[str, str, str, bool]]:
+    metadata, got = sae.config.metadata, fit.loaded.quality
+    training = metadata.get("training")
+    k = training.get("k") if isinstance(training, dict) else None
+    arm = re.search(r"@k=(\d+)", str(metadata.get("arm", "")))
+    k = int(arm[1]) if arm else k
+    claimed = next((l0 for l0 in (metadata.get("claimed_l0"), sae.config.k, k) if isinstance(l0, int | float)), None)
+    claims = []
+    if claimed:
+        agrees = claimed / NEAR_L0 <= got.l0 <= claimed * NEAR_L0
+        claims.append(("L0", f"{claimed:g}", f"{got.l0:.3g}", agrees))
+    return claims
+
+
+def _verdict(fit: Fit, losses: Losses | None, claims: Sequence[tuple[str, str, str, bool]]) -> str:
+    loaded, best = fit.loaded, fit.best
+    if best.changes:
+        return (
+            f"Not loaded right: it fits better {' and '.join(map(_phrase, best.changes))} "
+            f"(FVU {best.fvu:.3f}, as loaded {loaded.fvu:.3f})."
+        )
+    wrong = "; ".join(f"{what} is {got}, claimed {claimed}" for what, claimed, got, agrees in claims if not agrees)
+    if not loaded.fvu < POOR:
+        return (
+            f"It does not fit (FVU {loaded.fvu:.3f}), and nothing that was tried makes it fit: another model, another text, "
+            f"or an SAE that is hardly trained{f'; {wrong}' if wrong else ''}."
+        )
+    if wrong:
+        return f"It reconstructs (FVU {loaded.fvu:.3f}) and nothing that was tried does better, but {wrong}."
+    cost = f", {losses.spliced - losses.clean:+.3f} nats" if losses else ""
+    return f"Loaded right, as far as one can see: FVU {loaded.fvu:.3f}{cost}; nothing that was tried fits better."
+
+
+def _phrase(change: str) -> str:
+    return change if change.startswith("on ") else f"with {change}"
+
+
+def run(settings: CheckSettings) -> int:
+    """0 where it fits, 1 where it does not."""
+    sae = load(settings.sae, settings.device, format=settings.format, hook=settings.hook, k=settings.k)
+    store = open_store(settings.store) if settings.store is not None else None
+    model = None
+    name = settings.model or (store.manifest.recipe.model["id"] if store else None)
+    if settings.model != "none" and (settings.model or not store or name == "embedded"):
+        from sae_lm.lm.bridge import load_model
+
+        named = name or sae.config.metadata.get("model_name")
+        if not isinstance(named, str):
+            raise SettingsError("check: --model is required: the SAE does not say which language model it is for")
+        model = load_model(named, device=settings.device)
+    if store is not None and settings.text is not None:
+        raise SettingsError("check: --store and --text are both given; give one, rows or text")
+    found = check(
+        model, sae, store or settings.text or "embedded", tokens=settings.tokens, context_size=settings.context_size
+    )
+    print(found)
+    return 0 if found.fits else 1

@@ -1,0 +1,176 @@
+"""Answer the claims that were registered before the first SAE was trained (`sae_lm.training.registered`).
+
+Each is one paired test over seeds, by Student's t; where equivalence is claimed, two one-sided ones. Holm's correction
+is over the claims of the file alone: these were chosen beforehand, and all else in the report was not.
+"""
+
+import math
+from collections.abc import Collection, Sequence
+from typing import NamedTuple
+
+from sae_lm.comparison.frontier import Curve
+from sae_lm.comparison.matching import Matching, Values
+from sae_lm.comparison.outcomes import METRICS, PRIMARY
+from sae_lm.comparison.runs import Runs
+from sae_lm.errors import SettingsError
+from sae_lm.fields import choice
+from sae_lm.metrics.equivalence import equivalence_p
+from sae_lm.metrics.statistics import FEWEST_SEEDS, LEVEL, Difference, holm, paired_difference
+from sae_lm.pages.difference_entries import ClaimEntry, RegisteredEntry
+from sae_lm.penalties.arms import Arm, parse_arm
+from sae_lm.runtime.differences import differences
+from sae_lm.settings import CompareSettings, TrainSettings
+from sae_lm.training.registered import WHERE_IT_COMPARES, Claim, Registered, not_registered, read_registered
+
+
+class Evidence(NamedTuple):
+    """What claims are decided by."""
+
+    values: Values
+    matching: Matching
+    curves: Sequence[Curve]
+    undertrained: Collection[Arm]
+    margin: float
+    """within which a share counts as equivalent"""
+
+
+class _Test(NamedTuple):
+    difference: Difference
+    p: float | None
+    """of what is expected; None where nothing can be said"""
+    why_not: str | None
+
+
+def check_registered(settings: CompareSettings) -> Registered | None:
+    """What the runs are held to. Raises SaeError where it was changed, SettingsError where it cannot be answered."""
+    registered = read_registered(settings.runs)
+    for number, claim in enumerate(registered.claims if registered else [], 1):
+        known = PRIMARY if claim.fvu is not None else METRICS
+        if claim.metric not in known:
+            raise SettingsError(
+                f"registered {registered and registered.file}: claim {number}: metric {claim.metric!r} is not measured "
+                f"{'at equal FVU' if claim.fvu is not None else 'here'}; expected {choice(claim.metric, dict.fromkeys(known))}"
+            )
+    return registered
+
+
+def answer_registered(
+    registered: Registered | None, settings: CompareSettings, runs: Runs, evidence: Evidence
+) -> RegisteredEntry | None:
+    """Of every claim whether it holds; None where nothing was registered."""
+    if registered is None:
+        return None
+    claims, lacking = registered.claims, _lacking(registered, settings, runs)
+    tests = [_test(claim, evidence, lacking) for claim in claims]
+    # one without an answer counts too: the file fixes for how many is corrected, not the data
+    corrected = holm([1.0 if test.p is None else test.p for test in tests])
+    entries = [
+        _entry(claim, test, None if test.p is None else p)
+        for claim, test, p in zip(claims, tests, corrected, strict=True)
+    ]
+    return {"file": registered.file, "sha256": registered.sha256, "claims": entries}
+
+
+def _lacking(registered: Registered, settings: CompareSettings, runs: Runs) -> str | None:
+    """Why no claim can be answered as registered, or None."""
+    foreign = not_registered(settings.runs, registered)
+    if foreign:
+        return f"{foreign[0]} was not trained under this file"
+    sections = registered.sections
+    train = TrainSettings.model_validate({**sections.get("train", {}), "store": "store", "out": "out"})
+    seeds = range(train.first_seed, train.first_seed + train.seeds)
+    if missing := [seed for seed in seeds if seed not in runs.seeds]:
+        return f"{len(seeds) - len(missing)} of {len(seeds)} seeds are there"
+    asked = CompareSettings.model_validate({**sections.get("compare", {}), "runs": "runs", "out": "out"})
+    held = set(CompareSettings.model_fields) - WHERE_IT_COMPARES
+    mine, theirs = (made.model_dump(mode="json", include=held) for made in (settings, asked))
+    if differing := differences(theirs, mine):
+        return f"compared with other settings than registered: {differing[0]}"
+    return None
+
+
+def _test(claim: Claim, evidence: Evidence, lacking: str | None) -> _Test:
+    difference, why_not = _difference(claim, evidence)
+    why_not = lacking or why_not
+    if why_not is None and difference.seeds < FEWEST_SEEDS:
+        why_not = f"fewer than {FEWEST_SEEDS} seeds have a value"
+    if why_not is not None:
+        return _Test(difference, None, why_not)
+    if claim.expect == "equivalent":
+        p = equivalence_p(difference.per_seed, evidence.margin)
+        return _Test(difference, 1.0 if p is None else p, None)
+    # without any spread there is no t: equal values show nothing, a constant difference is beyond doubt in no test
+    return _Test(difference, 1.0 if difference.p is None else difference.p, None)
+
+
+def _difference(claim: Claim, evidence: Evidence) -> tuple[Difference, str | None]:
+    """Also why it says nothing, or None."""
+    nothing = paired_difference([math.nan], [math.nan])
+    arm = parse_arm(claim.arm)
+    if arm not in evidence.values:
+        return nothing, f"{arm.name} is not there"
+    if claim.fvu is not None and claim.against is not None:
+        return _at_cost(arm, parse_arm(claim.against), claim.fvu, claim.metric, evidence)
+    match = evidence.matching.matches.get(arm)
+    if match is None:
+        return nothing, f"{arm.name} is the baseline itself"
+    if match.how == "not matched":
+        return nothing, "L0 not matched"
+    others = match.baseline({rung: evidence.values[rung][claim.metric] for rung in match.ladder})
+    weak = [one.name for one in (arm, *match.ladder) if one in evidence.undertrained]
+    return paired_difference(evidence.values[arm][claim.metric], others), _undertrained(weak)
+
+
+def _at_cost(arm: Arm, against: Arm, cost: float, metric: str, evidence: Evidence) -> tuple[Difference, str | None]:
+    nothing = paired_difference([math.nan], [math.nan])
+    pair = [next((c for c in evidence.curves if one in c.family.arms), None) for one in (arm, against)]
+    for one, curve in zip((arm, against), pair, strict=True):
+        if curve is None:
+            return nothing, f"{one.name} has no curve at this L0"
+        least, most = curve.reach
+        if not least <= cost <= most:
+            return nothing, f"{curve.family.name} is known at costs of {least:.3g} to {most:.3g} only"
+    read = [curve.read(metric, cost).tolist() for curve in pair if curve is not None]
+    between = [one for curve in pair if curve is not None for one in curve.between(cost)]
+    weak = [one.name for one in dict.fromkeys(between) if one in evidence.undertrained]
+    return paired_difference(*read), _undertrained(weak)
+
+
+def _undertrained(names: Sequence[str]) -> str | None:
+    return f"undertrained: {', '.join(names)}" if names else None
+
+
+def _entry(claim: Claim, test: _Test, p_holm: float | None) -> ClaimEntry:
+    d = test.difference
+    as_expected = d.mean is not None and (
+        claim.expect == "equivalent" or ((d.mean < 0) == (claim.expect == "lower") and d.mean != 0)
+    )
+    holds = None if p_holm is None else p_holm <= LEVEL and as_expected
+    return {
+        "sentence": claim.sentence,
+        "metric": claim.metric,
+        "arm": claim.arm,
+        "against": claim.against,
+        "fvu": claim.fvu,
+        "expect": claim.expect,
+        "mean": d.mean,
+        "low": d.low,
+        "high": d.high,
+        "seeds": d.seeds,
+        "p": test.p,
+        "p_holm": p_holm,
+        "holds": holds,
+        "answer": _in_words(claim, test, p_holm, holds),
+    }
+
+
+def _in_words(claim: Claim, test: _Test, p_holm: float | None, holds: bool | None) -> str:
+    d = test.difference
+    if holds is None or d.mean is None or p_holm is None:
+        return f"no answer ({test.why_not})"
+    interval = "" if d.low is None or d.high is None else f" [{d.low:+.4f}, {d.high:+.4f}]"
+    facts = f"{METRICS[claim.metric].label} {d.mean:+.4f}{interval}, p {p_holm:.2g}, {d.seeds} seeds"
+    if holds:
+        return f"holds ({facts})"
+    opposite = claim.expect != "equivalent" and p_holm <= LEVEL
+    return f"does not hold, the opposite does ({facts})" if opposite else f"is not shown ({facts})"

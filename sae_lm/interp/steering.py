@@ -1,0 +1,136 @@
+"""Steer a language model by a latent: add it, clamp it, ablate it, or set the activation along its direction.
+
+Strengths are in multiples of the largest activation that the latent is known to have, so that 1 is as strongly as it
+ever fires, whatever its scale.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sae_lm.data.store import Store
+from sae_lm.errors import SaeError
+from sae_lm.interp.max_activating import chunk_rows, fitting_hook
+from sae_lm.runtime.progress import Progress
+from sae_lm.sae.model import SAE
+
+Action = Literal["add", "clamp", "ablate", "orthogonal"]
+LARGEST = "largest_activations"
+"""Key of an SAE's metadata: one number for each latent, as ``largest_activations`` measures them."""
+
+
+@dataclass(frozen=True)
+class Steer:
+    """What is done with one latent, at every position that is not left alone.
+
+    With a = strength * largest and w the latent's row of W_dec:
+      add: a more on the latent: the activation moves by a w
+      clamp: the latent is a, whatever it was
+      ablate: the latent is 0
+      orthogonal: of the activation, what is orthogonal to w stays as it is, and the component along w becomes a |w|
+    """
+
+    latent: int
+    action: Action = "add"
+    strength: float = 1.0
+    """in multiples of ``largest``; may be negative"""
+    largest: float | None = None
+    """the latent's largest activation; default the SAE's ``metadata["largest_activations"]``. With 1, ``strength`` is
+    the latent's activation itself"""
+    hook: str | None = None
+    """which SAE, where there are several"""
+
+    def __post_init__(self) -> None:
+        if self.action not in get_args(Action):
+            raise SaeError(f"action is {self.action!r}, expected one of {', '.join(get_args(Action))}")
+        for name in ("strength", "largest"):
+            value = getattr(self, name)
+            if value is not None and not abs(value) < float("inf"):
+                raise SaeError(f"{name} of the steering of latent {self.latent} is {value}, expected a finite number")
+
+
+@dataclass(frozen=True)
+class Edit:
+    """A ``Steer`` that was checked against its SAE; ``amount`` is in units of the latent's activation."""
+
+    latent: int
+    action: Action
+    amount: float
+
+
+def as_list(steering: Steer | Sequence[Steer] | None) -> list[Steer]:
+    """None, one or several, as a list. Raises SaeError for anything else."""
+    given = [] if steering is None else [steering] if isinstance(steering, Steer) else list(steering)
+    for steer in given:
+        if not isinstance(steer, Steer):
+            raise SaeError(f"steering holds {steer!r}, expected sae_lm.Steer(latent=..., action=..., strength=...)")
+    return given
+
+
+def edits(sae: SAE, steering: Sequence[Steer]) -> list[Edit]:
+    """Steering in units of the SAE's latents. Raises SaeError for a latent it has not, or one of unknown size."""
+    return [Edit(steer.latent, steer.action, _amount(sae, steer)) for steer in steering]
+
+
+def _amount(sae: SAE, steer: Steer) -> float:
+    if not 0 <= steer.latent < sae.config.d_sae:
+        raise SaeError(
+            f"steering names latent {steer.latent}, this SAE has latents 0 to {sae.config.d_sae - 1}; give one of them"
+        )
+    if steer.action == "ablate":
+        return 0.0
+    known = sae.config.metadata.get(LARGEST)
+    largest = steer.largest if steer.largest is not None or known is None else float(known[steer.latent])
+    if largest is None:
+        raise SaeError(
+            f"strength {steer.strength} of the steering of latent {steer.latent} is in multiples of its largest "
+            "activation, which is not known; give largest=float(sae_lm.largest_activations(sae, store)[latent]), "
+            "or largest=1 for a strength in units of the latent"
+        )
+    return steer.strength * largest
+
+
+def steer_latents(z: Float[Tensor, "*batch d_sae"], edits: Sequence[Edit]) -> Float[Tensor, "*batch d_sae"]:
+    """The latents after all edits but the orthogonal ones, one after the other; z itself stays as it is."""
+    inside = [edit for edit in edits if edit.action != "orthogonal"]
+    if inside:
+        z = z.clone()
+    for edit in inside:
+        if edit.action == "add":
+            z[..., edit.latent] += edit.amount
+        else:
+            z[..., edit.latent] = edit.amount
+    return z
+
+
+def steer_output(
+    x: Float[Tensor, "*batch d_in"], W_dec: Float[Tensor, "d_sae d_in"], edits: Sequence[Edit]
+) -> Float[Tensor, "*batch d_in"]:
+    """The activation after the orthogonal edits, one after the other."""
+    for edit in edits:
+        if edit.action == "orthogonal":
+            row = W_dec[edit.latent].to(x.dtype)
+            direction = row / row.norm().clamp_min(torch.finfo(row.dtype).tiny)
+            x = x + (edit.amount * row.norm() - x @ direction)[..., None] * direction
+    return x
+
+
+@torch.no_grad()
+def largest_activations(sae: SAE, store: Store, *, start: int = 0, stop: int | None = None) -> Float[Tensor, " d_sae"]:
+    """Each latent's largest activation on rows start to stop of a store of its hook; 0 for those that never fire.
+
+    Raises SaeError where SAE and store do not fit.
+    """
+    hook = fitting_hook("given", sae, store)
+    stop = len(store) if stop is None else min(stop, len(store))
+    largest = torch.zeros(sae.config.d_sae)
+    with Progress("largest activations", max(0, stop - start), "tok") as bar:
+        for first in range(start, stop, size := chunk_rows(store, sae)):
+            z = sae.encode(store.rows(hook, first, min(stop, first + size)).to(sae.W_enc))
+            largest = torch.maximum(largest, z.amax(0).float().cpu())
+            bar.update(len(z))
+    return largest

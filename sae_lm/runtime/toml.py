@@ -1,0 +1,17 @@
+"""Read TOML text; what is not TOML is one sentence."""
+
+from typing import Any
+
+from sae_lm.errors import SettingsError
+
+
+def parse_toml(text: str, name: str) -> dict[str, Any]:
+    """Raises SettingsError, in which ``name`` is what the text is called, where it is not TOML."""
+    try:
+        import tomllib
+    except ModuleNotFoundError:  # Python 3.10
+        import tomli as tomllib  # pyright: ignore[reportMissingImports]
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as problem:
+        raise SettingsError(f"{name}: is not valid TOML ({problem}); fix that line") from None

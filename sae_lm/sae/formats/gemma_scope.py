@@ -1,0 +1,47 @@
+"""Read SAEs of Gemma Scope (the first): ``params.npz``, of which the repository's name says all else.
+
+JumpReLU with a threshold per latent; b_dec is not subtracted from the input. SAEs of embeddings were trained on embeddings
+times sqrt(d_in), which the hook shows without that factor: it is folded in.
+"""
+
+import math
+import re
+
+from sae_lm.sae.model import SAE, SaeConfig
+from sae_lm.sae.source import Source
+
+WEIGHTS = "params.npz"
+_REPOSITORY = re.compile(r"gemma-scope-(\d+b)-(pt|it)-(res|mlp|att)")
+_HOOKS = {"res": "hook_resid_post", "mlp": "hook_mlp_out", "att": "attn.hook_z"}
+_NAMES = ["W_enc", "W_dec", "b_enc", "b_dec", "threshold"]
+
+
+def read(source: Source) -> SAE:
+    """Raises SaeError for what is missing, damaged, or not told by the repository's name."""
+    arrays = source.tensors(WEIGHTS)
+    renamed = {("W_" + name[2:]) if name.startswith("w_") else name: value for name, value in arrays.items()}
+    if "transcoder" in source.identity:
+        raise source.error("is a transcoder, which no SAE of one activation can stand for")
+    source.needs(renamed, _NAMES)
+    weights = source.numbers(renamed, _NAMES)
+    d_in, d_sae = source.matrix(weights["W_enc"], "W_enc")
+    hook, metadata = None, {}
+    if found := _REPOSITORY.search(source.identity):
+        metadata["model_name"] = f"google/gemma-2-{found[1]}" + ("-it" if found[2] == "it" else "")
+        source.note(f"model {metadata['model_name']} from the repository's name")
+        layer = re.search(r"layer_(\d+)", source.identity)
+        if found[3] == "res" and "embedding" in source.identity:
+            hook = "hook_embed"
+        elif layer:
+            hook = f"blocks.{layer[1]}.{_HOOKS[found[3]]}"
+    bridge, original = source.place(hook, "the repository's name" if found else "no file or name")
+    if bridge == "hook_embed" and "embedding" in source.identity:
+        weights["W_enc"], weights["W_dec"] = weights["W_enc"] / math.sqrt(d_in), weights["W_dec"] * math.sqrt(d_in)
+        weights["b_dec"] = weights["b_dec"]
+        source.note(f"input scaled: W_enc / sqrt({d_in}), W_dec * sqrt({d_in}), as SAELens reads SAEs of embeddings")
+    if l0 := re.search(r"average_l0_(\d+)", source.identity):
+        metadata["claimed_l0"] = int(l0[1])
+    source.note("b_dec not subtracted from the input: Gemma Scope")
+    metadata |= {"hook_name": bridge, "original_hook_name": original}
+    config = SaeConfig(architecture="jumprelu", d_in=d_in, d_sae=d_sae, apply_b_dec_to_input=False, metadata=metadata)
+    return source.finish("gemma_scope", config, weights)

@@ -1,0 +1,98 @@
+"""Read tensors from safetensors, torch and npz files; nothing in a file is executed, and no small file fills the memory."""
+
+import pickle
+import warnings
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from sae_lm.errors import SaeError
+
+SPARE, RATIO = 2**26, 64
+"""Bytes that a file may hold beyond its size on disk, and how many times its size: weights hardly compress."""
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """Name -> tensor. Raises SaeError."""
+    with _readable(path, "safetensors"):
+        return load_file(path)
+
+
+def read_torch(path: Path) -> Mapping[str, Any]:
+    """What ``torch.save`` has written of a dictionary, on the CPU. Raises SaeError; code in the pickle is not run."""
+    with _readable(path, "a torch file"):
+        if zipfile.is_zipfile(path):
+            _check_size(path, 1)  # torch does not compress
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about old ways of pickling: either it can be read or an error says so
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    if not isinstance(content, Mapping):
+        raise SaeError(
+            f"{path} holds a {type(content).__name__}, expected a dictionary of tensors; give the SAE's file"
+        )
+    for name, value in content.items():
+        if isinstance(value, Tensor) and value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            raise SaeError(f"{path}: {name} claims more numbers than the file holds; the file is damaged or forged")
+    return content
+
+
+def read_npz(path: Path) -> dict[str, Tensor]:
+    """Name -> tensor of a file of ``numpy.savez``. Raises SaeError; an array of objects would be a pickle."""
+    with _readable(path, "an npz file"):
+        _check_size(path, RATIO)
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: torch.from_numpy(np.ascontiguousarray(arrays[name])) for name in arrays.files}
+
+
+def read_tensors(path: Path) -> Mapping[str, Any]:
+    """By the name's ending. Raises SaeError."""
+    if path.suffix == ".safetensors":
+        return read_safetensors(path)
+    return read_npz(path) if path.suffix == ".npz" else read_torch(path)
+
+
+@contextmanager
+def _readable(path: Path, kind: str) -> Iterator[None]:
+    try:
+        yield
+    except SaeError:
+        raise
+    except FileNotFoundError:
+        raise SaeError(f"{path} is missing; download the SAE again") from None
+    except pickle.UnpicklingError as problem:
+        if "nsupported" in str(problem) or "GLOBAL" in str(problem):
+            raise SaeError(
+                f"{path} needs code of its own to be opened, beyond plain tensors, and was refused; nothing of it was "
+                "executed; ask for safetensors, or save its state_dict() as a plain dictionary of tensors"
+            ) from None
+        raise SaeError(
+            f"{path} cannot be read as {kind}; it is damaged or of another kind, download it again"
+        ) from None
+    except (OSError, EOFError, ValueError, RuntimeError, KeyError, MemoryError, TypeError, AttributeError,
+            zipfile.BadZipFile, SafetensorError) as problem:  # fmt: skip
+        if isinstance(problem, ValueError) and "allow_pickle" in str(problem):
+            raise SaeError(
+                f"{path} holds an array of Python objects, which only code could open; nothing of it was executed; "
+                "expected arrays of numbers alone"
+            ) from None
+        reason = (str(problem).splitlines() or [type(problem).__name__])[0][:120]
+        raise SaeError(
+            f"{path} cannot be read as {kind} ({reason}); it is damaged or cut short, download it again"
+        ) from None
+
+
+def _check_size(path: Path, ratio: int) -> None:
+    with zipfile.ZipFile(path) as archive:
+        held = sum(entry.file_size for entry in archive.infolist())
+    if held > ratio * path.stat().st_size + SPARE:
+        raise SaeError(
+            f"{path} would unpack to {held:,} bytes, far more than its {path.stat().st_size:,}; it is refused"
+        )

@@ -1,0 +1,206 @@
+"""A file that fixes an experiment before its first SAE is trained: settings, and claims that the comparison answers.
+
+It is a TOML file as ``--config`` takes it, with one ``[[claim]]`` or more beside ``[train]`` and ``[compare]``::
+
+    [[claim]]
+    sentence = "At equal L0, silent:1@anchored has fewer holes at equal false alarms than no penalty."
+    metric = "equal_hole_rate"
+    arm = "silent:1@anchored"
+    expect = "lower"
+
+    [[claim]]
+    sentence = "At +.005 FVU it has fewer than matryoshka."
+    metric = "equal_hole_rate"
+    arm = "silent:1@anchored"
+    against = "none@arch=matryoshka"
+    fvu = 0.005
+    expect = "lower"
+
+Every ``train`` into the folder is held to its settings. The file's text goes into ``run.json``, its SHA-256 into
+each SAE's metadata, so that neither can be changed afterwards without being seen.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from sae_lm.errors import SaeError, SettingsError
+from sae_lm.fields import choice
+from sae_lm.penalties.arms import parse_arm, parse_arms
+from sae_lm.runtime.differences import differences
+from sae_lm.runtime.files import read_json
+from sae_lm.runtime.toml import parse_toml
+from sae_lm.sae.folder import CONFIG, sae_directories
+from sae_lm.settings import CompareSettings, TrainSettings
+
+WHERE_IT_RUNS = frozenset(
+    ("store", "out", "device", "log_every", "arms_at_once", "checkpoint_seconds", "ranks_per_sae", "trackers")
+)
+"""Settings of train that a registered file leaves free: they change no more than rounding."""
+WHERE_IT_COMPARES = frozenset(("runs", "out", "store", "model", "device", "narrower", "composition"))
+"""The same of compare: places, and what is measured besides."""
+
+
+class Claim(BaseModel):
+    """One sentence that the comparison is to decide."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    sentence: str = Field(min_length=1)
+    metric: str
+    """key of an outcome in report.json"""
+    arm: str
+    expect: Literal["lower", "higher", "equivalent"]
+    against: str | None = None
+    """another arm, read at the same cost as this one; None: the baseline, at equal L0"""
+    fvu: float | None = Field(default=None, gt=0, lt=1)
+    """cost above the baseline's, at which both curves are read"""
+
+    @model_validator(mode="after")
+    def _both_or_none(self) -> "Claim":
+        if (self.against is None) != (self.fvu is None):
+            raise ValueError("expected `against` and `fvu` together, or neither (the baseline, at equal L0)")
+        for name in (self.arm, self.against):
+            if name is not None:
+                parse_arm(name)
+        return self
+
+
+class Registered(NamedTuple):
+    file: str
+    """name of the file"""
+    text: str
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.text.encode()).hexdigest()
+
+    @property
+    def sections(self) -> dict[str, Any]:
+        return parse_toml(self.text, f"registered {self.file}")
+
+    @property
+    def claims(self) -> list[Claim]:
+        """Raises SettingsError for one that cannot be decided."""
+        entries = self.sections.get("claim")
+        if not isinstance(entries, list) or not entries:
+            raise SettingsError(f"registered {self.file} claims nothing; expected a [[claim]] or more")
+        return [self._claim(number, entry) for number, entry in enumerate(entries, 1)]
+
+    def _claim(self, number: int, entry: Any) -> Claim:
+        try:
+            return Claim.model_validate(entry)
+        except ValidationError as invalid:
+            error = invalid.errors()[0]
+            key = ".".join(map(str, error["loc"])) or "claim"
+            said = error["msg"].removeprefix("Value error, ")
+            if error["type"] == "extra_forbidden":
+                said = f"unknown key, expected {choice(key, Claim.model_fields)}"
+        except SettingsError as problem:
+            key, said = "arm", str(problem)
+        raise SettingsError(f"registered {self.file}: claim {number}: {key}: {said}") from None
+
+    def record(self) -> dict[str, str]:
+        """As run.json has it under ``registered``."""
+        return {"file": self.file, "sha256": self.sha256, "text": self.text}
+
+
+def registration(settings: TrainSettings) -> Registered | None:
+    """What this folder of runs is held to: the file of these settings, else what an earlier command registered.
+
+    Raises SettingsError where the settings are not the file's, where the file is not what was registered, and where
+    SAEs were there before it. None where nothing is registered.
+    """
+    earlier = read_registered(settings.out)
+    wanted = earlier if settings.registered is None else _read(settings.registered)
+    if wanted is None:
+        return None
+    if wanted.text != (earlier.text if earlier else None):
+        _refuse_where_trained(settings.out, wanted, earlier)
+    _check_claims(wanted, settings)
+    asked = TrainSettings.model_validate(
+        {**wanted.sections.get("train", {}), "store": settings.store, "out": settings.out}
+    )
+    held = TrainSettings.model_fields.keys() - WHERE_IT_RUNS - {"registered"}
+    mine, theirs = (made.model_dump(mode="json", include=set(held)) for made in (settings, asked))
+    if differing := differences(theirs, mine):
+        raise SettingsError(
+            f"registered {wanted.file} fixes the settings: {'; '.join(map(str, differing))}; "
+            "leave them as registered, or give another --out"
+        )
+    return wanted
+
+
+def read_registered(out: Path) -> Registered | None:
+    """What run.json says is registered; None where nothing is. Raises SaeError where its parts do not agree."""
+    if not (out / "run.json").exists():
+        return None
+    entry = read_json(out / "run.json", SaeError, "a folder of runs (written by sae-lm train)").get("registered")
+    if entry is None:
+        return None
+    if not isinstance(entry, dict) or not all(isinstance(entry.get(key), str) for key in ("file", "sha256", "text")):
+        raise SaeError(f"{out / 'run.json'}: what is registered is not understood; expected file, sha256 and text")
+    registered = Registered(entry["file"], entry["text"])
+    if registered.sha256 != entry["sha256"]:
+        raise SaeError(
+            f"{out / 'run.json'}: the registered text was changed, its SHA-256 is {registered.sha256[:12]}, "
+            f"expected {entry['sha256'][:12]}; restore it from {registered.file}"
+        )
+    return registered
+
+
+def not_registered(out: Path, registered: Registered) -> list[str]:
+    """Names of SAEs there that were trained under no registered file, or under another."""
+    return [
+        directory.name
+        for directory in sae_directories(out)
+        if _metadata(directory).get("registered") != registered.sha256
+    ]
+
+
+def _metadata(directory: Path) -> dict[str, Any]:
+    metadata = read_json(directory / CONFIG, SaeError, "an SAE directory").get("metadata")
+    return metadata if isinstance(metadata, dict) else {}
+
+
+def _read(path: Path) -> Registered:
+    try:
+        registered = Registered(path.name, path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as problem:
+        why = problem.strerror if isinstance(problem, OSError) else "not UTF-8"
+        raise SettingsError(f"--registered {path}: cannot be read ({why}); give a TOML file with claims") from None
+    for section in ("train", "compare"):
+        if not isinstance(registered.sections.get(section, {}), dict):
+            raise SettingsError(f"registered {path.name}: {section} is a value, expected a section [{section}]")
+    CompareSettings.model_validate({**registered.sections.get("compare", {}), "runs": "runs", "out": "out"})
+    return registered
+
+
+def _refuse_where_trained(out: Path, wanted: Registered, earlier: Registered | None) -> None:
+    trained = [directory.name for directory in sae_directories(out)] if out.is_dir() else []
+    begun = sorted(file.name.removesuffix(".metrics.jsonl") for file in out.glob("*.metrics.jsonl"))
+    if not (first := next(iter([*trained, *begun]), None)):
+        return
+    if earlier is None:
+        raise SettingsError(
+            f"registered {wanted.file} comes after {first} was begun in {out}; it has to be there before the first SAE, "
+            "give another --out"
+        )
+    raise SettingsError(
+        f"registered {wanted.file} was changed since {first} was begun in {out} (SHA-256 {wanted.sha256[:12]}, "
+        f"registered {earlier.sha256[:12]}); restore the file, or give another --out"
+    )
+
+
+def _check_claims(registered: Registered, settings: TrainSettings) -> None:
+    arms = {arm.name for arm in parse_arms(settings.arms)}
+    for number, claim in enumerate(registered.claims, 1):
+        for name in (claim.arm, claim.against):
+            if name is not None and parse_arm(name).name not in arms:
+                raise SettingsError(
+                    f"registered {registered.file}: claim {number}: {json.dumps(name)} is none of the arms to be trained; "
+                    f"expected {choice(name, dict.fromkeys(sorted(arms)))}"
+                )

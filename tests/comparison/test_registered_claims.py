@@ -1,0 +1,132 @@
+"""Registered claims get the answer that their figures allow."""
+
+import math
+from pathlib import Path
+
+import pytest
+
+from sae_lm.comparison import registered as module
+from sae_lm.comparison.frontier import curves
+from sae_lm.comparison.matching import match_arms
+from sae_lm.comparison.outcomes import METRICS
+from sae_lm.comparison.registered import Evidence, answer_registered, check_registered
+from sae_lm.comparison.runs import Runs
+from sae_lm.errors import SettingsError
+from sae_lm.metrics.equivalence import equivalence_p
+from sae_lm.metrics.statistics import paired_difference
+from sae_lm.penalties.arms import parse_arm
+from sae_lm.settings import CompareSettings
+from sae_lm.training.registered import Registered
+
+NOISE = (0.001, -0.002, 0.0015, -0.0005, 0.0, 0.001)
+SETTINGS = CompareSettings(runs="runs", out="out")
+
+
+@pytest.fixture(autouse=True)
+def all_trained_under_the_file(monkeypatch):
+    monkeypatch.setattr(module, "not_registered", lambda *_: [])
+
+
+def registered(*claims, settings="seeds = 6"):
+    entries = "".join(f'[[claim]]\nsentence = "It is so."\nmetric = "equal_hole_rate"\n{claim}\n' for claim in claims)
+    return Registered("fixed.toml", f"[train]\n{settings}\n{entries}")
+
+
+def evidence(undertrained=(), **changes):
+    """Changes in holes and in FVU of each arm from a baseline of six seeds."""
+    base = [0.5 + 0.05 * seed for seed in range(6)]
+    values = {}
+    for name, (holes, fvu) in {"none": (0.0, 0.0), **changes}.items():
+        of_metric = {key: [math.nan] * 6 for key in METRICS}
+        of_metric["l0"] = [16.0] * 6
+        for key, by in (("equal_hole_rate", holes), ("fvu", fvu)):
+            of_metric[key] = [b + by + (n if by else 0) for b, n in zip(base, NOISE, strict=True)]
+        values[parse_arm(name)] = of_metric
+    matching = match_arms([*values], parse_arm("none"), {arm: of["l0"] for arm, of in values.items()})
+    return Evidence(values, matching, curves(values, matching), [parse_arm(name) for name in undertrained], 0.02)
+
+
+def runs_of(seeds):
+    return Runs(parse_arm("none"), [], [*seeds], {}, [], {})
+
+
+def answers(text, facts, seeds=range(6), settings=SETTINGS):
+    entry = answer_registered(text, settings, runs_of(seeds), facts)
+    assert entry is not None and entry["sha256"] == text.sha256
+    return entry["claims"]
+
+
+LOWER = 'arm = "abs_cos:1"\nexpect = "lower"'
+
+
+def test_a_claim_holds_is_not_shown_or_its_opposite_does():
+    for holes, holds, words in ((-0.1, True, "holds ("), (0.0, False, "is not shown ("), (0.1, False, "does not hold")):
+        (claim,) = answers(registered(LOWER), evidence(**{"abs_cos:1": (holes, 0.01)}))
+        assert (claim["holds"], claim["answer"].startswith(words)) == (holds, True)
+    assert claim["answer"].startswith("does not hold, the opposite does (hole rate at equal false alarms +0.1002 [")
+
+
+def test_the_correction_is_over_the_claims_of_the_file_alone():
+    facts = evidence(**{"abs_cos:1": (-0.001, 0.01), "max_cos:1": (-0.1, 0.01), "sq_cos:1": (-0.1, 0.01)})
+    (alone,) = answers(registered(LOWER), facts)
+    assert alone["p_holm"] == alone["p"]
+    both = answers(registered(LOWER, LOWER.replace("abs", "max")), facts)
+    assert [claim["p_holm"] for claim in both] == [alone["p"], pytest.approx(2 * both[1]["p"])]
+
+
+def test_a_claim_without_an_answer_is_corrected_for_as_well():
+    facts = evidence(**{"abs_cos:1": (-0.1, 0.01)})
+    held, absent = answers(registered(LOWER, LOWER.replace("abs", "max")), facts)
+    assert absent["answer"] == "no answer (max_cos:1 is not there)"
+    assert held["p_holm"] == 2 * held["p"]
+
+
+def test_equivalence_is_shown_by_two_one_sided_tests():
+    facts = evidence(**{"abs_cos:1": (0.003, 0.01), "max_cos:1": (0.03, 0.01)})
+    near, far = answers(
+        registered(LOWER.replace("lower", "equivalent"), LOWER.replace("abs", "max").replace("lower", "equivalent")),
+        facts,
+    )
+    assert (near["holds"], far["holds"]) == (True, False)
+    of_arm = facts.values[parse_arm("abs_cos:1")]["equal_hole_rate"]
+    of_base = facts.values[parse_arm("none")]["equal_hole_rate"]
+    assert near["p"] == equivalence_p(paired_difference(of_arm, of_base).per_seed, 0.02)
+
+
+def test_at_one_cost_two_curves_are_read_and_held_against_each_other():
+    facts = evidence(**{"abs_cos:1": (-0.10, 0.02), "max_cos:1": (-0.02, 0.02)})
+    at_cost = 'arm = "abs_cos:1"\nagainst = "max_cos:1"\nfvu = 0.01\nexpect = "lower"'
+    (claim,) = answers(registered(at_cost), facts)
+    assert claim["holds"] and claim["mean"] == pytest.approx(-0.04, abs=0.002)
+    (beyond,) = answers(registered(at_cost.replace("0.01", "0.05")), facts)
+    assert beyond["holds"] is None
+    assert beyond["answer"].startswith("no answer (abs_cos:1 is known at costs of 0 to 0.018 only")
+
+
+def test_undertrained_saes_missing_seeds_and_other_settings_answer_nothing():
+    changes = {"abs_cos:1": (-0.1, 0.01)}
+    (weak,) = answers(registered(LOWER), evidence(undertrained=["abs_cos:1"], **changes))
+    assert weak["answer"] == "no answer (undertrained: abs_cos:1)"
+    (few,) = answers(registered(LOWER), evidence(**changes), seeds=[0, 1, 2, 3])
+    assert few["answer"] == "no answer (4 of 6 seeds are there)"
+    other = CompareSettings(runs="runs", out="out", probe_gate=0.5)
+    (differs,) = answers(registered(LOWER), evidence(**changes), settings=other)
+    assert differs["answer"].startswith("no answer (compared with other settings than registered: probe_gate is 0.6")
+
+
+def test_saes_of_another_file_answer_nothing(monkeypatch):
+    monkeypatch.setattr(module, "not_registered", lambda *_: ["none-seed0"])
+    (claim,) = answers(registered(LOWER), evidence(**{"abs_cos:1": (-0.1, 0.01)}))
+    assert claim["answer"] == "no answer (none-seed0 was not trained under this file)"
+
+
+def test_a_metric_that_is_not_measured_is_named_before_the_work(monkeypatch):
+    text = registered(LOWER)
+    wrong = Registered(text.file, text.text.replace("equal_hole_rate", "equal_hole_rat"))
+    monkeypatch.setattr(module, "read_registered", lambda _: wrong)
+    with pytest.raises(SettingsError, match=r"claim 1: metric 'equal_hole_rat' is not measured here; .*did you mean"):
+        check_registered(CompareSettings(runs=Path("runs"), out="out"))
+
+
+def test_nothing_registered_is_no_entry():
+    assert answer_registered(None, SETTINGS, runs_of([0]), evidence()) is None

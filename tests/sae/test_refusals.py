@@ -1,0 +1,353 @@
+"""sae_lm.load on what is ambiguous, damaged, forged or of another kind: one sentence, and nothing executed or guessed."""
+
+import json
+import os
+import pickle
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from foreign_saes import FOREIGN, D, M, dictionary_learning, inputs, linear, numbers, openai, pick, saelens_standard
+from safetensors.torch import load_file, save_file
+
+import sae_lm
+from sae_lm.errors import SaeError
+from sae_lm.sae.load import FORMATS
+
+
+def refusal(path, **options):
+    with pytest.raises(SaeError) as error:
+        sae_lm.load(path, "cpu", **options)
+    sentence = str(error.value)
+    assert "\n" not in sentence and len(sentence) < 900, sentence
+    return sentence
+
+
+def weights_of(path):
+    """The file of weights of an SAE that was written."""
+    files = (
+        [path] if path.is_file() else [file for file in path.rglob("*.*") if file.suffix != ".json" and file.is_file()]
+    )
+    (file,) = files
+    return file
+
+
+def edit_config(path, **changes):
+    (file,) = path.glob("*.json")
+    config = json.loads(file.read_text())
+    for key, value in changes.items():
+        config.get("trainer", config)[key] = value
+    file.write_text(json.dumps(config))
+
+
+# --- another kind than is said
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_no_sae_is_read_as_a_format_that_it_is_not(tmp_path, name):
+    path, _ = FOREIGN[name][0](tmp_path)
+    for other in FORMATS:
+        if not name.startswith(other) or (other == "gemma_scope" and "scope_2" in name):
+            refusal(path, format=other)
+
+
+def test_a_format_that_is_none_is_answered_with_those_there_are(tmp_path):
+    assert "expected auto, saelens, dictionary_learning" in refusal(tmp_path, format="sae_lens")
+
+
+def test_a_folder_without_an_sae_says_what_it_holds(tmp_path):
+    (tmp_path / "model.bin").write_bytes(b"x")
+    assert "holds model.bin" in refusal(tmp_path)
+
+
+def test_a_folder_of_many_saes_names_them_at_all_depths(tmp_path):
+    FOREIGN["gemma_scope"][0](tmp_path)
+    FOREIGN["saelens topk"][0](tmp_path / "a" / "b")
+    FOREIGN["sparsify topk"][0](tmp_path / "c")
+    said = refusal(tmp_path)
+    for place in ("a/b/sae", "c/layers.9", "google/gemma-scope-2b-pt-res/layer_20/width_16k/average_l0_71"):
+        assert place in said
+
+
+def test_a_misspelt_sae_beside_others_is_answered_with_the_nearest_first(tmp_path):
+    for layer in (1, 2, 11):
+        FOREIGN["saelens topk"][0](tmp_path / f"layer_{layer}")
+        (tmp_path / f"layer_{layer}" / "sae").rename(tmp_path / f"blocks.{layer}")
+    assert "holds blocks.11, blocks.1, " in refusal(tmp_path / "block.11")
+
+
+# --- what the files leave open
+
+
+def test_a_loose_file_whose_hook_nobody_says_asks_for_it(tmp_path):
+    path = openai(tmp_path, "_v5_32k", activation="ReLU").rename(tmp_path / "8.pt")
+    assert "give hook='blocks.8.hook_out'" in refusal(path)
+    sae = sae_lm.load(path, "cpu", hook="blocks.8.hook_resid_post")
+    assert (
+        sae.config.metadata["hook_name"] == "blocks.8.hook_out" and "hook blocks.8.hook_out as given" in sae.provenance
+    )
+    assert sae_lm.load(path, "cpu", hook="8").config.metadata["hook_name"] == "blocks.8.hook_out"
+    assert "is not known" in refusal(path, hook="somewhere")
+
+
+def test_a_submodule_of_no_known_name_asks_for_the_hook(tmp_path):
+    n = numbers()
+    path = dictionary_learning(tmp_path, "AutoEncoder", linear(n) | {"bias": n["b_dec"]}, submodule_name=None)
+    assert "(layer 4 of what is not said)" in refusal(path)
+    path = path.rename(tmp_path / "mlp_out_layer_4")
+    assert sae_lm.load(path, "cpu").config.metadata["hook_name"] == "blocks.4.hook_mlp_out"
+
+
+def test_two_classes_with_the_same_tensors_are_not_told_apart_by_guessing(tmp_path):
+    n = numbers()
+    path = tmp_path / "sae.pt"
+    torch.save(linear(n) | {"b_dec": n["b_dec"], "k": torch.tensor(3), "threshold": torch.tensor(0.5)}, path)
+    said = refusal(path, hook="4")
+    assert "format='dictionary_learning/AutoEncoderTopK' or format='dictionary_learning/BatchTopKSAE'" in said
+    for name, architecture in (("AutoEncoderTopK", "topk"), ("BatchTopKSAE", "jumprelu")):
+        sae = sae_lm.load(path, "cpu", hook="4", format=f"dictionary_learning/{name}")
+        assert sae.config.architecture == architecture
+
+
+def test_a_threshold_that_was_never_set_is_told_and_k_takes_its_place(tmp_path):
+    n = numbers()
+    state = linear(n) | {"b_dec": n["b_dec"], "k": torch.tensor(3), "threshold": torch.tensor(-1.0)}
+    path = dictionary_learning(tmp_path, "BatchTopKSAE", state, k=3)
+    sae = sae_lm.load(path, "cpu")
+    assert any("was never set" in sentence and "give k=3" in sentence for sentence in sae.provenance)
+    x = inputs()
+    assert torch.equal(sae.encode(x) > 0, sae.pre_activations(x) > 0)
+    assert ((sae_lm.load(path, "cpu", k=3).encode(x) > 0).sum(1) <= 3).all()
+
+
+def test_four_tensors_alone_do_not_say_how_they_are_used(tmp_path):
+    n = numbers()
+    torch.save(pick(n, "W_enc", "b_enc", "W_dec", "b_dec"), tmp_path / "sae.pt")
+    assert "do not tell whether b_dec is subtracted" in refusal(tmp_path / "sae.pt", hook="4")
+    n = numbers(d=M)
+    torch.save(pick(n, "W_enc", "b_enc", "W_dec", "b_dec"), tmp_path / "square.pt")
+    assert "square" in refusal(tmp_path / "square.pt", hook="4", k=2)
+    sae = sae_lm.load(tmp_path / "square.pt", "cpu", hook="4", k=2, format="qwen_scope")
+    assert torch.equal(sae.W_enc, n["W_enc"].T)
+
+
+def test_a_qwen_file_out_of_its_repository_asks_for_k(tmp_path):
+    path, _ = FOREIGN["qwen_scope"][0](tmp_path)
+    path = path.rename(tmp_path / "layer7.sae.pt")
+    assert "give k=" in refusal(path)
+    assert sae_lm.load(path, "cpu", k=2).config.k == 2
+
+
+def test_a_factor_that_no_file_says_is_asked_for(tmp_path):
+    path, formula = FOREIGN["saelens expected_average_only_in"][0](tmp_path)
+    (path / "activation_scaler.json").unlink()
+    assert "give input_scale=" in refusal(path)
+    x = inputs()
+    torch.testing.assert_close(
+        sae_lm.load(path, "cpu", input_scale=0.7)(x), formula(x)[1].float(), atol=1e-5, rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("sparsify topk", {"transcode": True}),
+        ("sparsify topk", {"skip_connection": True}),
+        ("sparsify topk", {"signed": True}),
+        ("gemma_scope_2", {"affine_connection": True}),
+        ("gemma_scope_2", {"hf_hook_point_out": "model.layers.12.post_feedforward_layernorm.output"}),
+        ("llama_scope, W_E", {"hook_point_out": "blocks.15.hook_mlp_out"}),
+        ("llama_scope, W_E", {"sae_type": "crosscoder"}),
+        ("llama_scope, W_E", {"use_glu_encoder": True}),
+        ("saelens standard", {"architecture": "skip_transcoder"}),
+        ("dictionary_learning AutoEncoder", {"dict_class": "CrossCoder"}),
+    ],
+)  # fmt: skip
+def test_what_no_sae_of_one_activation_can_stand_for_is_refused(tmp_path, name, change):
+    path, _ = FOREIGN[name][0](tmp_path)
+    edit_config(path, **change)
+    refusal(path)
+
+
+def test_what_is_given_for_nothing_is_refused_rather_than_ignored(tmp_path):
+    path, _ = FOREIGN["gemma_scope"][0](tmp_path)
+    assert "k=5 is given, but this SAE is jumprelu" in refusal(path, k=5)
+    assert "takes activations as they are" in refusal(path, input_scale=0.5)
+    assert "only of dictionary_learning" in refusal(path, format="gemma_scope/BatchTopKSAE")
+    for scale in (0.0, -1.0, float("nan"), float("inf")):
+        assert "expected a number above 0" in refusal(path, input_scale=scale)
+    path, _ = FOREIGN["openai topk"][0](tmp_path)
+    for k in (0, -1, M + 1):
+        assert refusal(path, k=k).startswith(f"{path}: k is {k}, a topk SAE")
+
+
+# --- damaged and forged
+
+
+class Code:
+    def __reduce__(self):
+        return os.mkdir, ("executed",)
+
+
+@pytest.mark.parametrize("name", ["dictionary_learning AutoEncoder", "openai topk", "qwen_scope", "goodfire"])
+def test_a_pickle_with_code_is_refused_and_nothing_is_executed(tmp_path, monkeypatch, name):
+    path, _ = FOREIGN[name][0](tmp_path)
+    monkeypatch.chdir(tmp_path)
+    torch.save({"W_enc": Code()}, weights_of(path))
+    assert "nothing of it was executed" in refusal(path)
+    weights_of(path).write_bytes(pickle.dumps({"W_enc": Code()}))  # as torch before 1.6, and anybody, writes them
+    refusal(path)
+    torch.save({"W_enc": Code()}, weights_of(path), _use_new_zipfile_serialization=False)
+    assert "nothing of it was executed" in refusal(path)
+    assert not Path("executed").exists()
+
+
+def test_arrays_of_objects_are_refused_and_nothing_is_executed(tmp_path, monkeypatch):
+    path, _ = FOREIGN["gemma_scope"][0](tmp_path)
+    monkeypatch.chdir(tmp_path)
+    np.savez(path / "params.npz", W_enc=np.array([Code()], dtype=object))
+    assert "nothing of it was executed" in refusal(path)
+    assert not Path("executed").exists()
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+@pytest.mark.parametrize("left", [0.5, 0.98, 0])
+def test_a_file_that_was_cut_short_is_named(tmp_path, name, left):
+    path, _ = FOREIGN[name][0](tmp_path)
+    file = weights_of(path)
+    content = file.read_bytes()
+    file.write_bytes(content[: int(len(content) * left)])
+    assert file.name in refusal(path)
+
+
+def test_a_file_that_would_fill_the_memory_is_refused(tmp_path):
+    path, _ = FOREIGN["gemma_scope"][0](tmp_path)
+    with zipfile.ZipFile(path / "params.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("W_enc.npy", bytes(2**27))
+    assert "would unpack to" in refusal(path)
+    path, _ = FOREIGN["goodfire"][0](tmp_path)
+    torch.save({"encoder_linear.weight": torch.zeros(1).expand(2**20, 2**20)}, path)
+    assert "claims more numbers than the file holds" in refusal(path)
+
+
+@pytest.mark.parametrize("name", [name for name in FOREIGN if not name.startswith("gemma_scope of")])
+@pytest.mark.parametrize("damage", ["nan", "shape", "dtype", "missing", "extra"])
+def test_tensors_that_do_not_fit_are_refused(tmp_path, name, damage):
+    path, _ = FOREIGN[name][0](tmp_path)
+    file = weights_of(path)
+    read = {".safetensors": load_file, ".npz": np.load}.get(file.suffix, torch.load)
+    tensors = {
+        key: torch.from_numpy(value) if isinstance(value, np.ndarray) else value for key, value in read(file).items()
+    }
+    key = next(key for key in tensors if "enc" in key.lower() or key == "W_E")
+    tensors[key] = {
+        "nan": lambda t: torch.full_like(t, float("nan")),
+        "shape": lambda t: t[:-1] if t.ndim == 1 else t[:, :-1].contiguous(),
+        "dtype": lambda t: t.int(),
+    }.get(damage, lambda t: t)(tensors[key])
+    if damage == "missing":
+        del tensors[key]
+    if damage == "extra":
+        tensors["another"] = torch.zeros(3)
+    if file.suffix == ".safetensors":
+        save_file(tensors, file)
+    elif file.suffix == ".npz":
+        np.savez(file, **{key: value.numpy() for key, value in tensors.items()})
+    else:
+        torch.save(tensors, file)
+    refusal(path)
+
+
+NONSENSE = [0, -3, 2.5, "many", None, True, [4], 10**15, float("nan")]
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("saelens topk", "d_in"),
+        ("saelens topk", "d_sae"),
+        ("saelens topk", "k"),
+        ("sparsify topk", "d_in"),
+        ("sparsify topk", "expansion_factor"),
+        ("sparsify topk", "k"),
+        ("llama_scope, W_E, topk", "top_k"),
+        ("llama_scope, W_E", "d_model"),
+        ("llama_scope, hyperparams.json", "jump_relu_threshold"),
+    ],
+)
+def test_nonsense_in_a_configuration_is_refused(tmp_path, name, key):
+    path, _ = FOREIGN[name][0](tmp_path)
+    for value in NONSENSE:
+        if key == "jump_relu_threshold" and type(value) in (int, float) and value == value:
+            continue  # any number may be a threshold
+        if key == "k" and name == "saelens topk" and value is None:
+            continue  # SAELens then takes 100
+        edit_config(path, **{key: value})
+        refusal(path)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"d_in": ', "null", "\x00"])
+@pytest.mark.parametrize(
+    "name", ["saelens topk", "sparsify topk", "dictionary_learning AutoEncoder", "llama_scope, W_E"]
+)
+def test_a_configuration_that_is_no_json_object_is_named(tmp_path, name, content):
+    path, _ = FOREIGN[name][0](tmp_path)
+    (file,) = path.glob("*.json")
+    file.write_text(content)
+    assert file.name in refusal(path)
+
+
+# --- runtime norms
+
+
+def test_decoding_without_the_activation_is_refused_where_it_was_normalised(tmp_path):
+    for name in ("saelens layer_norm", "saelens constant_norm_rescale", "saelens centred", "openai topk"):
+        path, _ = FOREIGN[name][0](tmp_path / name.replace(" ", "_"))
+        sae, x = sae_lm.load(path, "cpu"), inputs()
+        z = sae.encode(x)
+        with pytest.raises(SaeError, match=r"decode\(z, x\)"):
+            sae.decode(z)
+        torch.testing.assert_close(sae.decode(z, x), sae(x))
+    path, _ = saelens_standard(tmp_path)
+    sae = sae_lm.load(path, "cpu")
+    assert torch.equal(sae.decode(sae.encode(x)), sae(x))
+
+
+def test_an_activation_of_norm_zero_stays_finite(tmp_path):
+    for name in ("saelens layer_norm", "saelens constant_norm_rescale"):
+        path, _ = FOREIGN[name][0](tmp_path / name.replace(" ", "_"))
+        assert torch.isfinite(sae_lm.load(path, "cpu")(torch.zeros(2, D))).all()
+
+
+def test_an_axis_of_heads_is_flattened_and_comes_back(tmp_path):
+    path, _ = FOREIGN["saelens hook_z"][0](tmp_path)
+    sae, x = sae_lm.load(path, "cpu"), inputs()
+    heads = x.view(20, 10, 2, D // 2)
+    assert torch.equal(sae(heads), sae(x).view_as(heads)) and sae.encode(heads).shape == (20, 10, M)
+    path, _ = saelens_standard(tmp_path / "other")
+    with pytest.raises(SaeError, match="width 3"):
+        sae_lm.load(path, "cpu").encode(heads)
+
+
+def test_the_device_may_be_auto_and_a_wrong_one_is_named(tmp_path):
+    path, _ = saelens_standard(tmp_path)
+    expected = "cuda" if torch.cuda.is_available() else "cpu"
+    assert sae_lm.load(path).W_enc.device.type == sae_lm.load(path, device="auto").W_enc.device.type == expected
+    with pytest.raises(sae_lm.SaeLmError, match="device is 'gpu'"):
+        sae_lm.load(path, "gpu")
+
+
+def test_half_precision_is_folded_and_used_in_float32(tmp_path):
+    path, _ = FOREIGN["llama_scope, hyperparams.json"][0](tmp_path)
+    file = weights_of(path)
+    save_file({key: value.bfloat16() for key, value in load_file(file).items()}, file)
+    sae = sae_lm.load(path, "cpu")
+    assert sae.W_enc.dtype == torch.float32 and "stored as bfloat16, used as float32" in sae.provenance
+
+
+def test_no_name_of_a_release_is_known_without_saelens(tmp_path):
+    if __import__("importlib.util").util.find_spec("sae_lens"):
+        pytest.skip("sae_lens is installed")
+    assert "known where sae_lens is installed" in refusal("gpt2-small-res-jb:blocks.8.hook_resid_pre")

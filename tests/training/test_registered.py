@@ -1,0 +1,142 @@
+"""What is fixed before the first SAE stays fixed."""
+
+import json
+
+import pytest
+
+from sae_lm.cli import main
+from sae_lm.commands.train import train
+from sae_lm.comparison.runs import read_runs
+from sae_lm.errors import SaeError, SettingsError
+from sae_lm.settings import TrainSettings
+from sae_lm.training.registered import not_registered, read_registered
+
+FIXED = """
+[train]
+arms = "none,abs_cos:1"
+hook = "blocks.1.hook_out"
+d_sae = 64
+k = 4
+seeds = 2
+first_seed = 5
+tokens = "1k"
+batch_size = 64
+
+[[claim]]
+sentence = "abs_cos has fewer holes."
+metric = "equal_hole_rate"
+arm = "abs_cos:1"
+expect = "lower"
+"""
+
+
+@pytest.fixture
+def registered(tmp_path):
+    path = tmp_path / "fixed.toml"
+    path.write_text(FIXED)
+    return path
+
+
+@pytest.fixture
+def settings(tiny_store, tmp_path, registered):
+    def make(**changes):
+        fixed = {
+            "hook": "blocks.1.hook_out",
+            "arms": "none,abs_cos:1",
+            "d_sae": 64,
+            "k": 4,
+            "seeds": 2,
+            "first_seed": 5,
+            "tokens": "1k",
+        }
+        places = {"store": tiny_store, "out": tmp_path / "runs", "registered": registered}
+        return TrainSettings(**{**fixed, "batch_size": 64, "checkpoint_seconds": 0, **places, **changes})
+
+    return make
+
+
+def test_runs_keep_the_file_and_every_sae_its_checksum(settings):
+    out = train(settings())
+    kept = read_registered(out)
+    assert kept is not None and kept.text == FIXED
+    assert not_registered(out, kept) == []
+    assert sorted(path.name for path in out.iterdir() if path.is_dir()) == [
+        f"{arm}-seed{seed}" for arm in ("abs_cos_1", "none") for seed in (5, 6)
+    ]
+    assert read_runs(out, "none").seeds == [5, 6]
+
+
+def test_a_file_changed_after_the_first_sae_is_refused(settings, registered):
+    out = train(settings())
+    registered.write_text(FIXED.replace("lower", "higher"))
+    with pytest.raises(SettingsError, match=r"registered fixed.toml was changed since abs_cos_1-seed5 was begun in"):
+        train(settings())
+    registered.write_text(FIXED)
+    assert train(settings()) == out
+
+
+def test_a_file_changed_before_the_first_sae_replaces_the_one_before(settings, registered, monkeypatch):
+    monkeypatch.setattr("sae_lm.commands.train._train_groups", lambda *_: 1 / 0)
+    for text in (FIXED, FIXED.replace("fewer", "by far fewer")):
+        registered.write_text(text)
+        with pytest.raises(ZeroDivisionError):
+            train(settings())
+        kept = read_registered(settings().out)
+        assert kept is not None and kept.text == text
+
+
+def test_what_is_registered_holds_when_the_flag_is_left_out(settings):
+    train(settings())
+    with pytest.raises(SettingsError, match=r"fixes the settings: seeds is 2, asked for 3; leave them as registered"):
+        train(settings(registered=None, seeds=3))
+
+
+@pytest.mark.parametrize("change", [{"lr": 1e-3}, {"tokens": "2k"}, {"arms": "none,abs_cos:1,max_cos:1"}])
+def test_no_setting_that_matters_may_differ_from_the_file(settings, change):
+    with pytest.raises(SettingsError, match=f"registered fixed.toml fixes the settings: {next(iter(change))} is"):
+        train(settings(**change))
+    assert not settings().out.exists()
+
+
+def test_a_file_that_comes_after_an_sae_is_refused(settings):
+    train(settings(registered=None))
+    with pytest.raises(SettingsError, match=r"comes after abs_cos_1-seed5 was begun .* give another --out"):
+        train(settings())
+
+
+def test_text_altered_in_run_json_is_seen(settings):
+    out = train(settings())
+    run = json.loads((out / "run.json").read_text())
+    run["registered"]["text"] = FIXED.replace("lower", "higher")
+    (out / "run.json").write_text(json.dumps(run))
+    with pytest.raises(SaeError, match="the registered text was changed"):
+        train(settings(registered=None))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (FIXED.replace('expect = "lower"', 'expect = "less"'), "claim 1: expect: Input should be 'lower', 'higher'"),
+        (FIXED.replace('arm = "abs_cos:1"', 'arm = "max_cos:1"'), 'claim 1: "max_cos:1" is none of the arms'),
+        (FIXED.replace('arm = "abs_cos:1"', 'arm = "abs"'), "claim 1: arm: "),
+        (FIXED + "fvu = 0.005\n", "claim 1: claim: expected `against` and `fvu` together"),
+        (FIXED + "cost = 1\n", "claim 1: cost: unknown key, expected one of sentence"),
+        (FIXED.split("[[claim]]")[0], "claims nothing; expected a [[claim]] or more"),
+        (FIXED.replace("k = 4", "k = "), "registered fixed.toml: is not valid TOML"),
+        (FIXED.replace("d_sae", "d_sea"), "unknown setting 'd_sea'"),
+    ],
+)  # fmt: skip
+def test_a_file_that_cannot_be_held_to_is_one_sentence(settings, registered, wrong, said):
+    registered.write_text(wrong)
+    with pytest.raises(SettingsError) as refused:
+        train(settings())
+    assert said in str(refused.value)
+    assert not settings().out.exists()
+
+
+def test_one_file_is_both_configuration_and_registration(tiny_store, tmp_path, registered, capsys):
+    out = tmp_path / "runs"
+    words = ["train", "--config", str(registered), "--registered", str(registered)]
+    assert main([*words, "--store", str(tiny_store), "--out", str(out)]) == 0
+    assert main([*words, "--store", str(tiny_store), "--out", str(out), "--seeds", "1"]) == 2
+    assert "fixes the settings: seeds is 2, asked for 1" in capsys.readouterr().err
