@@ -59,15 +59,27 @@ def test_show_writes_the_page_on_a_device_that_it_writes_on_the_cpu(runs, tiny_s
     assert there == pytest.approx(here, rel=0.01)
 
 
-def test_an_sae_is_spliced_into_a_model_on_a_device(runs, tiny_model, tiny_store):
-    sae, store = sae_lm.load(runs / "max_cos_0.5@arch=matryoshka-seed0"), sae_lm.open_store(tiny_store)
-    tokens = store.blocks(0, 4).long()
-    losses = []
+def test_an_sae_and_a_model_on_a_device_take_rows_and_ids_as_a_store_gives_them(runs, tiny_model, tiny_store):
+    """As README's example does: both are on a GPU where there is one, rows and token ids are on the CPU."""
+    store, folder = sae_lm.open_store(tiny_store), runs / "max_cos_0.5@arch=matryoshka-seed0"
+    tokens, x = store.blocks(0, 4).long(), store.rows("blocks.1.hook_out", 100, 110)
+    figures = {}
     with simulated_device():
-        for device in (NAME, "cpu"):
-            model = sae_lm.load_model(str(tiny_model), device=device)
-            with sae_lm.splice(model, sae.to(device)) as latents:
-                losses.append(model(tokens.to(device), return_type="loss").item())
+        for where, at in ((NAME, NAME), (NAME, "cpu"), ("cpu", NAME), ("cpu", "cpu")):
+            model, sae = sae_lm.load_model(str(tiny_model), device=where), sae_lm.load(folder, device=at)
+            z = sae.encode(x)
+            assert z.device.type == at
+            losses = [float(sae.decode(z).sum()), float(sae(x).sum())]
+            with sae_lm.splice(model, sae, keep=store.special(tokens)) as latents:
+                losses.append(model(tokens, return_type="loss").item())
                 with latents.hooks(fwd_hooks=[("hook_sae_acts_post", lambda acts, hook: torch.zeros_like(acts))]):
-                    losses.append(model(tokens.to(device), return_type="loss").item())
-    assert losses[:2] == pytest.approx(losses[2:], rel=1e-4)
+                    losses.append(model(tokens, return_type="loss").item())
+            steering = sae_lm.Steer(3, "clamp", 2.0, largest=1.0)
+            logits, cache = sae_lm.run_with_cache(model, tokens, sae, steering=steering)
+            figures[where, at] = [
+                *losses,
+                float(logits.sum()),
+                float(sum(value.float().sum() for value in cache.values())),
+            ]
+    for places, values in figures.items():
+        assert values == pytest.approx(figures["cpu", "cpu"], rel=1e-3, abs=1e-3), places
