@@ -11,6 +11,8 @@ from sae_lm.commands.train import train
 from sae_lm.errors import SettingsError
 from sae_lm.settings import CompareSettings, ShowSettings, TrainSettings
 
+pytestmark = pytest.mark.transformer_lens_3
+
 
 @pytest.fixture(scope="module")
 def runs(tiny_store, tmp_path_factory):

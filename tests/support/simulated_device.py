@@ -7,7 +7,6 @@ device is counted under the line of the package that caused it. What a copy that
 arrives at the next wait: read before, it is garbage.
 """
 
-import itertools
 import sys
 import threading
 import time
@@ -308,14 +307,13 @@ class _Hook(torch._C._acc.PrivateUse1Hooks):
         return True
 
 
-REGISTERED = itertools.count()
+# at import, which is before the first backward pass of a process: that starts autograd's threads, one for each device
+_setup_privateuseone_for_python_backend(NAME, backend_module=SIMULATION, hook=_Hook())
 
 
 @contextmanager
 def simulated_device(float64=True):
     """Inside, torch has a device ``simulated``, in this thread and those that are started; gives the `Simulation`."""
-    if not next(REGISTERED):
-        _setup_privateuseone_for_python_backend(NAME, backend_module=SIMULATION, hook=_Hook())
     real_run, real_csr, real_inference = threading.Thread.run, torch.sparse_csr_tensor, torch.inference_mode
 
     def run_in_mode(self):
