@@ -24,6 +24,8 @@ from sae_lm.errors import SettingsError, StoreError
 from sae_lm.lm.hooks import canonical_hook
 from sae_lm.runtime.files import disk_problem, sha256
 
+SUMMED_NUMBERS = 1 << 19
+"""Numbers of a hook's rows that are summed at a time: 4 MiB in float64, whatever the size of a shard."""
 TOKEN_COLUMNS = ("token_id", "document", "position", "context")
 
 
@@ -133,9 +135,12 @@ class Store:
                 total += self._tensor(name, shard, "sum")
                 squares += float(self._tensor(name, shard, "sum_squared_norm"))
             elif first < stop:
-                rows = self.rows(name, first, stop).double()
-                total += rows.sum(0)
-                squares += float(rows.square().sum())
+                for part in self._slices(name, "rows", first, stop):
+                    for rows in part.split(max(1, SUMMED_NUMBERS // self.hooks[name])):
+                        wide = rows.double()
+                        total += wide.sum(0)
+                        # row by row, so that threads do not share a sum out, which would round otherwise with their number
+                        squares += float(wide.square_().sum(1).sum())
         return Moments(total / stop, squares / stop)
 
     def norm_quantiles(self, hook: str | None = None) -> dict[float, float]:
@@ -252,6 +257,7 @@ class Store:
         first: int = 0,
         rank: int = 0,
         world_size: int = 1,
+        pin: bool = False,
     ) -> Iterator[Any]:
         """Shuffled batches of rows start to stop, read in the background; see ``sae_lm.data.batches``.
 
@@ -262,6 +268,7 @@ class Store:
             incomplete last batch).
         first: number of the first batch, to go on where another run ended.
         rank, world_size: each batch is cut into world_size slices; yield the rank-th.
+        pin: into memory that an accelerator reads by itself; needs one.
         Raises SettingsError for numbers out of bounds, StoreError for a hook the store lacks.
         """
         names = [self.hook(hook)] if columns is None else [self._column(name) for name in columns]
@@ -273,7 +280,7 @@ class Store:
             )
         numbers = range(first, (last - start) * epochs // batch_size if steps is None else steps)
         order = row_order(self, seed, start, last)
-        made = shuffled_batches(self, names, order, batch_size, numbers, Slice(rank, world_size))
+        made = shuffled_batches(self, names, order, batch_size, numbers, Slice(rank, world_size), pin)
         return (batch[names[0]] for batch in made) if columns is None else made
 
     def _column(self, name: str) -> str:
