@@ -10,8 +10,9 @@ import pytest
 
 from sae_lm.cli import main, parse, read_config
 from sae_lm.errors import SettingsError
+from sae_lm.fields import parse_count
 from sae_lm.sae.formats.saelens import save
-from sae_lm.settings import VERBS, CacheSettings, ShowSettings, TrainSettings, command_line, parse_count
+from sae_lm.settings import VERBS, CacheSettings, ShowSettings, TrainSettings, command_line
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.toml"))
 

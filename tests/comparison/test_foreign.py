@@ -11,6 +11,8 @@ from sae_lm.sae.formats.saelens import save
 from sae_lm.sae.model import SAE, SaeConfig
 from sae_lm.settings import CompareSettings
 
+pytestmark = pytest.mark.transformer_lens_3
+
 HOOK = "blocks.1.hook_resid_post"
 
 
