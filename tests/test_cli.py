@@ -10,8 +10,9 @@ import pytest
 
 from sae_lm.cli import main, parse, read_config
 from sae_lm.errors import SettingsError
+from sae_lm.fields import parse_count
 from sae_lm.sae.formats.saelens import save
-from sae_lm.settings import VERBS, CacheSettings, ShowSettings, TrainSettings, command_line, parse_count
+from sae_lm.settings import VERBS, CacheSettings, ShowSettings, TrainSettings, command_line
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.toml"))
 
@@ -120,6 +121,10 @@ EVERY_SETTING = {
         "sae": "me/saes:layer_6", "to": "sparsify", "format": "openai", "hook": "blocks.8.hook_out", "k": 32,
         "input_scale": 0.5, "out": "my sae",
     },
+    "export": {
+        "sae": "me/saes:layer_6", "to": "gguf", "store": "my acts", "latents": "7,9", "tokens": "3k", "model": "gpt2",
+        "name": "llama", "strength": -2.5, "module": "h.8", "codes": "c d", "device": "cuda:1", "out": "-out",
+    },
     "demo": {"what": "toy", "out": "my demo", "full": True, "seeds": 7},
     "cache": {
         "model": "gpt2", "revision": "main", "text": "a b.txt", "split": "train", "text_column": "it's", "hooks": "-1,0",
@@ -136,7 +141,7 @@ EVERY_SETTING = {
         "arms_at_once": 1, "ranks_per_sae": 2, "trackers": "wandb,tensorboard", "device": "cpu", "out": "train.k=3",
     },
     "compare": {
-        "runs": "--runs", "out": "o", "store": "hf://datasets/me/acts", "model": "none", "baseline": "none@k=8",
+        "runs": "--runs", "out": "o", "hook": "3", "store": "hf://datasets/me/acts", "model": "none", "baseline": "none@k=8",
         "tokens": 2, "ce_contexts": 1, "per_type": 2, "min_types": 3, "labels": "$HOME/`x`.csv", "contextual": False,
         "prompts": True, "probe_gate": 0.1, "split_gain": 0.2, "max_k": 4, "equivalence": 0.01, "fvu_cost": "0.002,0.01", "narrower": "n", "composition": True,
         "controls": False, "seed": -5, "device": "cpu",

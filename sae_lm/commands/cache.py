@@ -5,6 +5,7 @@ store ends with the same bytes. The manifest comes last: it commits the store. T
 rows are written behind it, each in a thread of its own.
 """
 
+import sys
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -12,15 +13,16 @@ from pathlib import Path
 from safetensors.torch import save_file
 
 from sae_lm.data.characters import partial_tokens, write_partial
-from sae_lm.data.manifest import Manifest, Recipe, write_manifest
+from sae_lm.data.manifest import MANIFEST, Manifest, Recipe, write_manifest
 from sae_lm.data.partial_store import PartialStore, check_folder, open_for_writing
 from sae_lm.data.shards import OpenShard
-from sae_lm.data.store import open_store
+from sae_lm.data.store import Store, open_store
+from sae_lm.data.tokenizer_checks import remarks
 from sae_lm.data.tokens import vocabulary
 from sae_lm.data.writer import BATCHES_BEHIND, Job, ShardMaker, bytes_per_row, file_record, open_writer, statistics
 from sae_lm.errors import SettingsError, StoreError, TextError
 from sae_lm.runtime.distributed import Ranks, join_ranks
-from sae_lm.runtime.files import free_bytes, write_json, write_whole
+from sae_lm.runtime.files import check_disk, free_bytes, write_json, write_whole
 from sae_lm.runtime.progress import Progress
 from sae_lm.runtime.signals import stop_on_signal
 from sae_lm.runtime.threads import WriteBehind, read_ahead
@@ -51,6 +53,8 @@ def cache(settings: CacheSettings) -> Path:
 def _check_out(settings: CacheSettings) -> None:
     """Raise StoreError or SettingsError where the store cannot be written, before anything is loaded."""
     check_folder(settings.out)
+    if not (settings.out / MANIFEST).is_file():  # a finished one is reused, wherever it is
+        check_disk(settings.out)
     folder = Path(settings.text).expanduser()
     if folder.is_dir() and folder.resolve() in (settings.out.resolve(), *settings.out.resolve().parents):
         raise SettingsError(
@@ -62,6 +66,9 @@ def _write_store(maker: ShardMaker, state: PartialStore, ranks: Ranks) -> None:
     """Cache the shards that are missing, with all ranks, and commit the store."""
     if ranks.rank == 0:
         _check_space(maker.recipe, state)
+        if not state.records:  # a run that goes on has said it
+            for remark in remarks(maker.tokenizer, maker.text, maker.recipe.model["d_vocab"]):
+                print(f"note: {remark}", file=sys.stderr, flush=True)
         state.begin(maker.batch_size, maker.sink_norms() if maker.recipe.drop_sinks else {})
     ranks.barrier()
     _fill(maker, state if ranks.rank == 0 else state.reread(), ranks)
@@ -81,7 +88,7 @@ def _fill(maker: ShardMaker, state: PartialStore, ranks: Ranks) -> None:
     rows = sum(record.rows for record in state.records.values())
     if state.records and ranks.rank == 0:
         print(f"continuing after {rows:,} rows in {len(state.records)} shards", flush=True)
-    jobs = read_ahead(maker.jobs(state.records), 2)
+    jobs = read_ahead(maker.jobs(state.records, state.places), 2)
     known = {index: record.rows for index, record in state.records.items()}
     with (
         stop_on_signal("this shard") as stop_request,
@@ -91,7 +98,8 @@ def _fill(maker: ShardMaker, state: PartialStore, ranks: Ranks) -> None:
         try:
             for turn in _turns(jobs, ranks):
                 job, left = turn[ranks.rank], recipe.tokens
-                shard, made = maker.run(job, state.sink_norms, writer.submit, bar) if job else (None, 0)
+                limit = recipe.tokens - _rows_before(job, known) if job and recipe.drop_sinks else None
+                shard, made = maker.run(job, state.sink_norms, writer.submit, bar, limit) if job else (None, 0)
                 if recipe.drop_sinks:  # how many rows the shards before this one have is known only now
                     done = ranks.gather((job.number, made) if job else None)
                     known |= dict(filter(None, done))
@@ -109,6 +117,11 @@ def _fill(maker: ShardMaker, state: PartialStore, ranks: Ranks) -> None:
             jobs.close()
 
 
+def _rows_before(job: Job, known: dict[int, int]) -> int:
+    """Rows of the shards before this one, as far as it is known how many they have: other ranks may be at some."""
+    return sum(known.get(index, 0) for index in range(job.number))
+
+
 def _turns(jobs: Iterator[Job], ranks: Ranks) -> Iterator[list[Job | None]]:
     """The jobs of all ranks at a time; None for the ranks that have none left."""
     while turn := list(islice(jobs, ranks.size)):
@@ -117,6 +130,7 @@ def _turns(jobs: Iterator[Job], ranks: Ranks) -> Iterator[list[Job | None]]:
 
 def _write(out: Path, shard: OpenShard, limit: int) -> None:
     record = shard.write(out, limit)
+    write_json(PartialStore.place_file(out, shard.index), shard.blocks[-1].place)
     write_json(PartialStore.record_file(out, shard.index), record.model_dump())
 
 
@@ -167,6 +181,29 @@ def _commit(state: PartialStore, words: list[str], partial: dict[int, bytes]) ->
     )
     write_manifest(out, manifest)
     state.end()
+    for line in what_is_left_out(open_store(out)):
+        print(line, flush=True)
+
+
+EXTREME = 10.0
+"""Multiple of a hook's median norm, the one that ``--drop-sinks`` is usually given."""
+
+
+def what_is_left_out(store: Store) -> Iterator[str]:
+    """What has no row and what perhaps should have none, in a line each."""
+    recipe, shards = store.manifest.recipe, store.manifest.shards
+    special = sum(shard.special_tokens for shard in shards)
+    if recipe.other_special and special and not recipe.keep_special:
+        yield (
+            f"{special:,} special tokens have no row, those that documents spell out (marks of chats) among them; "
+            "--keep-special keeps them"
+        )
+    for hook in store.hooks if recipe.drop_sinks is None else ():
+        if extreme := store.rows_beyond(EXTREME, hook):
+            yield (
+                f"{extreme:,} of {len(store):,} rows of {hook} have norms beyond {EXTREME:g} times the median: attention sinks, which "
+                f"rule FVU and training; --drop-sinks {EXTREME:g} leaves them out"
+            )
 
 
 def run(settings: CacheSettings) -> int:

@@ -115,7 +115,7 @@ def vocabulary_rows(
     from sae_lm.lm.bridge import Capture  # TransformerLens: seconds
 
     recipe = store.manifest.recipe
-    special = (recipe.bos, recipe.separator)
+    special = (recipe.bos, recipe.separator, *recipe.other_special)
     tokens = torch.tensor([token for token, text in enumerate(store.vocabulary) if text and token not in special])
     generator = torch.Generator().manual_seed(derive("vocabulary rows", seed))
     tokens = tokens[torch.randperm(len(tokens), generator=generator)[:limit]].sort().values

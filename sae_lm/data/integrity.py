@@ -28,6 +28,8 @@ def check_files(path: Path, manifest: Manifest) -> Problems:
         elif sha256(file) != record.sha256:
             damaged[name] = "content does not match its checksum"
     present = {file.relative_to(path).as_posix() for file in path.rglob("*") if not file.is_dir()}
-    leftover = re.compile(rf"{PROGRESS}/(recipe\.json|lock|\d{{5,}}\.json)")  # of a kill just after the commit
+    leftover = re.compile(
+        rf"{PROGRESS}/(recipe\.json|lock|\d{{5,}}(\.place)?\.json)"
+    )  # of a kill just after the commit
     foreign = sorted(name for name in present - set(expected) - {MANIFEST} if not leftover.fullmatch(name))
     return Problems(damaged, {name: "does not belong to the store" for name in foreign})

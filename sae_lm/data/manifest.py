@@ -18,7 +18,7 @@ A store is a folder of safetensors files and one JSON manifest, no pickle::
 
 Row r of a tokens file and of each hook file of that shard are the same token; ``position`` counts
 from 0 within its context, ``context`` from 0 within the store, ``document`` from 0 within the text.
-Special tokens (BOS and separators) and padding, which is separators as well, are in ``blocks`` and have
+Special tokens (BOS, separators, marks of chats) and padding, which is separators as well, are in ``blocks`` and have
 no row (unless the recipe keeps special ones; padding never has one), nor have attention sinks where the
 recipe drops them. ``rows`` is exact: the last context of the store may have rows for its first
 positions only.
@@ -34,10 +34,11 @@ refuses other format versions by name.
 import hashlib
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_serializer
 
 from sae_lm.errors import StoreError
 from sae_lm.runtime.files import json_bytes, read_json, write_json
@@ -63,7 +64,7 @@ class ShardRecord(_Part):
     rows: int
     contexts: int
     special_tokens: int
-    """tokens of these contexts that are special (BOS and separators), padding not counted"""
+    """tokens of these contexts that are special (BOS, separators, other special ones), padding not counted"""
     padding: int
     """positions of these contexts behind a document's end"""
     sinks: int
@@ -99,12 +100,21 @@ class Recipe(_Part):
     """id that begins every context, or null"""
     separator: int | None
     """id after each document, or null"""
+    other_special: tuple[int, ...] = ()
+    """further ids that are special where a document spells them; not written where there are none"""
     dtype: Literal["float32", "bfloat16", "float16"]
     hooks: dict[str, int]
     """canonical hook name -> width"""
     tokens: int
     """rows asked for"""
     shard_contexts: int
+
+    @model_serializer(mode="wrap")
+    def _without_nothing(self, serialize: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        content = serialize(self)
+        if not content.get("other_special"):  # as stores had it before there was such a field
+            content.pop("other_special", None)
+        return content
 
 
 class Manifest(_Part):
@@ -184,7 +194,7 @@ def read_manifest(store: Path) -> Manifest:
         ) from None
     for name in manifest.all_files():
         pure = PurePosixPath(name)
-        if pure.is_absolute() or ".." in pure.parts or "\\" in name:
+        if pure.is_absolute() or ".." in pure.parts or "\\" in name or ":" in pure.parts[0]:
             raise StoreError(f"{store / MANIFEST} names a file outside the store ({name!r}); do not trust this store")
     for shard, record in enumerate(manifest.shards):
         for folder in ("tokens", *manifest.recipe.hooks):

@@ -17,7 +17,7 @@ from sae_lm.runtime.differences import differences
 from sae_lm.runtime.files import PART, sha256, write_json, write_whole
 from sae_lm.settings import MergeSettings
 
-MUST_MATCH = {"model", "tokenizer_sha256", "forward", "context_size", "pack", "keep_special", "drop_sinks", "bos", "separator", "dtype", "hooks"}  # fmt: skip
+MUST_MATCH = {"model", "tokenizer_sha256", "forward", "context_size", "pack", "keep_special", "drop_sinks", "bos", "separator", "other_special", "dtype", "hooks"}  # fmt: skip
 """Parts of the recipes that must agree. Texts and numbers of tokens may differ."""
 
 

@@ -31,7 +31,12 @@ def norm_quantiles(
     bins: Int[Tensor, " bins"], counts: Int[Tensor, " bins"], shares: Sequence[float]
 ) -> Float[Tensor, " shares"]:
     """The norm below which each share of the rows lies, to within half a bin (0.8%): middles of bins, float64."""
-    edges = torch.stack([bins << SHIFT, (bins + 1) << SHIFT]).to(torch.int32).view(torch.float32).double()
     ends = counts.cumsum(0)
     wanted = torch.tensor([max(1, round(share * int(ends[-1]))) for share in shares])
-    return edges.mean(0)[torch.searchsorted(ends, wanted)]
+    return middles(bins)[torch.searchsorted(ends, wanted)]
+
+
+def middles(bins: Int[Tensor, " bins"]) -> Float[Tensor, " bins"]:
+    """The norm in the middle of each bin, float64."""
+    edges = torch.stack([bins << SHIFT, (bins + 1) << SHIFT]).to(torch.int32).view(torch.float32).double()
+    return edges.mean(0)

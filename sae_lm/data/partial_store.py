@@ -1,7 +1,10 @@
 """A store that is being written: its recipe, and a record for each shard whose files are whole."""
 
+import errno
+import json
 import re
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
@@ -10,9 +13,10 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from sae_lm.data.manifest import MANIFEST, PROGRESS, RECIPE, Recipe, ShardRecord, read_manifest
+from sae_lm.data.tokens import Place
 from sae_lm.errors import StoreError
 from sae_lm.runtime.differences import differences
-from sae_lm.runtime.files import PART, read_json, write_json
+from sae_lm.runtime.files import PART, PROBE, read_json, refuse_links_out, write_json
 
 LOCK = f"{PROGRESS}/lock"
 
@@ -24,7 +28,12 @@ def check_folder(out: Path) -> None:
     if not out.is_dir() or (out / MANIFEST).is_file() or (out / RECIPE).is_file():
         return
     names = {path.relative_to(out).as_posix() for path in out.rglob("*")}
-    if not names <= {PROGRESS, LOCK, f"{RECIPE}{PART}"}:  # what a run leaves that was killed in its first moments
+    if not names <= {
+        PROGRESS,
+        LOCK,
+        f"{RECIPE}{PART}",
+        PROBE,
+    }:  # what a run leaves that was killed in its first moments
         raise StoreError(f"{out} is not empty and not an activation store; give --out a new folder")
 
 
@@ -47,8 +56,8 @@ def open_for_writing(out: Path, recipe: Recipe, *, lock: bool = True) -> Iterato
 def _only_writer(out: Path) -> Iterator[None]:
     """Hold the store's lock. Raises StoreError where another process holds it.
 
-    The lock is the system's, on a file: it ends with the process, however that ends. Windows has no such locks, and
-    nobody is kept out there.
+    The lock is the system's, on a file: it ends with the process, however that ends. Windows and some network disks
+    have no such locks, and nobody is kept out there.
     """
     try:
         import fcntl
@@ -60,8 +69,14 @@ def _only_writer(out: Path) -> Iterator[None]:
     with lock.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise StoreError(f"another process is writing {out}; wait for its end, or give another --out") from None
+        except OSError as problem:
+            if problem.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                raise StoreError(f"another process is writing {out}; wait for its end, or give another --out") from None
+            print(
+                f"note: the disk of {out} has no file locks ({problem.strerror}), so nothing keeps a second process out",
+                file=sys.stderr,
+                flush=True,
+            )
         yield
 
 
@@ -71,6 +86,8 @@ class PartialStore:
     def __init__(self, out: Path, recipe: Recipe) -> None:
         self.out, self.recipe = out, recipe
         self.records: dict[int, ShardRecord] = {}
+        self.places: dict[int, Place] = {}
+        """number of a shard -> from where the text is read on behind it; may lack some"""
         self.sink_norms: dict[str, float] = {}
         self.versions: dict[str, str] = {}
         self.batch_size = 0
@@ -79,8 +96,13 @@ class PartialStore:
     def record_file(out: Path, index: int) -> Path:
         return out / PROGRESS / f"{index:05d}.json"
 
+    @staticmethod
+    def place_file(out: Path, index: int) -> Path:
+        return out / PROGRESS / f"{index:05d}.place.json"
+
     def begin(self, batch_size: int, sink_norms: dict[str, float]) -> None:
         """Write the recipe and what this run adds to an earlier one's notes. An earlier run's norms stay."""
+        refuse_links_out(self.out, (PROGRESS, "tokens", *self.recipe.hooks), StoreError)
         self._clear()
         here = {name: version(name) for name in ("sae_lm", "torch", "transformers", "transformer-lens", "datasets")}
         self.versions = {
@@ -140,9 +162,21 @@ def read_partial_store(out: Path, recipe: Recipe) -> PartialStore | None:
                 record = ShardRecord.model_validate(read_json(file, StoreError, "a shard's record"))
                 if _files_are_whole(out, record):
                     state.records[int(file.stem)] = record
+                    if place := _read_place(PartialStore.place_file(out, int(file.stem))):
+                        state.places[int(file.stem)] = place
     except (ValidationError, KeyError, TypeError, ValueError):
         raise _not_understood(out) from None
     return state
+
+
+def _read_place(file: Path) -> Place | None:
+    """None where a store of an earlier version has none, or where it was cut: then the text is read from its beginning."""
+    try:
+        reader, skipped, anchor, *numbers = json.loads(file.read_text(encoding="utf-8"))
+        document, index, offset = map(int, numbers)
+        return Place(reader, int(skipped), str(anchor), document, index, offset)
+    except (OSError, ValueError, TypeError):
+        return None
 
 
 def _is_finished(out: Path, recipe: Recipe) -> bool:

@@ -5,8 +5,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from sae_lm.data.manifest import Manifest, Recipe
 from sae_lm.data.text import Text
+from sae_lm.data.tokenizer_checks import check_ids
 from sae_lm.data.tokens import special_tokens
 from sae_lm.errors import SettingsError, StoreError
 from sae_lm.lm.capture import Forward, context_limit, describe_model
@@ -23,10 +26,14 @@ def describe_recipe(
     """Everything the rows depend on. Raises SettingsError for a context that is too long for the model."""
     limit = context_limit(forward.config)
     if limit and settings.context_size > limit:
+        named = getattr(forward.config, "max_position_embeddings", limit)
+        why = "" if named == limit else f" ({named} position embeddings, of which {named - limit} are for padding)"
         raise SettingsError(
-            f"context_size is {settings.context_size}, the model takes at most {limit} tokens; give --context-size {limit}"
+            f"context_size is {settings.context_size}, the model takes at most {limit} tokens{why}; give --context-size {limit}"
         )
     special = special_tokens(tokenizer, settings.prepend_bos)
+    laid = np.array([token for token in special[:2] if token is not None])
+    check_ids(laid, forward.config.vocab_size, tokenizer, "every context (BOS, or the separator of documents)")
     shared: dict[str, Any] = {name: getattr(settings, name) for name in SHARED}
     return Recipe(
         **shared,
@@ -36,6 +43,7 @@ def describe_recipe(
         forward=forward.attention,
         bos=special.bos,
         separator=special.separator,
+        other_special=special.others,
         hooks=forward.hooks,
         shard_contexts=max(1, settings.shard_tokens // settings.context_size),
     )

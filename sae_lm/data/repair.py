@@ -7,14 +7,14 @@ from safetensors.torch import save_file
 from sae_lm.data.characters import FILE as PARTIAL
 from sae_lm.data.characters import partial_tokens, write_partial
 from sae_lm.data.integrity import check_files
-from sae_lm.data.manifest import Manifest, read_manifest, shard_of, write_manifest
+from sae_lm.data.manifest import MANIFEST, Manifest, read_manifest, shard_of, write_manifest
 from sae_lm.data.partial_store import check_same
 from sae_lm.data.recipe import settings_of, text_revision
 from sae_lm.data.tokens import vocabulary
 from sae_lm.data.writer import Job, ShardMaker, file_record, open_writer, statistics
 from sae_lm.errors import StoreError
 from sae_lm.lm.source import find_model, load_tokenizer
-from sae_lm.runtime.files import write_json, write_whole
+from sae_lm.runtime.files import refuse_links_out, write_json, write_whole
 
 
 def repair(store: Path, model: str | None = None, text: str | None = None, device: str = "auto") -> list[str]:
@@ -29,10 +29,12 @@ def repair(store: Path, model: str | None = None, text: str | None = None, devic
     shards = sorted({index for name in damaged if (index := shard_of(name)) is not None})
     if not damaged:
         return []
+    refuse_links_out(store, [*damaged, "stats.safetensors", MANIFEST], StoreError)
     settings = settings_of(manifest, store, model=model, text=text, device=device)
     lines = []
     if shards:
-        with open_writer(settings, text_revision=text_revision(manifest.recipe)) as maker:
+        revision, special = text_revision(manifest.recipe), manifest.recipe.other_special
+        with open_writer(settings, text_revision=revision, other_special=special) as maker:
             check_same(store, manifest.recipe, maker.recipe)
             records = {index: record for index, record in enumerate(manifest.shards) if index not in shards}
             for job in maker.jobs(records):

@@ -18,10 +18,15 @@ from sae_lm.data.batches import Slice, row_order, shuffled_batches
 from sae_lm.data.characters import FILE as PARTIAL
 from sae_lm.data.characters import partial_tokens, pieces, read_partial, token_text
 from sae_lm.data.manifest import QUANTILES, Manifest, read_manifest, shard_file
+from sae_lm.data.norms import middles
+from sae_lm.data.tokens import SpecialTokens
 from sae_lm.errors import SettingsError, StoreError
 from sae_lm.lm.hooks import canonical_hook
-from sae_lm.runtime.files import sha256
+from sae_lm.runtime.files import disk_problem, sha256
+from sae_lm.runtime.html import bars_html, facts_html
 
+SUMMED_NUMBERS = 1 << 19
+"""Numbers of a hook's rows that are summed at a time: 4 MiB in float64, whatever the size of a shard."""
 TOKEN_COLUMNS = ("token_id", "document", "position", "context")
 
 
@@ -83,6 +88,25 @@ class Store:
     def __repr__(self) -> str:
         return f"Store({str(self.path)!r}, {len(self):,} rows, hooks {', '.join(self.hooks)})"
 
+    def _repr_html_(self) -> str:
+        """For notebooks: where the rows are from, and the norms of each hook's."""
+        recipe = self.manifest.recipe
+        facts = [
+            ("store", str(self.path)),
+            ("model", str(recipe.model["id"])),
+            ("text", str(recipe.text["id"])),
+            ("rows", f"{len(self):,} in {len(self.manifest.shards):,} shards, {recipe.dtype}"),
+            ("contexts", f"{self.manifest.contexts:,} of {recipe.context_size} tokens"),
+            ("documents", f"{self.manifest.documents:,}"),
+        ]
+        plots = ""
+        for hook, width in self.hooks.items():
+            norms = self.norm_quantiles(hook)
+            facts.append((hook, f"width {width}, median norm {norms[min(norms, key=lambda q: abs(q - 0.5))]:.4g}"))
+            ends = [f"{norms[share]:.4g} ({share:.0%})" for share in (min(norms), max(norms))]
+            plots += bars_html(f"{hook}: quantiles of the norm", [*norms.values()], *ends)
+        return facts_html("Activation store", facts, plots)
+
     @property
     def hooks(self) -> dict[str, int]:
         """Canonical hook name -> width."""
@@ -131,9 +155,12 @@ class Store:
                 total += self._tensor(name, shard, "sum")
                 squares += float(self._tensor(name, shard, "sum_squared_norm"))
             elif first < stop:
-                rows = self.rows(name, first, stop).double()
-                total += rows.sum(0)
-                squares += float(rows.square().sum())
+                for part in self._slices(name, "rows", first, stop):
+                    for rows in part.split(max(1, SUMMED_NUMBERS // self.hooks[name])):
+                        wide = rows.double()
+                        total += wide.sum(0)
+                        # row by row, so that threads do not share a sum out, which would round otherwise with their number
+                        squares += float(wide.square_().sum(1).sum())
         return Moments(total / stop, squares / stop)
 
     def norm_quantiles(self, hook: str | None = None) -> dict[float, float]:
@@ -141,6 +168,15 @@ class Store:
         name = self.hook(hook)
         with safe_open(self.locate("stats.safetensors"), "pt") as file:
             return dict(zip(QUANTILES, file.get_tensor(f"{name}/norm_quantiles").tolist(), strict=True))
+
+    def rows_beyond(self, multiple: float, hook: str | None = None) -> int:
+        """How many rows have a norm beyond a multiple of the median; norms are known to within 0.8%."""
+        name = self.hook(hook)
+        limit, found = multiple * self.norm_quantiles(name)[0.5], 0
+        for shard in range(len(self.manifest.shards)):
+            bins, counts = (self._tensor(name, shard, key) for key in ("norm_bins", "norm_counts"))
+            found += int(counts[middles(bins) > limit].sum())
+        return found
 
     def non_finite(self, hook: str | None = None) -> int:
         """How many rows hold a NaN or an infinity, as counted while writing."""
@@ -194,13 +230,10 @@ class Store:
         return self.first_row[shard] + int(torch.searchsorted(contexts, context))
 
     def special(self, blocks: Int[Tensor, "contexts pos"]) -> Tensor:
-        """[contexts, pos] bool: where the ids are BOS or separators, which have no rows."""
+        """[contexts, pos] bool: where the ids are special (BOS, separators, marks of chats), which have no rows."""
         recipe = self.manifest.recipe
-        marks = torch.zeros(blocks.shape, dtype=torch.bool)
-        for token in (recipe.bos, recipe.separator):
-            if token is not None:
-                marks |= blocks == token
-        return marks
+        special = SpecialTokens(recipe.bos, recipe.separator, recipe.other_special)
+        return torch.isin(blocks, torch.tensor(special.ids, dtype=blocks.dtype))
 
     def rowless(self, start: int, stop: int) -> Tensor:
         """[contexts, pos] bool: which tokens of contexts start to stop have no row, whatever the reason."""
@@ -244,6 +277,7 @@ class Store:
         first: int = 0,
         rank: int = 0,
         world_size: int = 1,
+        pin: bool = False,
     ) -> Iterator[Any]:
         """Shuffled batches of rows start to stop, read in the background; see ``sae_lm.data.batches``.
 
@@ -254,6 +288,7 @@ class Store:
             incomplete last batch).
         first: number of the first batch, to go on where another run ended.
         rank, world_size: each batch is cut into world_size slices; yield the rank-th.
+        pin: into memory that an accelerator reads by itself; needs one.
         Raises SettingsError for numbers out of bounds, StoreError for a hook the store lacks.
         """
         names = [self.hook(hook)] if columns is None else [self._column(name) for name in columns]
@@ -265,7 +300,7 @@ class Store:
             )
         numbers = range(first, (last - start) * epochs // batch_size if steps is None else steps)
         order = row_order(self, seed, start, last)
-        made = shuffled_batches(self, names, order, batch_size, numbers, Slice(rank, world_size))
+        made = shuffled_batches(self, names, order, batch_size, numbers, Slice(rank, world_size), pin)
         return (batch[names[0]] for batch in made) if columns is None else made
 
     def _column(self, name: str) -> str:
@@ -311,6 +346,10 @@ class Store:
             with safe_open(path, "pt") as file:
                 return file.get_tensor(key)  # memory-mapped: only what is read is loaded
         except (OSError, SafetensorError) as problem:
+            if words := disk_problem(problem):
+                raise StoreError(
+                    f"{path} cannot be read, {words}; mend that, or copy the store to another disk"
+                ) from None
             raise StoreError(f"{path} cannot be read ({problem}); run sae-lm verify {self.path}") from None
 
 

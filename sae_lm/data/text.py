@@ -4,16 +4,17 @@ A source is opened once (and what is wrong with it is an error then), has a fing
 read any number of times, always in the same order.
 """
 
-import glob
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sae_lm.data.pieces import Chunk
+from sae_lm.data.readers import READERS, Files, Listed, Row, Rows, Streamed, kind_of
 from sae_lm.embedded.text import embedded_dataset
 from sae_lm.errors import TextError
 from sae_lm.hub.quiet import quiet
@@ -22,13 +23,10 @@ from sae_lm.hub.revision import pin
 if TYPE_CHECKING:
     from datasets import IterableDatasetDict
 
-READERS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
-SUFFIXES = ", ".join(READERS)
+SUFFIXES = f"{', '.join(READERS)} (all but .json and .parquet also as .gz or .zst)"
 EMBEDDED_SPLITS = ("all", "train", "held_out")
 PEEKED_ROWS = 16
 """A column whose first rows are empty is still recognized."""
-
-Rows = Iterable[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -41,30 +39,76 @@ class Text:
     fingerprint: str
     """The commit of a hub data set; else a sha256 of the contents."""
     rows: Rows = field(repr=False, compare=False)
+    template: Callable[[Any], str] | None = field(default=None, repr=False, compare=False)
+    """what makes text of a chat's messages"""
 
-    def documents(self) -> Iterator[str]:
-        """Each text in order, without the empty ones. Raises TextError at the end if there was none."""
-        empty = True
-        for row in _guarded(self.rows, self.id):
-            text = row.get(self.column)
-            if text is None or text == "":
+    def with_chats_of(self, tokenizer: Any) -> "Text":
+        """The same text, whose chats are written as this tokenizer's template does."""
+        if getattr(tokenizer, "chat_template", None) is None:
+            return self
+        return replace(self, template=lambda messages: tokenizer.apply_chat_template(messages, tokenize=False))
+
+    def chunks(self, place: Any = None, inside: bool = False) -> Iterator[Chunk]:
+        """Documents in order, as far apart as they are read; those of white space alone are left out.
+
+        place: of the chunk to begin with; ``inside``: in a document that has begun before, not white space alone.
+        Raises TextError where the text cannot be read, and at the end if there was none.
+        """
+        blank: list[Chunk] = []  # a document's beginning, while it is white space
+        empty = place is None
+        for row in _guarded(self.rows.read(place, self.column), self.id):
+            content = self._content(row.values.get(self.column))
+            chunk = Chunk(row.place, content, row.ends)
+            if not inside and (not content or (isinstance(content, str) and content.isspace())):
+                blank = [] if row.ends else [*blank, chunk]
                 continue
-            if not isinstance(text, str):
-                raise _not_text(self.id, self.column, text)
-            if not text.isspace():
-                empty = False
-                yield text
+            empty = False
+            yield from blank
+            yield chunk
+            blank, inside = [], not row.ends
         if empty:
             raise _empty(self.id)
+
+    def documents(self) -> Iterator[str]:
+        """Each text in order, whole, without the empty ones. Raises TextError as ``chunks`` does."""
+        parts: list[str] = []
+        for chunk in self.chunks():
+            if not isinstance(chunk.content, str):
+                raise TextError(
+                    f"{self.id}: column {self.column!r} holds token ids, which are no text; name another column"
+                )
+            parts.append(chunk.content)
+            if chunk.ends:
+                yield "".join(parts)
+                parts = []
+
+    def _content(self, value: Any) -> str | list[int]:
+        """What is tokenized of a row's value: text, a chat as text, or token ids as they are."""
+        if value is None or isinstance(value, str):
+            return value or ""
+        if _is_tokens(value):
+            return value
+        if not _is_chat(value):
+            raise _not_text(self.id, self.column, value)
+        if self.template is None:
+            raise TextError(
+                f"{self.id}: column {self.column!r} holds chats, and the tokenizer has no chat template to write them as text; "
+                "take the model's instruct version, or name a column of text with --text-column"
+            )
+        try:
+            return self.template(value)
+        except Exception as error:  # a template refuses roles by jinja's errors, of several kinds
+            raise _unreadable(self.id, error, "; the tokenizer's chat template does not take this chat") from error
 
 
 def open_text(text: str, split: str | None = None, column: str | None = None, revision: str | None = None) -> Text:
     """Open ``embedded``, a local file or folder, or a hub data set (``ID``, or ``ID:CONFIGURATION``).
 
-    One .txt file on disk is one document; elsewhere a row is one (so of .txt files on the hub, a line).
+    One .txt file on disk is one document; elsewhere a row is one (so of .txt files on the hub, a line). A row holds
+    text, a chat (a list of messages with ``role`` and ``content``), or a document's token ids.
 
     split: of a hub data set, ``train`` unless given; of ``embedded``: all (the default), train or held_out.
-    column: ``text`` unless given, or the only column that holds strings.
+    column: ``text`` unless given, or the only column that holds strings; where none does, ``messages`` or ``input_ids``.
     revision: of a hub data set.
     """
     path = Path(os.path.expanduser(text))
@@ -73,7 +117,7 @@ def open_text(text: str, split: str | None = None, column: str | None = None, re
         split = split or "all"
         _check_split(text, split, EMBEDDED_SPLITS)
         dataset = embedded_dataset(split)
-        rows = dataset.to_list()
+        rows = Listed(dataset.to_list())
         fingerprint = _digest(dataset["text"])
     elif text and os.path.exists(path):
         name = os.path.basename(os.path.abspath(path))  # no path of this machine in a manifest
@@ -85,8 +129,8 @@ def open_text(text: str, split: str | None = None, column: str | None = None, re
             fingerprint = _digest_files(files)
         except OSError as error:
             raise _unreadable(text, error) from error
-        rows = _load_files(files, text)
-    elif text.startswith(("./", "../", "/", "~", os.sep)) or path.suffix.lower() in READERS:
+        rows = _readers_of(files, text)
+    elif text.startswith(("./", "../", "/", "~", os.sep)) or kind_of(path):
         raise TextError(f"no such file or folder: {text!r}; check the path")
     else:
         split = split or "train"
@@ -96,23 +140,23 @@ def open_text(text: str, split: str | None = None, column: str | None = None, re
         source = (repo_id, pinned.revision) if pinned.local is None else (str(pinned.local), None)
         splits = _load_hub(text, *source, config or None)
         _check_split(text, split, map(str, splits))
-        rows = _HubRows(splits[split])
+        rows = Streamed(splits[split])
     return Text(text, split, _choose_column(text, rows, column), fingerprint, rows)
 
 
 def _files(path: Path) -> dict[str, Path]:
     """Relative name -> file, sorted by name."""
     if path.is_file():
-        if path.suffix.lower() not in READERS:
+        if kind_of(path) is None:
             raise TextError(f"{path.name}: got suffix {path.suffix!r}, expected one of {SUFFIXES}; convert the file")
         return {path.name: path}
     below = {file.relative_to(path).as_posix(): file for file in path.rglob("*") if file.is_file()}
     files = {
         name: below[name]
         for name in sorted(below)
-        if below[name].suffix.lower() in READERS and not any(part.startswith(".") for part in name.split("/"))
+        if kind_of(below[name]) and not any(part.startswith(".") for part in name.split("/"))
     }
-    kinds = sorted({READERS[file.suffix.lower()] for file in files.values()})
+    kinds = sorted({str(kind_of(file)) for file in files.values()})
     if not files:
         raise TextError(f"{path}: no file to read in this folder; expected files named {SUFFIXES}")
     if len(kinds) > 1:
@@ -123,24 +167,11 @@ def _files(path: Path) -> dict[str, Path]:
     return files
 
 
-def _load_files(files: dict[str, Path], name: str) -> Rows:
-    from datasets import config, load_dataset
-
-    # A file name is taken as a pattern, and a file without a byte as an error.
-    patterns = [glob.escape(os.path.abspath(file)) for file in files.values() if file.stat().st_size]
-    if not patterns:
+def _readers_of(files: dict[str, Path], name: str) -> Rows:
+    paths = [file for file in files.values() if file.stat().st_size]
+    if not paths:
         raise _empty(name)
-    reader = READERS[next(iter(files.values())).suffix.lower()]
-    options: dict[str, Any] = {"sample_by": "document"} if reader == "text" else {}
-    counted = config.HF_UPDATE_DOWNLOAD_COUNTS
-    config.HF_UPDATE_DOWNLOAD_COUNTS = False  # else a distant server is asked to count each local read
-    try:
-        with quiet("datasets"):
-            return load_dataset(reader, data_files=patterns, split="train", streaming=True, **options)
-    except Exception as error:
-        raise _unreadable(name, error) from error
-    finally:
-        config.HF_UPDATE_DOWNLOAD_COUNTS = counted
+    return Files(paths)
 
 
 def _load_hub(name: str, source: str, revision: str | None, config: str | None) -> "IterableDatasetDict":
@@ -154,28 +185,8 @@ def _load_hub(name: str, source: str, revision: str | None, config: str | None) 
         raise _unreadable(name, error, hint) from error
 
 
-class _HubRows:
-    """Rows of the hub, which are fetched while they are read: each is read quietly.
-
-    For each row alone, since a reader may stop at any of them or read on much later.
-    """
-
-    def __init__(self, rows: Rows) -> None:
-        self.rows = rows
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        iterator = iter(self.rows)
-        while True:
-            with quiet("datasets"):
-                row = next(iterator, None)
-            if row is None:
-                return
-            yield row
-
-
-def _guarded(rows: Rows, name: str) -> Iterator[dict[str, Any]]:
+def _guarded(iterator: Iterator[Row], name: str) -> Iterator[Row]:
     """The rows; whatever the readers raise on the way (damage, encoding, network) becomes a TextError."""
-    iterator = iter(rows)
     while True:
         try:
             row = next(iterator)
@@ -194,22 +205,48 @@ def _check_split(name: str, split: str, splits: Iterable[str]) -> None:
 
 def _choose_column(name: str, rows: Rows, wanted: str | None) -> str:
     """Decided on the first rows, since a streamed data set often does not know its columns."""
-    head = list(islice(_guarded(rows, name), PEEKED_ROWS))
+    head = [row.values for row in islice(_guarded(rows.read(), name), PEEKED_ROWS)]
     if not head:
         raise _empty(name)
     columns = list(dict.fromkeys(column for row in head for column in row))
     strings = [column for column in columns if any(isinstance(row.get(column), str) for row in head)]
-    if wanted is None and "text" not in columns and len(strings) != 1:
-        raise TextError(
-            f"{name}: cannot tell which column holds the text, got columns {', '.join(columns)}; name one with --text-column"
-        )
-    column = wanted or ("text" if "text" in columns else strings[0])
+    others = (
+        []
+        if strings or "text" in columns
+        else [column for column, of_kind in OTHER_COLUMNS if _holds(head, column, of_kind)]
+    )
+    if wanted is None and "text" not in columns and len(strings) != 1 and not others:
+        what = "cannot tell which column holds the text" if strings else "no column holds text, chats or token ids"
+        raise TextError(f"{name}: {what}, got columns {', '.join(columns)}; name one with --text-column")
+    column = wanted or ("text" if "text" in columns else [*strings, *others][0])
     if column not in columns:
         raise TextError(f"{name}: got column {column!r}, expected one of {', '.join(columns)}")
     for row in head:
-        if not isinstance(row.get(column), str | None):
-            raise _not_text(name, column, row[column])
+        value = row.get(column)
+        if not (isinstance(value, str | None) or _is_chat(value) or _is_tokens(value)):
+            raise _not_text(name, column, value)
     return column
+
+
+def _is_chat(value: Any) -> bool:
+    """Messages, each {"role": ..., "content": ...}."""
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(m, dict) and {"role", "content"} <= set(m) for m in value)
+    )
+
+
+def _is_tokens(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(type(token) is int for token in value)
+
+
+OTHER_COLUMNS = (("messages", _is_chat), ("input_ids", _is_tokens))
+"""Columns that are taken where none holds text."""
+
+
+def _holds(head: list[dict[str, Any]], column: str, of_kind: Callable[[Any], bool]) -> bool:
+    return any(of_kind(row.get(column)) for row in head)
 
 
 def _digest(texts: Iterable[str]) -> str:

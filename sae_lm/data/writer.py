@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
 from torch import Tensor
 
 from sae_lm.data.manifest import QUANTILES, FileRecord, Recipe, ShardRecord, shard_file
@@ -21,11 +21,12 @@ from sae_lm.data.norms import add_histograms, norm_quantiles
 from sae_lm.data.recipe import describe_recipe
 from sae_lm.data.shards import OpenShard, first_rows, norms, rows_wanted
 from sae_lm.data.text import Text, open_text
-from sae_lm.data.tokens import START, Block, Position, blocks, special_tokens
+from sae_lm.data.tokenizer_checks import check_ids
+from sae_lm.data.tokens import BEGINNING, START, Block, Place, Position, SpecialTokens, blocks
 from sae_lm.lm.capture import Forward
 from sae_lm.lm.forward import open_forward
 from sae_lm.lm.source import find_model, load_tokenizer
-from sae_lm.runtime.device import pick_device
+from sae_lm.runtime.device import OnItsWay, pick_device, to_device
 from sae_lm.runtime.files import sha256
 from sae_lm.runtime.progress import Progress
 from sae_lm.settings import CacheSettings
@@ -59,27 +60,38 @@ class ShardMaker:
     """contexts per forward pass"""
     device: str
 
-    def stream(self, start: Position) -> Iterator[Block]:
+    def stream(self, start: Position, place: Place = BEGINNING) -> Iterator[Block]:
+        """Contexts from ``start`` on; ``place``: the last one noted before it."""
         recipe = self.recipe
-        special = special_tokens(self.tokenizer, recipe.bos is not None)
-        return blocks(self.text.documents, self.tokenizer, special, recipe.context_size, pack=recipe.pack,
-                      repeat=recipe.repeat, start=start)  # fmt: skip
+        special = SpecialTokens(recipe.bos, recipe.separator, recipe.other_special)
+        size = recipe.model["d_vocab"]
+        for block in blocks(self.text.chunks, self.tokenizer, special, recipe.context_size, pack=recipe.pack,
+                      repeat=recipe.repeat, start=start, place=place):  # fmt: skip
+            if block.ids.max() >= size or block.ids.min() < 0:
+                document = block.documents[(block.ids >= size) | (block.ids < 0)][0]
+                check_ids(block.ids, size, self.tokenizer, f"document {document} of text {self.text.id!r}")
+            yield block
 
-    def jobs(self, records: dict[int, ShardRecord]) -> Iterator[Job]:
-        """The shards that are not among ``records``, in order. Where sinks are dropped, on and on to the text's end."""
+    def jobs(self, records: dict[int, ShardRecord], places: dict[int, Place] | None = None) -> Iterator[Job]:
+        """The shards that are not among ``records``, in order. Where sinks are dropped, on and on to the text's end.
+
+        places: number of a shard -> from where the text is read on behind it; without one, from its beginning.
+        """
         recipe, rows, contexts = self.recipe, 0, 0
-        position, stream = START, None
+        position, place, stream = START, BEGINNING, None
         for index in count():
             if rows >= recipe.tokens:
                 return
             if record := records.get(index):
                 if stream is None:
                     position = Position(*record.next)  # nothing is tokenized that is cached
+                    noted = (places or {}).get(index, BEGINNING)
+                    place = noted if noted is BEGINNING or self.text.rows.knows(noted.reader) else BEGINNING
                 else:
                     list(islice(stream, record.contexts))
                 rows, contexts = rows + record.rows, contexts + record.contexts
                 continue
-            stream = stream or self.stream(position)
+            stream = stream or self.stream(position, place)
             limit = None if recipe.drop_sinks else recipe.tokens - rows
             if not (wanted := self._next_shard(stream, limit)):
                 return  # the text ended
@@ -104,9 +116,17 @@ class ShardMaker:
         return taken
 
     def run(
-        self, job: Job, sink_norms: dict[str, float], keep: Callable[..., None], bar: Progress | None = None
+        self,
+        job: Job,
+        sink_norms: dict[str, float],
+        keep: Callable[..., None],
+        bar: Progress | None = None,
+        limit: int | None = None,
     ) -> tuple[OpenShard, int]:
-        """Forward a shard's blocks; ``keep(add, which, values, kept)`` takes each batch. Returns the rows kept as well."""
+        """Forward a shard's blocks; ``keep(work, ...)`` has each batch added, here or in a thread. Returns the rows kept as well.
+
+        limit: rows after which the store ends, so that no more of them are made than their batch holds.
+        """
         shard = OpenShard(job.number, job.first_context, job.blocks, job.wanted, self.recipe)
         lengths = np.array([block.length for block in job.blocks])
         order = lengths.argsort(kind="stable")  # all equal, so unchanged, where contexts are packed
@@ -116,24 +136,26 @@ class ShardMaker:
             longest = int(lengths[which].max())
             values = self.activations([job.blocks[i] for i in which], longest)
             kept = job.wanted[which, :longest]
-            for hook, limit in sink_norms.items():  # what is not finite is no sink: it stops the run in `add`
-                length = norms(values[hook].flatten(0, 1))
-                kept = kept & ~((length > limit) & length.isfinite()).view(kept.shape).numpy()
-            keep(shard.add, which.tolist(), values, kept)
+            for hook, largest in sink_norms.items():  # what is not finite is no sink: it stops the run in `add`
+                length = norms(values.get()[hook].flatten(0, 1))
+                kept = kept & ~((length > largest) & length.isfinite()).view(kept.shape).numpy()
+            keep(_add, shard, which.tolist(), values, kept)
             rows += int(kept.sum())
             if bar is not None:
                 bar.update(int(kept.sum()))
+            if limit is not None and rows >= limit and self.recipe.pack:  # else contexts do not come in their order
+                break
         return shard, rows
 
-    def activations(self, batch: list[Block], longest: int) -> dict[str, Tensor]:
-        """{hook: [contexts, longest, width]} in the store's dtype, on the CPU."""
-        ids = torch.from_numpy(np.stack([block.ids[:longest] for block in batch])).long().to(self.device)
+    def activations(self, batch: list[Block], longest: int) -> OnItsWay:
+        """{hook: [contexts, longest, width]} in the store's dtype, on their way to the CPU."""
+        ids = to_device(torch.from_numpy(np.stack([block.ids[:longest] for block in batch])).long(), self.device)
         lengths = torch.tensor([block.length for block in batch])
         mask = None
         if int(lengths.min()) < longest:
-            mask = (torch.arange(longest) < lengths[:, None]).long().to(self.device)
+            mask = to_device((torch.arange(longest) < lengths[:, None]).long(), self.device)
         dtype = getattr(torch, self.recipe.dtype)
-        return {name: value.to(dtype).to("cpu") for name, value in self.forward(ids, mask).items()}
+        return OnItsWay({name: value.to(dtype) for name, value in self.forward(ids, mask).items()})
 
     def sink_norms(self) -> dict[str, float]:
         """Per hook, the norm beyond which a token is a sink: the recipe's multiple of the median over the text's head."""
@@ -144,29 +166,41 @@ class ShardMaker:
         for first in range(0, len(head), self.batch_size):
             batch = head[first : first + self.batch_size]
             mask = torch.from_numpy(rows_wanted(batch, self.recipe))
-            for hook, value in self.activations(batch, size).items():
+            for hook, value in self.activations(batch, size).get().items():
                 length = norms(value[mask])
                 lengths[hook].append(length[length.isfinite()])
         medians = {hook: torch.cat([torch.empty(0), *parts]) for hook, parts in lengths.items()}
         return {hook: self.recipe.drop_sinks * float(part.median()) for hook, part in medians.items() if len(part)}
 
 
+def _add(shard: OpenShard, which: list[int], values: OnItsWay, kept: np.ndarray) -> None:
+    shard.add(which, values.get(), kept)
+
+
 @contextmanager
 def open_writer(
-    settings: CacheSettings, *, local_rank: int | None = None, text_revision: str | None = None
+    settings: CacheSettings,
+    *,
+    local_rank: int | None = None,
+    text_revision: str | None = None,
+    other_special: tuple[int, ...] | None = None,
 ) -> Iterator[ShardMaker]:
     """Open the model, its tokenizer and the text that ``settings`` name; the model is hooked inside the block.
 
     local_rank: of several processes on this machine, which take one GPU each.
     text_revision: commit of a text of the hub (default: the newest).
+    other_special: of the store that is repaired (default: what the tokenizer calls special).
     Raises ModelError, TextError, HubError, SettingsError for what cannot be opened.
     """
     source = find_model(settings.model, settings.revision)
     text = open_text(settings.text, settings.split, settings.text_column, text_revision)
     tokenizer = load_tokenizer(source)
+    text = text.with_chats_of(tokenizer)
     device, dtype = pick_device(settings.device, local_rank), getattr(torch, settings.model_dtype)
     with open_forward(source, settings.hooks, kind=settings.forward, device=device, dtype=dtype) as forward:
         recipe = describe_recipe(settings, forward, source, text, tokenizer)
+        if other_special is not None:
+            recipe = recipe.model_copy(update={"other_special": other_special})
         yield ShardMaker(forward, recipe, tokenizer, text, settings.batch_size, device)
 
 
@@ -179,8 +213,13 @@ def statistics(out: Path, recipe: Recipe, shards: int) -> dict[str, Tensor]:
     """Mean, mean squared norm and quantiles of the norm of every hook, from the sums that the shards hold."""
     stats = {}
     for hook in recipe.hooks:
-        shard_sums = [load_file(out / shard_file(hook, index)) for index in range(shards)]
-        rows = sum(len(sums.pop("rows")) for sums in shard_sums)
+        rows, shard_sums = 0, []
+        for index in range(shards):
+            with safe_open(out / shard_file(hook, index), "pt") as file:
+                rows += file.get_slice("rows").get_shape()[0]
+                # copies: a tensor that is not one keeps the whole file mapped
+                keys = [key for key in file.keys() if key != "rows"]  # noqa: SIM118
+                shard_sums.append({key: file.get_tensor(key).clone() for key in keys})
         stats[f"{hook}/mean"] = torch.stack([sums["sum"] for sums in shard_sums]).sum(0) / rows
         stats[f"{hook}/mean_squared_norm"] = torch.stack([sums["sum_squared_norm"] for sums in shard_sums]).sum() / rows
         stats[f"{hook}/non_finite"] = torch.stack([sums["non_finite"] for sums in shard_sums]).sum()

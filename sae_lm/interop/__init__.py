@@ -1,1 +1,1 @@
-"""Bridges to other tools: plugins for them and exports to them get a module here each; there is none yet."""
+"""Bridges to other tools: SAEs for the hub, penalties for SAELens, files for dashboards, interpretation and steering."""

@@ -145,7 +145,7 @@ def card(
             raise HubError(
                 f"the {called('model', repo_id)} has a {CARD} whose metadata cannot be read ({reason}); mend it there"
             ) from None
-    data = made.data
+    data: Any = made.data  # a ModelCardData
     data.library_name = data.library_name or "saelens"
     data.base_model = _with_model(data.base_model, _base_model(metadata))
     data.tags = list(dict.fromkeys([*(data.tags or []), *TAGS]))

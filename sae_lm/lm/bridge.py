@@ -15,7 +15,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from sae_lm.errors import ModelError
 from sae_lm.lm.capture import Stop, probe_widths
 from sae_lm.lm.hooks import canonical_hook, expand_hooks, layer_of
-from sae_lm.lm.source import ModelSource, find_model, loading_quietly
+from sae_lm.lm.source import ModelSource, find_model, language_config, loading_quietly
 from sae_lm.runtime.device import pick_device
 
 FORWARD_KWARGS: dict[str, Any] = {"use_cache": False, "output_attentions": False}
@@ -65,7 +65,7 @@ def _same_with_kept_keys(bridge: TransformerBridge) -> bool:
         try:
             with warnings.catch_warnings(), torch.no_grad():
                 warnings.simplefilter("ignore")  # of names that will go; what matters is what comes out
-                made = bridge.generate(
+                made: Any = bridge.generate(
                     prompt,
                     max_new_tokens=2,
                     do_sample=False,
@@ -188,6 +188,25 @@ def hook_width(bridge: TransformerBridge, name: str) -> int:
     return math.prod(shape[2:])
 
 
+@torch.no_grad()
+def read_logits(bridge: TransformerBridge, rows: Tensor) -> tuple[Tensor, str]:
+    """[n, d_vocab]: what rows [n, d_model] say to the final norm and the unembedding, and how it was read.
+
+    Each row is read as a residual stream of its own, and what zeros would give, the biases' part, is subtracted. Read
+    by TransformerLens' ``logit_readout`` where there is one, else as ln_final(row) @ W_U.
+    """
+    rows = rows.to(next(bridge.parameters()))
+    both = torch.cat([rows, torch.zeros_like(rows[:1])])
+    try:
+        from transformer_lens.tools.analysis import logit_readout  # from 4.x on
+    except ImportError:
+        logits, how = bridge.ln_final(both[None])[0] @ bridge.W_U, "ln_final and W_U"
+    else:
+        logits, how = logit_readout(bridge, both).values, "logit_readout"
+    logits = logits.float()
+    return logits[:-1] - logits[-1:], how
+
+
 class Capture:
     """``with Capture(bridge, names) as capture: rows = capture(tokens)``; each forward stops after the last hook.
 
@@ -200,7 +219,7 @@ class Capture:
         self.seen: dict[str, Tensor] = {}
         self.hooks: dict[str, int] = {}
         self.attention = "bridge eager"
-        self.config: Any = bridge.original_model.config
+        self.config: Any = language_config(bridge.original_model.config)
         self.dtype = next(bridge.parameters()).dtype
 
     def _grab(self, name: str) -> Callable[..., None]:

@@ -10,6 +10,12 @@ from sae_lm.errors import ModelError
 from sae_lm.lm.source import ModelSource
 from sae_lm.runtime.files import files_digest
 
+COUNTED_FROM_PADDING = {
+    "camembert", "data2vec-text", "ibert", "longformer", "luke", "mpnet", "roberta", "roberta-prelayernorm",
+    "xlm-roberta", "xlm-roberta-xl", "xmod",
+}  # fmt: skip
+"""Kinds of models, as configurations name them, whose first token has the position after the padding's id."""
+
 
 @runtime_checkable
 class Forward(Protocol):
@@ -62,4 +68,6 @@ def describe_model(source: ModelSource, config: Any, dtype: torch.dtype) -> dict
 def context_limit(config: Any) -> int | None:
     """Longest context the model takes, in tokens; None where its configuration does not say."""
     limit = getattr(config, "max_position_embeddings", None)
-    return int(limit) if limit else None
+    if not limit:
+        return None
+    return int(limit) - (int(config.pad_token_id or 0) + 1 if config.model_type in COUNTED_FROM_PADDING else 0)

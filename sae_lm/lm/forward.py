@@ -28,6 +28,7 @@ BLOCKS = {
     "GPTNeoXForCausalLM": "layers",
     "Gemma2ForCausalLM": "layers",
     "Gemma3ForCausalLM": "layers",
+    "Gemma3ForConditionalGeneration": "language_model.layers",
     "GemmaForCausalLM": "layers",
     "LlamaForCausalLM": "layers",
     "MistralForCausalLM": "layers",

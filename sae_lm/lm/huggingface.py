@@ -13,7 +13,7 @@ from torch import Tensor
 from sae_lm.errors import ModelError
 from sae_lm.lm.capture import Stop, probe_widths
 from sae_lm.lm.hooks import layer_of
-from sae_lm.lm.source import ModelSource, loading_quietly
+from sae_lm.lm.source import ModelSource, language_config, loading_quietly
 from sae_lm.runtime.device import pick_device
 
 
@@ -33,7 +33,7 @@ class PlainForward:
             raise ModelError(f"model {source.id!r} has no weights for {', '.join(missing[:5])}; save the whole model")
         self.model: Any = model.to(device).eval().requires_grad_(False)
         self.names, self.blocks, self.device = list(names), model.get_submodule(blocks), device
-        self.config: Any = model.config
+        self.config: Any = language_config(model.config)
         self.attention = f"huggingface {model.config._attn_implementation}"
         self.dtype = dtype
         self.seen: dict[str, Tensor] = {}

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import copy
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,13 +50,26 @@ def read_config(source: ModelSource) -> Any:
     from transformers import AutoConfig
 
     with loading_quietly(source, "a configuration that can be read"):
-        config = AutoConfig.from_pretrained(source.location, revision=source.revision)
+        config = language_config(AutoConfig.from_pretrained(source.location, revision=source.revision))
     for key in ("num_hidden_layers", "hidden_size", "vocab_size"):
         if not isinstance(getattr(config, key, None), int):
             raise ModelError(
                 f"model {source.id!r} ({type(config).__name__}) names no {key}; expected a language model of one stack of blocks"
             )
     return config
+
+
+def language_config(config: Any) -> Any:
+    """A model's configuration, or of a model that sees or hears as well the part about its language model.
+
+    That part keeps the name of the whole model's architecture.
+    """
+    nested = config.get_text_config() if hasattr(config, "get_text_config") else config
+    if nested is config:
+        return config
+    nested = copy(nested)
+    nested.architectures = config.architectures
+    return nested
 
 
 def load_tokenizer(source: ModelSource) -> Any:

@@ -7,13 +7,28 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from sae_lm.errors import SaeLmError
 
 FULL = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))
+DISKS = {
+    **dict.fromkeys(FULL, "the disk is full"),
+    errno.EROFS: "the disk can only be read",
+    errno.EACCES: "permission is denied",
+    errno.EPERM: "permission is denied",
+    errno.ENODEV: "the disk cannot map files into memory",
+    errno.EOPNOTSUPP: "the disk cannot do what safetensors asks of it",
+    errno.ENOSYS: "the disk cannot do what safetensors asks of it",
+    errno.EIO: "the disk fails",
+    errno.ESTALE: "the disk is no longer there",
+}
+"""The system's error number -> what it says of a disk."""
+PROBE = "sae_lm.probe.part"
+"""Written and deleted again to learn what a disk can do; a kill in that moment leaves it."""
 PART = ".part"
 """Suffix of what is being written; a name that ends in it is never read."""
 
@@ -21,26 +36,98 @@ PART = ".part"
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Call ``write(temporary path)``, then move the result to path in one step.
 
-    Raises SaeLmError where the disk is full (or its quota), and leaves nothing of the attempt there.
+    Raises SaeLmError where the disk is full (or its quota) or cannot be written, and leaves nothing of the attempt there.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + PART)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.unlink(missing_ok=True)  # never written through, if it is a link
         write(temporary)
         with temporary.open("rb+") as written:
             os.fsync(written.fileno())
         os.replace(temporary, path)
     except BaseException as problem:  # Ctrl-C too leaves nothing half written
-        temporary.unlink(missing_ok=True)
-        # safetensors says in words what the system's error number was
-        if getattr(problem, "errno", None) in FULL or re.search(
-            rf"os error ({'|'.join(map(str, FULL))})\)", str(problem)
-        ):
-            raise SaeLmError(
-                f"{path} cannot be written, the disk is full; free some room and run the same command again, "
-                "what is finished is kept"
-            ) from None
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        _raise_in_words(path, problem)
         raise
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """``with whole_folder(path) as temporary:`` what is written to ``temporary`` is at ``path`` afterwards, or nothing is.
+
+    What an earlier run left there is replaced. Raises SaeLmError as ``write_whole`` does.
+    """
+    temporary = path.with_name(path.name + PART)
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        yield temporary
+        replace_folder(temporary, path)
+    except BaseException as problem:
+        shutil.rmtree(temporary, ignore_errors=True)
+        _raise_in_words(path, problem)
+        raise
+
+
+def _raise_in_words(path: Path, problem: BaseException) -> None:
+    if isinstance(problem, SaeLmError) or not (words := disk_problem(problem)):
+        return
+    what_to_do = "free some room" if words == DISKS[errno.ENOSPC] else "mend that, or give another folder,"
+    raise SaeLmError(
+        f"{path} cannot be written, {words}; {what_to_do} and run the same command again, what is finished is kept"
+    ) from None
+
+
+def disk_problem(problem: BaseException) -> str | None:
+    """What an error says of the disk, in words; None where it is not about a disk.
+
+    Of safetensors' errors as well, which have the system's number in their text alone.
+    """
+    number = getattr(problem, "errno", None)
+    if number is None and (said := re.search(r"os error (\d+)\)", str(problem))):
+        number = int(said[1])
+    return DISKS.get(number) if number is not None else None
+
+
+def check_disk(folder: Path) -> None:
+    """See that safetensors can write to the disk of a folder, and map what it wrote. Raises SaeLmError.
+
+    The folder need not be there yet.
+    """
+    import numpy as np
+    from safetensors import SafetensorError, safe_open
+    from safetensors.numpy import save_file
+
+    probe = _existing(folder) / PROBE
+    try:
+        probe.unlink(missing_ok=True)
+        save_file({"probe": np.zeros(1)}, probe)
+        with safe_open(probe, "np") as file:
+            file.get_tensor("probe")
+    except (OSError, SafetensorError) as problem:
+        words = disk_problem(problem) or " ".join(str(problem).split())
+        raise SaeLmError(
+            f"nothing can be written to {folder}: {words}; mend that, or give a folder on another disk"
+        ) from None
+    finally:
+        with suppress(OSError):
+            probe.unlink(missing_ok=True)
+
+
+def refuse_links_out(folder: Path, names: Iterable[str], error: type[SaeLmError]) -> None:
+    """Raise ``error`` where a file to be written, or a folder on its way, is a link that leaves ``folder``."""
+    whole = folder.resolve()
+    for name in names:
+        if whole not in (folder / name).resolve().parents:
+            raise error(
+                f"{folder / name} is a link out of {folder}, where nothing is written; put the file itself in its place"
+            )
+
+
+def _existing(path: Path) -> Path:
+    return next(folder for folder in (path, *path.absolute().parents) if folder.exists())
 
 
 def check_folder(path: Path) -> None:
@@ -59,8 +146,7 @@ def check_folder(path: Path) -> None:
 
 def free_bytes(path: Path) -> int:
     """Bytes free on the disk where ``path`` is or would be made."""
-    existing = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
-    return shutil.disk_usage(existing).free
+    return shutil.disk_usage(_existing(path)).free
 
 
 def json_bytes(value: Any) -> bytes:

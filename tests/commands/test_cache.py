@@ -407,3 +407,118 @@ def test_settings_survive_the_way_over_the_command_line(cache_settings, tmp_path
     settings = cache_settings(tmp_path / "store", pack=False, repeat=True, drop_sinks=7.5)
     assert parse(["cache", *flags(settings)]) == ("cache", settings)
     assert json.loads(settings.model_dump_json())["hooks"] == list(settings.hooks)
+
+
+@pytest.mark.parametrize("name", ["long.txt", "rows.jsonl", "rows.parquet", "rows.csv.gz"])
+def test_a_run_that_goes_on_does_not_read_the_text_from_its_beginning(cache_settings, tmp_path, monkeypatch, name):
+    import csv
+    import gzip
+
+    import pyarrow.parquet
+
+    import sae_lm.data.readers as readers
+    from sae_lm.data.shards import OpenShard
+
+    monkeypatch.setattr(readers, "TEXT_BYTES", 500)
+    monkeypatch.setattr("sae_lm.data.pieces.PIECE", 1000)
+    monkeypatch.setattr("sae_lm.data.tokens.CHARACTERS_PER_CALL", 2000)
+    path, rows = tmp_path / name, [{"text": text} for text in TEXTS]
+    if name == "long.txt":
+        path.write_text("\n".join(TEXTS))
+    elif name == "rows.jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    elif name == "rows.parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path, row_group_size=4)
+    else:
+        with gzip.open(path, "wt", newline="") as file:
+            writer = csv.DictWriter(file, ["text"])
+            writer.writeheader()
+            writer.writerows(rows)
+    common = {"text": str(path), "tokens": 4000}
+    whole = contents(cache(cache_settings(tmp_path / "whole", **common)))
+    settings, real, read = cache_settings(tmp_path / "store", **common), OpenShard.write, []
+
+    def dies(self, *arguments):
+        if self.index == 25:
+            raise KeyboardInterrupt
+        return real(self, *arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(OpenShard, "write", dies)
+        cache(settings)
+    real_read = readers.Files.read
+
+    def noted(self, place=None, column=None):
+        for row in real_read(self, place, column):
+            read.append(row)
+            yield row
+
+    with monkeypatch.context() as patch:
+        patch.setattr(readers.Files, "read", noted)
+        assert contents(cache(settings)) == whole
+    first_rows = 16 if name != "long.txt" else len(TEXTS)  # those that tell which column holds the text
+    assert len(read) - min(first_rows, 16) < (12 if name != "long.txt" else 20)
+    assert not (settings.out / PROGRESS).exists()
+
+
+def test_a_run_goes_on_where_an_earlier_version_noted_no_place(cache_settings, tmp_path, monkeypatch):
+    from sae_lm.data.shards import OpenShard
+
+    whole = contents(cache(cache_settings(tmp_path / "whole")))
+    settings, real = cache_settings(tmp_path / "store"), OpenShard.write
+
+    def dies(self, *arguments):
+        if self.index == 7:
+            raise KeyboardInterrupt
+        return real(self, *arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(OpenShard, "write", dies)
+        cache(settings)
+    places = sorted((settings.out / PROGRESS).glob("*.place.json"))
+    assert len(places) == 7
+    for place in places[:6]:
+        place.unlink()
+    places[6].write_text('["cut')
+    assert contents(cache(settings)) == whole
+
+
+def test_a_few_rows_without_sinks_do_not_take_a_whole_shard(cache_settings, tmp_path, monkeypatch):
+    """The rows are those of a store that goes on; what the model is given is bounded by what is asked for."""
+    from sae_lm.data.writer import ShardMaker
+
+    common = {"drop_sinks": 1.15, "shard_tokens": 16 * 1000, "tokens": 1500}
+    long = sae_lm.open_store(cache(cache_settings(tmp_path / "long", **common)))
+    real, contexts = ShardMaker.activations, []
+
+    def counted(self, batch, longest):
+        contexts.append(len(batch))
+        return real(self, batch, longest)
+
+    monkeypatch.setattr(ShardMaker, "activations", counted)
+    monkeypatch.setattr("sae_lm.data.writer.SINK_SAMPLE", 64)
+    monkeypatch.setattr(ShardMaker, "sink_norms", lambda self: long.manifest.sink_norms)
+    short = sae_lm.open_store(cache(cache_settings(tmp_path / "short", **{**common, "tokens": 100})))
+    assert sum(contexts) < 20 and len(long.manifest.shards) == 1
+    for name, values in short.tokens().items():
+        assert torch.equal(values, long.tokens(0, 100)[name])
+    assert torch.equal(short.rows("0"), long.rows("0", 0, 100))
+
+
+def test_rows_with_extreme_norms_are_counted_with_what_leaves_them_out(cache_settings, tmp_path, tiny_model, capsys):
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    cache(cache_settings(tmp_path / "even"))
+    assert "median" not in capsys.readouterr().out
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    weights = load_file(model / "model.safetensors")
+    weights["transformer.wpe.weight"][3] *= 1e4  # one position of each context is a sink
+    save_file(weights, model / "model.safetensors", {"format": "pt"})
+    store = sae_lm.open_store(cache(cache_settings(tmp_path / "store", model=str(model))))
+    sinks = int((store.tokens()["position"] == 3).sum())
+    assert f"{sinks} of 1,500 rows of blocks.0.hook_out have norms beyond 10 times" in capsys.readouterr().out
+    assert store.rows_beyond(10.0, "0") == sinks
+    cache(cache_settings(tmp_path / "dropped", model=str(model), drop_sinks=10.0))
+    assert "median" not in capsys.readouterr().out

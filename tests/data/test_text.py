@@ -97,7 +97,7 @@ def test_names_that_look_like_patterns_are_read_as_they_are(folder: Path) -> Non
 def test_progress_bars_are_off_while_a_text_is_opened(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
 
-    (folder / "a.txt").write_text("x")
+    (folder / "a.json").write_text('[{"text": "x"}]')
     datasets.enable_progress_bars()
     real, disabled = datasets.load_dataset, []
 
@@ -216,3 +216,104 @@ def test_the_embedded_text_has_three_splits(monkeypatch: pytest.MonkeyPatch) -> 
     fingerprints = {text.fingerprint for text in (whole, train, held_out, open_text("embedded"))}
     assert len(fingerprints) == 4
     assert documents(open_text("embedded", column="name")) == ["a", "b"]
+
+
+def packed(path: Path, content: bytes) -> Path:
+    import pyarrow
+
+    kind = {".gz": "gzip", ".zst": "zstd"}[path.suffix]
+    with pyarrow.CompressedOutputStream(str(path), kind) as stream:
+        stream.write(content)
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+def test_compressed_text_is_read_as_what_it_holds(folder: Path, suffix: str) -> None:
+    long = "".join(f"line {i} é\r\n" for i in range(60_000)).encode()
+    text = open_text(str(packed(folder / f"a.txt{suffix}", long)))
+    assert documents(text) == [long.decode().replace("\r\n", "\n")] and text.id == f"a.txt{suffix}"
+    rows = [{"text": f"row {i}"} for i in range(3000)]
+    lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    text = open_text(str(packed(folder / f"b.jsonl{suffix}", lines)))
+    assert documents(text) == [row["text"] for row in rows]
+    (folder / f"cut.jsonl{suffix}").write_bytes((folder / f"b.jsonl{suffix}").read_bytes()[:-40])
+    assert message(folder / f"cut.jsonl{suffix}").startswith(f"TextError: cut.jsonl{suffix}: cannot be read")
+    assert "got suffix" in message(packed(folder / f"a{suffix}", b"x"))
+
+
+def test_csv_is_read_with_its_quotes_and_long_fields(folder: Path) -> None:
+    long = "word " * 40_000
+    (folder / "a.csv").write_text(
+        f'\ufeffid,body\r\n1,"two\r\nlines, and ""quotes"""\r\n\r\n2,{long}\r\n3,NA\r\n', newline=""
+    )
+    text = open_text(str(folder / "a.csv"), column="body")
+    assert documents(text) == ['two\r\nlines, and "quotes"', long, "NA"]
+    places = [chunk.place for chunk in text.chunks()]
+    for number, place in enumerate(places):
+        assert ["".join(c.content) for c in text.chunks(place)] == documents(text)[number:]
+    assert "cannot tell which column holds the text, got columns id, body" in message(folder / "a.csv")
+    (folder / "b.csv").write_text('text\nfine\n"un"quoted,2\n')
+    assert "has 2 fields, expected 1" in message(folder / "b.csv")
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".jsonl", ".json", ".parquet", ".csv"])
+def test_every_reader_goes_on_from_every_place(folder: Path, suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sae_lm.data import readers
+
+    monkeypatch.setattr(readers, "TEXT_BYTES", 7)
+    rows = [{"text": f"document {i} ж\r\n€ 🙂 " * (i % 5 + 1)} for i in range(200)]
+    for name in ("a", "b"):
+        path = folder / f"{name}{suffix}"
+        if suffix == ".txt":
+            path.write_bytes("".join(row["text"] for row in rows[:20]).encode())
+        elif suffix == ".csv":
+            path.write_text("text\n" + "".join(f'"{row["text"]}"\n' for row in rows), newline="")
+        elif suffix == ".parquet":
+            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path, row_group_size=70)
+        else:
+            write_rows(path, *rows)
+    text = open_text(str(folder))
+    chunks = list(text.chunks())
+    for number in range(0, len(chunks), 37):
+        place = json.loads(json.dumps(chunks[number].place))
+        rest = list(text.chunks(place, inside=number > 0))
+        assert rest[0] == chunks[number] or suffix == ".txt"
+        shown, expected = ("".join(f"{c.content}{'|' * c.ends}" for c in some) for some in (rest, chunks[number:]))
+        assert shown == expected
+
+
+def test_a_jsonl_file_that_is_an_array_is_read_as_one(folder: Path) -> None:
+    (folder / "a.jsonl").write_text('[\n {"text": "one"},\n {"text": "two"}\n]')
+    assert documents(open_text(str(folder / "a.jsonl"))) == ["one", "two"]
+
+
+def test_fields_that_change_type_and_dates_are_no_matter(folder: Path) -> None:
+    lines = write_rows(
+        folder / "a.jsonl", {"text": "2020-01-01", "n": 1}, {"text": "two", "n": "x"}, {"text": "3", "n": [{}]}
+    )
+    assert documents(open_text(str(lines))) == ["2020-01-01", "two", "3"]
+    (folder / "b.jsonl").write_text('{"text": "\\ud800 alone"}\n')
+    assert message(folder / "b.jsonl").startswith("TextError: b.jsonl: cannot be read, UnicodeEncodeError")
+
+
+def test_a_stream_goes_on_from_every_place_without_reading_earlier_files(folder: Path) -> None:
+    """As datasets reads the hub: by shards, whose state it can note."""
+    from datasets import load_dataset
+
+    from sae_lm.data.readers import Streamed
+
+    for name in "abc":
+        write_rows(folder / f"{name}.jsonl", *[{"text": f"{name} {i}"} for i in range(100)])
+    files = [str(folder / f"{name}.jsonl") for name in "abc"]
+
+    def stream() -> Streamed:
+        return Streamed(load_dataset("json", data_files=files, split="train", streaming=True))
+
+    rows = list(stream().read())
+    assert [row.values["text"] for row in rows] == [f"{name} {i}" for name in "abc" for i in range(100)]
+    (folder / "a.jsonl").write_text("")
+    for number in (150, 199, 201, 299):
+        place = json.loads(json.dumps(rows[number].place))
+        reader = stream()
+        assert reader.knows(place) and not reader.knows(["another version", *place[1:]])
+        assert [row.values for row in reader.read(place)] == [row.values for row in rows[number:]]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sae_lm.data.tokens import Position, SpecialTokens, blocks
+from sae_lm.data.tokens import Position, SpecialTokens, blocks, in_memory
 
 
 class Letters:
@@ -21,7 +21,7 @@ def test_blocks_can_be_made_from_any_block_on(pack, special):
     documents = ["".join(chr(97 + (i * j) % 26) for j in range(n)) for i, n in enumerate(lengths)]
 
     def make(**options):
-        found = blocks(lambda: documents, Letters(), special, 8, pack=pack, **options)
+        found = blocks(in_memory(documents), Letters(), special, 8, pack=pack, **options)
         return [(b.ids.tolist(), b.documents.tolist(), b.special.tolist(), b.length, b.next) for b in found]
 
     whole = make()

@@ -4,14 +4,13 @@
 without executing anything.
 """
 
-import shutil
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from sae_lm.errors import SaeError
-from sae_lm.runtime.files import PART, replace_folder, write_json
+from sae_lm.runtime.files import whole_folder, write_json
 from sae_lm.sae.formats.dictionary_learning import CONFIG, OURS, WEIGHTS
 from sae_lm.sae.model import SAE
 from sae_lm.sae.source import folded_bias
@@ -45,13 +44,10 @@ def write(sae: SAE, directory: Path) -> None:
     }
     if config.architecture == "topk":
         trainer["k"] = config.k
-    temporary = directory.with_name(directory.name + PART)
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    torch.save(state, temporary / WEIGHTS)
-    buffer = {"ctx_len": config.metadata.get("context_size")}
-    write_json(temporary / CONFIG, {"trainer": trainer, "buffer": buffer, OURS: dict(config.metadata)})
-    replace_folder(temporary, directory)
+    with whole_folder(directory) as temporary:
+        torch.save(state, temporary / WEIGHTS)
+        buffer = {"ctx_len": config.metadata.get("context_size")}
+        write_json(temporary / CONFIG, {"trainer": trainer, "buffer": buffer, OURS: dict(config.metadata)})
 
 
 def _state(sae: SAE) -> tuple[str, dict[str, Tensor]]:

@@ -5,7 +5,6 @@ keeps and ignores. ``sae_lens_version`` is in it because without one SAELens tak
 drops the metadata.
 """
 
-import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sae_lm.errors import SaeError
-from sae_lm.runtime.files import PART, read_json, replace_folder, sha256, write_json
+from sae_lm.runtime.files import read_json, sha256, whole_folder, write_json
 from sae_lm.sae.folder import CONFIG, WEIGHTS
 from sae_lm.sae.formats.saelens_config import AVERAGE, KNOWN_REPOSITORIES, Parsed, parse
 from sae_lm.sae.model import SAE, SaeConfig, has_heads
@@ -36,35 +35,32 @@ def save(sae: SAE, directory: Path) -> None:
     """Write an SAE directory; it appears whole or not at all. Raises SaeError for what SAELens does not have."""
     if sae.config.architecture == "groupmax":
         raise SaeError("SAELens has no groupmax SAEs; write it for sparsify instead")
-    temporary = directory.with_name(directory.name + PART)
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    weights = {name: value.detach().float().cpu().contiguous() for name, value in sae.named_parameters()}
-    save_file(weights, temporary / WEIGHTS)
-    config: dict[str, Any] = {
-        "architecture": sae.config.architecture,
-        "d_in": sae.config.d_in,
-        "d_sae": sae.config.d_sae,
-        "dtype": "float32",
-        "device": "cpu",
-        "apply_b_dec_to_input": sae.config.apply_b_dec_to_input,
-        "normalize_activations": sae.config.normalize_activations,
-        "reshape_activations": "hook_z" if has_heads(sae.config.metadata.get("hook_name")) else "none",
-        "metadata": {
-            "sae_lens_version": SAELENS_VERSION,
-            **{key: value for key, value in sae.config.metadata.items() if key != "sae_lens_version"},
-            "weights_sha256": sha256(temporary / WEIGHTS),
-        },
-    }
-    if sae.config.centred_input:
-        kwargs = sae.config.metadata.get("model_from_pretrained_kwargs") or {}
-        config["metadata"]["model_from_pretrained_kwargs"] = {**kwargs, "center_writing_weights": True}
-    if sae.config.architecture == "topk":
-        # where decoder rows have unit norm, this changes nothing; without it SAELens refuses to fold the norms
-        unit = bool(((weights["W_dec"].norm(dim=1) - 1).abs() <= UNIT).all())
-        config |= {"k": sae.config.k, "rescale_acts_by_decoder_norm": unit}
-    write_json(temporary / CONFIG, config)
-    replace_folder(temporary, directory)
+    with whole_folder(directory) as temporary:
+        weights = {name: value.detach().float().cpu().contiguous() for name, value in sae.named_parameters()}
+        save_file(weights, temporary / WEIGHTS)
+        config: dict[str, Any] = {
+            "architecture": sae.config.architecture,
+            "d_in": sae.config.d_in,
+            "d_sae": sae.config.d_sae,
+            "dtype": "float32",
+            "device": "cpu",
+            "apply_b_dec_to_input": sae.config.apply_b_dec_to_input,
+            "normalize_activations": sae.config.normalize_activations,
+            "reshape_activations": "hook_z" if has_heads(sae.config.metadata.get("hook_name")) else "none",
+            "metadata": {
+                "sae_lens_version": SAELENS_VERSION,
+                **{key: value for key, value in sae.config.metadata.items() if key != "sae_lens_version"},
+                "weights_sha256": sha256(temporary / WEIGHTS),
+            },
+        }
+        if sae.config.centred_input:
+            kwargs = sae.config.metadata.get("model_from_pretrained_kwargs") or {}
+            config["metadata"]["model_from_pretrained_kwargs"] = {**kwargs, "center_writing_weights": True}
+        if sae.config.architecture == "topk":
+            # where decoder rows have unit norm, this changes nothing; without it SAELens refuses to fold the norms
+            unit = bool(((weights["W_dec"].norm(dim=1) - 1).abs() <= UNIT).all())
+            config |= {"k": sae.config.k, "rescale_acts_by_decoder_norm": unit}
+        write_json(temporary / CONFIG, config)
 
 
 def check(directory: Path) -> tuple[dict[str, Any], SaeConfig]:

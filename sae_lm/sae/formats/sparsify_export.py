@@ -1,12 +1,11 @@
 """Write an SAE as EleutherAI's sparsify does: ``cfg.json`` and ``sae.safetensors``."""
 
-import shutil
 from pathlib import Path
 
 from safetensors.torch import save_file
 
 from sae_lm.errors import SaeError
-from sae_lm.runtime.files import PART, replace_folder, write_json
+from sae_lm.runtime.files import whole_folder, write_json
 from sae_lm.sae.formats.sparsify import CONFIG, OURS, WEIGHTS
 from sae_lm.sae.model import SAE
 from sae_lm.sae.source import folded_bias
@@ -33,22 +32,19 @@ def write(sae: SAE, directory: Path) -> None:
     )
     if not config.apply_b_dec_to_input:
         b_enc = folded_bias(W_enc, b_enc, -b_dec)
-    temporary = directory.with_name(directory.name + PART)
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    tensors = {"encoder.weight": W_enc.T.contiguous(), "encoder.bias": b_enc, "W_dec": W_dec, "b_dec": b_dec}
-    save_file({name: value.contiguous() for name, value in tensors.items()}, temporary / WEIGHTS)
-    settings = {
-        "activation": config.architecture,
-        "expansion_factor": max(1, config.d_sae // config.d_in),
-        "normalize_decoder": bool(((W_dec.norm(dim=1) - 1).abs() <= 1e-5).all()),
-        "num_latents": config.d_sae,
-        "k": config.k,
-        "multi_topk": False,
-        "skip_connection": False,
-        "transcode": False,
-        "d_in": config.d_in,
-        OURS: dict(config.metadata),
-    }
-    write_json(temporary / CONFIG, settings)
-    replace_folder(temporary, directory)
+    with whole_folder(directory) as temporary:
+        tensors = {"encoder.weight": W_enc.T.contiguous(), "encoder.bias": b_enc, "W_dec": W_dec, "b_dec": b_dec}
+        save_file({name: value.contiguous() for name, value in tensors.items()}, temporary / WEIGHTS)
+        settings = {
+            "activation": config.architecture,
+            "expansion_factor": max(1, config.d_sae // config.d_in),
+            "normalize_decoder": bool(((W_dec.norm(dim=1) - 1).abs() <= 1e-5).all()),
+            "num_latents": config.d_sae,
+            "k": config.k,
+            "multi_topk": False,
+            "skip_connection": False,
+            "transcode": False,
+            "d_in": config.d_in,
+            OURS: dict(config.metadata),
+        }
+        write_json(temporary / CONFIG, settings)
