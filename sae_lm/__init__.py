@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from sae_lm.commands.compare import compare
     from sae_lm.commands.convert import convert
     from sae_lm.commands.estimate import estimate
+    from sae_lm.commands.export import export
     from sae_lm.commands.inspect import inspect
     from sae_lm.commands.show import show
     from sae_lm.commands.train import train
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from sae_lm.data.remote import pull, push
     from sae_lm.data.store import Store, open_store
     from sae_lm.errors import SaeLmError
+    from sae_lm.interop.sae_repository import push_sae
     from sae_lm.interp.attribution import attribute, faithfulness
     from sae_lm.interp.cache import run_with_cache
     from sae_lm.interp.generation import generate
@@ -55,6 +57,7 @@ if TYPE_CHECKING:
         CompareSettings,
         ConvertSettings,
         EstimateSettings,
+        ExportSettings,
         MergeSettings,
         ShowSettings,
         TrainSettings,
@@ -64,6 +67,7 @@ _HOMES = {
     "CacheSettings": "sae_lm.settings",
     "CompareSettings": "sae_lm.settings",
     "ConvertSettings": "sae_lm.settings",
+    "ExportSettings": "sae_lm.settings",
     "EstimateSettings": "sae_lm.settings",
     "MergeSettings": "sae_lm.settings",
     "SAE": "sae_lm.sae.model",
@@ -77,6 +81,7 @@ _HOMES = {
     "check": "sae_lm.commands.check",
     "compare": "sae_lm.commands.compare",
     "convert": "sae_lm.commands.convert",
+    "export": "sae_lm.commands.export",
     "estimate": "sae_lm.commands.estimate",
     "faithfulness": "sae_lm.interp.attribution",
     "generate": "sae_lm.interp.generation",
@@ -90,6 +95,7 @@ _HOMES = {
     "open_store": "sae_lm.data.store",
     "pull": "sae_lm.data.remote",
     "push": "sae_lm.data.remote",
+    "push_sae": "sae_lm.interop.sae_repository",
     "run_with_cache": "sae_lm.interp.cache",
     "show": "sae_lm.commands.show",
     "splice": "sae_lm.interp.splice",
@@ -97,13 +103,14 @@ _HOMES = {
     "verify": "sae_lm.commands.verify",
 }
 
-__all__ = [  # noqa: RUF022 (as sorted() has it, upper case first)
+__all__ = [
+    "SAE",
     "CacheSettings",
     "CompareSettings",
     "ConvertSettings",
     "EstimateSettings",
+    "ExportSettings",
     "MergeSettings",
-    "SAE",
     "SaeLmError",
     "ShowSettings",
     "Steer",
@@ -115,6 +122,7 @@ __all__ = [  # noqa: RUF022 (as sorted() has it, upper case first)
     "compare",
     "convert",
     "estimate",
+    "export",
     "faithfulness",
     "generate",
     "inspect",
@@ -127,6 +135,7 @@ __all__ = [  # noqa: RUF022 (as sorted() has it, upper case first)
     "open_store",
     "pull",
     "push",
+    "push_sae",
     "run_with_cache",
     "show",
     "splice",

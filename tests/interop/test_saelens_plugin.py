@@ -76,8 +76,8 @@ def test_the_term_in_saelens_loss_is_ours_times_coefficient_and_variance(plugin:
     options |= {"encoder": sae.W_enc.T} if read.penalty == "align" else {}
     ours = PENALTIES[read.penalty](sae.W_dec, None, codes, **options)
     spread = sum(float(((row - x.mean(0)) ** 2).sum()) for row in x) / len(x)
-    assert float(out.losses["penalty_loss"]) == pytest.approx(read.coefficient * spread * float(ours), rel=1e-5)
-    assert out.loss.item() == pytest.approx(sum(float(part) for part in out.losses.values()), rel=1e-5)
+    assert out.losses["penalty_loss"].item() == pytest.approx(read.coefficient * spread * ours.item(), rel=1e-5)
+    assert out.loss.item() == pytest.approx(sum(part.item() for part in out.losses.values()), rel=1e-5)
 
 
 @needs_saelens
