@@ -14,8 +14,10 @@ if TYPE_CHECKING:
     from sae_lm.commands.train import train
     from sae_lm.data.store import Store, open_store
     from sae_lm.errors import SaeLmError
+    from sae_lm.interp.attribution import attribute, faithfulness
     from sae_lm.interp.cache import run_with_cache
     from sae_lm.interp.generation import generate
+    from sae_lm.interp.logits import logit_difference, logit_effect
     from sae_lm.interp.splice import splice
     from sae_lm.interp.steering import Steer, largest_activations
     from sae_lm.lm.bridge import load_model
@@ -24,21 +26,25 @@ if TYPE_CHECKING:
     from sae_lm.settings import CacheSettings, CompareSettings, ShowSettings, TrainSettings
 
 _HOMES = {
-    "SAE": "sae_lm.sae.model",
     "CacheSettings": "sae_lm.settings",
     "CompareSettings": "sae_lm.settings",
+    "SAE": "sae_lm.sae.model",
     "SaeLmError": "sae_lm.errors",
     "ShowSettings": "sae_lm.settings",
     "Steer": "sae_lm.interp.steering",
     "Store": "sae_lm.data.store",
     "TrainSettings": "sae_lm.settings",
+    "attribute": "sae_lm.interp.attribution",
     "cache": "sae_lm.commands.cache",
     "check": "sae_lm.commands.check",
     "compare": "sae_lm.commands.compare",
+    "faithfulness": "sae_lm.interp.attribution",
     "generate": "sae_lm.interp.generation",
     "largest_activations": "sae_lm.interp.steering",
     "load": "sae_lm.sae.load",
     "load_model": "sae_lm.lm.bridge",
+    "logit_difference": "sae_lm.interp.logits",
+    "logit_effect": "sae_lm.interp.logits",
     "open_store": "sae_lm.data.store",
     "run_with_cache": "sae_lm.interp.cache",
     "show": "sae_lm.commands.show",
@@ -55,13 +61,17 @@ __all__ = [  # noqa: RUF022 (as sorted() has it, upper case first)
     "Steer",
     "Store",
     "TrainSettings",
+    "attribute",
     "cache",
     "check",
     "compare",
+    "faithfulness",
     "generate",
     "largest_activations",
     "load",
     "load_model",
+    "logit_difference",
+    "logit_effect",
     "open_store",
     "run_with_cache",
     "show",

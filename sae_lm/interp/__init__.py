@@ -1,1 +1,1 @@
-"""An SAE at work in the language model: spliced into it, and searched for what its latents fire on."""
+"""An SAE at work in the language model: spliced in, steered, attributed to, and searched for what its latents fire on."""

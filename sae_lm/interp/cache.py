@@ -13,7 +13,7 @@ from sae_lm.interp.splice import SAEs, Steering, place, splice_all
 from sae_lm.lm.bridge import hook_names
 
 if TYPE_CHECKING:
-    from transformer_lens.model_bridge import TransformerBridge
+    from sae_lm.lm.bridge import TransformerBridge
 
 PARTS = tuple(f"hook_sae_{part}" for part in ("input", "acts_pre", "acts_post", "recons", "error", "output"))
 Filter = str | Iterable[str] | Callable[[str], bool] | None
@@ -62,9 +62,7 @@ def run_with_cache(
     return output, cache
 
 
-def _recorders(
-    hooks: list[str], wanted: Callable[[str], bool], seen: dict[str, Tensor], device: Any
-) -> list[tuple[str, Callable[..., None]]]:
+def _recorders(hooks: list[str], wanted: Callable[[str], bool], seen: dict[str, Tensor], device: Any) -> list[Any]:
     def recorder(names: list[str]) -> Callable[..., None]:
         def record(value: Tensor, hook: Any) -> None:
             kept = value.detach().to(device) if device is not None else value.detach()

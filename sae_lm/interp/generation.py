@@ -13,7 +13,7 @@ from sae_lm.interp.splice import SAEs, Steering, splice_all
 from sae_lm.lm.bridge import remembers
 
 if TYPE_CHECKING:
-    from transformer_lens.model_bridge import TransformerBridge
+    from sae_lm.lm.bridge import TransformerBridge
 
 
 def generate(

@@ -58,7 +58,7 @@ def special_ids(model: Any) -> list[int]:
     return sorted(ids)
 
 
-def _rule(model: Any, keep: Any) -> Rule:
+def _rule(model: Any, keep: Any) -> Any:
     if callable(keep):
         return keep
     if isinstance(keep, str) and keep == "special":

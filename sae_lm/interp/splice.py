@@ -195,7 +195,7 @@ class SplicedSAE(HookedRootModule):
         y = self.hook_sae_recons(sae.decode(z, flat))
         if error is not None:
             y = y + self.hook_sae_error(error)
-        y = steer_output(y, sae.W_dec, self.edits).to(x.dtype)
+        y = steer_output(y, flat, sae, self.edits).to(x.dtype)
         if keep is not None:
             y = torch.where(keep.to(x.device)[..., None], x.flatten(2), y)
         return self.hook_sae_output(y).reshape(x.shape)

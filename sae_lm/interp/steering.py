@@ -6,7 +6,7 @@ ever fires, whatever its scale.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -18,7 +18,7 @@ from sae_lm.interp.max_activating import chunk_rows, fitting_hook
 from sae_lm.runtime.progress import Progress
 from sae_lm.sae.model import SAE
 
-Action = Literal["add", "clamp", "ablate", "orthogonal"]
+ACTIONS = ("add", "clamp", "ablate", "orthogonal")
 LARGEST = "largest_activations"
 """Key of an SAE's metadata: one number for each latent, as ``largest_activations`` measures them."""
 
@@ -35,18 +35,18 @@ class Steer:
     """
 
     latent: int
-    action: Action = "add"
-    strength: float = 1.0
+    action: str = "add"
+    strength: int | float = 1.0
     """in multiples of ``largest``; may be negative"""
-    largest: float | None = None
+    largest: int | float | None = None
     """the latent's largest activation; default the SAE's ``metadata["largest_activations"]``. With 1, ``strength`` is
     the latent's activation itself"""
     hook: str | None = None
     """which SAE, where there are several"""
 
     def __post_init__(self) -> None:
-        if self.action not in get_args(Action):
-            raise SaeError(f"action is {self.action!r}, expected one of {', '.join(get_args(Action))}")
+        if self.action not in ACTIONS:
+            raise SaeError(f"action is {self.action!r}, expected one of {', '.join(ACTIONS)}")
         for name in ("strength", "largest"):
             value = getattr(self, name)
             if value is not None and not abs(value) < float("inf"):
@@ -58,13 +58,13 @@ class Edit:
     """A ``Steer`` that was checked against its SAE; ``amount`` is in units of the latent's activation."""
 
     latent: int
-    action: Action
+    action: str
     amount: float
 
 
-def as_list(steering: Steer | Sequence[Steer] | None) -> list[Steer]:
+def as_list(steering: Any) -> list[Steer]:
     """None, one or several, as a list. Raises SaeError for anything else."""
-    given = [] if steering is None else [steering] if isinstance(steering, Steer) else list(steering)
+    given = list(steering) if isinstance(steering, Sequence) else [] if steering is None else [steering]
     for steer in given:
         if not isinstance(steer, Steer):
             raise SaeError(f"steering holds {steer!r}, expected sae_lm.Steer(latent=..., action=..., strength=...)")
@@ -108,15 +108,19 @@ def steer_latents(z: Float[Tensor, "*batch d_sae"], edits: Sequence[Edit]) -> Fl
 
 
 def steer_output(
-    x: Float[Tensor, "*batch d_in"], W_dec: Float[Tensor, "d_sae d_in"], edits: Sequence[Edit]
+    y: Float[Tensor, "*batch d_in"], x: Float[Tensor, "*batch d_in"], sae: SAE, edits: Sequence[Edit]
 ) -> Float[Tensor, "*batch d_in"]:
-    """The activation after the orthogonal edits, one after the other."""
+    """The activation y that is handed on, after the orthogonal edits, one after the other; x: as it came."""
     for edit in edits:
         if edit.action == "orthogonal":
-            row = W_dec[edit.latent].to(x.dtype)
-            direction = row / row.norm().clamp_min(torch.finfo(row.dtype).tiny)
-            x = x + (edit.amount * row.norm() - x @ direction)[..., None] * direction
-    return x
+            direction = sae.W_dec[edit.latent].to(y.dtype)
+            direction = direction / direction.norm().clamp_min(torch.finfo(y.dtype).tiny)
+            none = x.new_zeros(*x.shape[:-1], sae.config.d_sae, dtype=sae.W_dec.dtype)
+            alone = none.clone()
+            alone[..., edit.latent] = edit.amount
+            part = (sae.decode(alone, x) - sae.decode(none, x)).to(y.dtype)  # amount times the row, unless it is scaled
+            y = y + ((part - y) @ direction)[..., None] * direction
+    return y
 
 
 @torch.no_grad()

@@ -65,7 +65,7 @@ def _same_with_kept_keys(bridge: TransformerBridge) -> bool:
         try:
             with warnings.catch_warnings(), torch.no_grad():
                 warnings.simplefilter("ignore")  # of names that will go; what matters is what comes out
-                made = bridge.generate(
+                made: Any = bridge.generate(
                     prompt,
                     max_new_tokens=2,
                     do_sample=False,
@@ -186,6 +186,25 @@ def hook_width(bridge: TransformerBridge, name: str) -> int:
             "[batch, pos, heads, d_head]; name a residual stream, an MLP's or attention's output, or hook_z"
         )
     return math.prod(shape[2:])
+
+
+@torch.no_grad()
+def read_logits(bridge: TransformerBridge, rows: Tensor) -> tuple[Tensor, str]:
+    """[n, d_vocab]: what rows [n, d_model] say to the final norm and the unembedding, and how it was read.
+
+    Each row is read as a residual stream of its own, and what zeros would give, the biases' part, is subtracted. Read
+    by TransformerLens' ``logit_readout`` where there is one, else as ln_final(row) @ W_U.
+    """
+    rows = rows.to(next(bridge.parameters()))
+    both = torch.cat([rows, torch.zeros_like(rows[:1])])
+    try:
+        from transformer_lens.tools.analysis import logit_readout  # from 4.x on
+    except ImportError:
+        logits, how = bridge.ln_final(both[None])[0] @ bridge.W_U, "ln_final and W_U"
+    else:
+        logits, how = logit_readout(bridge, both).values, "logit_readout"
+    logits = logits.float()
+    return logits[:-1] - logits[-1:], how
 
 
 class Capture:

@@ -11,14 +11,15 @@ from sae_lm.errors import SaeError
 from sae_lm.lm import bridge
 from sae_lm.lm.source import find_model
 
-pytestmark = [
-    pytest.mark.transformer_lens_3,
-    pytest.mark.filterwarnings("ignore:this TransformerLens loses"),
-    pytest.mark.filterwarnings("ignore:.past_key_values. is deprecated"),
-]
+pytestmark = pytest.mark.transformer_lens_3
 
 PROMPT = torch.tensor([[0, 5, 9, 33, 70, 12], [0, 8, 8, 250, 3, 44]])
 HOW = {"max_new_tokens": 10, "stop_at_eos": False}
+
+
+@pytest.fixture(autouse=True)
+def _quiet(recwarn):
+    """That keys and values are lost under some versions is told in every test; one looks at it."""
 
 
 @pytest.fixture(scope="module", params=sorted(tiny_models.ARCHITECTURES))
