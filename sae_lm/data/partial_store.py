@@ -1,7 +1,6 @@
 """A store that is being written: its recipe, and a record for each shard whose files are whole."""
 
 import errno
-import json
 import re
 import shutil
 import sys
@@ -16,7 +15,7 @@ from sae_lm.data.manifest import MANIFEST, PROGRESS, RECIPE, Recipe, ShardRecord
 from sae_lm.data.tokens import Place
 from sae_lm.errors import StoreError
 from sae_lm.runtime.differences import differences
-from sae_lm.runtime.files import PART, PROBE, read_json, refuse_links_out, write_json
+from sae_lm.runtime.files import PART, PROBE, parse_json, read_json, refuse_links_out, write_json
 
 LOCK = f"{PROGRESS}/lock"
 
@@ -172,7 +171,7 @@ def read_partial_store(out: Path, recipe: Recipe) -> PartialStore | None:
 def _read_place(file: Path) -> Place | None:
     """None where a store of an earlier version has none, or where it was cut: then the text is read from its beginning."""
     try:
-        reader, skipped, anchor, *numbers = json.loads(file.read_text(encoding="utf-8"))
+        reader, skipped, anchor, *numbers = parse_json(file.read_text(encoding="utf-8"))
         document, index, offset = map(int, numbers)
         return Place(reader, int(skipped), str(anchor), document, index, offset)
     except (OSError, ValueError, TypeError):

@@ -58,6 +58,8 @@ if TYPE_CHECKING:
     from sae_lm.training.registered import Registered
 
 RUN, STATE_FOLDER = "run.json", "state"
+MOST_SEEDS = 10**6
+"""A folder of more would be a mistake."""
 PER_ARM = "k"
 """The setting that SAEs of one folder may have of their own: arms are compared at equal L0. Were another to differ, a
 difference between arms would be its."""
@@ -100,12 +102,9 @@ def read_run(folder: Path) -> dict[str, Any]:
     """The run.json of a folder of runs: every arm and the number of seeds trained there. Raises SaeError."""
     run = read_json(folder / RUN, SaeError, "a folder of runs (written by sae-lm train)")
     arms, seeds, store = run.get("arms"), run.get("seeds"), run.get("store")
-    if not (
-        isinstance(arms, list)
-        and all(isinstance(a, str) for a in arms)
-        and isinstance(seeds, int)
-        and isinstance(store, str)
-    ):
+    first = run.get("first_seed", 0)
+    counts = isinstance(first, int) and isinstance(seeds, int) and 0 <= first <= seeds <= MOST_SEEDS
+    if not (isinstance(arms, list) and all(isinstance(a, str) for a in arms) and counts and isinstance(store, str)):
         raise SaeError(
             f"{folder / RUN} is not understood; delete this file and run sae-lm train again, it keeps the SAEs there"
         )
@@ -143,7 +142,13 @@ def read_convergence(directory: Path) -> dict[str, float]:
     """How far an SAE's training came, as its metadata says; empty for an SAE of another program or version."""
     metadata = read_json(directory / CONFIG, SaeError, "an SAE directory").get("metadata")
     found = metadata.get("convergence") if isinstance(metadata, dict) else None
-    return found if isinstance(found, dict) else {}
+    return numbers_of(found)
+
+
+def numbers_of(recorded: object) -> dict[str, float]:
+    """Those entries of an object of JSON that are numbers; empty for what is no object."""
+    found = recorded if isinstance(recorded, dict) else {}
+    return {key: value for key, value in found.items() if isinstance(value, (int, float)) and -1e300 < value < 1e300}
 
 
 def read_saes(folder: Path) -> list[SaeRecord]:

@@ -8,6 +8,7 @@ A group's folder ``state/seedN-DIGEST`` holds a folder ``000000123`` for the che
 """
 
 import hashlib
+import re
 import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -103,10 +104,18 @@ def restore(group: ArmGroup, trainers: list[ArmTraining], out: Path, recipe: Tra
 def _read_checkpoint(folder: Path) -> tuple[int, dict[str, Any], list[dict[str, Tensor]]]:
     """The next step, the training recipe and the arms' states. Raises SaeError, KeyError and so on for a damaged one."""
     state = read_json(folder / STATE, SaeError, "a checkpoint")
-    for name, checksum in state["files"].items():
+    step, facts, files = (state.get(key) for key in ("step", "facts", "files"))
+    whole = isinstance(step, int) and not isinstance(step, bool) and 0 <= step < 10**15 and isinstance(facts, dict)
+    if (
+        not whole
+        or not isinstance(files, dict)
+        or not all(re.fullmatch(r"\d{3,}\.safetensors", name) for name in files)
+    ):
+        raise SaeError(f"{folder / STATE} is not understood")
+    for name, checksum in files.items():
         if sha256(folder / name) != checksum:
             raise SaeError(f"{folder / name} does not match its checksum")
-    return state["step"], state["facts"], [load_file(folder / name) for name in sorted(state["files"])]
+    return step, facts, [load_file(folder / name) for name in sorted(files)]
 
 
 def read_unfinished(out: Path, seed: int) -> list[tuple[list[str], list[str]]]:
