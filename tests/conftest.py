@@ -17,6 +17,8 @@ from sae_lm.sae.model import SAE, SaeConfig
 
 sys.path.insert(0, str(Path(__file__).parent / "support"))
 
+import simulated_device  # noqa: F401  its device has to be known before the first backward pass
+
 TEXTS = [f"Document {i}: the quick brown fox number {i} jumps over {i * 7} lazy dogs. " * 6 for i in range(40)]
 
 

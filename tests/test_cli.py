@@ -10,8 +10,9 @@ import pytest
 
 from sae_lm.cli import main, parse, read_config
 from sae_lm.errors import SettingsError
+from sae_lm.fields import parse_count
 from sae_lm.sae.formats.saelens import save
-from sae_lm.settings import VERBS, CacheSettings, ShowSettings, TrainSettings, command_line, parse_count
+from sae_lm.settings import VERBS, CacheSettings, ShowSettings, TrainSettings, command_line
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.toml"))
 
@@ -136,13 +137,13 @@ EVERY_SETTING = {
         "arms_at_once": 1, "ranks_per_sae": 2, "trackers": "wandb,tensorboard", "device": "cpu", "out": "train.k=3",
     },
     "compare": {
-        "runs": "--runs", "out": "o", "store": "hf://datasets/me/acts", "model": "none", "baseline": "none@k=8",
+        "runs": "--runs", "out": "o", "hook": "3", "store": "hf://datasets/me/acts", "model": "none", "baseline": "none@k=8",
         "tokens": 2, "ce_contexts": 1, "per_type": 2, "min_types": 3, "labels": "$HOME/`x`.csv", "contextual": False,
         "prompts": True, "probe_gate": 0.1, "split_gain": 0.2, "max_k": 4, "equivalence": 0.01, "fvu_cost": "0.002,0.01", "narrower": "n", "composition": True,
         "controls": False, "seed": -5, "device": "cpu",
     },
-    "show": {"sae": "runs/none@k=8-seed0", "store": "s", "latents": (4, -1), "contexts": 3, "tokens": 5,
-             "device": "cpu", "out": "a\nb.html"},
+    "show": {"sae": "runs/none@k=8-seed0", "beside": "runs/b,c", "store": "s", "latents": (4, -1), "contexts": 3, "tokens": 5,
+             "model": "none", "labels": "l.csv", "codes": "there", "device": "cpu", "out": "a\nb.html"},
     "check": {"sae": "user/repo:layer", "model": "m", "text": "t", "store": "s", "hook": "-1", "format": "openai", "k": 3, "tokens": 9,
               "context_size": 8, "device": "cpu"},
     "verify": {"path": "compare.path=x", "repair": True, "model": "m", "text": "t", "device": "cpu"},

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
+from sae_lm.data.characters import partial_tokens, write_partial
 from sae_lm.data.manifest import MANIFEST, Manifest, Recipe, write_manifest
 from sae_lm.data.partial_store import PartialStore, check_folder, open_for_writing
 from sae_lm.data.shards import OpenShard
@@ -73,7 +74,8 @@ def _write_store(maker: ShardMaker, state: PartialStore, ranks: Ranks) -> None:
     _fill(maker, state if ranks.rank == 0 else state.reread(), ranks)
     ranks.barrier()
     if ranks.rank == 0:
-        _commit(state.reread(), vocabulary(maker.tokenizer, maker.recipe.model["d_vocab"]))
+        words = vocabulary(maker.tokenizer, maker.recipe.model["d_vocab"])
+        _commit(state.reread(), words, partial_tokens(maker.tokenizer, words))
     ranks.barrier()
 
 
@@ -144,7 +146,7 @@ def _check_space(recipe: Recipe, state: PartialStore) -> None:
         )
 
 
-def _commit(state: PartialStore, words: list[str]) -> None:
+def _commit(state: PartialStore, words: list[str], partial: dict[int, bytes]) -> None:
     recipe, out = state.recipe, state.out
     shards = [state.records[index] for index in sorted(state.records)]
     if sorted(state.records) != list(range(len(shards))):
@@ -164,6 +166,7 @@ def _commit(state: PartialStore, words: list[str]) -> None:
         )
     write_whole(out / "stats.safetensors", lambda temporary: save_file(statistics(out, recipe, len(shards)), temporary))
     write_json(out / "vocabulary.json", words)
+    names = ["stats.safetensors", "vocabulary.json", *write_partial(out, partial)]
     manifest = Manifest(
         recipe=recipe,
         rows=rows,
@@ -172,7 +175,7 @@ def _commit(state: PartialStore, words: list[str]) -> None:
         text_ended=rows < recipe.tokens,
         sink_norms=state.sink_norms,
         shards=shards,
-        files={name: file_record(out / name) for name in ("stats.safetensors", "vocabulary.json")},
+        files={name: file_record(out / name) for name in names},
         batch_size=state.batch_size,
         versions=state.versions,
     )

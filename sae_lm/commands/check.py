@@ -146,41 +146,41 @@ def _stored_rows(store: Store, sae: SAE, name: str, tokens: int) -> dict[str, Te
 
 def _contexts(model: Any, source: Any, tokens: int, context_size: int) -> _Contexts:
     """Raises SettingsError, TextError."""
-    from sae_lm.interp.positions import special_ids
-
     if isinstance(source, Store):
         count = max(1, min(-(-tokens // source.manifest.recipe.context_size), source.manifest.contexts))
         first = source.manifest.contexts - count
-        found = source.blocks(first).long()
         special, bos = source.rowless(first, source.manifest.contexts), source.manifest.recipe.bos is not None
+        contexts = _Contexts(source.blocks(first).long(), special, bos)
     else:
-        found, bos = _tokenized(model, source, tokens, context_size)
-        special = torch.isin(found, torch.tensor(special_ids(model)))
-    if not bool((~special).any()):
+        contexts = _tokenized(model, source, tokens, context_size)
+    if not bool((~contexts.special).any()):
         raise SettingsError("the text gives no token that is not special; give more text")
-    return _Contexts(found, special, bos)
+    return contexts
 
 
-def _tokenized(model: Any, source: Any, tokens: int, context_size: int) -> tuple[Tensor, bool]:
+def _tokenized(model: Any, source: Any, tokens: int, context_size: int) -> _Contexts:
+    """Every document begins a context of its own, padded where it ends, so that short texts do."""
     from sae_lm.data.text import open_text
-    from sae_lm.data.tokens import blocks, special_tokens
+    from sae_lm.data.tokens import blocks, in_memory, special_tokens
+    from sae_lm.interp.positions import special_ids
 
     if model.tokenizer is None:
         raise SettingsError("this model has no tokenizer to read text with; give an activation store")
     if isinstance(source, str | Path):
         known = source == "embedded" or (len(str(source)) < 256 and (Path(source).exists() or " " not in str(source)))
-        documents = open_text(str(source)).documents if known else lambda: [str(source)]
+        read = open_text(str(source)).chunks if known else in_memory([str(source)])
     elif isinstance(source, Sequence) and all(isinstance(text, str) for text in source):
-        documents = lambda: source  # noqa: E731
+        read = in_memory(source)
     else:
         raise SettingsError(f"the text is a {type(source).__name__}; expected an activation store, a text or several")
     wanted = special_tokens(model.tokenizer, model.tokenizer.bos_token_id is not None)
-    cut = blocks(documents, model.tokenizer, wanted, context_size)
-    found = [torch.as_tensor(block.ids).long() for block in islice(cut, max(1, -(-tokens // context_size)))]
+    cut = blocks(read, model.tokenizer, wanted, context_size, pack=wanted.separator is None)
+    found = list(islice(cut, max(1, -(-tokens // context_size))))
     if not found:
-        ids = [token for text in documents() for token in model.tokenizer(text, add_special_tokens=False)["input_ids"]]
-        found = [torch.tensor([wanted.bos] * (wanted.bos is not None) + ids[: context_size - 1])]
-    return torch.stack(found), wanted.bos is not None
+        raise SettingsError(f"the text does not fill a context of {context_size} tokens; give more text")
+    ids = torch.stack([torch.as_tensor(block.ids).long() for block in found])
+    special = torch.stack([torch.as_tensor(block.special) for block in found])
+    return _Contexts(ids, special | torch.isin(ids, torch.tensor(special_ids(model))), wanted.bos is not None)
 
 
 def _model_rows(model: Any, sae: SAE, name: str, contexts: _Contexts) -> dict[str, Tensor]:

@@ -8,29 +8,41 @@ import io
 import shutil
 from pathlib import Path
 
+from sae_lm.comparison.foreign import is_foreign, read_foreign
 from sae_lm.comparison.measure import measure
 from sae_lm.comparison.registered import check_registered
 from sae_lm.comparison.report import make_report
 from sae_lm.comparison.runs import find_store, read_runs
-from sae_lm.errors import SaeLmError
+from sae_lm.errors import SaeLmError, SettingsError
 from sae_lm.pages.figures import figure_paths
 from sae_lm.pages.schema import Report
 from sae_lm.runtime.device import pick_device
+from sae_lm.runtime.distributed import is_one_of_many
 from sae_lm.runtime.files import PART, check_folder, write_json, write_whole
 from sae_lm.settings import CompareSettings
 
 FILES, FIGURES = ("report.json", "report.csv", "report.html"), "figures"
+LATENTS = "latents.html"
+"""A page of `sae-lm show`; where one lies beside the report, the report links to it."""
 
 
 def compare(settings: CompareSettings) -> Report:
     """Measure every SAE below ``settings.runs``; write report.json, .csv, .html and figures/; return the report.
 
     The files are made aside and moved to their places together, over those of an earlier report.
+    A folder of SAEs of other programs is measured too, each SAE for itself (`sae_lm.comparison.foreign`).
     Where an arm lacks a seed, the seeds that all arms have are compared, and "partial" says so. Raises SaeError for a
-    folder without runs, runs of different stores or hooks, a missing baseline.
+    folder without runs, runs of different stores or hooks, a missing baseline; SettingsError for a device without
+    float64, and under torchrun.
     """
-    runs = read_runs(settings.runs, settings.baseline)
-    registered = check_registered(settings)
+    if is_one_of_many():
+        raise SettingsError(
+            "compare was started by torchrun beside other processes, expected one; start it without torchrun"
+        )
+    device = pick_device(settings.device, float64_for="figures are summed in")
+    foreign = is_foreign(settings.runs)
+    runs = read_foreign(settings) if foreign else read_runs(settings.runs, settings.baseline)
+    registered = None if foreign else check_registered(settings)
     store = find_store(settings, runs.training["store_id"])
     # before the work, so that a bad path or a damaged SAE costs none
     check_folder(settings.out)
@@ -39,8 +51,7 @@ def compare(settings: CompareSettings) -> Report:
         if (settings.out / name).is_dir():
             raise SaeLmError(f"{settings.out / name} is a folder, where the report's file would be; give another --out")
     runs.check()
-    measured = measure(settings, store, runs, pick_device(settings.device))
-    report = make_report(settings, store, runs, measured, registered)
+    report = make_report(settings, store, runs, measure(settings, store, runs, device), registered)
     _write(report, settings.out)
     return report
 
@@ -54,7 +65,7 @@ def _write(report: Report, out: Path) -> None:
     try:
         write_json(aside / "report.json", report)
         write_csv(report, aside / "report.csv")
-        write_html(report, aside / "report.html")
+        write_html(report, aside / "report.html", LATENTS if (out / LATENTS).is_file() else None)
         write_figures(report, aside / FIGURES)
         for path in figure_paths(out / FIGURES):  # an earlier report may have had more
             if not (aside / FIGURES / path.name).exists():

@@ -22,7 +22,13 @@ def demo_settings(out: Path) -> tuple[CacheSettings, TrainSettings, CompareSetti
             out=runs,
         ),
         CompareSettings(runs=runs, out=report, ce_contexts=96),
-        ShowSettings(sae=str(runs / "max_cos_0.25-seed0"), store=store, out=report / "latents.html"),
+        ShowSettings(
+            sae=str(runs / "none-seed0"),
+            beside=str(runs / "max_cos_0.25-seed0"),
+            store=store,
+            out=report / "latents.html",
+            codes=out / "latent_codes",
+        ),
     )
 
 
@@ -42,8 +48,8 @@ def demo(settings: DemoSettings) -> str:
     caching, training, comparing, showing = demo_settings(settings.out)
     cache(caching)
     train(training)
+    show(showing)  # first, so that the report links to it
     report = compare(comparing)
-    show(showing)
     minutes, seconds = divmod(round(time.monotonic() - began), 60)
     return (
         f"{text_table(report)}\n\nlatents: {showing.out}\nreport: {comparing.out / 'report.html'}\n"

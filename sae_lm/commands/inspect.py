@@ -79,7 +79,8 @@ def _decoded(store: Store, rows: int) -> list[str]:
         around = store.text_around(number, 8, 3)
         text = f"{around.before}[{around.token}]{around.after}"
         values = ", ".join(f"{value:.3g}" for value in store.rows(hook, number, number + 1)[0, :4].tolist())
-        where = f"document {around.document}, position {around.position}"
+        part = f", token {around.part[0]} of {around.part[1]} of its character" if around.part else ""
+        where = f"document {around.document}, position {around.position}{part}"
         lines.append(f"  {number:>9,}  {where}: {text!r}  {values}, ...")
     return lines
 

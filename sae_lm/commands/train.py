@@ -1,6 +1,7 @@
 """sae-lm train: train SAEs from a stored set of activations, all arms of a seed side by side on the same batches."""
 
 import shutil
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,6 +12,7 @@ from sae_lm.errors import SettingsError
 from sae_lm.penalties.arms import Arm, parse_arm, parse_arms
 from sae_lm.runtime.device import pick_device
 from sae_lm.runtime.distributed import Ranks, Team, join_ranks
+from sae_lm.runtime.memory import report_out_of_memory
 from sae_lm.runtime.progress import Progress
 from sae_lm.runtime.signals import stop_on_signal
 from sae_lm.runtime.timing import sum_seconds, timing_line
@@ -18,19 +20,20 @@ from sae_lm.sae.formats.saelens import save
 from sae_lm.settings import TrainSettings
 from sae_lm.training.convergence import convergence, state_of_training
 from sae_lm.training.group import TrainingRun, train_group
+from sae_lm.training.locks import only_trainer, only_writer_of_run, remove_locks
 from sae_lm.training.recipe import TrainingRecipe
 from sae_lm.training.registered import Registered, registration
 from sae_lm.training.run_folder import (
-    STATE_FOLDER,
     check_alike,
     is_done,
+    kept_scale,
     log_file,
     read_convergence,
     sae_folder,
     sae_metadata,
     write_run,
 )
-from sae_lm.training.state import ArmGroup, read_unfinished
+from sae_lm.training.state import ArmGroup, read_unfinished, remove_finished
 from sae_lm.training.trackers import Track, check_trackers, read_lines
 from sae_lm.training.trainer import ArmTraining
 
@@ -41,43 +44,35 @@ def train(settings: TrainSettings) -> Path:
     SAEs of the same settings and store that are there already are kept; differing ones are refused, of other arms
     too (SaeError): arms of one folder are compared as pairs that differ in nothing else. Each SAE directory appears
     whole or not at all. A run that was killed goes on from its newest checkpoint and ends with the same bits. Under
-    torchrun ranks, or teams of ``ranks_per_sae`` of them, share out arms and seeds. SIGINT and SIGTERM raise Stopped
-    after the current step and a checkpoint.
+    torchrun ranks, or teams of ``ranks_per_sae`` of them, share out arms and seeds. Other processes may train other SAEs
+    of the folder meanwhile; one that is being trained is refused. SIGINT and SIGTERM raise Stopped after the current
+    step and a checkpoint.
     """
-    store = open_store(settings.store)
     arms = parse_arms(settings.arms)
-    recipe = TrainingRecipe.from_settings(settings, store, arms)
     check_trackers(settings.trackers)
-    registered = registration(settings)
-    with join_ranks() as ranks:
+    with join_ranks() as ranks, ExitStack() as locks:
+        local_rank = ranks.local_rank if ranks.size > 1 else None
+        device = pick_device(settings.device, local_rank, float64_for="coefficients are steered in")
+        store = open_store(settings.store)
         team = ranks.team_of(settings.ranks_per_sae)
         if settings.batch_size % team.size:
             raise SettingsError(
                 f"batch_size is {settings.batch_size}, which ranks_per_sae {team.size} does not divide; give a multiple"
             )
         teams, number = ranks.size // team.size, ranks.rank // team.size
-        check_alike(settings.out, recipe)
-        device = pick_device(settings.device, ranks.local_rank if ranks.size > 1 else None)
-        groups, missing = _share_out(settings, recipe, arms, teams)
-        ranks.barrier()
-        if ranks.rank == 0:
-            write_run(settings, recipe, arms, registered)
-            wanted = len(arms) * settings.seeds
-            if missing < wanted:
-                print(f"{wanted - missing} of {wanted} SAEs are there already; reused", flush=True)
-        seconds = _train_groups(_Place(ranks, team, device), groups[number::teams], settings, recipe, store, registered)
+        plan = ranks.decided(lambda: _plan(settings, store, arms, teams, locks))
+        with report_out_of_memory(device, OUT_OF_MEMORY):
+            seconds = _train_groups(_Place(ranks, team, device), plan.groups[number::teams], plan, settings, store)
         everyones = ranks.gather(seconds)
+        if ranks.rank == 0:
+            locks.close()
+            remove_finished(settings.out, others_at_work=not remove_locks(settings.out))
     if ranks.rank == 0:
-        shutil.rmtree(settings.out / STATE_FOLDER, ignore_errors=True)
-        if missing:
-            print(timing_line(sum_seconds(everyones)), flush=True)
-        of_arm = {
-            arm.name: [read_convergence(settings.out / sae_folder(arm, seed)) for seed in seeds_of(settings)]
-            for arm in arms
-        }
-        if line := state_of_training(of_arm):
-            print(line, flush=True)
+        _say_how_it_went(settings, arms, plan, sum_seconds(everyones))
     return settings.out
+
+
+OUT_OF_MEMORY = "give a smaller --batch-size, fewer --arms-at-once or a smaller --d-sae; finished SAEs are kept"
 
 
 def seeds_of(settings: TrainSettings) -> range:
@@ -90,6 +85,51 @@ class _Place(NamedTuple):
     ranks: Ranks
     team: Team
     device: str
+
+
+class _Plan(NamedTuple):
+    """What there is to do, as the first rank found it: others may see another state of the folder."""
+
+    recipe: TrainingRecipe
+    start: torch.Tensor
+    """the initial b_dec of every arm [d_in], float64; empty where nothing is to be trained"""
+    groups: list[ArmGroup]
+    missing: int
+    """SAEs that are to be trained"""
+    registered: Registered | None
+    """what they are trained under"""
+
+
+def _plan(settings: TrainSettings, store: Store, arms: list[Arm], teams: int, locks: ExitStack) -> _Plan:
+    """Look at what is there, lock what is to be trained, write run.json. Raises SaeError, SettingsError."""
+    recipe, out = TrainingRecipe.from_settings(settings, store, arms), settings.out
+    registered = registration(settings)
+    recipe = recipe.model_copy(update={"scale": kept_scale(out, recipe)})
+    check_alike(out, recipe)
+    groups, missing = _share_out(settings, recipe, arms, teams)
+    names = [sae_folder(arm, group.seed) for group in groups for arm in group.arms]
+    locks.enter_context(only_trainer(out, names))
+    groups, missing = _share_out(settings, recipe, arms, teams)  # some may have been finished in between
+    with only_writer_of_run(out):
+        write_run(settings, recipe, arms, registered)
+    wanted = len(arms) * settings.seeds
+    if missing < wanted:
+        print(f"{wanted - missing} of {wanted} SAEs are there already; reused", flush=True)
+    start = torch.empty(0)
+    if groups:
+        start = store.moments(recipe.hook, recipe.held_out_from_row).mean / recipe.scale
+    return _Plan(recipe, start, groups, missing, registered)
+
+
+def _say_how_it_went(settings: TrainSettings, arms: list[Arm], plan: _Plan, seconds: dict[str, float]) -> None:
+    if plan.missing:
+        print(timing_line(seconds), flush=True)
+    of_arm = {
+        arm.name: [read_convergence(settings.out / sae_folder(arm, seed)) for seed in seeds_of(settings)]
+        for arm in arms
+    }
+    if line := state_of_training(of_arm):
+        print(line, flush=True)
 
 
 def _share_out(
@@ -121,23 +161,17 @@ def _groups(pending: dict[int, list[Arm]], out: Path, at_once: int) -> list[ArmG
 
 
 def _train_groups(
-    place: _Place,
-    groups: list[ArmGroup],
-    settings: TrainSettings,
-    recipe: TrainingRecipe,
-    store: Store,
-    registered: Registered | None,
+    place: _Place, groups: list[ArmGroup], plan: _Plan, settings: TrainSettings, store: Store
 ) -> dict[str, float]:
     """Train this team's groups one after another and save their SAEs; returns seconds by part of the step."""
-    rows = sum(len(group.arms) for group in groups) * recipe.tokens
-    start = store.moments(recipe.hook, recipe.held_out_from_row).mean / recipe.scale if groups else torch.empty(0)
-    seconds = []
+    rows, seconds = sum(len(group.arms) for group in groups) * plan.recipe.tokens, []
     with (
+        place.team.watched(),
         stop_on_signal("this step") as stop_request,
         Progress("training", rows, "row", silent=place.ranks.rank > 0) as bar,
     ):
         run = TrainingRun(
-            recipe=recipe,
+            recipe=plan.recipe,
             store=store,
             out=settings.out,
             device=place.device,
@@ -146,10 +180,14 @@ def _train_groups(
             log_every=settings.log_every,
             checkpoint_seconds=settings.checkpoint_seconds,
             team=place.team,
-            registered=registered,
+            registered=plan.registered,
         )
-        for group in groups:
-            seconds.append(_train_and_save(group, start, settings, run))
+        for done, group in enumerate(groups):
+            if done and place.team.agree(bool(stop_request)):  # it came in the last step of the group before
+                raise stop_request.stop(
+                    f"{done} of {len(groups)} groups of SAEs are finished in {settings.out}; run the same command again to go on"
+                )
+            seconds.append(_train_and_save(group, plan.start, settings, run))
     return sum_seconds(seconds)
 
 

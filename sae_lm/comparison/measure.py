@@ -195,7 +195,8 @@ def _measure_saes(settings: CompareSettings, runs: Runs, evaluation_set: Evaluat
             sae = run.load(device)
             on_concepts = _find_main_latents(sae, settings, evaluation_set, splits.get((arm, seed)))
             saes[arm, seed] = _measure_sae(sae, on_concepts, settings, evaluation_set, common, targets, seed == first)
-            saes[arm, seed].figures.update(training_figures(sae, seed, saes[arm, seed].fired))
+            if arm.label is None:
+                saes[arm, seed].figures.update(training_figures(sae, seed, saes[arm, seed].fired))
             signal[arm, seed] = mean_square_strength(sae, take_rows(evaluation_set.read(batch_rows(sae))))
             if seed == first:
                 l0[arm] = saes[arm, seed].figures["l0"]

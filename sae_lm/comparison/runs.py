@@ -9,7 +9,7 @@ from sae_lm.data.store import Store, open_store
 from sae_lm.errors import SaeError, SettingsError
 from sae_lm.penalties.arms import Arm, parse_arm
 from sae_lm.runtime.differences import differences
-from sae_lm.sae.folder import CONFIG, WEIGHTS
+from sae_lm.sae.folder import CONFIG
 from sae_lm.sae.formats.saelens import check
 from sae_lm.sae.load import load
 from sae_lm.sae.model import SAE
@@ -37,8 +37,11 @@ class Run(NamedTuple):
     architecture: str
     """as it was trained: a batchtopk or matryoshka SAE is used as a jumprelu"""
 
+    hook: str | None = None
+    """in place of what an SAE of another program says"""
+
     def load(self, device: str) -> SAE:
-        return load(self.directory, device)
+        return load(self.directory, device, hook=self.hook)
 
 
 class Runs(NamedTuple):
@@ -59,11 +62,18 @@ class Runs(NamedTuple):
     def check(self) -> None:
         """Read every SAE's files but for the numbers themselves. Raises SaeError for one that is damaged."""
         for run in self.by_key.values():
-            check(run.directory)
+            if run.arm.label is None:  # those of other programs were loaded to be known
+                check(run.directory)
 
 
 KEPT_BYTES = 1 << 31
 """SAEs of up to this size together are loaded once."""
+
+
+def size_of(sae: Path) -> int:
+    """Bytes of an SAE's files: of a directory, or of one file."""
+    files = [file for file in sae.rglob("*") if file.is_file()] if sae.is_dir() else [sae]
+    return sum(file.stat().st_size for file in files)
 
 
 class Loaded(Mapping[Key, SAE]):
@@ -71,7 +81,7 @@ class Loaded(Mapping[Key, SAE]):
 
     def __init__(self, runs: Mapping[Key, Run], device: str) -> None:
         self.runs, self.device = runs, device
-        size = sum((run.directory / WEIGHTS).stat().st_size for run in runs.values())
+        size = sum(size_of(run.directory) for run in runs.values())
         self.kept: dict[Key, SAE] | None = {} if size <= KEPT_BYTES else None
 
     def __getitem__(self, key: Key) -> SAE:

@@ -184,7 +184,7 @@ def contextual_rows(
     token_id = tokens["token_id"].long()
     if not len(token_id):
         return []
-    labels = _labels_in_context(store, tokens)
+    labels = labels_in_context(store, tokens)
     subset = _type_subsets(token_id, len(store.vocabulary), seed)
     eligible = subset == _text_subsets(tokens, seed)
     chosen = [
@@ -217,7 +217,7 @@ def _text_subsets(tokens: dict[str, Tensor], seed: int) -> Int[Tensor, " n"]:
     return torch.where(crosses, -1, subset)
 
 
-def _labels_in_context(store: Store, tokens: dict[str, Tensor]) -> dict[str, Bool[Tensor, " n"]]:
+def labels_in_context(store: Store, tokens: dict[str, Tensor]) -> dict[str, Bool[Tensor, " n"]]:
     """Contextual labels of the rows whose columns ``tokens`` are.
 
     They are read from whole contexts, for a token without a row (dropped for its norm) is seen by the model as well.

@@ -124,11 +124,17 @@ WHOLE = Slice(0, 1)
 
 
 def shuffled_batches(
-    store: Columns, columns: Sequence[str], order: RowOrder, batch_size: int, numbers: range, part: Slice = WHOLE
+    store: Columns,
+    columns: Sequence[str],
+    order: RowOrder,
+    batch_size: int,
+    numbers: range,
+    part: Slice = WHOLE,
+    pin: bool = False,
 ) -> Iterator[dict[str, Tensor]]:
     """The batches of the given numbers; batch i is rows i * batch_size to (i + 1) * batch_size of the order.
 
-    columns: hooks and columns of the tokens. Yields {column: [batch_size / part.size, ...]}.
+    columns: hooks and columns of the tokens. pin: into memory that an accelerator reads by itself. Yields {column: [batch_size / part.size, ...]}.
     Raises SettingsError where the batch does not divide.
     """
     if batch_size % part.size:
@@ -150,15 +156,28 @@ def shuffled_batches(
                 a, b = max(low, window.first), min(low + share, last)
                 if a < b:
                     rows = window.order[a - window.first : b - window.first]
-                    pieces.append({name: buffer[rows] for name, buffer in buffers.items()})
+                    pieces.append({name: _gather(buffer, rows, pin) for name, buffer in buffers.items()})
                 if low + share > last:
                     break
-                yield pieces[0] if len(pieces) == 1 else {n: torch.cat([piece[n] for piece in pieces]) for n in columns}
+                yield (
+                    pieces[0] if len(pieces) == 1 else {n: _join([piece[n] for piece in pieces], pin) for n in columns}
+                )
                 pieces, made = [], made + 1
             if made >= numbers.stop:
                 return
     finally:
         loaded.close()
+
+
+def _gather(buffer: Tensor, rows: Tensor, pin: bool) -> Tensor:
+    if not pin:
+        return buffer[rows]
+    return torch.index_select(buffer, 0, rows, out=buffer.new_empty(len(rows), *buffer.shape[1:], pin_memory=True))
+
+
+def _join(pieces: list[Tensor], pin: bool) -> Tensor:
+    joined = torch.cat(pieces)
+    return joined.pin_memory() if pin else joined
 
 
 def _generator(what: str, *numbers: int) -> torch.Generator:

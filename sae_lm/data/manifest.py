@@ -4,6 +4,7 @@ A store is a folder of safetensors files and one JSON manifest, no pickle::
 
     manifest.json                       written last, atomically: its presence is the commit
     vocabulary.json                     list of strings: the text of each token id
+    token_bytes.json                    token id -> bytes in hexadecimal, of tokens that are part of a character; absent without
     stats.safetensors                   per hook HOOK: "HOOK/mean" [width] float64, "HOOK/mean_squared_norm" [] float64,
         "HOOK/norm_quantiles" [len(QUANTILES)] float64 (shares 0, .01, .05, .25, .5, .75, .95, .99, 1 of the rows),
         "HOOK/non_finite" [] int64, rows that hold a NaN or an infinity: 0, since those end caching

@@ -8,6 +8,7 @@ from typing import Any
 
 from safetensors.torch import load_file, save_file
 
+from sae_lm.data.characters import write_partial
 from sae_lm.data.manifest import FileRecord, Manifest, ShardRecord, shard_file, write_manifest
 from sae_lm.data.store import Store, open_store
 from sae_lm.data.writer import file_record, statistics
@@ -123,6 +124,7 @@ def _manifest(stores: list[Store], shards: list[ShardRecord], contexts: int, doc
     recipe = first.recipe.model_copy(update={"text": {**text, "merged": texts}, "tokens": rows})
     write_whole(out / "stats.safetensors", lambda temporary: save_file(statistics(out, recipe, len(shards)), temporary))
     write_json(out / "vocabulary.json", stores[0].vocabulary)
+    names = ["stats.safetensors", "vocabulary.json", *write_partial(out, stores[0].partial_tokens)]
     return Manifest(
         recipe=recipe,
         rows=rows,
@@ -131,7 +133,7 @@ def _manifest(stores: list[Store], shards: list[ShardRecord], contexts: int, doc
         text_ended=False,
         sink_norms={},
         shards=shards,
-        files={name: file_record(out / name) for name in ("stats.safetensors", "vocabulary.json")},
+        files={name: file_record(out / name) for name in names},
         batch_size=first.batch_size,
         versions={key: ", ".join(dict.fromkeys(s.manifest.versions[key] for s in stores)) for key in first.versions},
     )

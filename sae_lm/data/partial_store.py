@@ -119,7 +119,7 @@ class PartialStore:
             for file in (self.out / folder).glob("*"):
                 if file not in recorded:
                     file.unlink()
-        names = ("manifest.json", "stats.safetensors", "vocabulary.json")
+        names = ("manifest.json", "stats.safetensors", "vocabulary.json", "token_bytes.json")
         parts = [self.out / f"{name}{PART}" for name in names]
         for file in (*parts, *self.out.glob(".tmp??????"), *(self.out / PROGRESS).glob(f"*.json{PART}")):
             file.unlink(missing_ok=True)
@@ -156,6 +156,10 @@ def read_partial_store(out: Path, recipe: Recipe) -> PartialStore | None:
     try:
         state.sink_norms, state.versions = dict(content["sink_norms"]), dict(content["versions"])
         state.batch_size = int(content["batch_size"])
+        if not all(isinstance(number, str) for number in state.versions.values()):
+            raise ValueError("versions")
+        if not all(isinstance(norm, (int, float)) for norm in state.sink_norms.values()):
+            raise ValueError("sink_norms")
         for file in sorted((out / PROGRESS).glob("*.json")):
             if re.fullmatch(r"\d{5,}", file.stem):
                 record = ShardRecord.model_validate(read_json(file, StoreError, "a shard's record"))

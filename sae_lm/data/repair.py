@@ -4,6 +4,8 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
+from sae_lm.data.characters import FILE as PARTIAL
+from sae_lm.data.characters import partial_tokens, write_partial
 from sae_lm.data.integrity import check_files
 from sae_lm.data.manifest import MANIFEST, Manifest, read_manifest, shard_of, write_manifest
 from sae_lm.data.partial_store import check_same
@@ -40,10 +42,15 @@ def repair(store: Path, model: str | None = None, text: str | None = None, devic
                 lines += _repair_shard(store, manifest, maker, job, folders)
                 if job.number == shards[-1]:
                     break
-    if "vocabulary.json" in damaged:
-        tokenizer = load_tokenizer(find_model(settings.model, settings.revision))
-        write_json(store / "vocabulary.json", vocabulary(tokenizer, manifest.recipe.model["d_vocab"]))
-        lines.append("vocabulary.json: written again")
+    for name in ("vocabulary.json", PARTIAL):
+        if name in damaged:
+            tokenizer = load_tokenizer(find_model(settings.model, settings.revision))
+            words = vocabulary(tokenizer, manifest.recipe.model["d_vocab"])
+            if name == PARTIAL:
+                write_partial(store, partial_tokens(tokenizer, words))
+            else:
+                write_json(store / name, words)
+            lines.append(f"{name}: written again")
     if "stats.safetensors" in damaged or lines:
         stats = statistics(store, manifest.recipe, len(manifest.shards))
         write_whole(store / "stats.safetensors", lambda temporary: save_file(stats, temporary))

@@ -13,6 +13,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae_lm.data.batches import Slice, row_order, shuffled_batches
+from sae_lm.data.characters import FILE as PARTIAL
+from sae_lm.data.characters import partial_tokens, pieces, read_partial, token_text
 from sae_lm.data.manifest import QUANTILES, Manifest, read_manifest, shard_file
 from sae_lm.data.norms import middles
 from sae_lm.data.stored_tensors import read_tensor, shard_tensor, whole_tensor
@@ -21,6 +23,8 @@ from sae_lm.errors import SettingsError, StoreError
 from sae_lm.lm.hooks import canonical_hook
 from sae_lm.runtime.files import parse_json, sha256
 
+SUMMED_NUMBERS = 1 << 19
+"""Numbers of a hook's rows that are summed at a time: 4 MiB in float64, whatever the size of a shard."""
 TOKEN_COLUMNS = ("token_id", "document", "position", "context")
 
 
@@ -46,10 +50,12 @@ class TextAround(NamedTuple):
     first: int
     """position of the first of ``tokens``"""
     tokens: list[str]
-    """texts of neighbouring tokens, special ones included"""
+    """texts of neighbouring tokens, special ones included; of a character's tokens one has it, the others nothing"""
     more_before: bool
     """whether the context has tokens before these"""
     more_after: bool
+    part: tuple[int, int] | None = None
+    """which of its character's tokens the row's is, and of how many; None for a token that is text by itself"""
 
     @property
     def before(self) -> str:
@@ -97,6 +103,20 @@ class Store:
             raise StoreError(f"{path} is no list of texts; run sae-lm verify {self.path}")
         return texts
 
+    @cached_property
+    def partial_tokens(self) -> dict[int, bytes]:
+        """Bytes of the tokens that are part of a character and no text by themselves; empty in stores that lack them."""
+        return read_partial(self.locate(PARTIAL)) if PARTIAL in self.manifest.files else {}
+
+    def learn_bytes(self, tokenizer: Any) -> None:
+        """Take the bytes of parts of characters from a tokenizer, in a store that was written without them."""
+        if PARTIAL not in self.manifest.files:
+            self.partial_tokens = partial_tokens(tokenizer, self.vocabulary)
+
+    def token_text(self, token: int) -> str:
+        """A token's own text; its bytes by name where it is a part of a character."""
+        return token_text(token, self.vocabulary, self.partial_tokens)
+
     def hook(self, name: str | None = None) -> str:
         """The canonical name of a hook of this store (default: its only one). Raises StoreError."""
         if not isinstance(name, str | None):
@@ -121,9 +141,12 @@ class Store:
                 total += self._tensor(name, shard, "sum")
                 squares += float(self._tensor(name, shard, "sum_squared_norm"))
             elif first < stop:
-                rows = self.rows(name, first, stop).double()
-                total += rows.sum(0)
-                squares += float(rows.square().sum())
+                for part in self._slices(name, "rows", first, stop):
+                    for rows in part.split(max(1, SUMMED_NUMBERS // self.hooks[name])):
+                        wide = rows.double()
+                        total += wide.sum(0)
+                        # row by row, so that threads do not share a sum out, which would round otherwise with their number
+                        squares += float(wide.square_().sum(1).sum())
         return Moments(total / stop, squares / stop)
 
     def norm_quantiles(self, hook: str | None = None) -> dict[float, float]:
@@ -172,8 +195,17 @@ class Store:
                 f"store {self.path}: row {row} is position {position} of a context that is not so, or holds a token that the "
                 f"vocabulary lacks; run sae-lm verify {self.path}"
             )
-        texts = [self.vocabulary[token] for token in ids[first:last]]
-        return TextAround(document, context, position, first, texts, first > 0, last < len(ids))
+        texts, part = [""] * len(ids), None
+        for piece in pieces(ids, self.vocabulary, self.partial_tokens):
+            inside = piece.first <= position < piece.last
+            texts[position if inside else piece.first] = piece.text
+            if inside and piece.last - piece.first > 1:
+                part = position - piece.first + 1, piece.last - piece.first
+            if piece.first < first < piece.last:  # a character is shown whole
+                first = piece.first
+            if piece.first < last < piece.last:
+                last = piece.last
+        return TextAround(document, context, position, first, texts[first:last], first > 0, last < len(ids), part)
 
     def held_out_from(self, share: float) -> tuple[int, int]:
         """(context, row) where the last ``share`` of the contexts begins; no context is on both sides."""
@@ -233,6 +265,7 @@ class Store:
         first: int = 0,
         rank: int = 0,
         world_size: int = 1,
+        pin: bool = False,
     ) -> Iterator[Any]:
         """Shuffled batches of rows start to stop, read in the background; see ``sae_lm.data.batches``.
 
@@ -243,6 +276,7 @@ class Store:
             incomplete last batch).
         first: number of the first batch, to go on where another run ended.
         rank, world_size: each batch is cut into world_size slices; yield the rank-th.
+        pin: into memory that an accelerator reads by itself; needs one.
         Raises SettingsError for numbers out of bounds, StoreError for a hook the store lacks.
         """
         names = [self.hook(hook)] if columns is None else [self._column(name) for name in columns]
@@ -254,7 +288,7 @@ class Store:
             )
         numbers = range(first, (last - start) * epochs // batch_size if steps is None else steps)
         order = row_order(self, seed, start, last)
-        made = shuffled_batches(self, names, order, batch_size, numbers, Slice(rank, world_size))
+        made = shuffled_batches(self, names, order, batch_size, numbers, Slice(rank, world_size), pin)
         return (batch[names[0]] for batch in made) if columns is None else made
 
     def _column(self, name: str) -> str:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
 from torch import Tensor
 
 from sae_lm.data.manifest import QUANTILES, FileRecord, Recipe, ShardRecord, shard_file
@@ -26,7 +26,7 @@ from sae_lm.data.tokens import BEGINNING, START, Block, Place, Position, Special
 from sae_lm.lm.capture import Forward
 from sae_lm.lm.forward import open_forward
 from sae_lm.lm.source import find_model, load_tokenizer
-from sae_lm.runtime.device import pick_device
+from sae_lm.runtime.device import OnItsWay, pick_device, to_device
 from sae_lm.runtime.files import sha256
 from sae_lm.runtime.progress import Progress
 from sae_lm.settings import CacheSettings
@@ -123,7 +123,7 @@ class ShardMaker:
         bar: Progress | None = None,
         limit: int | None = None,
     ) -> tuple[OpenShard, int]:
-        """Forward a shard's blocks; ``keep(add, which, values, kept)`` takes each batch. Returns the rows kept as well.
+        """Forward a shard's blocks; ``keep(work, ...)`` has each batch added, here or in a thread. Returns the rows kept as well.
 
         limit: rows after which the store ends, so that no more of them are made than their batch holds.
         """
@@ -137,9 +137,9 @@ class ShardMaker:
             values = self.activations([job.blocks[i] for i in which], longest)
             kept = job.wanted[which, :longest]
             for hook, largest in sink_norms.items():  # what is not finite is no sink: it stops the run in `add`
-                length = norms(values[hook].flatten(0, 1))
+                length = norms(values.get()[hook].flatten(0, 1))
                 kept = kept & ~((length > largest) & length.isfinite()).view(kept.shape).numpy()
-            keep(shard.add, which.tolist(), values, kept)
+            keep(_add, shard, which.tolist(), values, kept)
             rows += int(kept.sum())
             if bar is not None:
                 bar.update(int(kept.sum()))
@@ -147,15 +147,15 @@ class ShardMaker:
                 break
         return shard, rows
 
-    def activations(self, batch: list[Block], longest: int) -> dict[str, Tensor]:
-        """{hook: [contexts, longest, width]} in the store's dtype, on the CPU."""
-        ids = torch.from_numpy(np.stack([block.ids[:longest] for block in batch])).long().to(self.device)
+    def activations(self, batch: list[Block], longest: int) -> OnItsWay:
+        """{hook: [contexts, longest, width]} in the store's dtype, on their way to the CPU."""
+        ids = to_device(torch.from_numpy(np.stack([block.ids[:longest] for block in batch])).long(), self.device)
         lengths = torch.tensor([block.length for block in batch])
         mask = None
         if int(lengths.min()) < longest:
-            mask = (torch.arange(longest) < lengths[:, None]).long().to(self.device)
+            mask = to_device((torch.arange(longest) < lengths[:, None]).long(), self.device)
         dtype = getattr(torch, self.recipe.dtype)
-        return {name: value.to(dtype).to("cpu") for name, value in self.forward(ids, mask).items()}
+        return OnItsWay({name: value.to(dtype) for name, value in self.forward(ids, mask).items()})
 
     def sink_norms(self) -> dict[str, float]:
         """Per hook, the norm beyond which a token is a sink: the recipe's multiple of the median over the text's head."""
@@ -166,11 +166,15 @@ class ShardMaker:
         for first in range(0, len(head), self.batch_size):
             batch = head[first : first + self.batch_size]
             mask = torch.from_numpy(rows_wanted(batch, self.recipe))
-            for hook, value in self.activations(batch, size).items():
+            for hook, value in self.activations(batch, size).get().items():
                 length = norms(value[mask])
                 lengths[hook].append(length[length.isfinite()])
         medians = {hook: torch.cat([torch.empty(0), *parts]) for hook, parts in lengths.items()}
         return {hook: self.recipe.drop_sinks * float(part.median()) for hook, part in medians.items() if len(part)}
+
+
+def _add(shard: OpenShard, which: list[int], values: OnItsWay, kept: np.ndarray) -> None:
+    shard.add(which, values.get(), kept)
 
 
 @contextmanager
@@ -209,8 +213,13 @@ def statistics(out: Path, recipe: Recipe, shards: int) -> dict[str, Tensor]:
     """Mean, mean squared norm and quantiles of the norm of every hook, from the sums that the shards hold."""
     stats = {}
     for hook in recipe.hooks:
-        shard_sums = [load_file(out / shard_file(hook, index)) for index in range(shards)]
-        rows = sum(len(sums.pop("rows")) for sums in shard_sums)
+        rows, shard_sums = 0, []
+        for index in range(shards):
+            with safe_open(out / shard_file(hook, index), "pt") as file:
+                rows += file.get_slice("rows").get_shape()[0]
+                # copies: a tensor that is not one keeps the whole file mapped
+                keys = [key for key in file.keys() if key != "rows"]  # noqa: SIM118
+                shard_sums.append({key: file.get_tensor(key).clone() for key in keys})
         stats[f"{hook}/mean"] = torch.stack([sums["sum"] for sums in shard_sums]).sum(0) / rows
         stats[f"{hook}/mean_squared_norm"] = torch.stack([sums["sum_squared_norm"] for sums in shard_sums]).sum() / rows
         stats[f"{hook}/non_finite"] = torch.stack([sums["non_finite"] for sums in shard_sums]).sum()

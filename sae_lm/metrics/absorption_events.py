@@ -89,9 +89,9 @@ def explore(
     for place in chosen:
         sample = int(candidates[place])
         before, token, after = window(store, int(row[sample]), int(token_id[sample]))
-        sides = {arm: _side(view, holes[arm], place, probe, store.vocabulary) for arm, view in arms.items()}
+        sides = {arm: _side(view, holes[arm], place, probe, store) for arm, view in arms.items()}
         shown.append({"token": token, "before": before, "after": after, "arms": sides})
-    absorbers = {arm: _absorbers(view, holes[arm], probe, store.vocabulary) for arm, view in arms.items()}
+    absorbers = {arm: _absorbers(view, holes[arm], probe, store) for arm, view in arms.items()}
     return {"absorbers": absorbers, "events": shown}
 
 
@@ -150,7 +150,7 @@ def _alike(token_id: Tensor, names: Mapping[int, str]) -> Tensor:
 def window(store: Store, row: int, token_id: int) -> tuple[str, str, str]:
     """Text before, text of, and text after a row's token, within its context."""
     if row < 0:
-        return "", store.vocabulary[token_id], ""
+        return "", store.token_text(token_id), ""
     around = store.text_around(row, BEFORE, AFTER)
     return around.before, around.token, around.after
 
@@ -164,22 +164,21 @@ def _holes(view: View, x: Tensor, token_id: Tensor, probe: Tensor, candidates: T
     return _Holes(parts, latent, share, strength, codes.columns(view.main))
 
 
-def _absorbers(view: View, holes: _Holes, probe: Tensor, vocabulary: list[str]) -> list[dict[str, Any]]:
+def _absorbers(view: View, holes: _Holes, probe: Tensor, store: Store) -> list[dict[str, Any]]:
     """The latents that take over most often."""
     latents, counts = holes.latent[holes.parts.silent & (holes.share > 0)].unique(return_counts=True)
     most = counts.argsort(descending=True, stable=True)[:ABSORBERS]
     return [
-        {"events": int(counts[place]), **_describe(view, int(latents[place]), probe, vocabulary)}
-        for place in most.tolist()
+        {"events": int(counts[place]), **_describe(view, int(latents[place]), probe, store)} for place in most.tolist()
     ]
 
 
-def _side(view: View, holes: _Holes, place: int, probe: Tensor, vocabulary: list[str]) -> dict[str, Any]:
+def _side(view: View, holes: _Holes, place: int, probe: Tensor, store: Store) -> dict[str, Any]:
     """One event in one arm."""
     silent, share = bool(holes.parts.silent[place]), float(holes.share[place])
     absorber = None
     if silent and share > 0:
-        account = _describe(view, int(holes.latent[place]), probe, vocabulary)
+        account = _describe(view, int(holes.latent[place]), probe, store)
         del account["child_precision"]  # stands beside the arm's absorbers
         absorber = {**account, "strength": float(holes.strength[place]), "share": share}
     main = zip(view.main, holes.main[place].tolist(), strict=True)
@@ -190,12 +189,12 @@ def _side(view: View, holes: _Holes, place: int, probe: Tensor, vocabulary: list
     }
 
 
-def _describe(view: View, latent: int, probe: Tensor, vocabulary: list[str]) -> dict[str, Any]:
+def _describe(view: View, latent: int, probe: Tensor, store: Store) -> dict[str, Any]:
     """What the report has on an absorbing latent, wherever it occurs."""
     row, token = view.W_dec[latent : latent + 1], int(view.children.token[latent])
     return {
         "latent": latent,
-        "child": view.children.names.get(token, vocabulary[token]),
+        "child": view.children.names.get(token, store.token_text(token)),
         "child_precision": float(view.children.precision[latent]),
         "cos_probe": float(probe_cosines(row, probe)),
         "cos_parent": float(probe_cosines(row, view.W_dec[view.main[0]])),

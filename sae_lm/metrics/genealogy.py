@@ -73,7 +73,7 @@ def genealogy(
     counts = dict.fromkeys(("kept", "split", "merged", "absorbed", "novel", "lost"), 0)
     if not len(a) or not len(b):
         return Genealogy(threshold, counts | {"novel": len(b), "lost": len(a)}, [])
-    kinds, edges, lost = _origins(a, b, fires_a, fires_b, threshold)
+    kinds, edges, lost = origins(a, b, fires_a, fires_b, threshold)
     names, numbers = np.unique(kinds, return_counts=True)
     counts |= dict(zip(names.tolist(), numbers.tolist(), strict=True)) | {"lost": lost}
     trees = [
@@ -88,7 +88,7 @@ def genealogy(
     return Genealogy(threshold, counts, trees)
 
 
-class _Edges(NamedTuple):
+class Edges(NamedTuple):
     """Parents and children, one pair each; a merged latent has several parents."""
 
     parent: np.ndarray
@@ -97,9 +97,7 @@ class _Edges(NamedTuple):
     """row of B"""
 
 
-def _origins(
-    a: Tensor, b: Tensor, fires_a: Sparse, fires_b: Sparse, threshold: float
-) -> tuple[np.ndarray, _Edges, int]:
+def origins(a: Tensor, b: Tensor, fires_a: Sparse, fires_b: Sparse, threshold: float) -> tuple[np.ndarray, Edges, int]:
     """By the rules of `genealogy`: the kind of each row of B, its parents, and how many rows of A are lost."""
     match = match_rows(a, b)
     (near_b, of_a), (near_a, of_b) = ((n.cosine.numpy() >= threshold, n.row.numpy()) for n in match)
@@ -115,12 +113,12 @@ def _origins(
     kinds = np.select([merged, kept, absorbed, split], ["merged", "kept", "absorbed", "split"], "novel")
     parent = np.where(kinds == "absorbed", absorber_parent, of_b)
     single, several = np.isin(kinds, ["kept", "absorbed", "split"]), feeds & merged[of_a]
-    edges = _Edges(np.concatenate([parent[single], every_a[several]]), np.concatenate([every_b[single], of_a[several]]))
+    edges = Edges(np.concatenate([parent[single], every_a[several]]), np.concatenate([every_b[single], of_a[several]]))
     return kinds, edges, int((~near_b).sum())
 
 
 def _largest_families(
-    a: Tensor, b: Tensor, edges: _Edges, most: int, most_children: int
+    a: Tensor, b: Tensor, edges: Edges, most: int, most_children: int
 ) -> Iterator[tuple[int, list[tuple[int, float]]]]:
     """(parent, its nearest children with their cosines), for the parents with the most children, two at least."""
     cosines = (a[edges.parent] * b[edges.child]).sum(1).numpy()

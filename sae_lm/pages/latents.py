@@ -1,44 +1,77 @@
-"""Prepare the page of latents: their histograms, and the contexts they fire on most."""
+"""Write the page of latents: one HTML file, or beside a larger one a folder of data that it loads as it needs them.
 
+Nothing is asked for over a network. A browser that opens a page from disk may not read files, but may run scripts that
+lie beside it, so each chunk of data is a script that hands its data over. Text from data goes into the page as text only.
+"""
+
+import base64
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from sae_lm.data.store import Store
-from sae_lm.interp.max_activating import AFTER, BEFORE, BINS, BINS_PER_OCTAVE, SearchResult
-from sae_lm.pages.text import visible
-from sae_lm.sae.model import SAE
+from sae_lm.pages.latents_data import PageData
+from sae_lm.pages.templates import asset, encode_page, fill
+from sae_lm.runtime.files import PART, replace_folder, write_whole
+
+PAGE_BYTES = 5_000_000
+"""Of the page, at most, as one file; a larger one gets a folder."""
 
 
-def latent_card(store: Store, hook: str, sae: SAE, latent: int, column: int, found: SearchResult) -> dict[str, Any]:
-    """What the page says of one latent."""
-    values, rows = found.value[:, column].tolist(), found.row[:, column].tolist()
-    best = [(value, row) for value, row in zip(values, rows, strict=True) if value]
-    filled = found.histogram[column].nonzero().flatten().tolist()
-    low, high = (filled[0], filled[-1] + 1) if filled else (0, 0)
-    return {
-        "latent": latent,
-        "fired": int(found.histogram[column].sum()),
-        "largest": best[0][0] if best else None,
-        "histogram": found.histogram[column, low:high].tolist(),
-        "edges": [2 ** ((edge - BINS // 2) / BINS_PER_OCTAVE) for edge in (low, high)],
-        "contexts": [_window(store, hook, sae, latent, row, value) for value, row in best],
-    }
+def write_latents(path: Path, data: PageData, facts: Mapping[str, Any]) -> list[Path]:
+    """Write the page whole, and its folder where it needs one; return what was written.
+
+    facts: what the template shows. A folder that an earlier page had is replaced or removed.
+    """
+    folder = path.with_name(f"{path.stem}_data")
+    inline = {name: to_json(chunk) for name, chunk in data.chunks.items()}
+    page = encode_page(_page(data.head | {"folder": None}, inline, facts))
+    if len(page) <= PAGE_BYTES:
+        write_whole(path, lambda temporary: temporary.write_bytes(page) and None)
+        if _is_ours(folder):
+            shutil.rmtree(folder)
+        return [path]
+    aside = folder.with_name(folder.name + PART)
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        for name, chunk in inline.items():
+            script = f'"use strict";saeLatents("{name}",{chunk});\n'.encode()
+            write_whole(aside / f"{name}.js", lambda temporary, script=script: temporary.write_bytes(script) and None)
+        if folder.exists() and not _is_ours(folder):
+            folder = path.with_name(f"{path.stem}_latents_data")
+        replace_folder(aside, folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    page = encode_page(_page(data.head | {"folder": folder.name}, {}, facts))
+    write_whole(path, lambda temporary: temporary.write_bytes(page) and None)
+    return [path, folder]
 
 
-def _window(store: Store, hook: str, sae: SAE, latent: int, row: int, value: float) -> dict[str, Any]:
-    """The tokens around a row: text and activation, None for special tokens, which have no row."""
-    around = store.text_around(row, BEFORE, AFTER)
-    near = slice(max(0, row - BEFORE), min(len(store), row + AFTER + 1))
-    tokens = store.tokens(near.start, near.stop)
-    z = sae.encode(store.rows(hook, near.start, near.stop).to(sae.W_enc))[:, latent]
-    same = tokens["context"] == around.context
-    fires = dict(zip(tokens["position"][same].tolist(), z.cpu()[same].tolist(), strict=True))
-    fires[around.position] = value  # a product of fewer rows may round differently
-    return {
-        "tokens": [
-            (visible(text), fires.get(place), place == around.position)
-            for place, text in enumerate(around.tokens, around.first)
-        ],
-        "value": value,
-        "where": f"document {around.document}, context {around.context}, position {around.position}",
-        "cut": (around.more_before, around.more_after),
-    }
+def _is_ours(folder: Path) -> bool:
+    """Whether a folder holds nothing but chunks of an earlier page."""
+    return folder.is_dir() and all(
+        file.suffix == ".js" and file.stem[:2] in ("a-", "b-", "c-") for file in folder.iterdir()
+    )
+
+
+def _page(head: Mapping[str, Any], chunks: Mapping[str, str], facts: Mapping[str, Any]) -> str:
+    script = asset("latents.js")
+    return fill(
+        "latents.html.jinja",
+        style=asset("report.css") + asset("latents.css"),
+        script=script,
+        script_hash="sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        head=to_json(head),
+        chunks=chunks,
+        folder=head["folder"],
+        two=len(head["saes"]) == 2,
+        **facts,
+    )
+
+
+def to_json(value: Any) -> str:
+    """JSON in ASCII that cannot end the block it stands in, nor open a comment; a script as well."""
+    text = json.dumps(value, separators=(",", ":"), allow_nan=False)
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

@@ -38,8 +38,11 @@ TABLE_ROWS = 1500
 """Rows of a table on the page, at most."""
 
 
-def write_html(report: Report, path: Path) -> None:
-    """The report as one HTML file of at most 5 MB; where events of the explorer had to go, the page says so."""
+def write_html(report: Report, path: Path, latents: str | None = None) -> None:
+    """The report as one HTML file of at most 5 MB; where events of the explorer had to go, the page says so.
+
+    latents: a page of latents that lies beside it, to be linked to.
+    """
     arms, styles, metrics = order_arms(report), charts.looks(report), report["metrics"]
     keys, primary = headline(report), [key for key in metrics if metrics[key]["role"] == "primary"]
     ks = sorted({arm["k"] for arm in report["arms"].values()}, key=lambda k: (k is None, k))
@@ -50,6 +53,7 @@ def write_html(report: Report, path: Path) -> None:
     page = fill(
         "report.html.jinja",
         report=report,
+        latents=latents,
         arms=arms,
         baselines=[name for name in arms if is_baseline(report, name)],
         ks=ks,

@@ -22,11 +22,11 @@ def summary_rows(report: Report) -> list[tuple[str, str]]:
     rows = [
         ("model", store["recipe"]["model"]["id"]),
         ("hook", training["hook"]),
-        ("latents", f"{training['d_sae']:,}"),
+        ("latents", f"{training['d_sae']:,}" if training["d_sae"] else "of several widths"),
         ("k", "/".join(ks) or "free"),
         ("arms", str(len(report["arms"]))),
         ("seeds", str(len(report["seeds"]))),
-        ("rows trained on", f"{training['tokens']:,}"),
+        ("rows trained on", f"{training['tokens']:,}" if "tokens" in training else "not known"),
         ("rows held out", f"{store['held_out_rows']:,}"),
         ("concepts", f"{used} of {len(report['concepts'])}"),
         ("baseline", report["baseline"]),

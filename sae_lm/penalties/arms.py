@@ -74,10 +74,14 @@ class Arm(NamedTuple):
     """how its rows are held: `frozen`, or the least cosine with their random start"""
     encoder: str | None = None
     """`frozen`, or None"""
+    label: str | None = None
+    """of an SAE of another program, whose training is not known: what it is called, in place of all the above"""
 
     @property
     def name(self) -> str:
-        """The arm as it is written: ``none``, ``abs_cos:1``, ``max_cos:0.25@margin=0.1``."""
+        """The arm as it is written: ``none``, ``abs_cos:1``, ``max_cos:0.25@margin=0.1``; or its label."""
+        if self.label is not None:
+            return self.label
         head = self.penalty if self.penalty == "none" else f"{self.penalty}:{_spell(self.coefficient)}"
         given = [option for option in OPTIONS if getattr(self, option) != self._field_defaults[option]]
         return head + "".join(f"@{o}" + ("" if o in FLAGS else f"={_spell(getattr(self, o))}") for o in given)
@@ -90,6 +94,8 @@ class Arm(NamedTuple):
         A batchtopk SAE is what balance 0 comes to: beside it a balance costs what nesting costs, beside topk it
         would cost the architecture as well.
         """
+        if self.label is not None:
+            return self
         if self.steers_balance:
             return Arm("none", 0.0, arch="batchtopk", k=self.k, decoder=self.decoder, encoder=self.encoder)
         nested = {option: getattr(self, option) for option in NESTED}
@@ -109,6 +115,8 @@ class Arm(NamedTuple):
     @property
     def variant(self) -> str:
         """The penalty with its options, without coefficient and k: ``max_cos@anchored``, and ``none`` as it is."""
+        if self.label is not None:
+            return self.label
         penalty, at, options = self.family.name.partition("@")
         return penalty.partition(":")[0] + at + options
 

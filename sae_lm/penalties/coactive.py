@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sae_lm.runtime.device import to_device
 from sae_lm.sae.directions import Evaluated, of_directions, sums_by
 from sae_lm.sae.sparse import Codes
 
@@ -79,10 +80,10 @@ def _active_latents(codes: Codes, generator: torch.Generator | None, sample: int
         width, token = max(2, int(counts.max())), torch.arange(batch, device=device)
     else:
         width = min(max(2, -(-len(codes.latent) // batch)), MAX_WIDTH)
-        token = torch.randperm(batch, generator=generator)[: max(1, sample // width**2)].to(device)
+        token = to_device(torch.randperm(batch, generator=generator)[: max(1, sample // width**2)], device)
     slot = torch.arange(width, device=device).expand(len(token), -1)
     count = counts[token, None]
-    spread = torch.rand(slot.shape, generator=generator).to(device) if sample is not None else torch.zeros(())
+    spread = to_device(torch.rand(slot.shape, generator=generator), device) if sample is not None else torch.zeros(())
     # more entries than slots: each slot takes any of them, so every ordered pair of entries is equally likely
     crowded = count > width
     pick = torch.where(crowded, (spread * count).long(), slot)

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sae_lm.runtime.device import to_device
 from sae_lm.sae.directions import TILE, Evaluated, of_directions, product_dtype, row_products
 from sae_lm.sae.sparse import Codes
 
@@ -119,7 +120,9 @@ def _sample_indices(
     m: int, sample: int | None, generator: torch.Generator | None, device: torch.device
 ) -> Tensor | None:
     """Indices of a sample of m rows; None for all of them."""
-    return None if sample is None or sample >= m else torch.randperm(m, generator=generator)[:sample].to(device)
+    if sample is None or sample >= m:
+        return None
+    return to_device(torch.randperm(m, generator=generator)[:sample], device)
 
 
 def _frame_potential(

@@ -6,15 +6,20 @@ files. Only a `Team`, ranks that train one SAE together, exchanges tensors, over
 
 import os
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar
 
-from sae_lm.errors import SaeLmError, SettingsError
+from sae_lm.errors import SaeLmError, SettingsError, Stopped
+from sae_lm.runtime.memory import is_out_of_memory
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+T = TypeVar("T")
 
 
 class Ranks(NamedTuple):
@@ -40,6 +45,10 @@ class Ranks(NamedTuple):
             dist.all_gather_object(values, value)
         return values
 
+    def decided(self, decide: Callable[[], T]) -> T:
+        """What rank 0 decides, which it alone is asked; what it raises, all raise."""
+        return _decided(decide, self.rank, self.gather)
+
     def team_of(self, size: int) -> "Team":
         """This rank's team, when ranks 0 to size - 1 make the first, and so on. Raises SettingsError if that leaves some over."""
         if self.size % size:
@@ -50,9 +59,12 @@ class Ranks(NamedTuple):
             return SINGLE
         import torch.distributed as dist
 
-        # every rank has to make every group
-        groups = [dist.new_group(range(first, first + size)) for first in range(0, self.size, size)]
-        return Team(self.rank % size, size, groups[self.rank // size])
+        # every rank has to make every group, which does not take its timeout from the first
+        members = [range(first, first + size) for first in range(0, self.size, size)]
+        groups = [dist.new_group(some, timeout=COLLECTIVE_TIMEOUT) for some in members]
+        rings = [dist.new_group(some, timeout=COLLECTIVE_TIMEOUT, backend="gloo") for some in members]
+        number = self.rank // size
+        return Team(self.rank % size, size, groups[number], rings[number])
 
 
 class Team(NamedTuple):
@@ -61,6 +73,8 @@ class Team(NamedTuple):
     rank: int
     size: int
     group: Any
+    ring: Any = None
+    """a group of its own, over which each member watches the next"""
 
     def average(self, *tensors: "Tensor") -> None:
         """Put the mean over the team into each tensor. All members end with the same bits."""
@@ -97,6 +111,64 @@ class Team(NamedTuple):
             dist.all_gather(parts, sent, group=self.group)
         return [one[:number] for one, number in zip(parts, rows, strict=True)]
 
+    def gather_objects(self, value: Any) -> list[Any]:
+        """The values of all members, by rank: small ones."""
+        if self.size == 1:
+            return [value]
+        import torch.distributed as dist
+
+        values: list[Any] = [None] * self.size
+        with _report_lost_peer(self.rank):
+            dist.all_gather_object(values, value, group=self.group)
+        return values
+
+    def decided(self, decide: Callable[[], T]) -> T:
+        """What the first member decides, which it alone is asked; what it raises, all raise."""
+        return _decided(decide, self.rank, self.gather_objects)
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Inside, a member that dies ends the others: gloo notices that it is gone, nccl would wait for it for ever.
+
+        Each member waits for a word of the next, which comes at the end of the block, or at a stop that all agreed on.
+        """
+        if self.size == 1:
+            yield
+            return
+        import torch
+        import torch.distributed as dist
+
+        ended = threading.Event()
+        before, after = (dist.get_global_rank(self.group, (self.rank + by) % self.size) for by in (-1, 1))
+
+        def watch() -> None:
+            try:
+                dist.recv(torch.zeros(1), src=after, group=self.ring)
+            except RuntimeError:
+                if not ended.wait(GRACE_SECONDS):  # the main thread may have noticed by itself, and says so
+                    print(f"rank {dist.get_rank()} lost rank {after}; {SEE_THERE}", file=sys.stderr)
+                    exit_now(2)
+
+        thread = threading.Thread(target=watch, daemon=True)
+        thread.start()
+        try:
+            yield
+        except Stopped:
+            self._farewell(before, thread)
+            raise
+        else:
+            self._farewell(before, thread)
+        finally:
+            ended.set()
+
+    def _farewell(self, before: int, thread: threading.Thread) -> None:
+        import torch
+        import torch.distributed as dist
+
+        with _report_lost_peer(self.rank):
+            dist.send(torch.zeros(1), dst=before, group=self.ring)
+        thread.join()
+
     def agree(self, stop_request: bool) -> bool:
         """Whether any member has a stop request."""
         if self.size == 1:
@@ -116,12 +188,29 @@ def _report_lost_peer(rank: int) -> Iterator[None]:
     try:
         yield
     except RuntimeError as problem:  # gloo: a peer's connection is closed
+        if is_out_of_memory(problem):
+            raise
         raise SaeLmError(
-            f"rank {rank} lost another rank ({' '.join(str(problem).split())[:120]}); see that rank's message, "
-            "then run the same command again, with as many processes as you like"
+            f"rank {rank} lost another rank ({' '.join(str(problem).split())[:120]}); {SEE_THERE}"
         ) from None
 
 
+def _decided(decide: Callable[[], T], rank: int, gather: Callable[[Any], list[Any]]) -> T:
+    value, problem = None, None
+    if rank == 0:
+        try:
+            value = decide()
+        except SaeLmError as raised:
+            problem = raised
+    value, problem = gather((value, problem))[0]
+    if problem is not None:
+        raise problem
+    return value  # pyright: ignore[reportReturnType]
+
+
+SEE_THERE = "see that rank's message, then run the same command again, with as many processes as you like"
+GRACE_SECONDS = 20.0
+"""Time for the main thread to say itself that a member is gone."""
 COLLECTIVE_TIMEOUT = timedelta(days=365)
 """Ranks wait for one another as long as it takes: a rank that dies closes its connections, and that is noticed at once."""
 

@@ -22,8 +22,8 @@ class StopRequest:
 
     def stop(self, done: str) -> Stopped:
         """What to raise at the safe point; ``done`` says what is kept."""
-        assert self.signal is not None
-        return Stopped(f"stopped by {signal.Signals(self.signal).name}: {done}", self.signal)
+        number = signal.SIGTERM if self.signal is None else self.signal  # another process of a team may have had it
+        return Stopped(f"stopped by {signal.Signals(number).name}: {done}", number)
 
 
 @contextmanager

@@ -100,11 +100,11 @@ class SAE(nn.Module):
         return f"SAE({c.architecture}, d_in={c.d_in}, d_sae={c.d_sae}{k}, hook={c.metadata.get('hook_name')!r})"
 
     def normalise(self, x: Float[Tensor, "*any"]) -> Float[Tensor, "*batch d_in"]:
-        """The activation as it is encoded: where nothing is normalised, x itself in the SAE's dtype.
+        """The activation as it is encoded, where the SAE is: where nothing is normalised, x itself in the SAE's dtype.
 
         Of a hook with an axis of heads, [..., heads, d_head] is taken as well, and flattened.
         """
-        x = self._flattened(x).to(self.W_enc.dtype)
+        x = self._flattened(x).to(self.W_enc)
         if not self.config.normalises:
             return x
         mean, std, size = self._statistics(x)
@@ -135,7 +135,7 @@ class SAE(nn.Module):
                 )
             return x_hat
         if self.config.normalises:
-            mean, std, size = self._statistics(self._flattened(x).to(self.W_enc.dtype))
+            mean, std, size = self._statistics(self._flattened(x).to(self.W_enc))
             x_hat = x_hat * (std * size) + mean
         return x_hat if x.shape[-1] == self.config.d_in else x_hat.view(x.shape)
 

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sae_lm.runtime.device import to_device
 from sae_lm.sae.directions import TILE, product_dtype, row_products, unit_rows
 
 RECHECKED_CANDIDATES = 4
@@ -176,7 +177,9 @@ def nearest_in_chunks(
 ) -> tuple[Int[Tensor, " m"], Float[Tensor, " m"]]:
     """Each row's nearest inside its chunk and the cosine to it, for a random partition into ceil(m / chunk) chunks."""
     nearest = torch.empty(len(unit), dtype=torch.long, device=unit.device)
-    for members in torch.randperm(len(unit), generator=generator).to(unit.device).tensor_split(-(-len(unit) // chunk)):
+    for members in to_device(torch.randperm(len(unit), generator=generator), unit.device).tensor_split(
+        -(-len(unit) // chunk)
+    ):
         nearest[members] = members[nearest_row(unit[members], matmul_dtype)]
     return nearest, row_products(unit, unit, nearest[:, None])[:, 0]
 
@@ -190,7 +193,7 @@ def coherence(
 ) -> Float[Tensor, ""]:
     """Mean cosine of a row to its nearest other row among all, estimated on a sample of rows."""
     unit = unit_rows(rows.float())
-    chosen = torch.randperm(len(rows), generator=generator)[:sample].to(rows.device)
+    chosen = to_device(torch.randperm(len(rows), generator=generator)[:sample], rows.device)
     return _nearest_of_some(unit.to(product_dtype(unit, matmul_dtype)), chosen).float().mean()
 
 

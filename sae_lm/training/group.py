@@ -17,6 +17,7 @@ from jaxtyping import Float
 from sae_lm.data.store import Store
 from sae_lm.errors import SaeError
 from sae_lm.penalties.arms import Arm
+from sae_lm.runtime.device import copied_ahead, overlaps
 from sae_lm.runtime.distributed import SINGLE, Team
 from sae_lm.runtime.progress import Progress
 from sae_lm.runtime.signals import StopRequest
@@ -53,7 +54,7 @@ class TrainingRun(NamedTuple):
         recipe, team = self.recipe, self.team
         return self.store.batches(
             recipe.batch_size, seed, hook=recipe.hook, stop=recipe.held_out_from_row, steps=stop, first=first,
-            rank=team.rank, world_size=team.size,
+            rank=team.rank, world_size=team.size, pin=overlaps(self.device),
         )  # fmt: skip
 
 
@@ -67,18 +68,18 @@ def train_group(
     Raises SaeError where a loss is not finite, Stopped (after a checkpoint) where a signal came.
     """
     recipe, team, timer = run.recipe, run.team, StepTimer(run.device)
-    first = restore(group, trainers, run.out, recipe)
+    first = restore(group, trainers, run.out, recipe, team)
     baselines = {trainer.arm: trainer for trainer in trainers}
     written = time.monotonic()
     with ExitStack() as opened:
         writes = [opened.enter_context(track.begin(first)) for track in tracks]
         run.bar.update(first * recipe.batch_size * len(group.arms))
-        timer.begin(first)
-        for step, batch in enumerate(run.batches(group.seed, first, recipe.steps), first):
-            x = batch.to(run.device).float() / recipe.scale
+        timer.begin()
+        for step, batch in enumerate(copied_ahead(run.batches(group.seed, first, recipe.steps), run.device), first):
+            x = batch.float() / recipe.scale
             timer.mark("reading")
             _step(trainers, baselines, x, step)
-            timer.begin(step)
+            timer.begin()
             if step % run.log_every == 0 or step + 1 == recipe.steps:
                 _log(group, trainers, writes, run, step)
             run.bar.update(recipe.batch_size * len(group.arms))
@@ -89,7 +90,7 @@ def train_group(
                     _figures(trainer, step, group, run)  # weights that are not finite are never kept
                 write_checkpoint(group, trainers, run.out, recipe, step + 1)
                 written = time.monotonic()
-            if stops:
+            if stops and step + 1 < recipe.steps:  # else the SAEs are finished, which is more than a checkpoint
                 raise run.stop_request.stop(
                     f"step {step + 1} of {recipe.steps}, seed {group.seed}, is kept in {run.out}; "
                     "run the same command again to go on"

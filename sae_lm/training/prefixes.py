@@ -15,6 +15,7 @@ from torch import Tensor
 from sae_lm.penalties.arms import MOST_BALANCE, Arm
 from sae_lm.penalties.controllers import CostController
 from sae_lm.penalties.term import SETTLING_SHARE
+from sae_lm.runtime.device import to_device
 from sae_lm.runtime.seeds import derive
 from sae_lm.training.recipe import TrainingRecipe
 
@@ -73,7 +74,7 @@ class Prefixes:
         lowest = max(1, min(NARROWEST, self.d_sae // 32))
         share = torch.rand(self.drawn, dtype=torch.float64, generator=self.generator)
         drawn = (lowest * (share * math.log(self.d_sae / lowest)).exp()).long().sort().values
-        self.widths = torch.cat([drawn, torch.tensor([self.d_sae])]).to(self.widths.device)
+        self.widths = to_device(torch.cat([drawn, torch.tensor([self.d_sae])]), self.widths.device)
 
     @property
     def weights(self) -> Float[Tensor, " slices"] | None:

@@ -1,5 +1,6 @@
 """The training recipe: every number that an SAE's weights depend on besides its arm and seed, with papers' defaults."""
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,10 @@ NOT_IN_RECIPE = (
 )
 """Settings that may differ between the runs of one folder: they do not change what an SAE is (another device
 changes its rounding)."""
+
+
+SCALE_ROUNDING = 1e-9
+"""Relative difference up to which scales are equal: a sum of n rows in float64 is known to about n * 1e-16 at worst."""
 
 
 def default_lr(d_in: int, batch_size: int, optimizer: str) -> float:
@@ -165,7 +170,15 @@ class TrainingRecipe(BaseModel):
 
     def differences(self, stored: Mapping[str, Any], *, but: str | None = None) -> list[SettingDifference]:
         """Where a recipe that was recorded, maybe by another version, is another than this one; ``but`` one field."""
-        return differences(stored, {key: value for key, value in self.record().items() if key != but})
+        wanted = {key: value for key, value in self.record().items() if key != but}
+        if "scale" in wanted and is_same_scale(stored.get("scale"), self.scale):
+            wanted["scale"] = stored["scale"]
+        return differences(stored, wanted)
+
+
+def is_same_scale(stored: Any, scale: float) -> bool:
+    """Whether two scales are of one sum, which another number of threads adds up in another order."""
+    return isinstance(stored, float) and math.isclose(stored, scale, rel_tol=SCALE_ROUNDING)
 
 
 def _check_latents(settings: TrainSettings, arms: list[Arm]) -> None:

@@ -8,7 +8,8 @@
         sae_weights.safetensors
     ARM-seedN.metrics.jsonl     its log, one JSON object per line, from the first step on (sae_lm.training.trackers)
     tensorboard/ARM-seedN/      the same for TensorBoard, where that was asked for
-    state/                      checkpoints of what is not finished (sae_lm.training.state); gone at the end
+    state/                      checkpoints of what is not finished (sae_lm.training.state) and NAME.lock for what is being
+        trained (sae_lm.training.locks); gone at the end
 
 ARM is the arm's name (sae_lm.penalties.arms) with ``_`` for ``:``. Names that end in ``.part`` are being written.
 
@@ -161,6 +162,19 @@ def check_alike(out: Path, recipe: "TrainingRecipe") -> None:
     for sae in read_saes(out):
         if sae.training is not None:
             _check_recipe(sae, recipe, but=PER_ARM)
+
+
+def kept_scale(out: Path, recipe: "TrainingRecipe") -> float:
+    """The scale that the folder's SAEs were trained with, where it differs from this one by rounding alone; else this."""
+    from sae_lm.training.recipe import is_same_scale
+
+    stored: list[Any] = [sae.training for sae in read_saes(out)]
+    if (out / RUN).exists():
+        stored.insert(0, read_json(out / RUN, SaeError, "a folder of runs").get("facts"))
+    for facts in stored:
+        if isinstance(facts, dict) and is_same_scale(facts.get("scale"), recipe.scale):
+            return facts["scale"]
+    return recipe.scale
 
 
 def is_done(out: Path, arm: "Arm", seed: int, recipe: "TrainingRecipe") -> bool:

@@ -62,9 +62,10 @@ def largest_of_batch(
     """
     batch = len(centred) * team.size
     for surplus in (1.25, batch):
-        positions, values, bounds = [], [], []
+        positions, values, bounds, share = [], [], [], count
         for first, pre in _pre_activations(centred, encoder, b_enc, matmul_dtype, mark):
             most = min(count, int(surplus * count * len(pre) / batch) + 1)
+            share = min(share, most)
             in_tile, bound = _above_cut(pre, most, max(1, count // batch))
             positions.append(in_tile + first * len(encoder))
             values.append(_values_at(pre, in_tile))
@@ -73,7 +74,8 @@ def largest_of_batch(
         values = torch.cat(everyones)
         chosen = _indices_of_largest(values[None], count)[0]
         smallest = values[chosen].min() if len(chosen) else values.new_zeros(())
-        if not centred.is_cpu or smallest >= torch.cat(team.gather(torch.stack(bounds))).max():
+        # where each tile proposed all that are asked for nothing is left out, and an accelerator is not waited for
+        if share == count or smallest >= torch.cat(team.gather(torch.stack(bounds))).max():
             break
     before = sum(map(len, everyones[: team.rank]))
     if team.size > 1:  # those among this member's own

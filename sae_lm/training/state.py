@@ -18,10 +18,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sae_lm.errors import SaeError, SaeLmError
-from sae_lm.penalties.arms import Arm
+from sae_lm.penalties.arms import Arm, parse_arm
+from sae_lm.runtime.distributed import SINGLE, Team
 from sae_lm.runtime.files import PART, read_json, sha256, whole_folder, write_json
+from sae_lm.training.locks import remove_locks
 from sae_lm.training.recipe import TrainingRecipe
-from sae_lm.training.run_folder import STATE_FOLDER
+from sae_lm.training.run_folder import STATE_FOLDER, sae_folder
 from sae_lm.training.trainer import ArmTraining
 
 STATE = "state.json"
@@ -63,8 +65,8 @@ def write_checkpoint(
         for index, trainer in enumerate(trainers):
             name = f"{index:03d}.safetensors"
             # a number may stand in the state under two names, and safetensors keeps no memory twice
-            state = trainer.state()
-            tensors = {key: value.contiguous() if value.ndim else value.clone() for key, value in state.items()}
+            state = {key: value.contiguous() if value.ndim else value.clone() for key, value in trainer.state().items()}
+            tensors = {key: value.cpu() for key, value in state.items()}
             save_file(tensors, temporary / name)
             files[name] = sha256(temporary / name)
         write_json(temporary / STATE, {**notes, "files": files})
@@ -72,36 +74,62 @@ def write_checkpoint(
         shutil.rmtree(old)
 
 
-def restore(group: ArmGroup, trainers: list[ArmTraining], out: Path, recipe: TrainingRecipe) -> int:
+def restore(
+    group: ArmGroup, trainers: list[ArmTraining], out: Path, recipe: TrainingRecipe, team: Team = SINGLE
+) -> int:
     """Put the arms into the newest whole checkpoint of their group and return the step that comes next; 0 without one.
 
+    Of a team the first member chooses it: on a shared disk another may see another one as the newest.
     Raises SaeError where the checkpoint is of another recipe, or of a version that keeps other things.
     """
+    read: dict[str, _Checkpoint] = {}
+    name = team.decided(lambda: _newest_whole(group, out, read))
+    if name is None:
+        return 0
+    folder = group.folder(out) / name
+    try:
+        step, stored_recipe, states = read.get(name) or _read_checkpoint(folder)
+    except DAMAGE as problem:
+        raise SaeError(
+            f"{folder} is whole to the first process of the team and cannot be read by another ({problem}); "
+            "give --out a folder that all see alike"
+        ) from None
+    if differing := recipe.differences(stored_recipe):
+        raise SaeError(
+            f"{group.folder(out)} was begun otherwise: {'; '.join(map(str, differing))}; "
+            "give the same settings, another --out, or delete it"
+        )
+    try:
+        for trainer, state in zip(trainers, states, strict=True):
+            trainer.restore(state)
+    except (KeyError, ValueError, TypeError, RuntimeError) as problem:
+        raise SaeError(
+            f"checkpoint {folder} does not hold what this version continues from ({problem}); go on with the "
+            f"version that wrote it, or delete {group.folder(out)}"
+        ) from None
+    if team.rank == 0:
+        print(f"seed {group.seed}: continuing at step {step:,}", flush=True)
+    return step
+
+
+_Checkpoint = tuple[int, dict[str, Any], list[dict[str, Tensor]]]
+DAMAGE = (SaeLmError, OSError, KeyError, SafetensorError)
+"""What reading a damaged checkpoint raises."""
+
+
+def _newest_whole(group: ArmGroup, out: Path, read: dict[str, _Checkpoint]) -> str | None:
+    """Name of the newest checkpoint that its checksums vouch for; what it holds is put into ``read``."""
     for folder in reversed(checkpoints(group, out)):
         try:
-            step, stored_recipe, states = _read_checkpoint(folder)
-        except (SaeLmError, OSError, KeyError, SafetensorError) as problem:
+            read[folder.name] = _read_checkpoint(folder)
+        except DAMAGE as problem:
             print(f"a damaged checkpoint is passed over: {problem}", flush=True)
             continue
-        if differing := recipe.differences(stored_recipe):
-            raise SaeError(
-                f"{group.folder(out)} was begun otherwise: {'; '.join(map(str, differing))}; "
-                "give the same settings, another --out, or delete it"
-            )
-        try:
-            for trainer, state in zip(trainers, states, strict=True):
-                trainer.restore(state)
-        except (KeyError, ValueError) as problem:
-            raise SaeError(
-                f"checkpoint {folder} does not hold what this version continues from ({problem}); go on with the "
-                f"version that wrote it, or delete {group.folder(out)}"
-            ) from None
-        print(f"seed {group.seed}: continuing at step {step:,}", flush=True)
-        return step
-    return 0
+        return folder.name
+    return None
 
 
-def _read_checkpoint(folder: Path) -> tuple[int, dict[str, Any], list[dict[str, Tensor]]]:
+def _read_checkpoint(folder: Path) -> _Checkpoint:
     """The next step, the training recipe and the arms' states. Raises SaeError, KeyError and so on for a damaged one."""
     state = read_json(folder / STATE, SaeError, "a checkpoint")
     step, facts, files = (state.get(key) for key in ("step", "facts", "files"))
@@ -121,9 +149,42 @@ def _read_checkpoint(folder: Path) -> tuple[int, dict[str, Any], list[dict[str, 
 def read_unfinished(out: Path, seed: int) -> list[tuple[list[str], list[str]]]:
     """Names of the arms and of the reference arms of each group of a seed that has a checkpoint."""
     groups = []
-    for file in sorted((out / STATE_FOLDER).glob(f"seed{seed}-*/[0-9]*/{STATE}")):
-        state = read_json(file, SaeError, "a checkpoint")
-        names = (state.get("arms"), state.get("shadows"))
-        if file.parent.suffix != PART and all(isinstance(arms, list) for arms in names) and names not in groups:
+    for folder in sorted((out / STATE_FOLDER).glob(f"seed{seed}-*")):
+        names = _names(folder)
+        if names is not None and names not in groups:
             groups.append(names)
     return groups
+
+
+def _names(folder: Path) -> tuple[list[str], list[str]] | None:
+    """Names of the arms and of the reference arms of a group's folder, from whichever checkpoint can be read."""
+    for file in sorted(folder.glob(f"[0-9]*/{STATE}")):
+        if file.parent.suffix == PART:
+            continue
+        try:
+            state = read_json(file, SaeError, "a checkpoint")
+        except SaeError:
+            continue  # `restore` says so, and takes another
+        arms, references = state.get("arms"), state.get("shadows")
+        if isinstance(arms, list) and isinstance(references, list):
+            return arms, references
+    return None
+
+
+def remove_finished(out: Path, others_at_work: bool) -> None:
+    """Remove the checkpoints of groups whose SAEs are all there, and what a kill left of others before their first.
+
+    Checkpoints of SAEs that nobody asked for this time stay. others_at_work: whether another process trains here.
+    """
+    for folder in sorted((out / STATE_FOLDER).glob("seed*-*")):
+        names, seed = _names(folder), int(folder.name.removeprefix("seed").partition("-")[0])
+        if names is not None:
+            done = all((out / sae_folder(parse_arm(name), seed)).exists() for name in names[0])
+        else:
+            done = not others_at_work and not [path for path in folder.glob("[0-9]*") if path.suffix != PART]
+        if done:
+            shutil.rmtree(folder, ignore_errors=True)
+    for file in (out / STATE_FOLDER).glob("*.wandb"):  # which run a tracker goes on with
+        if (out / file.stem).exists():
+            file.unlink()
+    remove_locks(out)

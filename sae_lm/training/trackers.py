@@ -2,6 +2,7 @@
 
 import json
 import sys
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 from sae_lm.errors import SaeError, SettingsError
 from sae_lm.runtime.files import parse_json, write_whole
+from sae_lm.training.run_folder import STATE_FOLDER
 
 Write = Callable[[dict[str, Any]], None]
 
@@ -66,7 +68,7 @@ class Track:
             if "tensorboard" in self.trackers:
                 writes.append(opened.enter_context(_tensorboard(self.path.parent / "tensorboard" / name, first)))
             if "wandb" in self.trackers:
-                writes.append(opened.enter_context(_wandb(self.path.parent, name, self.configuration)))
+                writes.append(opened.enter_context(_wandb(self.path.parent, name, self.configuration, first)))
 
             def write(line: dict[str, Any]) -> None:
                 for one in writes:
@@ -105,13 +107,19 @@ def _tensorboard(folder: Path, first: int) -> Iterator[Write]:
 
 
 @contextmanager
-def _wandb(out: Path, name: str, configuration: dict[str, Any]) -> Iterator[Write]:
+def _wandb(out: Path, name: str, configuration: dict[str, Any], first: int) -> Iterator[Write]:
+    """A run of its own for each SAE, all of a folder in one group. A training that goes on goes on with its run."""
     import wandb
 
+    kept = out / STATE_FOLDER / f"{name}.wandb"
+    run_id = kept.read_text(encoding="utf-8").strip() if first and kept.exists() else uuid.uuid4().hex
+    write_whole(kept, lambda temporary: temporary.write_text(run_id, encoding="utf-8"))
     before = sys.exit, sys.excepthook  # wandb puts its own in their places, and leaves them there
     try:
         # project, entity and mode are what WANDB_PROJECT and so on say
-        with wandb.init(dir=out, name=name, config=configuration, reinit="create_new") as run:
+        with wandb.init(
+            dir=out, id=run_id, resume="allow", group=out.name, name=name, config=configuration, reinit="create_new"
+        ) as run:
             yield lambda line: run.log(_numbers(line), step=line["step"])
     finally:
         sys.exit, sys.excepthook = before

@@ -100,7 +100,7 @@ class ArmTraining:
     def step(self, x: Float[Tensor, "batch d_in"], step: int) -> None:
         """One optimizer step on one batch (a team's member: on its slice) of scaled activations."""
         mark = self.timer.mark
-        self.timer.begin(step)
+        self.timer.begin()
         centred = x - self.weights.b_dec
         if step == 0:
             self._start_sparse(centred)
@@ -331,11 +331,12 @@ class ArmTraining:
     @torch.no_grad()
     def restore(self, state: dict[str, Tensor]) -> None:
         """Continue from the state of an arm made with the same arguments; further steps repeat bit for bit."""
+        device = self.firing_frequency.device
+        state = {name: value.to(device) for name, value in state.items()}  # as they are read from disk they are not
         parts: dict[str, dict[str, Tensor]] = {}
         for name, value in state.items():
             first, _, rest = name.partition(".")
             parts.setdefault(first, {})[rest] = value
-        device = self.firing_frequency.device
         for name, weight in self.named.items():
             weight.copy_(parts["weights"][name])
         self.optimizer.restore(state)

@@ -1,104 +1,25 @@
-"""The search for contexts, against a store and an SAE whose answers are known by hand."""
+"""The page of latents, made of a store and SAEs whose answers are known by hand."""
 
 import importlib
-import re
-import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from hand_made import CONTEXTS, HOOK, WORDS, random_contexts, random_sae, write_sae, write_store
+from latents_page import LatentsPage
 
-from sae_lm.commands.show import show
-from sae_lm.data.manifest import FileRecord, Manifest, Recipe, write_manifest
-from sae_lm.data.shards import OpenShard, rows_wanted
-from sae_lm.data.store import Store, open_store
-from sae_lm.data.tokens import START, Block
-from sae_lm.errors import SaeError, SettingsError
-from sae_lm.interp.max_activating import fitting_hook, search, spread_latents
-from sae_lm.runtime.files import sha256, write_json
+from sae_lm.commands.show import show, spread_latents
+from sae_lm.data.store import open_store
+from sae_lm.errors import ModelError, SaeError, SettingsError
+from sae_lm.interp.max_activating import fitting_hook
+from sae_lm.pages import latents as latents_module
 from sae_lm.sae.formats.saelens import save
+from sae_lm.sae.load import load
 from sae_lm.sae.model import SAE, SaeConfig
 from sae_lm.settings import ShowSettings
 
-show_module = importlib.import_module("sae_lm.interp.max_activating")
-HOSTILE = "<script>document.title='ran'</script>"
-WORDS = ["<bos>", " cat", " dog", "\n", HOSTILE, "\u202e\x07", "&amp;"]
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-HOOK = "blocks.1.hook_out"
-
-
-def write_store(folder: Path, contexts: list[list[int]], per_shard: int = 2, scale: float = 0.25) -> Store:
-    """A store of given ids whose row for token t in context c is (1 + scale c) times the unit vector t."""
-    size = len(contexts[0])
-    shards = []
-    recipe = Recipe(
-        model={"id": "owner/tiny", "revision": None, "d_model": len(WORDS), "d_vocab": len(WORDS)},
-        tokenizer_sha256="0",
-        text={"id": "by hand"},
-        forward="by hand",
-        context_size=size,
-        pack=True,
-        repeat=False,
-        keep_special=False,
-        drop_sinks=None,
-        bos=0,
-        separator=None,
-        dtype="float32",
-        hooks={HOOK: len(WORDS)},
-        tokens=sum(len(context) for context in contexts),
-        shard_contexts=per_shard,
-    )
-    for index, first in enumerate(range(0, len(contexts), per_shard)):
-        part = np.array(contexts[first : first + per_shard], np.int32)
-        documents = np.repeat(np.arange(first, first + len(part), dtype=np.int32)[:, None] // 2, size, 1)
-        blocks = [Block(i, d, i == 0, size, START) for i, d in zip(part, documents, strict=True)]
-        kept = rows_wanted(blocks, recipe)
-        strength = torch.tensor([1 + scale * (first + c) for c in np.nonzero(kept)[0]], dtype=torch.float32)
-        values = torch.zeros(*part.shape, len(WORDS))
-        values[torch.from_numpy(kept)] = torch.eye(len(WORDS))[torch.from_numpy(part[kept]).long()] * strength[:, None]
-        shard = OpenShard(index, first, blocks, kept, recipe)
-        shard.add(range(len(blocks)), {HOOK: values}, kept)
-        shards.append(shard.write(folder, 10**9))
-    write_json(folder / "vocabulary.json", WORDS)
-    save_file({"x": torch.zeros(1)}, folder / "stats.safetensors")
-    names = ("vocabulary.json", "stats.safetensors")
-    manifest = Manifest(
-        recipe=recipe,
-        rows=sum(shard.rows for shard in shards),
-        contexts=len(contexts),
-        documents=1 + (len(contexts) - 1) // 2,
-        text_ended=False,
-        sink_norms={},
-        batch_size=1,
-        shards=shards,
-        files={n: FileRecord(bytes=(folder / n).stat().st_size, sha256=sha256(folder / n)) for n in names},
-        versions={},
-    )
-    write_manifest(folder, manifest)
-    return open_store(folder)
-
-
-def write_sae(folder: Path, **metadata: Any) -> SAE:
-    """Latent t fires on token t as strongly as its row is long, and on nothing else."""
-    width = len(WORDS)
-    weights = {"W_enc": torch.eye(width), "b_enc": torch.zeros(width), "W_dec": torch.eye(width)}
-    config = SaeConfig(
-        architecture="topk",
-        d_in=width,
-        d_sae=width,
-        k=2,
-        metadata={"hook_name": "blocks.1.hook_resid_post", "model_name": "tiny", **metadata},
-    )
-    sae = SAE(config, {**weights, "b_dec": torch.zeros(width)})
-    save(sae, folder)
-    return sae
-
-
-CONTEXTS = [[0, 1, 2, 4, 3, 1], [0, 2, 2, 2, 6, 2], [0, 1, 3, 2, 5, 1], [0, 2, 4, 1, 2, 3], [0, 3, 3, 1, 2, 4]]
+show_module = importlib.import_module("sae_lm.commands.show")
 
 
 @pytest.fixture
@@ -108,35 +29,34 @@ def settings(tmp_path: Path) -> ShowSettings:
     return ShowSettings(sae=str(tmp_path / "sae"), store=tmp_path / "store", out=tmp_path / "page" / "latents.html")
 
 
-def cards(page: str) -> dict[int, str]:
-    """Latent -> its part of the page."""
-    parts = re.split(r'<article id="latent-(\d+)">', page)[1:]
-    return {int(latent): part for latent, part in zip(parts[::2], parts[1::2], strict=True)}
-
-
-def places(card: str) -> list[tuple[str, str, str]]:
-    """(activation, context, position) of each line of a card."""
-    return re.findall(r"<li><b>([\d.]+)</b>.*?context (\d+), position (\d+)", card, re.DOTALL)
+def places(page: Path, latent: int, group: str = "top") -> list[tuple[float, int, int]]:
+    """(activation, context, position) of each line of a group."""
+    return [(line.value, line.context, line.position) for line in LatentsPage(page).lines(latent)[group]]
 
 
 def test_a_latents_contexts_are_those_known_by_hand_strongest_first(settings: ShowSettings) -> None:
     assert show(settings.model_copy(update={"latents": (1,)})) == settings.out
-    card = cards(settings.out.read_text(encoding="utf-8"))[1]
     # " cat" stands in contexts 0, 2, 3, 4; rows grow with the context, equals are told by the first
-    assert places(card) == [("2.000", "4", "3"), ("1.750", "3", "3"), ("1.500", "2", "1"), ("1.000", "0", "1")]
-    assert "fires on 24% of tokens (6 of 25)" in card
-    assert "largest activation 2.000" in card
-    assert "document 2, context 4" in card and "document 0, context 0" in card
-    assert card.count('<mark title="2.000"> cat</mark>') == 1
+    assert places(settings.out, 1) == [(2.0, 4, 3), (1.75, 3, 3), (1.5, 2, 1), (1.0, 0, 1)]
+    page = LatentsPage(settings.out)
+    assert (page.column("count", 1), page.head["rows"], page.column("max", 1)) == (6, 25, 2.0)
+    top = page.lines(1)["top"]
+    assert [line.document for line in top] == [2, 1, 1, 0]
+    assert top[0].window.count(" cat") == 1 and top[0].levels[0][0] == 1.0
+    assert page.label(1) == "token “ cat”" and (page.column("precision", 1), page.column("recall", 1)) == (1.0, 1.0)
+    rows = open_store(settings.store).tokens()["token_id"]
+    drawn = [line.row for line in page.lines(1)["random"]]
+    assert len(drawn) == 5 and {int(rows[row]) for row in drawn} == {1}
+    fifths = [[line.value for line in page.lines(1)[f"fifth {n}"]] for n in range(1, 6)]
+    assert sorted(value for fifth in fifths for value in fifth) == [value for fifth in fifths for value in fifth]
+    assert sum(map(len, fifths)) == 6
 
 
-def test_a_line_shows_the_text_around_marked_shaded_and_with_visible_line_breaks(settings: ShowSettings) -> None:
+def test_a_line_shows_the_text_around_shaded_and_with_visible_line_breaks(settings: ShowSettings) -> None:
     show(settings.model_copy(update={"latents": (1,)}))
-    lines = re.findall(r'<div class="text">(.*?)</div>', settings.out.read_text(encoding="utf-8"), re.DOTALL)
-    assert lines[2] == (
-        '<i title="no row">&lt;bos&gt;</i><mark title="1.500"> cat</mark>↵ dog⟨202E⟩⟨0007⟩'
-        '<span style="--a:0.75" title="1.500"> cat</span>'
-    )
+    line = LatentsPage(settings.out).lines(1)["top"][2]
+    assert line.window == ["<bos>", " cat", "↵", " dog", "⟨202E⟩⟨0007⟩", " cat"]
+    assert {offset: round(level, 2) for offset, level in line.levels[0].items()} == {0: 0.75, 4: 0.75}
 
 
 def test_the_window_is_24_tokens_before_and_8_after_within_the_context(tmp_path: Path) -> None:
@@ -144,80 +64,37 @@ def test_the_window_is_24_tokens_before_and_8_after_within_the_context(tmp_path:
     write_store(tmp_path / "store", [ids, [0, *[2] * 50]])
     write_sae(tmp_path / "sae")
     show(ShowSettings(sae=str(tmp_path / "sae"), store=tmp_path / "store", latents=(1,), out=tmp_path / "p.html"))
-    line = re.search(r'<div class="text">(.*?)</div>', (tmp_path / "p.html").read_text(encoding="utf-8"))
-    assert line and line[1] == "…" + " dog" * 24 + '<mark title="1.000"> cat</mark>' + " dog" * 8 + "…"
+    (line,) = LatentsPage(tmp_path / "p.html").lines(1)["top"]
+    assert line.window == [" dog"] * 24 + [" cat"] + [" dog"] * 8
 
 
 def test_only_the_last_rows_asked_for_are_searched(settings: ShowSettings) -> None:
     show(settings.model_copy(update={"latents": (1, 6), "tokens": 7}))
-    page = settings.out.read_text(encoding="utf-8")
-    assert places(cards(page)[1]) == [("2.000", "4", "3")]
-    assert "the last 7 of the store's 25 rows" in page.replace("&#39;", "'")
-    assert "Never fired on the 7 rows searched." in cards(page)[6]
+    page = LatentsPage(settings.out)
+    assert places(settings.out, 1) == [(2.0, 4, 3)]
+    assert "7, the last of 25" in page.html and page.head["rows"] == 7
+    assert page.column("count", 6) == 0 and not any(page.lines(6).values())
 
 
 def test_the_number_of_contexts_is_at_most_what_was_asked_for(settings: ShowSettings) -> None:
     show(settings.model_copy(update={"latents": (1,), "contexts": 2}))
-    assert [c for _, c, _ in places(cards(settings.out.read_text(encoding="utf-8"))[1])] == ["4", "3"]
+    assert [context for _, context, _ in places(settings.out, 1)] == [4, 3]
 
 
-@pytest.mark.parametrize("chunk", [1, 13, 40, 10**6])
-@pytest.mark.parametrize("start", [0, 5, 201])
-def test_the_search_agrees_with_encoding_everything_and_sorting(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int, start: int
-) -> None:
-    generator = torch.Generator().manual_seed(chunk)
-    ids = torch.randint(1, len(WORDS), (40, 9), generator=generator)
-    ids[:, 0] = 0
-    ids[3, 4] = 0  # a special token in the middle has no row
-    store = write_store(tmp_path / "store", ids.tolist(), per_shard=7, scale=0)
-    width = len(WORDS)
-    weights = {"W_enc": torch.randn(width, 12, generator=generator), "b_enc": torch.zeros(12)}
-    weights |= {"W_dec": torch.randn(12, width, generator=generator), "b_dec": torch.zeros(width)}
-    sae = SAE(SaeConfig(architecture="topk", d_in=width, d_sae=12, k=3), weights)
-    monkeypatch.setattr(show_module, "CHUNK_ROWS", chunk)
-    latents = [7, 0, 11]
-    found = search(store, HOOK, sae, latents, start, 5)
-
-    z = sae.encode(store.rows(HOOK))
-    context = store.tokens()["context"].tolist()
-    for column, latent in enumerate(latents):
-        best: dict[int, tuple[float, int]] = {}
-        for row in range(start, len(store)):
-            value = float(z[row, latent])
-            if value > 0 and value > best.get(context[row], (0.0, 0))[0] + 1e-6:
-                best[context[row]] = (value, row)
-        expected = sorted(best.values(), key=lambda hit: (-round(hit[0], 4), hit[1]))[:5]
-        values, rows = found.value[: len(expected), column], found.row[: len(expected), column]
-        assert rows.tolist() == [row for _, row in expected]
-        assert torch.allclose(values, torch.tensor([value for value, _ in expected]))
-        assert not found.value[len(expected) :, column].any()
-        assert int(found.histogram[column].sum()) == int((z[start:, latent] > 0).sum())
-
-
-def test_the_search_never_encodes_more_than_a_chunk(
-    settings: ShowSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    store, sae = open_store(tmp_path / "store"), write_sae(tmp_path / "other")
-    sizes, encode = [], SAE.encode
-    monkeypatch.setattr(SAE, "encode", lambda self, x: sizes.append(len(x)) or encode(self, x))
-    monkeypatch.setattr(show_module, "CHUNK_ROWS", 1)
-    search(store, HOOK, sae, spread_latents(store, HOOK, sae, 0), 0, 10)
-    assert sizes and max(sizes) <= 7  # a context and the start of the next
-
-
-def test_the_default_latents_are_spread_over_the_alive_ones_in_order(
-    settings: ShowSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_default_latents_are_all_that_fire_or_many_spread_evenly_in_order(
+    settings: ShowSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     show(settings)
-    assert list(cards(settings.out.read_text(encoding="utf-8"))) == [1, 2, 3, 4, 5, 6]  # 0 is BOS, which has no row
+    assert LatentsPage(settings.out).latents() == [1, 2, 3, 4, 5, 6]  # 0 is BOS, which has no row
     monkeypatch.setattr(show_module, "LATENTS", 3)
-    assert spread_latents(open_store(tmp_path / "store"), HOOK, write_sae(tmp_path / "other"), 0) == [1, 3, 6]
+    show(settings)
+    assert LatentsPage(settings.out).latents() == [1, 3, 6] == spread_latents([1, 2, 3, 4, 5, 6])
+    assert "3 of 6 latents that fire are on this page" in LatentsPage(settings.out).html
 
 
 def test_latents_named_twice_are_shown_once_in_the_order_given(settings: ShowSettings) -> None:
     show(settings.model_copy(update={"latents": (4, 1, 4)}))
-    assert re.findall(r'<article id="latent-(\d+)"', settings.out.read_text(encoding="utf-8")) == ["4", "1"]
+    assert LatentsPage(settings.out).latents() == [4, 1]
 
 
 @pytest.mark.parametrize("latent", [-1, 7])
@@ -287,6 +164,7 @@ def test_an_sae_that_never_fires_is_told_so(settings: ShowSettings, tmp_path: Pa
     save(SAE(config, {**weights, "b_dec": torch.zeros(width)}), tmp_path / "sae")
     with pytest.raises(SaeError, match="--latents"):
         show(settings)
+    assert show(settings.model_copy(update={"latents": (1,)})).is_file()
 
 
 def test_a_folder_as_output_is_refused_before_the_search(settings: ShowSettings, tmp_path: Path) -> None:
@@ -294,25 +172,119 @@ def test_a_folder_as_output_is_refused_before_the_search(settings: ShowSettings,
         show(settings.model_copy(update={"out": tmp_path}))
 
 
-def test_hostile_tokens_show_as_text(settings: ShowSettings) -> None:
+def test_hostile_tokens_stand_in_the_page_as_data_that_can_end_nothing(settings: ShowSettings) -> None:
     show(settings.model_copy(update={"latents": (4,)}))
-    page = settings.out.read_text(encoding="utf-8")
-    assert "<script" not in page
-    assert '<mark title="2.000">&lt;script&gt;document.title=&#39;ran&#39;&lt;/script&gt;</mark>' in page
-    assert "\u202e" not in page and "\x07" not in page
+    page = LatentsPage(settings.out)
+    assert page.html.count("<script") == len(page.blocks) + 1
+    assert "<script>document" not in page.html and "&amp;" not in page.html.split("</main>")[1]
+    assert page.lines(4)["top"][0].window[-1] == "<script>document.title='ran'</script>"
+    assert "\u202e" not in page.html and "\x07" not in page.html
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium or chrome binary on PATH")
-def test_a_browser_runs_no_script_of_a_hostile_token(settings: ShowSettings, tmp_path: Path) -> None:
-    # the policy that forbids scripts is taken out, so that escaping alone is tried
-    page = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", show(settings).read_text(encoding="utf-8"))
-    probe = "<script>document.documentElement.dataset.scripts = 'work'</script></body>"
-    (tmp_path / "open.html").write_text(page.replace("</body>", probe), encoding="utf-8")
-    assert CHROMIUM is not None
-    flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
-    flags += " --disable-component-update --disable-sync --dump-dom"
-    command = [CHROMIUM, *flags.split(), f"--user-data-dir={tmp_path / 'profile'}", (tmp_path / "open.html").as_uri()]
-    dom = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
-    assert 'data-scripts="work"' in dom and "<title>ran" not in dom
-    assert dom.count("<script>") == 1
-    assert "&lt;script&gt;document.title='ran'&lt;/script&gt;</mark>" in dom
+def test_a_large_page_gets_a_folder_of_data_and_a_small_one_again_none(
+    settings: ShowSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    show(settings)
+    whole = LatentsPage(settings.out)
+    monkeypatch.setattr(latents_module, "PAGE_BYTES", 1000)
+    show(settings)
+    cut = LatentsPage(settings.out)
+    folder = settings.out.with_name("latents_data")
+    assert cut.head["folder"] == "latents_data" and sorted(file.name for file in folder.iterdir()) == [
+        "a-0.js",
+        "c-0.js",
+    ]
+    assert len(cut.html) < len(whole.html) and all(cut.lines(n) == whole.lines(n) for n in whole.latents())
+    monkeypatch.undo()
+    show(settings)
+    assert not folder.exists() and LatentsPage(settings.out).html == whole.html
+
+
+def test_a_folder_of_someone_elses_is_left_alone(settings: ShowSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = settings.out.with_name("latents_data")
+    folder.mkdir(parents=True)
+    (folder / "mine.txt").write_text("keep")
+    show(settings)
+    assert (folder / "mine.txt").read_text() == "keep"
+    monkeypatch.setattr(latents_module, "PAGE_BYTES", 1000)
+    show(settings)
+    assert (folder / "mine.txt").read_text() == "keep"
+    assert LatentsPage(settings.out).head["folder"] == "latents_latents_data"
+    assert LatentsPage(settings.out).lines(1)["top"]
+
+
+def test_codes_lie_beside_the_page_or_where_they_are_wanted(settings: ShowSettings, tmp_path: Path) -> None:
+    show(settings)
+    assert len(list((settings.out.parent / "latent_codes").glob("*/codes.json"))) == 1
+    show(settings.model_copy(update={"codes": tmp_path / "there", "out": tmp_path / "other.html"}))
+    assert len(list((tmp_path / "there").glob("*/codes.json"))) == 1 and not (tmp_path / "latent_codes").exists()
+    assert LatentsPage(tmp_path / "other.html").blocks == LatentsPage(settings.out).blocks
+
+
+def test_two_saes_stand_side_by_side_on_the_same_rows(tmp_path: Path) -> None:
+    store = write_store(tmp_path / "store", random_contexts(40, 9, 0), per_shard=7, scale=0.01)
+    for name, seed in (("left", 1), ("right", 2)):
+        save(random_sae(len(WORDS), 12, 3, seed), tmp_path / name)
+    settings = ShowSettings(
+        sae=str(tmp_path / "left"), beside=str(tmp_path / "right"), store=tmp_path / "store", out=tmp_path / "two.html"
+    )
+    show(settings)
+    page = LatentsPage(tmp_path / "two.html")
+    assert [of["name"] for of in page.head["saes"]] == ["left", "right"]
+    z = [load(tmp_path / name).encode(store.rows(HOOK)) for name in ("left", "right")]
+    compared = 0
+    for latent in page.latents():
+        match = page.column("match", latent)
+        assert page.column("status", latent) in ("kept", "split", "merged", "absorbed", "only here")
+        for line in page.lines(latent)["random"]:
+            assert line.value == pytest.approx(float(z[0][line.row, latent]), rel=1e-5)
+            other = float(z[1][line.row, match])
+            assert (other > 0) == (0 in line.levels[1])
+            if other > 0:
+                assert line.levels[1][0] == pytest.approx(other / float(z[1][:, match].max()), abs=0.004)
+                compared += 1
+    assert compared
+    show(settings.model_copy(update={"latents": (3, 1)}))
+    page = LatentsPage(tmp_path / "two.html")
+    assert page.latents() == [3, 1] and set(page.latents(1)) == {page.column("match", n) for n in (3, 1)}
+
+
+def test_saes_of_different_hooks_are_refused_in_a_sentence(settings: ShowSettings, tmp_path: Path) -> None:
+    write_sae(tmp_path / "other", hook_name="blocks.2.hook_resid_post")
+    with pytest.raises(SaeError, match=r"blocks\.2\.hook_out.*holds blocks\.1\.hook_out"):
+        show(settings.model_copy(update={"beside": str(tmp_path / "other")}))
+
+
+def test_near_misses_name_the_latent_that_fired_instead(tmp_path: Path) -> None:
+    """Latent 1 is " cat" but for the contexts 0 to 2, on which latent 2 is."""
+    contexts = [[0, *[1, 2, 3] * 4] for _ in range(8)]
+    write_store(tmp_path / "store", contexts, scale=1)
+    weights = {"W_enc": torch.zeros(7, 4), "b_enc": torch.zeros(4), "W_dec": torch.zeros(4, 7), "b_dec": torch.zeros(7)}
+    weights["W_enc"][1, 1], weights["b_enc"][1] = 1, -3.5  # rows of context c have length 1 + c
+    weights["W_enc"][1, 2] = 1
+    weights["W_dec"][1, 1] = weights["W_dec"][2, 1] = 1
+    weights["W_dec"][2, 5] = 1
+    sae = SAE(
+        SaeConfig(architecture="standard", d_in=7, d_sae=4, metadata={"hook_name": HOOK, "model_name": "tiny"}), weights
+    )
+    save(sae, tmp_path / "sae")
+    show(ShowSettings(sae=str(tmp_path / "sae"), store=tmp_path / "store", out=tmp_path / "page.html"))
+    page = LatentsPage(tmp_path / "page.html")
+    assert page.label(1) == "token “ cat”" and page.column("recall", 1) == 0.625
+    missed = page.lines(1)["near misses"]
+    assert len(missed) == 5 and all(line.context < 3 and line.value == 0 for line in missed)
+    assert all(line.window[min(24, line.position)] == " cat" for line in missed)
+    assert {other for other, _ in page.entry(1)["m"]} == {2}
+
+
+def test_promoted_tokens_are_shown_with_the_model_and_their_absence_is_said_without(
+    settings: ShowSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    show(settings)
+    page = LatentsPage(settings.out)
+    assert "p" not in page.entry(1) and not page.head["saes"][0]["logits"]
+    assert "Not shown: that takes the language model; name it with --model owner/tiny" in page.html
+    show(settings.model_copy(update={"model": "none"}))
+    assert "was left out (--model none)" in settings.out.read_text(encoding="utf-8")
+    with pytest.raises(ModelError, match="unembeds width 256 to 4096 tokens, the SAE and store have width 7"):
+        show(settings.model_copy(update={"model": "embedded"}))

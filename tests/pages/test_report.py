@@ -600,3 +600,10 @@ def test_what_holes_are_read_by_is_a_table_of_its_own_and_kinds_of_concepts_anot
     assert kinds.count("<tr>") == 1 + len(report["kinds"]) and ">places<" in kinds and "[-0.1875, -0.0625]" in kinds
     report["kinds"] = [entry for entry in report["kinds"] if entry["kind"] == "token"]
     assert '<table id="kinds"' not in page_of(report, tmp_path), "one kind agrees with itself"
+
+
+def test_the_report_links_to_a_page_of_latents_beside_it_and_to_none_without(tmp_path):
+    write_html(make_report(), tmp_path / "with.html", "latents.html")
+    write_html(make_report(), tmp_path / "without.html")
+    pages = [(tmp_path / name).read_text(encoding="utf-8") for name in ("with.html", "without.html")]
+    assert [page.count('href="latents.html"') for page in pages] == [2, 0]

@@ -1,8 +1,12 @@
 """sae_lm.training.selection against torch.topk and nonzero on the same pre-activations."""
 
+import threading
+
 import pytest
 import torch
+from simulated_device import NAME, simulated_device
 
+from sae_lm.runtime.distributed import Team
 from sae_lm.training import selection
 from sae_lm.training.selection import above_zero, largest, largest_of_batch, largest_of_rows
 
@@ -110,3 +114,39 @@ def test_the_k_largest_are_found_where_few_or_none_are_above_zero(positive):
     pre[:, :positive] = 1.0
     found = pre.flatten()[largest(pre, 7)]
     assert torch.equal(found.sort(1, descending=True).values, pre.topk(7, 1).values)
+
+
+class ThreadTeam(Team):
+    """A team whose members are threads; its group is the parts and the place where they meet."""
+
+    def gather(self, part):
+        parts, meeting = self.group
+        meeting.wait()
+        parts[self.rank] = part
+        meeting.wait()
+        return list(parts)
+
+
+@pytest.mark.parametrize("where", ["cpu", NAME])
+def test_a_teams_batchtopk_is_exact_where_one_slice_holds_most_of_the_largest(where):
+    draw = torch.Generator().manual_seed(0)
+    x, encoder = torch.randn(2, 40, 8, generator=draw), torch.randn(64, 8, generator=draw)
+    x[1] *= 0.01  # so the first member selects twice its share
+    bias, count, found = torch.zeros(64), 160, [None, None]
+    parts, meeting = [None, None], threading.Barrier(2, timeout=20)
+
+    def member(rank):
+        mine = [tensor.to(where) for tensor in (x[rank], encoder, bias)]
+        positions, smallest = largest_of_batch(*mine, count, torch.float32, ThreadTeam(rank, 2, (parts, meeting)))
+        found[rank] = positions.cpu() + rank * 40 * 64, float(smallest)
+
+    with simulated_device():
+        threads = [threading.Thread(target=member, args=(rank,)) for rank in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    pre = (x.flatten(0, 1) @ encoder.T).flatten()
+    expected = pre.topk(count)
+    assert torch.cat([positions for positions, _ in found]).tolist() == expected.indices.sort().values.tolist()
+    assert found[0][1] == pytest.approx(float(expected.values.min()))

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import types
 
 import pytest
 
@@ -49,6 +50,32 @@ def test_tensorboard_shows_every_number_at_its_step(tmp_path):
     assert set(shown.Tags()["scalars"]) == {"fvu", "dead"}
     events = [(event.step, event.value) for event in shown.Scalars("fvu")]
     assert events == [(step, pytest.approx(1 / (step + 1))) for step in (0, 50, 100)]
+
+
+def test_wandb_goes_on_with_the_run_of_a_training_that_goes_on_and_begins_another_for_one_that_begins(
+    tmp_path, monkeypatch
+):
+    asked = []
+
+    class Run:
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *exception):
+            pass
+
+        def log(self, line, step):
+            pass
+
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=lambda **given: asked.append(given) or Run()))
+    track = Track(tmp_path / "none@k=1.5-seed0.metrics.jsonl", ("wandb",), {})
+    for first in (0, 60, 0):
+        write(track, [{"step": first}], first=first)
+    begun, continued, again = (given["id"] for given in asked)
+    assert begun == continued != again
+    assert {(given["resume"], given["group"], given["name"]) for given in asked} == {
+        ("allow", tmp_path.name, "none@k=1.5-seed0")
+    }
 
 
 def test_wandb_gets_configuration_and_lines_even_offline(tmp_path, monkeypatch):

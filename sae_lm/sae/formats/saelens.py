@@ -204,7 +204,7 @@ def _scaled(weights: dict[str, Tensor], source: Source) -> dict[str, Tensor]:
         scale, where = source.overrides["norm_scaling_factor"], "from SAELens' directory of releases"
     if scale is None and SCALER in source.files:
         scale, where = source.json(SCALER).get("scaling_factor"), f"from {SCALER}"
-    if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not 0 < scale < float("inf"):
+    if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not 0 < scale < 1e30:
         said = "and no file says by what" if scale is None else f"by {scale!r}, which is no number above 0"
         raise source.error(
             f"normalize_activations is {AVERAGE!r}: activations are to be multiplied by a number, {said}; give "

@@ -1,17 +1,10 @@
-"""Every setting of every command: what it means, what it may be, its default; wrong ones are named in a sentence each.
+"""Settings of the pipeline: demo, estimate, cache, train, compare."""
 
-One frozen pydantic model per command. A field's docstring is its ``--help``; ``sae_lm.cli`` makes flags of the fields.
-Built from Python, a model takes what it is given alone: no environment variable, no file, no command line.
-"""
-
-import shlex
-from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field
 
-from sae_lm.errors import SettingsError
 from sae_lm.fields import (
     Architecture,
     Costs,
@@ -23,31 +16,13 @@ from sae_lm.fields import (
     Positional,
     Share,
     StoreAddress,
-    flag,
-    is_positional,
     parse_count,
-    sentence_of,
     split_commas,
 )
+from sae_lm.settings.base import Settings
 
 
-class _Settings(BaseModel):
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=(), allow_inf_nan=False
-    )
-
-    @model_validator(mode="wrap")
-    @classmethod
-    def _one_sentence_each(cls, values: Any, validate: Callable[[Any], Any], info: Any) -> Any:
-        """Raises SettingsError: keys read as in Python, or as flags where the context names a verb."""
-        try:
-            return validate(values)
-        except ValidationError as invalid:
-            verb = (info.context or {}).get("verb")
-            raise SettingsError("; ".join(sentence_of(cls, error, verb) for error in invalid.errors())) from None
-
-
-class CacheSettings(_Settings):
+class CacheSettings(Settings):
     """text -> activation store: run a language model over text and keep what its hooks see."""
 
     model: str = "embedded"
@@ -95,7 +70,16 @@ class CacheSettings(_Settings):
     """the store's folder"""
 
 
-class TrainSettings(_Settings):
+class EstimateSettings(CacheSettings):
+    """what a cache would cost before it starts: rows, bytes, free space, time from a short trial."""
+
+    trial: Annotated[float, Field(gt=0)] = 5.0
+    """seconds of the trial"""
+    out: Path = Path(".")
+    """where the store would be: on which disk the free space counts"""
+
+
+class TrainSettings(Settings):
     """store -> SAE directories: train arms x seeds on the same batches, from the store alone."""
 
     store: StoreAddress
@@ -172,19 +156,21 @@ class TrainSettings(_Settings):
     """folder for the run directories"""
 
 
-class CompareSettings(_Settings):
+class CompareSettings(Settings):
     """run directories -> report.json, report.html: what the penalty changed, with intervals."""
 
     runs: Annotated[Path, Positional]
-    """folder written by `sae-lm train`"""
+    """folder written by `sae-lm train`; or any folder of SAEs of one hook, with --store"""
     out: Path
     """folder for the report"""
     store: StoreAddress | None = None
     """activation store, if it was moved since training"""
     model: str | None = None
     """language model for the cross-entropy (default: the one the store was cached from; `none` to leave it out)"""
+    hook: str | None = None
+    """of SAEs of other programs: their hook, where their files do not say; those of another are left out"""
     baseline: str = "none"
-    """arm the others are compared with"""
+    """arm the others are compared with (of SAEs of other programs: a name in the folder, by default the first)"""
     tokens: Annotated[int, BeforeValidator(parse_count), Field(ge=2)] = 65_536
     """held-out rows for L0, FVU, dead latents; at most"""
     ce_contexts: Count = 256
@@ -223,136 +209,7 @@ class CompareSettings(_Settings):
     """`auto` (cuda if there is one), `cpu`, `cuda`"""
 
 
-class ShowSettings(_Settings):
-    """one SAE -> an HTML page of the contexts that its latents fire on most."""
-
-    sae: Annotated[str, Positional]
-    """SAE directory, or a hub repository of one"""
-    store: StoreAddress
-    """activation store to search: a folder, or hf://datasets/OWNER/NAME[@REVISION]"""
-    latents: Numbers | None = None
-    """latents to show, comma separated (default: 20 spread over the alive ones)"""
-    contexts: Count = 10
-    """contexts per latent"""
-    tokens: Count = 500_000
-    """rows to search; at most, from the store's end"""
-    device: str = "auto"
-    """`auto` (cuda if there is one), `cpu`, `cuda`"""
-    out: Path
-    """the HTML file"""
-
-
-class ConvertSettings(_Settings):
-    """an SAE of any known format -> a directory for SAELens, dictionary_learning or sparsify."""
-
-    sae: Annotated[str, Positional]
-    """SAE directory or file, or a hub repository of one: OWNER/NAME:FOLDER"""
-    to: Literal["saelens", "dictionary_learning", "sparsify"]
-    """whose format: `saelens`, `dictionary_learning`, `sparsify`"""
-    format: str = "auto"
-    """what it is now, where its files do not tell; as `sae_lm.load` takes it"""
-    hook: str | None = None
-    """which activation it is for, where its files do not tell: blocks.8.hook_out, or a layer's number"""
-    k: Count | None = None
-    """how many latents fire per token, where its files do not tell"""
-    input_scale: Annotated[float, Field(gt=0)] | None = None
-    """what activations are multiplied by before they are encoded, where its files do not tell"""
-    out: Path
-    """the directory to write; must not exist, or be empty"""
-
-
-class CheckSettings(_Settings):
-    """is an SAE loaded right? its fit to real activations, what its files claim, and the usual mistakes tried out."""
-
-    sae: Annotated[str, Positional]
-    """SAE: a directory or file of any known format, or a hub repository, OWNER/NAME:FOLDER"""
-    model: str | None = None
-    """language model (default: the SAE's own, or with --store none but `embedded`; `none` to leave it out)"""
-    text: str | None = None
-    """text to read: as for `cache` (default: embedded)"""
-    store: StoreAddress | None = None
-    """activation store to use in place of text"""
-    hook: str | None = None
-    """hook, where the SAE does not say it, or says it wrong"""
-    format: str = "auto"
-    """format of the SAE's files, where they do not tell"""
-    k: Count | None = None
-    """active latents, where the files do not say"""
-    tokens: Count = 8_192
-    """activations to measure"""
-    context_size: Annotated[int, BeforeValidator(parse_count), Field(ge=2)] = 128
-    """tokens per context"""
-    device: str = "auto"
-    """`auto` (cuda if there is one), `cpu`, `cuda`"""
-
-
-class VerifySettings(_Settings):
-    """checksums of every file of a store or an SAE directory; exit 0 whole, 1 damaged."""
-
-    path: Annotated[StoreAddress, Positional]
-    """activation store or SAE directory"""
-    repair: bool = False
-    """cache the damaged shards of a store again, and only those"""
-    model: str | None = None
-    """for --repair: the language model, if the store was cached from a local folder"""
-    text: str | None = None
-    """for --repair: the text, if the store was cached from a local one"""
-    device: str = "auto"
-    """for --repair: `auto` (cuda if there is one), `cpu`, `cuda`"""
-
-
-class EstimateSettings(CacheSettings):
-    """what a cache would cost before it starts: rows, bytes, free space, time from a short trial."""
-
-    trial: Annotated[float, Field(gt=0)] = 5.0
-    """seconds of the trial"""
-    out: Path = Path(".")
-    """where the store would be: on which disk the free space counts"""
-
-
-class InspectSettings(_Settings):
-    """what a store or an SAE directory is and holds, with some rows decoded."""
-
-    path: Annotated[str, Positional]
-    """activation store (a folder, or hf://datasets/OWNER/NAME), or directory or file of an SAE of any known format"""
-    rows: Annotated[int, BeforeValidator(parse_count), Field(ge=0)] = 5
-    """rows to decode"""
-
-
-class MergeSettings(_Settings):
-    """stores of the same model, hooks and contexts -> one store."""
-
-    stores: Annotated[tuple[StoreAddress, ...], BeforeValidator(split_commas), Positional]
-    """stores to lay one after another"""
-    out: Path
-    """the merged store's folder"""
-
-
-class PushSettings(_Settings):
-    """store -> data set repository of the hub; what is there already is not sent again."""
-
-    store: Annotated[Path, Positional]
-    """activation store"""
-    repo: Annotated[str, Positional]
-    """OWNER/NAME of the data set repository; made if it is not there"""
-    private: bool = True
-    """make a new repository private"""
-    revision: str | None = None
-    """branch to push to (default: main)"""
-
-
-class PullSettings(_Settings):
-    """data set repository of the hub -> store on this disk, verified; goes on where it was interrupted."""
-
-    address: Annotated[str, Positional]
-    """OWNER/NAME or hf://datasets/OWNER/NAME, with @REVISION for another than the main branch"""
-    hooks: Hooks | None = None
-    """hooks to fetch, comma separated (default: all)"""
-    out: Path
-    """the store's folder"""
-
-
-class DemoSettings(_Settings):
+class DemoSettings(Settings):
     """the whole pipeline on the embedded model and text; `demo toy`: worlds whose truth is known."""
 
     what: Annotated[Literal["pipeline", "toy"], Positional] = "pipeline"
@@ -363,50 +220,3 @@ class DemoSettings(_Settings):
     """toy: every arm, with curves over coefficients, instead of a short list; about ten minutes"""
     seeds: Annotated[int, BeforeValidator(parse_count), Field(ge=2)] = 6
     """toy: runs per arm"""
-
-
-VERBS: dict[str, type[_Settings]] = {
-    "demo": DemoSettings,
-    "cache": CacheSettings,
-    "train": TrainSettings,
-    "compare": CompareSettings,
-    "show": ShowSettings,
-    "convert": ConvertSettings,
-    "check": CheckSettings,
-    "verify": VerifySettings,
-    "inspect": InspectSettings,
-    "estimate": EstimateSettings,
-    "merge": MergeSettings,
-    "push": PushSettings,
-    "pull": PullSettings,
-}
-
-
-def make_settings(verb: str, values: Mapping[str, Any]) -> Any:
-    """Validate values for a verb; every problem is named in one SettingsError, settings by their flags."""
-    return VERBS[verb].model_validate(dict(values), context={"verb": verb})
-
-
-def command_line(settings: BaseModel) -> str:
-    """The ``sae-lm VERB ...`` command that makes these settings again: what differs from the defaults.
-
-    A list's items are taken to hold no comma: on the command line none can.
-    """
-    verb = next(verb for verb, model in VERBS.items() if model is type(settings))
-    flags: list[str] = []
-    positional: list[str] = []
-    for key, field in VERBS[verb].model_fields.items():
-        value = getattr(settings, key)
-        items = list(map(str, value)) if isinstance(value, tuple) else [str(value)]
-        if value == field.default:
-            continue
-        if is_positional(field):
-            positional += items
-        elif isinstance(value, bool):
-            flags.append(flag(key) if value else flag(f"no_{key}"))
-        else:
-            text = ",".join(items)
-            flags += [f"{flag(key)}={text}"] if text.startswith("-") or "=" in text else [flag(key), text]
-    if any(word.startswith("-") or "=" in word for word in positional):
-        return shlex.join(["sae-lm", verb, *flags, "--", *positional])
-    return shlex.join(["sae-lm", verb, *positional, *flags])

@@ -1,0 +1,80 @@
+"""Settings of what is done with a trained SAE: show, convert, check."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field
+
+from sae_lm.fields import Count, Numbers, Positional, StoreAddress, parse_count
+from sae_lm.settings.base import Settings
+
+
+class ShowSettings(Settings):
+    """one SAE, or two side by side -> an HTML page of what their latents fire on."""
+
+    sae: Annotated[str, Positional]
+    """SAE directory, or a hub repository of one"""
+    beside: Annotated[str | None, Positional] = None
+    """a second SAE of the same hook, shown beside the first on the same rows"""
+    store: StoreAddress
+    """activation store to search: a folder, or hf://datasets/OWNER/NAME[@REVISION]"""
+    latents: Numbers | None = None
+    """latents to show, comma separated (default: all that fire)"""
+    contexts: Count = 10
+    """best contexts per latent"""
+    tokens: Count = 250_000
+    """rows to search; at most, from the store's end"""
+    model: str | None = None
+    """language model, for the tokens that a latent promotes (default: that of the store, if it is the embedded one; `none`)"""
+    labels: Path | None = None
+    """CSV file of further concepts: columns token (exact text) or string, label, and if wanted child"""
+    codes: Path | None = None
+    """folder for the SAEs' codes, which a second call reads (default: latent_codes beside the page)"""
+    device: str = "auto"
+    """`auto` (cuda if there is one), `cpu`, `cuda`"""
+    out: Path
+    """the HTML file; one of more than 5 MB gets a folder of data beside it"""
+
+
+class ConvertSettings(Settings):
+    """an SAE of any known format -> a directory for SAELens, dictionary_learning or sparsify."""
+
+    sae: Annotated[str, Positional]
+    """SAE directory or file, or a hub repository of one: OWNER/NAME:FOLDER"""
+    to: Literal["saelens", "dictionary_learning", "sparsify"]
+    """whose format: `saelens`, `dictionary_learning`, `sparsify`"""
+    format: str = "auto"
+    """what it is now, where its files do not tell; as `sae_lm.load` takes it"""
+    hook: str | None = None
+    """which activation it is for, where its files do not tell: blocks.8.hook_out, or a layer's number"""
+    k: Count | None = None
+    """how many latents fire per token, where its files do not tell"""
+    input_scale: Annotated[float, Field(gt=0)] | None = None
+    """what activations are multiplied by before they are encoded, where its files do not tell"""
+    out: Path
+    """the directory to write; must not exist, or be empty"""
+
+
+class CheckSettings(Settings):
+    """is an SAE loaded right? its fit to real activations, what its files claim, and the usual mistakes tried out."""
+
+    sae: Annotated[str, Positional]
+    """SAE: a directory or file of any known format, or a hub repository, OWNER/NAME:FOLDER"""
+    model: str | None = None
+    """language model (default: the SAE's own, or with --store none but `embedded`; `none` to leave it out)"""
+    text: str | None = None
+    """text to read: as for `cache` (default: embedded)"""
+    store: StoreAddress | None = None
+    """activation store to use in place of text"""
+    hook: str | None = None
+    """hook, where the SAE does not say it, or says it wrong"""
+    format: str = "auto"
+    """format of the SAE's files, where they do not tell"""
+    k: Count | None = None
+    """active latents, where the files do not say"""
+    tokens: Count = 8_192
+    """activations to measure"""
+    context_size: Annotated[int, BeforeValidator(parse_count), Field(ge=2)] = 128
+    """tokens per context"""
+    device: str = "auto"
+    """`auto` (cuda if there is one), `cpu`, `cuda`"""

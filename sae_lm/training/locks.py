@@ -1,0 +1,81 @@
+"""Keep two processes from training one SAE: a lock for each that is being trained, and one for run.json.
+
+The locks are the system's, on files in the folder of checkpoints, ``state/NAME.lock``: a lock ends with its process,
+however that ends. What a kill leaves there is an unlocked file, which the next run removes. Windows has no such locks,
+and nobody is kept out there.
+"""
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from sae_lm.errors import SaeError
+from sae_lm.training.run_folder import RUN, STATE_FOLDER
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+
+@contextmanager
+def only_trainer(out: Path, names: Iterable[str]) -> Iterator[None]:
+    """Hold the locks of some SAEs of a folder, all or none. Raises SaeError where another process trains one of them."""
+    with ExitStack() as held:
+        for name in names:
+            if not held.enter_context(_lock(out, name, wait=False)):
+                raise SaeError(
+                    f"another process is training {out / name}; wait for its end, or give another --out or other arms"
+                )
+        yield
+
+
+@contextmanager
+def only_writer_of_run(out: Path) -> Iterator[None]:
+    """Hold the lock of run.json, which is written within moments: wait for it."""
+    with _lock(out, RUN, wait=True):
+        yield
+
+
+def remove_locks(out: Path) -> bool:
+    """Remove the locks that nobody holds, and the folder of checkpoints if it is then empty; whether all were free."""
+    free = True
+    for path in sorted((out / STATE_FOLDER).glob("*.lock")):
+        with _lock(out, path.name.removesuffix(".lock"), wait=False) as held:
+            free = free and held
+    folder = out / STATE_FOLDER
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
+    return free
+
+
+@contextmanager
+def _lock(out: Path, name: str, wait: bool) -> Iterator[bool]:
+    """Whether the lock was to be had; held inside the block. Its file goes with it."""
+    if fcntl is None:
+        yield True
+        return
+    path = out / STATE_FOLDER / f"{name}.lock"
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except OSError:
+                yield False
+                return
+            if not _is_same(path, file.fileno()):
+                continue  # the one before removed its file while this one waited for it
+            try:
+                yield True
+            finally:
+                path.unlink(missing_ok=True)
+            return
+
+
+def _is_same(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False

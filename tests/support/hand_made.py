@@ -1,0 +1,117 @@
+"""A store and an SAE made by hand, whose latents' answers are known; tests of the page of latents read them."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+from sae_lm.data.manifest import FileRecord, Manifest, Recipe, write_manifest
+from sae_lm.data.shards import OpenShard, rows_wanted
+from sae_lm.data.store import Store, open_store
+from sae_lm.data.tokens import START, Block
+from sae_lm.runtime.files import sha256, write_json
+from sae_lm.sae.formats.saelens import save
+from sae_lm.sae.model import SAE, SaeConfig
+
+HOSTILE = "<script>document.title='ran'</script>"
+WORDS = ["<bos>", " cat", " dog", "\n", HOSTILE, "\u202e\x07", "&amp;"]
+HOOK = "blocks.1.hook_out"
+
+
+def write_store(folder: Path, contexts: list[list[int]], per_shard: int = 2, scale: float = 0.25) -> Store:
+    """A store of given ids whose row for token t in context c is (1 + scale c) times the unit vector t."""
+    size = len(contexts[0])
+    shards = []
+    recipe = Recipe(
+        model={"id": "owner/tiny", "revision": None, "d_model": len(WORDS), "d_vocab": len(WORDS)},
+        tokenizer_sha256="0",
+        text={"id": "by hand"},
+        forward="by hand",
+        context_size=size,
+        pack=True,
+        repeat=False,
+        keep_special=False,
+        drop_sinks=None,
+        bos=0,
+        separator=None,
+        dtype="float32",
+        hooks={HOOK: len(WORDS)},
+        tokens=sum(len(context) for context in contexts),
+        shard_contexts=per_shard,
+    )
+    for index, first in enumerate(range(0, len(contexts), per_shard)):
+        part = np.array(contexts[first : first + per_shard], np.int32)
+        documents = np.repeat(np.arange(first, first + len(part), dtype=np.int32)[:, None] // 2, size, 1)
+        blocks = [Block(i, d, i == 0, size, START) for i, d in zip(part, documents, strict=True)]
+        kept = rows_wanted(blocks, recipe)
+        strength = torch.tensor([1 + scale * (first + c) for c in np.nonzero(kept)[0]], dtype=torch.float32)
+        values = torch.zeros(*part.shape, len(WORDS))
+        values[torch.from_numpy(kept)] = torch.eye(len(WORDS))[torch.from_numpy(part[kept]).long()] * strength[:, None]
+        shard = OpenShard(index, first, blocks, kept, recipe)
+        shard.add(range(len(blocks)), {HOOK: values}, kept)
+        shards.append(shard.write(folder, 10**9))
+    write_json(folder / "vocabulary.json", WORDS)
+    save_file({"x": torch.zeros(1)}, folder / "stats.safetensors")
+    names = ("vocabulary.json", "stats.safetensors")
+    manifest = Manifest(
+        recipe=recipe,
+        rows=sum(shard.rows for shard in shards),
+        contexts=len(contexts),
+        documents=1 + (len(contexts) - 1) // 2,
+        text_ended=False,
+        sink_norms={},
+        batch_size=1,
+        shards=shards,
+        files={n: FileRecord(bytes=(folder / n).stat().st_size, sha256=sha256(folder / n)) for n in names},
+        versions={},
+    )
+    write_manifest(folder, manifest)
+    return open_store(folder)
+
+
+def write_sae(folder: Path, **metadata: Any) -> SAE:
+    """Latent t fires on token t as strongly as its row is long, and on nothing else."""
+    width = len(WORDS)
+    weights = {"W_enc": torch.eye(width), "b_enc": torch.zeros(width), "W_dec": torch.eye(width)}
+    config = SaeConfig(
+        architecture="topk",
+        d_in=width,
+        d_sae=width,
+        k=2,
+        metadata={"hook_name": "blocks.1.hook_resid_post", "model_name": "tiny", **metadata},
+    )
+    sae = SAE(config, {**weights, "b_dec": torch.zeros(width)})
+    save(sae, folder)
+    return sae
+
+
+CONTEXTS = [[0, 1, 2, 4, 3, 1], [0, 2, 2, 2, 6, 2], [0, 1, 3, 2, 5, 1], [0, 2, 4, 1, 2, 3], [0, 3, 3, 1, 2, 4]]
+
+
+def random_sae(d_in: int, d_sae: int, k: int, seed: int, **metadata: Any) -> SAE:
+    generator = torch.Generator().manual_seed(seed)
+    weights = {
+        "W_enc": torch.randn(d_in, d_sae, generator=generator),
+        "b_enc": torch.zeros(d_sae),
+        "W_dec": torch.randn(d_sae, d_in, generator=generator),
+        "b_dec": torch.zeros(d_in),
+    }
+    config = SaeConfig(
+        architecture="topk",
+        d_in=d_in,
+        d_sae=d_sae,
+        k=k,
+        metadata={"hook_name": HOOK, "model_name": "tiny", **metadata},
+    )
+    return SAE(config, weights)
+
+
+def random_contexts(count: int, size: int, seed: int) -> list[list[int]]:
+    """Contexts of BOS and random words, here and there a BOS in the middle, which has no row."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(1, len(WORDS), (count, size), generator=generator)
+    ids[:, 0] = 0
+    ids[3 % count, size // 2] = 0
+    return ids.tolist()
