@@ -34,17 +34,17 @@ def _shown(text: str) -> str:
 
 
 def _store(store: Store, rows: int) -> str:
-    manifest, recipe = store.manifest, store.manifest.recipe
+    manifest, recipe, model = store.manifest, store.manifest.recipe, store.manifest.recipe.model
     total = sum(file.bytes for file in manifest.all_files().values())
     special = sum(shard.special_tokens for shard in manifest.shards)
     padding, sinks = (sum(getattr(shard, key) for shard in manifest.shards) for key in ("padding", "sinks"))
-    revision = f" at {recipe.model['revision'][:12]}" if recipe.model["revision"] else ""
-    split = f", split {recipe.text['split']}" if recipe.text["split"] else ""
+    at = f" at {revision[:12]}" if (revision := model.get("revision")) else ""
+    split = f", split {recipe.text['split']}" if recipe.text.get("split") else ""
     table_rows = {
         "store": f"{store.path} (format {manifest.version}, id {manifest.id[:12]})",
-        "model": f"{recipe.model['id']}{revision}, {recipe.model['architecture']}, {recipe.model['n_layers']} layers, "
-        f"{recipe.model['dtype']}; forward by {recipe.forward}",
-        "text": f"{recipe.text['id']}{split}{', ended before all rows were there' if manifest.text_ended else ''}",
+        "model": f"{model.get('id')}{at}, {model.get('architecture')}, {model.get('n_layers')} layers, "
+        f"{model.get('dtype')}; forward by {recipe.forward}",
+        "text": f"{recipe.text.get('id')}{split}{', ended before all rows were there' if manifest.text_ended else ''}",
         "rows": f"{len(store):,} in {len(manifest.shards):,} shards, {total / 1e9:.3f} GB of {recipe.dtype}",
         "contexts": f"{manifest.contexts:,} of {recipe.context_size} tokens, "
         f"{'packed' if recipe.pack else 'one document each'}, from {manifest.documents:,} documents",

@@ -167,7 +167,7 @@ def read_partial_store(out: Path, recipe: Recipe) -> PartialStore | None:
                     state.records[int(file.stem)] = record
                     if place := _read_place(PartialStore.place_file(out, int(file.stem))):
                         state.places[int(file.stem)] = place
-    except (ValidationError, KeyError, TypeError, ValueError):
+    except (ValidationError, KeyError, TypeError, ValueError, OverflowError, OSError):  # OSError: a name too long
         raise _not_understood(out) from None
     return state
 
@@ -178,7 +178,7 @@ def _read_place(file: Path) -> Place | None:
         reader, skipped, anchor, *numbers = parse_json(file.read_text(encoding="utf-8"))
         document, index, offset = map(int, numbers)
         return Place(reader, int(skipped), str(anchor), document, index, offset)
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, OverflowError):  # OverflowError: of an infinity
         return None
 
 

@@ -59,8 +59,8 @@ if TYPE_CHECKING:
     from sae_lm.training.registered import Registered
 
 RUN, STATE_FOLDER = "run.json", "state"
-MOST_SEEDS = 10**6
-"""A folder of more would be a mistake."""
+MOST_SEEDS = 10**5
+"""Between the least and the largest; more would be a mistake, and each that lacks has a sentence."""
 PER_ARM = "k"
 """The setting that SAEs of one folder may have of their own: arms are compared at equal L0. Were another to differ, a
 difference between arms would be its."""
@@ -104,7 +104,7 @@ def read_run(folder: Path) -> dict[str, Any]:
     run = read_json(folder / RUN, SaeError, "a folder of runs (written by sae-lm train)")
     arms, seeds, store = run.get("arms"), run.get("seeds"), run.get("store")
     first = run.get("first_seed", 0)
-    counts = isinstance(first, int) and isinstance(seeds, int) and 0 <= first <= seeds <= MOST_SEEDS
+    counts = isinstance(first, int) and isinstance(seeds, int) and 0 <= first <= seeds <= first + MOST_SEEDS
     if not (isinstance(arms, list) and all(isinstance(a, str) for a in arms) and counts and isinstance(store, str)):
         raise SaeError(
             f"{folder / RUN} is not understood; delete this file and run sae-lm train again, it keeps the SAEs there"
@@ -204,12 +204,12 @@ def sae_metadata(
     stored = manifest.recipe
     held = {name: how for name in ("decoder", "encoder") if (how := getattr(arm, name)) is not None}
     return {
-        "model_name": stored.model["id"],
-        "model_revision": stored.model["revision"],
+        "model_name": stored.model.get("id"),
+        "model_revision": stored.model.get("revision"),
         "hook_name": recipe.hook,
         "context_size": stored.context_size,
         "prepend_bos": stored.bos is not None,
-        "dataset_path": stored.text["id"],
+        "dataset_path": stored.text.get("id"),
         "training_architecture": arm.arch or recipe.arch,
         "arm": arm.name,
         "penalty": arm.penalty,

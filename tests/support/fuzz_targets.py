@@ -30,7 +30,7 @@ def targets(scratch: Path) -> list[Target]:
     """All of them. scratch: an empty folder."""
     from foreign_saes import FOREIGN
 
-    store, runs = _store(scratch / "made"), None
+    store = _store(scratch / "made")
     runs = _runs(scratch / "made", store)
     found = [
         *_of_store(store),
@@ -197,6 +197,7 @@ def _runs(scratch: Path, store: Path) -> Path:
 def _of_runs(scratch: Path, runs: Path, store: Path) -> Iterator[Target]:
     files = [path.relative_to(runs).as_posix() for path in runs.rglob("*") if path.is_file()]
     texts = [name for name in files if name.endswith(("json", "jsonl"))]
+    yield _of_codes(scratch, runs, store)
     yield Target("folder of runs", runs, [*files, *texts], _read_runs, _reseal_sae)
     group, trainers, recipe = _group()
     folder = scratch / "checkpoints"
@@ -212,6 +213,28 @@ def _of_runs(scratch: Path, runs: Path, store: Path) -> Iterator[Target]:
         read_unfinished(place, 0)
 
     yield Target("checkpoint", folder, names, read, _reseal_checkpoint)
+
+
+def _of_codes(scratch: Path, runs: Path, store: Path) -> Target:
+    """Codes on disk: what is damaged is encoded again, so that it cannot be noticed."""
+    from sae_lm.data.store import open_store
+    from sae_lm.metrics.stored_codes import store_codes
+    from sae_lm.sae.load import load
+
+    rows, sae, folder = open_store(store), load(runs / "none-seed0", "cpu"), scratch / "codes"
+
+    def read(place: Path) -> list[bytes]:
+        codes = store_codes(rows, rows.hook(), sae, 0, len(rows), place)
+        return [array.tobytes() for part in codes.parts() for array in part[1:]]
+
+    whole = read(folder)
+
+    def compare(place: Path) -> None:
+        if read(place) != whole:
+            raise ValueError("silently wrong codes")
+
+    names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+    return Target("codes", folder, names, compare)
 
 
 def _read_runs(folder: Path) -> None:

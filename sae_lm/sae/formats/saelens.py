@@ -210,6 +210,7 @@ def _scaled(weights: dict[str, Tensor], source: Source) -> dict[str, Tensor]:
             f"normalize_activations is {AVERAGE!r}: activations are to be multiplied by a number, {said}; give "
             "input_scale=, which is sqrt(d_in) / mean norm of the activations, or RELEASE:ID where sae_lens is installed"
         )
+    scale = float(scale)  # torch refuses whole numbers beyond 64 bits
     source.note(f"activations are multiplied by {scale:.6g}, {where}; folded into W_enc, W_dec and b_dec")
     return {
         **weights,
