@@ -133,12 +133,10 @@ def _read_checkpoint(folder: Path) -> _Checkpoint:
     """The next step, the training recipe and the arms' states. Raises SaeError, KeyError and so on for a damaged one."""
     state = read_json(folder / STATE, SaeError, "a checkpoint")
     step, facts, files = (state.get(key) for key in ("step", "facts", "files"))
-    whole = isinstance(step, int) and not isinstance(step, bool) and 0 <= step < 10**15 and isinstance(facts, dict)
-    if (
-        not whole
-        or not isinstance(files, dict)
-        or not all(re.fullmatch(r"\d{3,}\.safetensors", name) for name in files)
-    ):
+    named = isinstance(files, dict) and all(re.fullmatch(r"\d{3,}\.safetensors", name) for name in files)
+    if not isinstance(step, int) or isinstance(step, bool) or not 0 <= step < 10**15:
+        raise SaeError(f"{folder / STATE} is not understood: its step is {step!r}")
+    if not isinstance(facts, dict) or not isinstance(files, dict) or not named:
         raise SaeError(f"{folder / STATE} is not understood")
     for name, checksum in files.items():
         if sha256(folder / name) != checksum:

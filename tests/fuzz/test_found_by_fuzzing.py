@@ -2,6 +2,9 @@
 
 import json
 import shutil
+import time
+import zipfile
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -19,6 +22,7 @@ from sae_lm.errors import SaeError, SaeLmError, SettingsError, StoreError
 from sae_lm.metrics.stored_codes import store_codes
 from sae_lm.runtime.files import read_json, write_json
 from sae_lm.sae.formats.saelens import save
+from sae_lm.sae.tensors import read_torch
 from sae_lm.training.run_folder import read_run
 from sae_lm.training.trackers import Track, read_lines
 
@@ -217,3 +221,22 @@ def test_a_scale_that_is_a_whole_number_beyond_64_bits_is_a_number_as_any_other(
     whole = sae_lm.load(path).W_enc
     changed(path / "activation_scaler.json", scaling_factor=2.0**70)
     assert torch.equal(whole, sae_lm.load(path).W_enc)
+
+
+@pytest.mark.parametrize("archive", [True, False])
+def test_a_pickle_that_names_code_at_absurd_length_is_refused_at_once(tmp_path, archive):
+    """torch searches its own message with a pattern that takes time with the square of the name's length."""
+    torch.save({"a": OrderedDict()}, tmp_path / "a.pt", _use_new_zipfile_serialization=archive)
+    content = (tmp_path / "a.pt").read_bytes()
+    long = content.replace(b"OrderedDict\n", b"[" * 40_000 + b"\n")
+    assert long != content
+    if archive:  # whose members know their length
+        with zipfile.ZipFile(tmp_path / "a.pt") as old, zipfile.ZipFile(tmp_path / "b.pt", "w") as new:
+            for name in old.namelist():
+                new.writestr(name, old.read(name).replace(b"OrderedDict\n", b"[" * 40_000 + b"\n"))
+    else:
+        (tmp_path / "b.pt").write_bytes(long)
+    began = time.monotonic()
+    with pytest.raises(SaeError, match="nothing of it was executed"):
+        read_torch(tmp_path / "b.pt")
+    assert time.monotonic() - began < 2
