@@ -7,6 +7,7 @@ import csv
 import io
 import shutil
 from pathlib import Path
+from typing import cast
 
 from sae_lm.comparison.foreign import is_foreign, read_foreign
 from sae_lm.comparison.measure import measure
@@ -15,6 +16,7 @@ from sae_lm.comparison.report import make_report
 from sae_lm.comparison.runs import find_store, read_runs
 from sae_lm.errors import SaeLmError, SettingsError
 from sae_lm.pages.figures import figure_paths
+from sae_lm.pages.notebook import Comparison
 from sae_lm.pages.schema import Report
 from sae_lm.runtime.device import pick_device
 from sae_lm.runtime.distributed import is_one_of_many
@@ -53,7 +55,7 @@ def compare(settings: CompareSettings) -> Report:
     runs.check()
     report = make_report(settings, store, runs, measure(settings, store, runs, device), registered)
     _write(report, settings.out)
-    return report
+    return cast(Report, Comparison(report))
 
 
 def _write(report: Report, out: Path) -> None:
@@ -91,8 +93,6 @@ def write_csv(report: Report, path: Path) -> None:
 
 
 def run(settings: CompareSettings) -> int:
-    from sae_lm.pages.terminal import text_table
-
-    print(text_table(compare(settings)))
+    print(compare(settings))
     print(f"report: {settings.out / 'report.html'}")
     return 0

@@ -22,6 +22,7 @@ from sae_lm.data.tokens import SpecialTokens
 from sae_lm.errors import SettingsError, StoreError
 from sae_lm.lm.hooks import canonical_hook
 from sae_lm.runtime.files import parse_json, sha256
+from sae_lm.runtime.html import bars_html, facts_html
 
 SUMMED_NUMBERS = 1 << 19
 """Numbers of a hook's rows that are summed at a time: 4 MiB in float64, whatever the size of a shard."""
@@ -85,6 +86,25 @@ class Store:
 
     def __repr__(self) -> str:
         return f"Store({str(self.path)!r}, {len(self):,} rows, hooks {', '.join(self.hooks)})"
+
+    def _repr_html_(self) -> str:
+        """For notebooks: where the rows are from, and the norms of each hook's."""
+        recipe = self.manifest.recipe
+        facts = [
+            ("store", str(self.path)),
+            ("model", str(recipe.model["id"])),
+            ("text", str(recipe.text["id"])),
+            ("rows", f"{len(self):,} in {len(self.manifest.shards):,} shards, {recipe.dtype}"),
+            ("contexts", f"{self.manifest.contexts:,} of {recipe.context_size} tokens"),
+            ("documents", f"{self.manifest.documents:,}"),
+        ]
+        plots = ""
+        for hook, width in self.hooks.items():
+            norms = self.norm_quantiles(hook)
+            facts.append((hook, f"width {width}, median norm {norms[min(norms, key=lambda q: abs(q - 0.5))]:.4g}"))
+            ends = [f"{norms[share]:.4g} ({share:.0%})" for share in (min(norms), max(norms))]
+            plots += bars_html(f"{hook}: quantiles of the norm", [*norms.values()], *ends)
+        return facts_html("Activation store", facts, plots)
 
     @property
     def hooks(self) -> dict[str, int]:

@@ -1,6 +1,7 @@
 """Load a language model as a TransformerBridge, capture activations at its hooks, and replace them."""
 
 import math
+import subprocess
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -82,11 +83,34 @@ def _same_with_kept_keys(bridge: TransformerBridge) -> bool:
     return bool(difference <= (0.1 if half else 1e-3) * spread)
 
 
+@contextmanager
+def nothing_installed() -> Iterator[None]:
+    """Inside the block, no library has pip install a package.
+
+    For a model that sees, TransformerLens installs torchvision where it lacks it, and pip another torch with that: in
+    the middle of a run, behind the user's back, for an image processor that nobody reads text with.
+    """
+    run = subprocess.check_call
+
+    def refuse(command: Any, *arguments: Any, **keywords: Any) -> int:
+        words = command if isinstance(command, list | tuple) else str(command).split()
+        if "pip" in words and "install" in words:
+            raise ModelError(f"{' '.join(map(str, words))}: nothing is installed while a model is loaded")
+        return run(command, *arguments, **keywords)
+
+    subprocess.check_call = refuse
+    try:
+        yield
+    finally:
+        subprocess.check_call = run
+
+
 def boot(source: ModelSource, *, device: str, dtype: torch.dtype) -> TransformerBridge:
     """``load_model`` for a model that was found already, so that the hub is asked once."""
     keywords: dict[str, Any] = {} if source.is_local or not source.revision else {"revision": source.revision}
     device = pick_device(device)
-    with loading_quietly(source, "a causal language model with weights and tokenizer in Hugging Face format"):
+    kind = "a causal language model with weights and tokenizer in Hugging Face format"
+    with loading_quietly(source, kind), nothing_installed():
         bridge = TransformerBridge.boot_transformers(source.location, device=device, dtype=dtype, **keywords)
     bridge.eval()
     for parameter in bridge.parameters():

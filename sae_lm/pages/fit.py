@@ -1,10 +1,10 @@
 """Show how an SAE fits activations, as a table in text or in HTML."""
 
-from html import escape
 from typing import TYPE_CHECKING
 
 from sae_lm.pages.terminal import columns
 from sae_lm.pages.text import visible
+from sae_lm.runtime.html import facts_html, table_html
 
 if TYPE_CHECKING:
     from sae_lm.metrics.fit import Reading
@@ -27,24 +27,17 @@ def fit_text(check) -> str:  # pyright: ignore[reportMissingParameterType, repor
             "",
             *columns(["tried", *map(_name, readings)], cells),
             "",
-            *_facts(check),
+            *(f"{what}: {fact}" for what, fact in _facts(check)),
         ]
     )
 
 
 def fit_html(check) -> str:  # pyright: ignore[reportMissingParameterType, reportUnknownParameterType]
-    rows = "".join(
-        f"<tr><td style='text-align:left'>{escape(visible(_name(reading)))}</td>"
-        + "".join(f"<td>{escape(cell)}</td>" for cell in _cells(reading))
-        + "</tr>"
-        for reading in shown(check.fit.readings)
-    )
-    heads = "".join(f"<th>{escape(head)}</th>" for head in ("tried", *HEADS))
-    facts = "".join(f"<li>{escape(visible(fact))}</li>" for fact in (*check.remarks, *_facts(check)))
-    return (
-        f"<p><b>{escape(visible(check.verdict))}</b></p><p>{escape(visible(repr(check.sae)))}, {check.rows:,} activations</p>"
-        f"<table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table><ul>{facts}</ul>"
-    )
+    rows = [[visible(_name(reading)), *_cells(reading)] for reading in shown(check.fit.readings)]
+    facts = [(visible(what), visible(fact)) for what, fact in _facts(check)]
+    about = [("SAE", visible(repr(check.sae))), ("activations", f"{check.rows:,} at {visible(check.hook)}")]
+    remarks = [("remark", visible(remark)) for remark in check.remarks]
+    return facts_html(visible(check.verdict), [*about, *remarks, *facts]) + table_html(("tried", *HEADS), rows)
 
 
 def shown(readings: "list[Reading]") -> "list[Reading]":
@@ -62,12 +55,10 @@ def _cells(reading: "Reading") -> list[str]:
     return [f"{quality.fvu:.3f}", f"{quality.l0:.4g}", f"{quality.dead:.0%}", f"{quality.l2_ratio:.3f}"]
 
 
-def _facts(check) -> list[str]:  # pyright: ignore[reportMissingParameterType, reportUnknownParameterType]
-    facts = [f"{what}: claimed {claimed}, measured {got}" for what, claimed, got, _ in check.claims]
+def _facts(check) -> list[tuple[str, str]]:  # pyright: ignore[reportMissingParameterType, reportUnknownParameterType]
+    facts = [(what, f"claimed {claimed}, measured {got}") for what, claimed, got, _ in check.claims]
     if check.losses:
         losses = check.losses
-        facts.append(
-            f"cross-entropy {losses.clean:.3f} nats, with the SAE {losses.spliced:.3f}, with zeros {losses.ablated:.3f} "
-            f"({losses.recovered:.1%} recovered)"
-        )
-    return [*facts, *(f"how it was loaded: {sentence}" for sentence in check.sae.provenance)]
+        told = f"{losses.clean:.3f} nats, with the SAE {losses.spliced:.3f}, with zeros {losses.ablated:.3f}"
+        facts.append(("cross-entropy", f"{told} ({losses.recovered:.1%} recovered)"))
+    return [*facts, *(("how it was loaded", sentence) for sentence in check.sae.provenance)]

@@ -27,6 +27,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sae_lm.errors import SaeError
+from sae_lm.runtime.html import bars_html, facts_html
 from sae_lm.runtime.seeds import derive
 from sae_lm.sae.directions import unit_rows
 
@@ -98,6 +99,22 @@ class SAE(nn.Module):
         c = self.config
         k = f", k={c.k}" if c.k else ""
         return f"SAE({c.architecture}, d_in={c.d_in}, d_sae={c.d_sae}{k}, hook={c.metadata.get('hook_name')!r})"
+
+    def _repr_html_(self) -> str:
+        """For notebooks: what it is, how it was loaded, and whether its latents read what they write."""
+        c = self.config
+        cosines = nn.functional.cosine_similarity(self.W_enc.detach().T, self.W_dec.detach(), dim=1).float().cpu()
+        low, high = float(cosines.min()), float(cosines.max())
+        counts = torch.histc(cosines, 32, low, high if high > low else low + 1).tolist()
+        facts = [
+            ("architecture", c.architecture + (f", k {c.k}" if c.k else "")),
+            ("d_in, d_sae", f"{c.d_in:,}, {c.d_sae:,}"),
+            *((key, str(c.metadata[key])) for key in ("hook_name", "model_name", "arm", "seed") if key in c.metadata),
+            ("device, dtype", f"{self.W_dec.device}, {str(self.W_dec.dtype).removeprefix('torch.')}"),
+            *(("how it was loaded", sentence) for sentence in self.provenance),
+        ]
+        plot = bars_html("latents by cosine of encoder and decoder", counts, f"{low:.2f}", f"{high:.2f}")
+        return facts_html("SAE", facts, plot)
 
     def normalise(self, x: Float[Tensor, "*any"]) -> Float[Tensor, "*batch d_in"]:
         """The activation as it is encoded, where the SAE is: where nothing is normalised, x itself in the SAE's dtype.

@@ -94,6 +94,23 @@ def run(folder, kind, ids, mask=None, hooks=("blocks.*.hook_in", "blocks.*.hook_
         return {name: value.clone() for name, value in forward(ids, mask).items()}
 
 
+def test_no_library_installs_a_package_while_a_model_is_loaded(save_model, monkeypatch):
+    import subprocess
+
+    from sae_lm.lm.bridge import load_model, nothing_installed
+
+    commands = []
+    monkeypatch.setattr(subprocess, "check_call", lambda command, **_: commands.append(command) or 0)
+    load_model(str(save_model("Gemma3ForConditionalGeneration")), device="cpu")
+    assert commands == []  # TransformerLens would have pip install torchvision, and another torch with it
+    with nothing_installed():
+        with pytest.raises(ModelError, match="pip install torchvision: nothing is installed while a model is loaded"):
+            subprocess.check_call(["pip", "install", "torchvision"])
+        subprocess.check_call(["true"])
+    subprocess.check_call(["pip", "install", "it"])
+    assert commands == [["true"], ["pip", "install", "it"]]
+
+
 def test_every_architecture_with_a_fast_path_is_tested_here():
     assert set(CONFIGS) == set(BLOCKS)
 
