@@ -13,9 +13,20 @@ The command line prints the message after ``sae-lm: error:`` and exits with 2; a
 nobody's mistake, with 128 + the signal's number, as a shell reports it.
 """
 
+LONGEST = 4000
+"""Characters of a message; what is quoted from a file may be of any length."""
+
 
 class SaeLmError(Exception):
-    """Base of all errors above."""
+    """Base of all errors above. What a message quotes cannot break its line, nor tell a terminal what to do."""
+
+    def __init__(self, message: str = "") -> None:
+        text = "".join(c if c.isprintable() else " " if c in "\n\xa0" else _escaped(c) for c in str(message))
+        super().__init__(text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}")
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode()
 
 
 class SettingsError(SaeLmError):

@@ -7,6 +7,7 @@ import torch
 from sae_lm.data.batches import shuffle_quality
 from sae_lm.data.store import Store, open_store
 from sae_lm.pages.terminal import columns
+from sae_lm.pages.text import visible
 from sae_lm.runtime.seeds import derive
 from sae_lm.sae.load import load
 from sae_lm.sae.locations import is_one_sae
@@ -14,6 +15,7 @@ from sae_lm.sae.model import SAE
 from sae_lm.settings import InspectSettings
 from sae_lm.training.convergence import sae_start_cosines, state_of_training
 from sae_lm.training.folder_kind import is_sae
+from sae_lm.training.run_folder import numbers_of
 
 SHOWN_QUANTILES = (0.01, 0.5, 0.99, 1.0)
 QUALITY_BATCH = 2048
@@ -22,22 +24,27 @@ QUALITY_BATCH = 2048
 def inspect(path: str, rows: int = 5) -> str:
     """A human's summary of a store (a folder or an hf:// address) with ``rows`` decoded rows, or of an SAE."""
     if not path.startswith("hf://") and (is_one_sae(Path(path)) or is_sae(Path(path))):
-        return _sae(load(path, "cpu"))
-    return _store(open_store(path), rows)
+        return _shown(_sae(load(path, "cpu")))
+    return _shown(_store(open_store(path), rows))
+
+
+def _shown(text: str) -> str:
+    """What files hold as names and texts cannot tell a terminal what to do."""
+    return "\n".join(map(visible, text.split("\n")))
 
 
 def _store(store: Store, rows: int) -> str:
-    manifest, recipe = store.manifest, store.manifest.recipe
+    manifest, recipe, model = store.manifest, store.manifest.recipe, store.manifest.recipe.model
     total = sum(file.bytes for file in manifest.all_files().values())
     special = sum(shard.special_tokens for shard in manifest.shards)
     padding, sinks = (sum(getattr(shard, key) for shard in manifest.shards) for key in ("padding", "sinks"))
-    revision = f" at {recipe.model['revision'][:12]}" if recipe.model["revision"] else ""
-    split = f", split {recipe.text['split']}" if recipe.text["split"] else ""
+    at = f" at {revision[:12]}" if (revision := model.get("revision")) else ""
+    split = f", split {recipe.text['split']}" if recipe.text.get("split") else ""
     table_rows = {
         "store": f"{store.path} (format {manifest.version}, id {manifest.id[:12]})",
-        "model": f"{recipe.model['id']}{revision}, {recipe.model['architecture']}, {recipe.model['n_layers']} layers, "
-        f"{recipe.model['dtype']}; forward by {recipe.forward}",
-        "text": f"{recipe.text['id']}{split}{', ended before all rows were there' if manifest.text_ended else ''}",
+        "model": f"{model.get('id')}{at}, {model.get('architecture')}, {model.get('n_layers')} layers, "
+        f"{model.get('dtype')}; forward by {recipe.forward}",
+        "text": f"{recipe.text.get('id')}{split}{', ended before all rows were there' if manifest.text_ended else ''}",
         "rows": f"{len(store):,} in {len(manifest.shards):,} shards, {total / 1e9:.3f} GB of {recipe.dtype}",
         "contexts": f"{manifest.contexts:,} of {recipe.context_size} tokens, "
         f"{'packed' if recipe.pack else 'one document each'}, from {manifest.documents:,} documents",
@@ -98,7 +105,7 @@ def _training(sae: SAE) -> list[str]:
     arm, seed, recorded = (metadata.get(key) for key in ("arm", "seed", "convergence"))
     if not isinstance(recorded, dict) and isinstance(seed, int) and "training" in metadata:
         recorded = sae_start_cosines(sae, seed, torch.ones(sae.config.d_sae, dtype=torch.bool))
-    line = state_of_training({str(arm): [recorded]}) if isinstance(recorded, dict) else None
+    line = state_of_training({str(arm): [numbers_of(recorded)]})
     return [line] if line else []
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from sae_lm.data.integrity import check_files
 from sae_lm.data.manifest import read_manifest
 from sae_lm.errors import SettingsError, StoreError
+from sae_lm.pages.text import visible
 from sae_lm.sae.folder import CONFIG
 from sae_lm.sae.formats.saelens import verify_files
 from sae_lm.settings import VerifySettings
@@ -17,12 +18,12 @@ def verify(path: Path) -> list[str]:
     Raises StoreError where the folder is neither a store nor an SAE directory.
     """
     if is_sae(path):
-        return verify_files(path)
+        return [visible(problem) for problem in verify_files(path)]
     try:
         problems = check_files(path, read_manifest(path))
     except StoreError as problem:
         return [str(problem)]
-    return [f"{name}: {what}" for part in problems for name, what in part.items()]
+    return [visible(f"{name}: {what}") for part in problems for name, what in part.items()]
 
 
 def run(settings: VerifySettings) -> int:

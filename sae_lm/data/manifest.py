@@ -49,6 +49,11 @@ PROGRESS = "progress"
 RECIPE = f"{PROGRESS}/recipe.json"
 QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
 ZEROS = "0" * 64
+LARGEST = 2**48
+"""No count may be larger: it would be a mistake, and memory is asked for by such numbers."""
+_MODEL = {"id": str, "revision": str | None, "architecture": str, "dtype": str, "n_layers": int, "d_vocab": int}
+_TEXT = {"id": str, "split": str | None, "column": str | None, "fingerprint": str | None}
+"""Key of a recipe's facts -> what a reader takes it for, where it is there: a store made by hand may lack it."""
 
 
 class _Part(BaseModel):
@@ -194,7 +199,14 @@ def read_manifest(store: Path) -> Manifest:
         ) from None
     for name in manifest.all_files():
         pure = PurePosixPath(name)
-        if pure.is_absolute() or ".." in pure.parts or "\\" in name or ":" in pure.parts[0]:
+        if (
+            not pure.parts
+            or pure.is_absolute()
+            or ".." in pure.parts
+            or not name.isprintable()
+            or "\\" in name
+            or ":" in pure.parts[0]
+        ):
             raise StoreError(f"{store / MANIFEST} names a file outside the store ({name!r}); do not trust this store")
     for shard, record in enumerate(manifest.shards):
         for folder in ("tokens", *manifest.recipe.hooks):
@@ -204,9 +216,31 @@ def read_manifest(store: Path) -> Manifest:
                 )
     if not manifest.shards or not manifest.recipe.hooks:
         raise StoreError(f"{store / MANIFEST} is malformed: it lists no shards or no hooks; cache the store again")
+    if problem := _contradiction(manifest):
+        raise StoreError(f"{store / MANIFEST} is malformed: {problem}; cache the store again")
     if not manifest_is_intact(store):
         raise StoreError(f"{store / MANIFEST} is damaged: it does not match its own checksum; cache the store again")
     return manifest
+
+
+def _contradiction(manifest: Manifest) -> str | None:
+    """What cannot be so in a manifest, although each of its keys is of the right type; None where all can."""
+    recipe, shards = manifest.recipe, manifest.shards
+    numbers = {"context_size": recipe.context_size, "shard_contexts": recipe.shard_contexts, **recipe.hooks}
+    for name, value in {**numbers, "rows": manifest.rows, "contexts": manifest.contexts}.items():
+        if not 1 <= value <= LARGEST:
+            return f"{name!r} is {value}, expected a number from 1 to {LARGEST}"
+    for key in ("rows", "contexts"):
+        parts = [getattr(shard, key) for shard in shards]
+        if min(parts) < 0 or sum(parts) != getattr(manifest, key):
+            return f"it has {getattr(manifest, key)} {key}, its shards {parts[:8]}"
+    if manifest.rows > manifest.contexts * recipe.context_size:
+        return f"{manifest.rows} rows in {manifest.contexts} contexts of {recipe.context_size} tokens"
+    for part, facts, kinds in (("model", recipe.model, _MODEL), ("text", recipe.text, _TEXT)):
+        for key, kind in kinds.items():
+            if key in facts and not isinstance(facts[key], kind):
+                return f"{part} has the {key} {facts[key]!r}"
+    return None
 
 
 def shard_file(folder: str, index: int) -> str:

@@ -1,7 +1,6 @@
 """A store that is being written: its recipe, and a record for each shard whose files are whole."""
 
 import errno
-import json
 import re
 import shutil
 import sys
@@ -16,7 +15,7 @@ from sae_lm.data.manifest import MANIFEST, PROGRESS, RECIPE, Recipe, ShardRecord
 from sae_lm.data.tokens import Place
 from sae_lm.errors import StoreError
 from sae_lm.runtime.differences import differences
-from sae_lm.runtime.files import PART, PROBE, read_json, refuse_links_out, write_json
+from sae_lm.runtime.files import PART, PROBE, parse_json, read_json, refuse_links_out, write_json
 
 LOCK = f"{PROGRESS}/lock"
 
@@ -157,6 +156,10 @@ def read_partial_store(out: Path, recipe: Recipe) -> PartialStore | None:
     try:
         state.sink_norms, state.versions = dict(content["sink_norms"]), dict(content["versions"])
         state.batch_size = int(content["batch_size"])
+        if not all(isinstance(number, str) for number in state.versions.values()):
+            raise ValueError("versions")
+        if not all(isinstance(norm, (int, float)) for norm in state.sink_norms.values()):
+            raise ValueError("sink_norms")
         for file in sorted((out / PROGRESS).glob("*.json")):
             if re.fullmatch(r"\d{5,}", file.stem):
                 record = ShardRecord.model_validate(read_json(file, StoreError, "a shard's record"))
@@ -164,7 +167,7 @@ def read_partial_store(out: Path, recipe: Recipe) -> PartialStore | None:
                     state.records[int(file.stem)] = record
                     if place := _read_place(PartialStore.place_file(out, int(file.stem))):
                         state.places[int(file.stem)] = place
-    except (ValidationError, KeyError, TypeError, ValueError):
+    except (ValidationError, KeyError, TypeError, ValueError, OverflowError, OSError):  # OSError: a name too long
         raise _not_understood(out) from None
     return state
 
@@ -172,10 +175,10 @@ def read_partial_store(out: Path, recipe: Recipe) -> PartialStore | None:
 def _read_place(file: Path) -> Place | None:
     """None where a store of an earlier version has none, or where it was cut: then the text is read from its beginning."""
     try:
-        reader, skipped, anchor, *numbers = json.loads(file.read_text(encoding="utf-8"))
+        reader, skipped, anchor, *numbers = parse_json(file.read_text(encoding="utf-8"))
         document, index, offset = map(int, numbers)
         return Place(reader, int(skipped), str(anchor), document, index, offset)
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, OverflowError):  # OverflowError: of an infinity
         return None
 
 

@@ -8,7 +8,6 @@ memory is bounded, whatever the size of a file.
 import codecs
 import csv
 import glob
-import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from copy import copy
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from sae_lm.hub.quiet import quiet
+from sae_lm.runtime.files import parse_json
 
 TEXT_BYTES = 1 << 17
 """Bytes of plain text to a chunk."""
@@ -183,7 +183,7 @@ def _holds_lines(path: Path) -> bool:
     with _bytes_of(path) as stream:
         first = next((line for line in _lines(stream) if line.strip()), b"")
     try:
-        return isinstance(json.loads(first), dict)
+        return isinstance(parse_json(first), dict)
     except ValueError:
         return False
 
@@ -193,7 +193,7 @@ def _json_lines(path: Path, place: Any, column: str | None) -> Iterator[Row]:
     with _bytes_of(path, at) as stream:
         for line in _lines(stream):
             if line.strip():
-                values = json.loads(line)
+                values = parse_json(line)
                 if not isinstance(values, dict):
                     raise ValueError(f"the line at byte {at} holds a JSON {type(values).__name__}, expected an object")
                 if b"\\ud" in line.lower() and isinstance(value := values.get(column), str):

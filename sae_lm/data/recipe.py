@@ -60,6 +60,10 @@ def settings_of(
     recipe = manifest.recipe
     if "merged" in recipe.text:
         raise StoreError(f"{out} was merged from several stores; repair those and merge them again")
+    if missing := {"id", "revision", "dtype"} - {*recipe.model} | {"id", "split", "column"} - {*recipe.text}:
+        raise StoreError(
+            f"{out} does not say all that it was cached from ({', '.join(sorted(missing))}); cache it again"
+        )
     local_model = recipe.model["revision"] is None and recipe.model["id"] != "embedded"
     if local_model and model is None:
         raise StoreError(

@@ -201,7 +201,7 @@ def _only(remote: _Remote, hooks: tuple[str, ...]) -> tuple[Manifest, dict[str, 
     manifest, recipe = remote.manifest, remote.manifest.recipe
     kept: set[str] = set()
     for pattern in hooks:
-        wanted = expand_hooks([pattern], recipe.model["n_layers"], recipe.hooks) or []
+        wanted = expand_hooks([pattern], recipe.model.get("n_layers", 0), recipe.hooks) or []
         if not recipe.hooks.keys() & wanted:
             raise StoreError(f"{remote.address} has no hook {pattern!r}; it holds {', '.join(recipe.hooks)}")
         kept |= recipe.hooks.keys() & wanted
@@ -217,12 +217,17 @@ def _only(remote: _Remote, hooks: tuple[str, ...]) -> tuple[Manifest, dict[str, 
     def belonging(files: dict[str, FileRecord]) -> dict[str, FileRecord]:
         return {name: record for name, record in files.items() if name.split("/")[0] not in dropped}
 
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
     from safetensors.torch import save
 
-    with safe_open(remote.fetch(STATS, manifest.files[STATS]), "pt") as stats:
-        names = [name for name in stats.keys() if name.rpartition("/")[0] not in dropped]  # noqa: SIM118
-        content = save({name: stats.get_tensor(name) for name in names}, stats.metadata())
+    if STATS not in manifest.files:
+        raise StoreError(f"{remote.address} has no {STATS}, so that no part of it is a store; pull it whole")
+    try:
+        with safe_open(remote.fetch(STATS, manifest.files[STATS]), "pt") as stats:
+            names = [name for name in stats.keys() if name.rpartition("/")[0] not in dropped]  # noqa: SIM118
+            content = save({name: stats.get_tensor(name) for name in names}, stats.metadata())
+    except SafetensorError as problem:
+        raise StoreError(f"{STATS} of {remote.address} cannot be read ({problem}); push the store again") from None
     record = FileRecord(bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
     changes = {
         "recipe": recipe.model_copy(update={"hooks": {h: width for h, width in recipe.hooks.items() if h in kept}}),

@@ -1,6 +1,5 @@
 """A finished activation store, opened for reading: rows, tokens, statistics and shuffled batches."""
 
-import json
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
@@ -11,7 +10,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from sae_lm.data.batches import Slice, row_order, shuffled_batches
@@ -19,10 +17,11 @@ from sae_lm.data.characters import FILE as PARTIAL
 from sae_lm.data.characters import partial_tokens, pieces, read_partial, token_text
 from sae_lm.data.manifest import QUANTILES, Manifest, read_manifest, shard_file
 from sae_lm.data.norms import middles
+from sae_lm.data.stored_tensors import read_tensor, shard_tensor, whole_tensor
 from sae_lm.data.tokens import SpecialTokens
 from sae_lm.errors import SettingsError, StoreError
 from sae_lm.lm.hooks import canonical_hook
-from sae_lm.runtime.files import disk_problem, sha256
+from sae_lm.runtime.files import parse_json, sha256
 from sae_lm.runtime.html import bars_html, facts_html
 
 SUMMED_NUMBERS = 1 << 19
@@ -115,7 +114,14 @@ class Store:
     @cached_property
     def vocabulary(self) -> list[str]:
         """Text of each token id."""
-        return json.loads(self.locate("vocabulary.json").read_text(encoding="utf-8"))
+        path = self.locate("vocabulary.json")
+        try:
+            texts = parse_json(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as problem:
+            raise StoreError(f"{path} cannot be read as JSON ({problem}); run sae-lm verify {self.path}") from None
+        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+            raise StoreError(f"{path} is no list of texts; run sae-lm verify {self.path}")
+        return texts
 
     @cached_property
     def partial_tokens(self) -> dict[int, bytes]:
@@ -165,9 +171,7 @@ class Store:
 
     def norm_quantiles(self, hook: str | None = None) -> dict[float, float]:
         """Share of the rows -> Euclidean norm that this share stays below, to within 0.8%."""
-        name = self.hook(hook)
-        with safe_open(self.locate("stats.safetensors"), "pt") as file:
-            return dict(zip(QUANTILES, file.get_tensor(f"{name}/norm_quantiles").tolist(), strict=True))
+        return dict(zip(QUANTILES, self._statistic(hook, "norm_quantiles").tolist(), strict=True))
 
     def rows_beyond(self, multiple: float, hook: str | None = None) -> int:
         """How many rows have a norm beyond a multiple of the median; norms are known to within 0.8%."""
@@ -180,8 +184,7 @@ class Store:
 
     def non_finite(self, hook: str | None = None) -> int:
         """How many rows hold a NaN or an infinity, as counted while writing."""
-        with safe_open(self.locate("stats.safetensors"), "pt") as file:
-            return int(file.get_tensor(f"{self.hook(hook)}/non_finite"))
+        return int(self._statistic(hook, "non_finite"))
 
     def rows(self, hook: str | None = None, start: int = 0, stop: int | None = None) -> Float[Tensor, "rows width"]:
         """Rows start to stop of a hook, in the store's dtype."""
@@ -207,6 +210,11 @@ class Store:
         document, context, position = (int(columns[name]) for name in ("document", "context", "position"))
         ids = self.blocks(context, context + 1)[0].tolist()
         first, last = max(0, position - before), min(len(ids), position + after + 1)
+        if not 0 <= position < len(ids) or not all(0 <= token < len(self.vocabulary) for token in ids):
+            raise StoreError(
+                f"store {self.path}: row {row} is position {position} of a context that is not so, or holds a token that the "
+                f"vocabulary lacks; run sae-lm verify {self.path}"
+            )
         texts, part = [""] * len(ids), None
         for piece in pieces(ids, self.vocabulary, self.partial_tokens):
             inside = piece.first <= position < piece.last
@@ -341,16 +349,11 @@ class Store:
             shard += 1
 
     def _tensor(self, folder: str, shard: int, key: str) -> Tensor:
-        path = self.locate(shard_file(folder, shard))
-        try:
-            with safe_open(path, "pt") as file:
-                return file.get_tensor(key)  # memory-mapped: only what is read is loaded
-        except (OSError, SafetensorError) as problem:
-            if words := disk_problem(problem):
-                raise StoreError(
-                    f"{path} cannot be read, {words}; mend that, or copy the store to another disk"
-                ) from None
-            raise StoreError(f"{path} cannot be read ({problem}); run sae-lm verify {self.path}") from None
+        shape, dtype = shard_tensor(self.manifest, folder, shard, key)
+        return read_tensor(self.locate(shard_file(folder, shard)), key, self.path, shape, dtype)
+
+    def _statistic(self, hook: str | None, key: str) -> Tensor:
+        return read_tensor(self.locate("stats.safetensors"), f"{self.hook(hook)}/{key}", self.path, *whole_tensor(key))
 
 
 def _bytes(tensor: Tensor) -> np.ndarray:

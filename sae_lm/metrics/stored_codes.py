@@ -5,6 +5,7 @@ A folder holds one file for each so many rows (`PART_ROWS`), numbered from 0, ea
     codes.json              what the codes are of: SAE, store, hook, rows
     00000.safetensors       count [rows]  how many latents fire on each row
                             latent [n], value [n]  which, and how strongly; row after row, latents rising
+                            its metadata has the sha256 of these: a damaged file is encoded again
 
 The folder's name is a checksum of what stands in ``codes.json``, so that codes of another SAE, store or span of rows
 are never mistaken for these. A second run reads them; one that was killed goes on where the last whole file ends.
@@ -13,7 +14,7 @@ are never mistaken for these. A second run reads them; one that was killed goes 
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,8 +22,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import scipy.sparse
 import torch
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 from sae_lm.data.store import Store
 from sae_lm.metrics.codes import active
@@ -138,7 +139,8 @@ def store_codes(store: Store, hook: str, sae: SAE, start: int, stop: int, folder
             path = codes.folder / _file(number)
             if _read(path, first, last - first) is None:
                 arrays = _encode(store, hook, sae, first, last)
-                write_whole(path, lambda temporary, arrays=arrays: save_file(arrays, temporary))
+                metadata = {"sha256": _digest(arrays)}
+                write_whole(path, lambda temporary, a=arrays, m=metadata: save_file(a, temporary, metadata=m))
             bar.update(last - first)
     return codes
 
@@ -168,13 +170,24 @@ def _encode(store: Store, hook: str, sae: SAE, first: int, last: int) -> dict[st
     }
 
 
+def _digest(arrays: Mapping[str, np.ndarray]) -> str:
+    """sha256 of the arrays' names, kinds, shapes and numbers."""
+    digest = hashlib.sha256()
+    for name, array in sorted(arrays.items()):
+        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
 def _read(path: Path, first: int, rows: int) -> CodesPart | None:
     """One file; None where it is not there or not whole."""
     try:
-        arrays = load_file(path)
-    except (OSError, SafetensorError):
+        with safe_open(path, "np") as file:
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            recorded = (file.metadata() or {}).get("sha256")
+    except (OSError, SafetensorError, ValueError):  # ValueError: of a name or a kind of number that numpy has not
         return None
-    if set(arrays) != {"count", "latent", "value"} or len(arrays["count"]) != rows:
+    if set(arrays) != {"count", "latent", "value"} or recorded != _digest(arrays) or len(arrays["count"]) != rows:
         return None
     indptr = np.concatenate([[0], np.cumsum(arrays["count"], dtype=np.int64)])
     if not indptr[-1] == len(arrays["latent"]) == len(arrays["value"]):

@@ -150,17 +150,26 @@ def free_bytes(path: Path) -> int:
 
 
 def json_bytes(value: Any) -> bytes:
-    return (json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    """Half a character, which UTF-8 has not, is escaped as JSON does it."""
+    return (json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8", "backslashreplace")
 
 
 def write_json(path: Path, value: Any) -> None:
     write_whole(path, lambda temporary: temporary.write_bytes(json_bytes(value)))
 
 
+def parse_json(text: str | bytes) -> Any:
+    """Raises ValueError for what is not JSON, and for brackets within brackets beyond what can be read."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("too many brackets within brackets") from None
+
+
 def read_json(path: Path, error: type[SaeLmError], what: str) -> dict[str, Any]:
     """Parse a JSON file that holds an object; a missing or malformed one raises ``error`` naming it."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise error(f"{path.parent} is not {what}: it has no {path.name}") from None
     except (OSError, ValueError) as problem:

@@ -13,5 +13,5 @@ def parse_toml(text: str, name: str) -> dict[str, Any]:
         import tomli as tomllib  # pyright: ignore[reportMissingImports]
     try:
         return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as problem:
+    except (ValueError, RecursionError) as problem:  # ValueError alone: a number of too many digits, an impossible date
         raise SettingsError(f"{name}: is not valid TOML ({problem}); fix that line") from None

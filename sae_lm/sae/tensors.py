@@ -1,21 +1,24 @@
 """Read tensors from safetensors, torch and npz files; nothing in a file is executed, and no small file fills the memory."""
 
+import io
 import pickle
+import pickletools
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from sae_lm.errors import SaeError
 
+LONGEST_NAME = 300
+"""Characters of a class or function that a pickle names, at most."""
 SPARE, RATIO = 2**26, 64
 """Bytes that a file may hold beyond its size on disk, and how many times its size: weights hardly compress."""
 
@@ -31,6 +34,7 @@ def read_torch(path: Path) -> Mapping[str, Any]:
     with _readable(path, "a torch file"):
         if zipfile.is_zipfile(path):
             _check_size(path, 1)  # torch does not compress
+        _check_names(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about old ways of pickling: either it can be read or an error says so
             content = torch.load(path, map_location="cpu", weights_only=True)
@@ -76,8 +80,7 @@ def _readable(path: Path, kind: str) -> Iterator[None]:
         raise SaeError(
             f"{path} cannot be read as {kind}; it is damaged or of another kind, download it again"
         ) from None
-    except (OSError, EOFError, ValueError, RuntimeError, KeyError, MemoryError, TypeError, AttributeError,
-            zipfile.BadZipFile, SafetensorError) as problem:  # fmt: skip
+    except Exception as problem:  # of a damaged file, readers raise whatever comes: IndexError, tokenize.TokenError
         if isinstance(problem, ValueError) and "allow_pickle" in str(problem):
             raise SaeError(
                 f"{path} holds an array of Python objects, which only code could open; nothing of it was executed; "
@@ -87,6 +90,28 @@ def _readable(path: Path, kind: str) -> Iterator[None]:
         raise SaeError(
             f"{path} cannot be read as {kind} ({reason}); it is damaged or cut short, download it again"
         ) from None
+
+
+def _check_names(path: Path) -> None:
+    """Refuse a pickle that names code at absurd length: torch's message about it would take hours to be made.
+
+    What else is wrong with the pickle is torch's to say.
+    """
+    with suppress(ValueError, EOFError, KeyError, IndexError, UnicodeError, zipfile.BadZipFile, NotImplementedError):
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                held = [archive.read(name) for name in archive.namelist() if name.endswith("data.pkl")]
+            streams, each = [io.BytesIO(content) for content in held], 1
+        else:  # as torch before 1.6: three pickles about the file, and that of the content
+            streams, each = [io.BytesIO(path.read_bytes())], 4
+        for stream in streams:
+            for _ in range(each):
+                for operation, argument, _place in pickletools.genops(stream):
+                    if operation.name in ("GLOBAL", "INST") and len(str(argument)) > LONGEST_NAME:
+                        raise SaeError(
+                            f"{path} needs code of its own to be opened, of a name of {len(str(argument)):,} characters, and was "
+                            "refused; nothing of it was executed; it is damaged or forged"
+                        )
 
 
 def _check_size(path: Path, ratio: int) -> None:

@@ -59,6 +59,8 @@ if TYPE_CHECKING:
     from sae_lm.training.registered import Registered
 
 RUN, STATE_FOLDER = "run.json", "state"
+MOST_SEEDS = 10**5
+"""Between the least and the largest; more would be a mistake, and each that lacks has a sentence."""
 PER_ARM = "k"
 """The setting that SAEs of one folder may have of their own: arms are compared at equal L0. Were another to differ, a
 difference between arms would be its."""
@@ -101,12 +103,9 @@ def read_run(folder: Path) -> dict[str, Any]:
     """The run.json of a folder of runs: every arm and the number of seeds trained there. Raises SaeError."""
     run = read_json(folder / RUN, SaeError, "a folder of runs (written by sae-lm train)")
     arms, seeds, store = run.get("arms"), run.get("seeds"), run.get("store")
-    if not (
-        isinstance(arms, list)
-        and all(isinstance(a, str) for a in arms)
-        and isinstance(seeds, int)
-        and isinstance(store, str)
-    ):
+    first = run.get("first_seed", 0)
+    counts = isinstance(first, int) and isinstance(seeds, int) and 0 <= first <= seeds <= first + MOST_SEEDS
+    if not (isinstance(arms, list) and all(isinstance(a, str) for a in arms) and counts and isinstance(store, str)):
         raise SaeError(
             f"{folder / RUN} is not understood; delete this file and run sae-lm train again, it keeps the SAEs there"
         )
@@ -144,7 +143,13 @@ def read_convergence(directory: Path) -> dict[str, float]:
     """How far an SAE's training came, as its metadata says; empty for an SAE of another program or version."""
     metadata = read_json(directory / CONFIG, SaeError, "an SAE directory").get("metadata")
     found = metadata.get("convergence") if isinstance(metadata, dict) else None
-    return found if isinstance(found, dict) else {}
+    return numbers_of(found)
+
+
+def numbers_of(recorded: object) -> dict[str, float]:
+    """Those entries of an object of JSON that are numbers; empty for what is no object."""
+    found = recorded if isinstance(recorded, dict) else {}
+    return {key: value for key, value in found.items() if isinstance(value, (int, float)) and -1e300 < value < 1e300}
 
 
 def read_saes(folder: Path) -> list[SaeRecord]:
@@ -199,12 +204,12 @@ def sae_metadata(
     stored = manifest.recipe
     held = {name: how for name in ("decoder", "encoder") if (how := getattr(arm, name)) is not None}
     return {
-        "model_name": stored.model["id"],
-        "model_revision": stored.model["revision"],
+        "model_name": stored.model.get("id"),
+        "model_revision": stored.model.get("revision"),
         "hook_name": recipe.hook,
         "context_size": stored.context_size,
         "prepend_bos": stored.bos is not None,
-        "dataset_path": stored.text["id"],
+        "dataset_path": stored.text.get("id"),
         "training_architecture": arm.arch or recipe.arch,
         "arm": arm.name,
         "penalty": arm.penalty,

@@ -8,6 +8,7 @@ A group's folder ``state/seedN-DIGEST`` holds a folder ``000000123`` for the che
 """
 
 import hashlib
+import re
 import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -101,7 +102,7 @@ def restore(
     try:
         for trainer, state in zip(trainers, states, strict=True):
             trainer.restore(state)
-    except (KeyError, ValueError) as problem:
+    except (KeyError, ValueError, TypeError, RuntimeError) as problem:
         raise SaeError(
             f"checkpoint {folder} does not hold what this version continues from ({problem}); go on with the "
             f"version that wrote it, or delete {group.folder(out)}"
@@ -131,10 +132,16 @@ def _newest_whole(group: ArmGroup, out: Path, read: dict[str, _Checkpoint]) -> s
 def _read_checkpoint(folder: Path) -> _Checkpoint:
     """The next step, the training recipe and the arms' states. Raises SaeError, KeyError and so on for a damaged one."""
     state = read_json(folder / STATE, SaeError, "a checkpoint")
-    for name, checksum in state["files"].items():
+    step, facts, files = (state.get(key) for key in ("step", "facts", "files"))
+    named = isinstance(files, dict) and all(re.fullmatch(r"\d{3,}\.safetensors", name) for name in files)
+    if not isinstance(step, int) or isinstance(step, bool) or not 0 <= step < 10**15:
+        raise SaeError(f"{folder / STATE} is not understood: its step is {step!r}")
+    if not isinstance(facts, dict) or not isinstance(files, dict) or not named:
+        raise SaeError(f"{folder / STATE} is not understood")
+    for name, checksum in files.items():
         if sha256(folder / name) != checksum:
             raise SaeError(f"{folder / name} does not match its checksum")
-    return state["step"], state["facts"], [load_file(folder / name) for name in sorted(state["files"])]
+    return step, facts, [load_file(folder / name) for name in sorted(files)]
 
 
 def read_unfinished(out: Path, seed: int) -> list[tuple[list[str], list[str]]]:

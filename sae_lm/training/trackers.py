@@ -8,8 +8,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from sae_lm.errors import SettingsError
-from sae_lm.runtime.files import write_whole
+from sae_lm.errors import SaeError, SettingsError
+from sae_lm.runtime.files import parse_json, write_whole
 from sae_lm.training.run_folder import STATE_FOLDER
 
 Write = Callable[[dict[str, Any]], None]
@@ -29,7 +29,27 @@ def check_trackers(trackers: tuple[str, ...]) -> None:
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The lines of a log, in order; none where there is no log."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    return [_parsed(path, line) for line in _lines(path)] if path.exists() else []
+
+
+def _lines(path: Path) -> list[str]:
+    """With their ends. Raises SaeError for what is no text."""
+    try:
+        return path.read_text(encoding="utf-8").splitlines(keepends=True)
+    except (OSError, ValueError) as problem:
+        raise SaeError(f"log {path} cannot be read ({problem}); move it away, the SAE does not need it") from None
+
+
+def _parsed(path: Path, line: str) -> dict[str, Any]:
+    """One line of a log. Raises SaeError for what is none."""
+    try:
+        value = parse_json(line)
+    except ValueError:
+        value = None
+    step = value.get("step") if isinstance(value, dict) else None
+    if not isinstance(value, dict) or isinstance(step, bool) or not isinstance(step, int):
+        raise SaeError(f"log {path} holds the line {line[:80]!r}, expected a JSON object with a step; delete that line")
+    return value
 
 
 class Track:
@@ -61,8 +81,7 @@ class Track:
 def _json_lines(path: Path, first: int) -> Iterator[Write]:
     kept = []
     if first and path.exists():
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] < first]
+        kept = [line for line in _lines(path) if line.endswith("\n") and _parsed(path, line)["step"] < first]
     write_whole(path, lambda temporary: temporary.write_text("".join(kept), encoding="utf-8"))
     with path.open("a", encoding="utf-8") as file:
 

@@ -47,7 +47,7 @@ def test_a_disk_that_cannot_map_is_named_before_the_model_is_looked_for(
         cache(settings)
     assert not list(tmp_path.iterdir())
     store = sae_lm.open_store(tiny_store)
-    monkeypatch.setattr("sae_lm.data.store.safe_open", cannot_map)
+    monkeypatch.setattr("sae_lm.data.stored_tensors.safe_open", cannot_map)
     with pytest.raises(StoreError, match="cannot map files into memory; mend that, or copy the store to another disk"):
         store.rows("0", 0, 5)
 

@@ -75,7 +75,7 @@ def _class(source: Source, state: Mapping[str, Any], recorded: object) -> str:
     """As given behind the format, as recorded, or as the tensors' names alone tell. Raises SaeError."""
     name = source.variant or recorded
     if name is not None:
-        if name not in TENSORS:
+        if not isinstance(name, str) or name not in TENSORS:
             raise source.error(f"dict_class {name!r} is not read here; expected {', '.join(TENSORS)}")
         return str(name)
     keys = {*state}

@@ -204,12 +204,13 @@ def _scaled(weights: dict[str, Tensor], source: Source) -> dict[str, Tensor]:
         scale, where = source.overrides["norm_scaling_factor"], "from SAELens' directory of releases"
     if scale is None and SCALER in source.files:
         scale, where = source.json(SCALER).get("scaling_factor"), f"from {SCALER}"
-    if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not 0 < scale < float("inf"):
+    if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not 0 < scale < 1e30:
         said = "and no file says by what" if scale is None else f"by {scale!r}, which is no number above 0"
         raise source.error(
             f"normalize_activations is {AVERAGE!r}: activations are to be multiplied by a number, {said}; give "
             "input_scale=, which is sqrt(d_in) / mean norm of the activations, or RELEASE:ID where sae_lens is installed"
         )
+    scale = float(scale)  # torch refuses whole numbers beyond 64 bits
     source.note(f"activations are multiplied by {scale:.6g}, {where}; folded into W_enc, W_dec and b_dec")
     return {
         **weights,

@@ -90,7 +90,7 @@ def parse(config: Mapping[str, Any], path: Path, overrides: Mapping[str, Any] | 
     metadata |= {key: value for key, value in (overrides or {}).items() if key in _METADATA}
     if re.match(r"[0-5]\.", version) or (not version and "metadata" not in config and "architecture" not in config):
         notes.append(f"cfg.json is of SAELens {version or 'before version 6'}, read as SAELens reads those")
-    architecture, k = _architecture(top, path, old=int(version.split(".")[0]) < 6 if version[:1].isdigit() else True)
+    architecture, k = _architecture(top, path, old=not (major := re.match(r"[0-9]{1,9}", version)) or int(major[0]) < 6)
     for key in ("d_in", "d_sae"):
         _check_whole(top, key, path)
     normalize, scaled = _norm(top, path)

@@ -1,0 +1,25 @@
+"""Put faults into caching, training and showing for a given time: ``python faults.py --seconds 3600 --seed 0``."""
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).parent.parent / "support"), str(Path(__file__).parent.parent)]
+
+
+def run() -> int:
+    """1 where work was lost, something was silently wrong, or an error was no sentence. Prints the counts."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=3600)
+    parser.add_argument("--faults", type=int, default=10**9, help="at most so many")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    from injection import main
+
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as scratch:
+        return main(Path(scratch), arguments.seed, arguments.seconds, arguments.faults)
+
+
+if __name__ == "__main__":
+    sys.exit(run())
