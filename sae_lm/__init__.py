@@ -81,8 +81,8 @@ _HOMES = {
     "check": "sae_lm.commands.check",
     "compare": "sae_lm.commands.compare",
     "convert": "sae_lm.commands.convert",
-    "export": "sae_lm.commands.export",
     "estimate": "sae_lm.commands.estimate",
+    "export": "sae_lm.commands.export",
     "faithfulness": "sae_lm.interp.attribution",
     "generate": "sae_lm.interp.generation",
     "inspect": "sae_lm.commands.inspect",
@@ -103,14 +103,14 @@ _HOMES = {
     "verify": "sae_lm.commands.verify",
 }
 
-__all__ = [
-    "SAE",
+__all__ = [  # noqa: RUF022 (as sorted() has it, upper case first)
     "CacheSettings",
     "CompareSettings",
     "ConvertSettings",
     "EstimateSettings",
     "ExportSettings",
     "MergeSettings",
+    "SAE",
     "SaeLmError",
     "ShowSettings",
     "Steer",
