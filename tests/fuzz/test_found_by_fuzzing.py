@@ -240,3 +240,13 @@ def test_a_pickle_that_names_code_at_absurd_length_is_refused_at_once(tmp_path, 
     with pytest.raises(SaeError, match="nothing of it was executed"):
         read_torch(tmp_path / "b.pt")
     assert time.monotonic() - began < 2
+
+
+def test_one_flipped_bit_of_an_saes_configuration_is_noticed_when_it_is_verified(make_sae, tmp_path):
+    save(make_sae(), tmp_path / "sae")
+    file = tmp_path / "sae/cfg.json"
+    assert not verify(tmp_path / "sae")
+    file.write_text(json.dumps(json.loads(file.read_text())))  # another layout says the same
+    assert not verify(tmp_path / "sae")
+    file.write_text(file.read_text().replace('"k": 3', '"k": 2'))
+    assert verify(tmp_path / "sae") == ["cfg.json: content does not match its checksum"]

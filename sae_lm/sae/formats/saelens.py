@@ -5,6 +5,8 @@ keeps and ignores. ``sae_lens_version`` is in it because without one SAELens tak
 drops the metadata.
 """
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sae_lm.errors import SaeError
-from sae_lm.runtime.files import read_json, sha256, whole_folder, write_json
+from sae_lm.runtime.files import json_bytes, read_json, sha256, whole_folder, write_json
 from sae_lm.sae.folder import CONFIG, WEIGHTS
 from sae_lm.sae.formats.saelens_config import AVERAGE, KNOWN_REPOSITORIES, Parsed, parse
 from sae_lm.sae.model import SAE, SaeConfig, has_heads
@@ -60,7 +62,15 @@ def save(sae: SAE, directory: Path) -> None:
             # where decoder rows have unit norm, this changes nothing; without it SAELens refuses to fold the norms
             unit = bool(((weights["W_dec"].norm(dim=1) - 1).abs() <= UNIT).all())
             config |= {"k": sae.config.k, "rescale_acts_by_decoder_norm": unit}
+        config["metadata"]["config_sha256"] = config_digest(config)
         write_json(temporary / CONFIG, config)
+
+
+def config_digest(config: Mapping[str, Any]) -> str:
+    """sha256 of what cfg.json says, whatever its layout, but for this checksum itself."""
+    content = json.loads(json_bytes(dict(config)))
+    content["metadata"].pop("config_sha256", None)
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def check(directory: Path) -> tuple[dict[str, Any], SaeConfig]:
@@ -98,8 +108,18 @@ def verify_files(directory: Path) -> list[str]:
         parsed = parse(config, directory / CONFIG)
     except SaeError:  # of another version or kind, which is no damage
         parsed = None
-    problem = _weights_problem(directory, recorded, parsed)
-    return [] if problem is None else [problem]
+    problems = [problem] if (problem := _weights_problem(directory, recorded, parsed)) else []
+    if isinstance(metadata, dict) and (digest := metadata.get("config_sha256")) and digest != _digest_of(config):
+        problems.append(f"{CONFIG}: content does not match its checksum")
+    return problems
+
+
+def _digest_of(config: Mapping[str, Any]) -> str | None:
+    """`config_digest`; None for what `save` cannot have written."""
+    try:
+        return config_digest(config)
+    except ValueError:  # NaN
+        return None
 
 
 def _weights_problem(directory: Path, recorded: str | None, parsed: Parsed | None) -> str | None:
