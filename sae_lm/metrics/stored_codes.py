@@ -138,11 +138,15 @@ def store_codes(store: Store, hook: str, sae: SAE, start: int, stop: int, folder
             last = min(stop, first + PART_ROWS)
             path = codes.folder / _file(number)
             if _read(path, first, last - first) is None:
-                arrays = _encode(store, hook, sae, first, last)
-                metadata = {"sha256": _digest(arrays)}
-                write_whole(path, lambda temporary, a=arrays, m=metadata: save_file(a, temporary, metadata=m))
+                write_part(path, _encode(store, hook, sae, first, last))
             bar.update(last - first)
     return codes
+
+
+def write_part(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """count [rows] int32, latent and value [entries], with their checksum; the file appears whole."""
+    metadata = {"sha256": _digest(arrays)}
+    write_whole(path, lambda temporary: save_file(arrays, temporary, metadata=metadata))
 
 
 def _file(number: int) -> str:

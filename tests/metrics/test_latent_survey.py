@@ -20,7 +20,7 @@ from sae_lm.metrics.latent_matches import match_latents
 from sae_lm.metrics.latent_statistics import latent_statistics, row_priority
 from sae_lm.metrics.latent_survey import Survey, surroundings, survey
 from sae_lm.metrics.promoted_tokens import promoted_tokens
-from sae_lm.metrics.stored_codes import StoredCodes, store_codes
+from sae_lm.metrics.stored_codes import StoredCodes, store_codes, write_part
 from sae_lm.sae.model import SAE
 
 D_SAE = 12
@@ -240,15 +240,11 @@ class Scene:
 
 
 def _codes_of(z: np.ndarray, folder: Path) -> StoredCodes:
-    from safetensors.numpy import save_file
-
     folder.mkdir(exist_ok=True)
     row, latent = z.nonzero()
     count = np.bincount(row, minlength=len(z)).astype(np.int32)
-    save_file(
-        {"count": count, "latent": latent.astype(np.uint16), "value": z[row, latent].astype(np.float32)},
-        folder / "00000.safetensors",
-    )
+    arrays = {"count": count, "latent": latent.astype(np.uint16), "value": z[row, latent].astype(np.float32)}
+    write_part(folder / "00000.safetensors", arrays)
     return StoredCodes(folder, z.shape[1], 0, len(z))
 
 

@@ -29,7 +29,11 @@ def written(runs):
     run = json.loads((runs / "run.json").read_text())
     metadata = json.loads((runs / "max_cos_0.5@arch=relu-seed0" / "cfg.json").read_text())["metadata"]
     lines = [json.loads(line) for log in runs.glob("*.metrics.jsonl") for line in log.read_text().splitlines()]
-    return list(run), set(metadata) - {"sae_lens_version", "weights_sha256", "config_sha256"}, {key for line in lines for key in line}
+    return (
+        list(run),
+        set(metadata) - {"sae_lens_version", "weights_sha256", "config_sha256"},
+        {key for line in lines for key in line},
+    )
 
 
 def test_the_docstring_names_every_key_on_disk(runs):
