@@ -17,6 +17,7 @@ from torch import Tensor
 from sae_lm.data.store import Store, open_store
 from sae_lm.errors import SaeError, SettingsError
 from sae_lm.metrics.fit import POOR, Fit, find_fit
+from sae_lm.metrics.reconstruction import share_of
 from sae_lm.pages.fit import fit_html, fit_text
 from sae_lm.sae.load import load
 from sae_lm.sae.model import SAE
@@ -46,9 +47,7 @@ class Losses(NamedTuple):
     @property
     def recovered(self) -> float:
         """1: as good as the model itself; 0: as bad as zeros."""
-        return (
-            (self.ablated - self.spliced) / (self.ablated - self.clean) if self.ablated != self.clean else float("nan")
-        )
+        return share_of(self.ablated - self.spliced, self.ablated - self.clean)
 
 
 class Check(NamedTuple):
@@ -256,13 +255,13 @@ def _losses(model: Any, sae: SAE, name: str, contexts: _Contexts) -> Losses:
         return total / count if count else float("nan")
 
     clean = loss()
-    with splice(model, {name: sae}, keep=special_rule(model)):
+    with splice(model, {name: sae}, keep=_special_rule(model)):
         spliced = loss()
     with replace_activation(model, name, torch.zeros_like):
         return Losses(clean, spliced, loss())
 
 
-def special_rule(model: Any) -> Any:
+def _special_rule(model: Any) -> Any:
     """``keep`` for a model with or without a tokenizer."""
     return "special" if model.tokenizer is not None else None
 

@@ -75,10 +75,6 @@ def train(settings: TrainSettings) -> Path:
 OUT_OF_MEMORY = "give a smaller --batch-size, fewer --arms-at-once or a smaller --d-sae; finished SAEs are kept"
 
 
-def seeds_of(settings: TrainSettings) -> range:
-    return range(settings.first_seed, settings.first_seed + settings.seeds)
-
-
 class _Place(NamedTuple):
     """Where this process works."""
 
@@ -125,7 +121,7 @@ def _say_how_it_went(settings: TrainSettings, arms: list[Arm], plan: _Plan, seco
     if plan.missing:
         print(timing_line(seconds), flush=True)
     of_arm = {
-        arm.name: [read_convergence(settings.out / sae_folder(arm, seed)) for seed in seeds_of(settings)]
+        arm.name: [read_convergence(settings.out / sae_folder(arm, seed)) for seed in settings.seed_numbers]
         for arm in arms
     }
     if line := state_of_training(of_arm):
@@ -137,7 +133,7 @@ def _share_out(
 ) -> tuple[list[ArmGroup], int]:
     """Groups of the SAEs that are not there yet, and how many SAEs these are."""
     pending = {
-        seed: [arm for arm in arms if not is_done(settings.out, arm, seed, recipe)] for seed in seeds_of(settings)
+        seed: [arm for arm in arms if not is_done(settings.out, arm, seed, recipe)] for seed in settings.seed_numbers
     }
     missing = sum(map(len, pending.values()))
     return _groups(pending, settings.out, settings.arms_at_once or -(-missing // teams) or 1), missing

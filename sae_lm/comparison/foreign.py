@@ -19,7 +19,7 @@ from sae_lm.settings import CompareSettings
 from sae_lm.training.run_folder import RUN
 
 MEASURED = 0.9
-"""Share of the store that is measured, at its end: none of it was trained on. The rest gives the mean row."""
+"""Share of the store that is measured, at its end: none of it was held back for training. The rest gives the mean row."""
 MOST_NAMED = 6
 
 

@@ -78,7 +78,7 @@ def _lacking(registered: Registered, settings: CompareSettings, runs: Runs) -> s
         return f"{foreign[0]} was not trained under this file"
     sections = registered.sections
     train = TrainSettings.model_validate({**sections.get("train", {}), "store": "store", "out": "out"})
-    seeds = range(train.first_seed, train.first_seed + train.seeds)
+    seeds = train.seed_numbers
     if missing := [seed for seed in seeds if seed not in runs.seeds]:
         return f"{len(seeds) - len(missing)} of {len(seeds)} seeds are there"
     asked = CompareSettings.model_validate({**sections.get("compare", {}), "runs": "runs", "out": "out"})

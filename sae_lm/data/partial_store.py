@@ -1,9 +1,7 @@
 """A store that is being written: its recipe, and a record for each shard whose files are whole."""
 
-import errno
 import re
 import shutil
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
@@ -16,6 +14,7 @@ from sae_lm.data.tokens import Place
 from sae_lm.errors import StoreError
 from sae_lm.runtime.differences import differences
 from sae_lm.runtime.files import PART, PROBE, parse_json, read_json, refuse_links_out, write_json
+from sae_lm.runtime.locks import take_lock
 
 LOCK = f"{PROGRESS}/lock"
 
@@ -53,29 +52,12 @@ def open_for_writing(out: Path, recipe: Recipe, *, lock: bool = True) -> Iterato
 
 @contextmanager
 def _only_writer(out: Path) -> Iterator[None]:
-    """Hold the store's lock. Raises StoreError where another process holds it.
-
-    The lock is the system's, on a file: it ends with the process, however that ends. Windows and some network disks
-    have no such locks, and nobody is kept out there.
-    """
-    try:
-        import fcntl
-    except ImportError:
-        yield
-        return
+    """Hold the store's lock. Raises StoreError where another process holds it."""
     lock = out / LOCK
     lock.parent.mkdir(parents=True, exist_ok=True)
     with lock.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as problem:
-            if problem.errno in (errno.EWOULDBLOCK, errno.EACCES):
-                raise StoreError(f"another process is writing {out}; wait for its end, or give another --out") from None
-            print(
-                f"note: the disk of {out} has no file locks ({problem.strerror}), so nothing keeps a second process out",
-                file=sys.stderr,
-                flush=True,
-            )
+        if not take_lock(file, out):
+            raise StoreError(f"another process is writing {out}; wait for its end, or give another --out")
         yield
 
 

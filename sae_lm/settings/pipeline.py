@@ -155,6 +155,10 @@ class TrainSettings(Settings):
     out: Path
     """folder for the run directories"""
 
+    @property
+    def seed_numbers(self) -> range:
+        return range(self.first_seed, self.first_seed + self.seeds)
+
 
 class CompareSettings(Settings):
     """run directories -> report.json, report.html: what the penalty changed, with intervals."""

@@ -1,8 +1,8 @@
 """Keep two processes from training one SAE: a lock for each that is being trained, and one for run.json.
 
 The locks are the system's, on files in the folder of checkpoints, ``state/NAME.lock``: a lock ends with its process,
-however that ends. What a kill leaves there is an unlocked file, which the next run removes. Windows has no such locks,
-and nobody is kept out there.
+however that ends. What a kill leaves there is an unlocked file, which the next run removes. Where there are no such
+locks nobody is kept out (sae_lm.runtime.locks).
 """
 
 import os
@@ -11,12 +11,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from sae_lm.errors import SaeError
+from sae_lm.runtime.locks import take_lock
 from sae_lm.training.run_folder import RUN, STATE_FOLDER
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
 
 
 @contextmanager
@@ -53,16 +49,11 @@ def remove_locks(out: Path) -> bool:
 @contextmanager
 def _lock(out: Path, name: str, wait: bool) -> Iterator[bool]:
     """Whether the lock was to be had; held inside the block. Its file goes with it."""
-    if fcntl is None:
-        yield True
-        return
     path = out / STATE_FOLDER / f"{name}.lock"
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            except OSError:
+            if not take_lock(file, out, wait=wait):
                 yield False
                 return
             if not _is_same(path, file.fileno()):

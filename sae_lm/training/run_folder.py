@@ -82,7 +82,7 @@ def write_run(
     """Write run.json, with the arms and seeds of earlier commands. Raises SaeError for one that is not understood."""
     settings.out.mkdir(parents=True, exist_ok=True)
     earlier = read_run(settings.out) if (settings.out / RUN).exists() else {"arms": []}
-    seeds = [(settings.first_seed, settings.first_seed + settings.seeds)]
+    seeds = [(settings.seed_numbers.start, settings.seed_numbers.stop)]
     seeds += [(earlier.get("first_seed", 0), earlier["seeds"])] if earlier["arms"] else []
     write_json(
         settings.out / RUN,

@@ -1,0 +1,31 @@
+"""Only another process keeps one out, a disk without locks does not."""
+
+import errno
+
+import pytest
+
+from sae_lm.runtime.locks import take_lock
+from sae_lm.training.locks import only_trainer, only_writer_of_run
+
+fcntl = pytest.importorskip("fcntl")
+
+
+def refuse(number):
+    def flock(file, operation):
+        raise OSError(number, "no such thing")
+
+    return flock
+
+
+def test_a_disk_without_locks_keeps_nobody_from_training_and_says_so_once(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(fcntl, "flock", refuse(errno.ENOSYS))
+    with only_trainer(tmp_path, ["none-seed0", "none-seed1"]), only_writer_of_run(tmp_path):
+        pass
+    assert capsys.readouterr().err.count("has no file locks (no such thing)") == 1
+
+
+@pytest.mark.parametrize("number", [errno.EWOULDBLOCK, errno.EACCES])
+def test_a_held_lock_is_another_process(tmp_path, monkeypatch, number):
+    monkeypatch.setattr(fcntl, "flock", refuse(number))
+    with (tmp_path / "lock").open("w") as file:
+        assert not take_lock(file, tmp_path)
