@@ -193,6 +193,17 @@ def test_penalties_differ_by_colour_and_their_coefficients_by_mark() -> None:
     assert looks["abs_cos:1@k=8"].mark != looks["abs_cos:3@k=8"].mark
 
 
+def test_balances_of_matryoshka_and_numbers_of_an_option_have_one_colour_and_marks_of_their_own() -> None:
+    balances = ("none@arch=matryoshka", "none@arch=matryoshka@balance=0.25", "none@arch=matryoshka@balance=0.5")
+    held = ("none@decoder=0.8", "none@decoder=0.9")
+    looks = charts.looks(make_report(("none", "none@arch=batchtopk", "none@decoder=frozen", *balances, *held), seeds=1))
+    for family in (balances, held):
+        assert len({looks[name].tone for name in family}) == 1 and len({looks[name].mark for name in family}) == len(
+            family
+        )
+    assert len({look.tone for look in looks.values()}) == 5
+
+
 def test_twenty_families_have_twenty_looks() -> None:
     looks = charts.looks(make_report(MANY, seeds=1))
     assert len({(look.tone, look.mark) for look in looks.values()}) == len(MANY) == 20
