@@ -160,7 +160,7 @@ def cross_entropies(
 def _logits(
     model: "TransformerBridge", batch: HeldOutText, function: Callable[[Tensor], Tensor]
 ) -> Float[Tensor, "n d_vocab"]:
-    """Of the predictions that count, with the hook's activation replaced by this function of it."""
+    """Of the predictions that count, with the hook's activation [batch, pos, d_in] replaced by this function of it."""
     from sae_lm.lm.bridge import FORWARD_KWARGS, replace_activation
 
     with replace_activation(model, batch.hook, function):
@@ -196,7 +196,7 @@ def _constant(row: Tensor) -> Callable[[Tensor], Tensor]:
 def _reconstruction(sae: SAE) -> Callable[[Tensor], Tensor]:
     def reconstruct(x: Tensor) -> Tensor:
         rows = x.flatten(0, -2).to(sae.W_dec)
-        return decode_active(sae, *active(sae, rows), rows).view_as(x).to(x.dtype)
+        return decode_active(sae, *active(sae, rows), rows).view_as(x).to(x)
 
     return reconstruct
 
