@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sae_lm.data.store import Store, open_store
 from sae_lm.errors import SaeError, SettingsError
+from sae_lm.lm.device_map import input_device
 from sae_lm.metrics.fit import POOR, Fit, find_fit
 from sae_lm.metrics.reconstruction import share_of
 from sae_lm.pages.fit import fit_html, fit_text
@@ -220,7 +221,7 @@ def _activations(model: Any, names: Sequence[str], tokens: Tensor, wanted: Tenso
 
     parts: dict[str, list[Tensor]] = {name: [] for name in names}
     seen: dict[str, Tensor] = {}
-    device = next(model.parameters()).device
+    device = input_device(model)
 
     def keep(tensor: Tensor, hook: Any) -> None:
         seen[hook.name] = tensor
@@ -240,7 +241,7 @@ def _losses(model: Any, sae: SAE, name: str, contexts: _Contexts) -> Losses:
     from sae_lm.interp.splice import splice
     from sae_lm.lm.bridge import FORWARD_KWARGS, replace_activation
 
-    device = next(model.parameters()).device
+    device = input_device(model)
     tokens, special = contexts.tokens[:LOSS_CONTEXTS], contexts.special[:LOSS_CONTEXTS]
 
     def loss() -> float:
@@ -346,7 +347,10 @@ def run(settings: CheckSettings) -> int:
         named = name or sae.config.metadata.get("model_name")
         if not isinstance(named, str):
             raise SettingsError("check: --model is required: the SAE does not say which language model it is for")
-        model = load_model(named, device=settings.device)
+        placed: dict[str, Any] = (
+            {"device_map": settings.device_map} if settings.device_map else {"device": settings.device}
+        )
+        model = load_model(named, **placed)
     if store is not None and settings.text is not None:
         raise SettingsError("check: --store and --text are both given; give one, rows or text")
     found = check(
