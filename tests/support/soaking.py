@@ -6,6 +6,7 @@ import os
 import statistics
 import time
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -61,7 +62,7 @@ def growth(seconds: Sequence[float], values: Sequence[float], tolerance: float =
         raise ValueError(f"{len(kept)} values after the warm-up are too few, expected {2 * SEGMENTS}; take more")
     length = kept[-1][0] - kept[0][0]
     cuts = [round(part * len(kept) / SEGMENTS) for part in range(SEGMENTS + 1)]
-    parts = [kept[a:b] for a, b in zip(cuts, cuts[1:], strict=False)]
+    parts = [kept[a:b] for a, b in pairwise(cuts)]
     x = [statistics.median(point[0] for point in part) / length for part in parts]
     y = [statistics.median(point[1] for point in part) for part in parts]
     spread = sum((one - statistics.fmean(x)) ** 2 for one in x)
