@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fuzz_targets import Target, printable, targets
+from hub_stand_in import HubStandIn
 from mutations import mutate
 
 SECONDS = 10.0
@@ -68,10 +69,14 @@ class _Watch:
     def __init__(self) -> None:
         self.folder: str | None = None
         self.seen: list[str] = []
+        self.port = -1
+        """of the hub on this machine, which may be asked"""
         sys.addaudithook(self.look)
 
     def look(self, event: str, arguments: tuple[Any, ...]) -> None:
         if self.folder is None:
+            return
+        if event == "socket.connect" and arguments[1] == ("127.0.0.1", self.port):
             return
         if event in RUNS:
             self.seen.append(f"{event} {arguments[:2]!r}"[:300])
@@ -112,10 +117,10 @@ def _limits(room: int) -> Iterator[None]:
 class Bench:
     """Targets, each with a copy of its files that is damaged and restored."""
 
-    def __init__(self, scratch: Path) -> None:
-        """scratch: an empty folder, best in memory."""
+    def __init__(self, scratch: Path, hub: HubStandIn | None = None) -> None:
+        """scratch: an empty folder, best in memory. hub: see `targets`."""
         self.scratch = scratch.resolve()
-        self.targets = targets(self.scratch)
+        self.targets = targets(self.scratch, hub)
         self.whole = {
             target.name: {
                 path.relative_to(target.folder).as_posix(): path.read_bytes()
@@ -126,6 +131,8 @@ class Bench:
         }
         if not _watch:
             _watch.append(_Watch())
+        if hub is not None:
+            _watch[0].port = hub.server.server_port
         for target in self.targets:  # whole files are read, and what is imported on the way is
             folder = self.place(target)
             with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
