@@ -83,11 +83,9 @@ def _raise_in_words(path: Path, problem: BaseException) -> None:
 def disk_problem(problem: BaseException) -> str | None:
     """What an error says of the disk, in words; None where it is not about a disk.
 
-    Of safetensors' errors as well, which have the system's number in their text alone, and of torch's, which has none.
+    Of safetensors' errors as well, which have the system's number in their text alone.
     """
     number = getattr(problem, "errno", None)
-    if number is None and "file write failed" in str(problem):
-        return DISKS[errno.ENOSPC]
     if number is None and (said := re.search(r"os error (\d+)\)", str(problem))):
         number = int(said[1])
     return DISKS.get(number) if number is not None else None

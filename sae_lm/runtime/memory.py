@@ -14,6 +14,7 @@ WORDS = (
     "out of memory",
     "bad_alloc",
     "annot allocate memory",
+    "failed to map segment",  # of a library that is loaded late
     "could not create a memory object",  # oneDNN
     "start new thread",  # which takes a stack
 )

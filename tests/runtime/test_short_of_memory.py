@@ -34,6 +34,7 @@ class OutOfMemoryError(RuntimeError):
         (RuntimeError("unable to mmap 1024 bytes from file <a.safetensors>: Cannot allocate memory (12)"), "0.0 MB more"),
         (OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), "2.1 GB more"),
         (OSError(errno.ENOMEM, "Cannot allocate memory"), ""),
+        (ImportError("_c_internal_utils.so: failed to map segment from shared object"), ""),
         (ImportError("libtorch_cpu.so: cannot allocate memory in static TLS block"), ""),
     ],
 )  # fmt: skip

@@ -82,6 +82,11 @@ class _Watch:
             self.seen.append(f"{event} {arguments[:2]!r}"[:300])
         elif event in CHANGES or (event == "open" and isinstance(arguments[2], int) and arguments[2] & WRITES):
             paths = arguments[:2] if event in ("os.rename", "os.link") else arguments[:1]
+            if event == "os.symlink":  # where it lies, and where it leads
+                paths = (
+                    arguments[1],
+                    os.path.join(os.path.dirname(os.fsdecode(arguments[1])), os.fsdecode(arguments[0])),
+                )
             for path in paths:
                 if isinstance(path, (str, bytes, os.PathLike)) and not self.allowed(os.fsdecode(path)):
                     self.seen.append(f"{event} {path!r}"[:300])

@@ -41,6 +41,15 @@ SENTENCE, TRACEBACK = 2, 3
 """Exit codes of a run that ended in an error of ours, or in another."""
 ABORTS = {-signal.SIGABRT, -signal.SIGSEGV, -signal.SIGBUS}
 """Ends of a library in C or Rust that was refused memory: nothing of Python runs after them, as after a kill."""
+LATE = (
+    "transformers.models.gpt2.modeling_gpt2",
+    "huggingface_hub.file_download",
+    "huggingface_hub.hf_api",
+    "matplotlib.backends.backend_agg",
+    "matplotlib.backends.backend_svg",
+    "sae_lm.pages.figures",
+)
+"""What commands import when they come to it; imported before the first fork, so that no run has to."""
 LONGEST = 300.0
 """Seconds after which a run is taken to hang."""
 KINDS = ("kill", "kill", "full disk", "memory", "clock", "two at once", "finished file")
@@ -351,9 +360,12 @@ def report(faults: Faults) -> str:
 
 
 def main(scratch: Path, seed: int, seconds: float, most: int, only: Iterable[str] = ()) -> int:
-    import torch
-    import transformers.models.gpt2.modeling_gpt2  # noqa: F401
+    from importlib import import_module
 
+    import torch
+
+    for name in LATE:
+        import_module(name)
     torch.set_num_threads(1)
     faults, end, done = Faults(scratch, seed, only), time.monotonic() + seconds, 0
     while done < most and time.monotonic() < end:
