@@ -37,7 +37,7 @@ def _checkpoint(out, sae, store):
 
 def _delphi(out, sae, store):
     sae_lm.export(
-        ExportSettings(sae=str(sae), to="delphi", store=str(store), codes=out / "codes", device="cpu", out=out)
+        ExportSettings(sae=str(sae), to="delphi", store=str(store), codes=out.parent / "codes", device="cpu", out=out)
     )
 
 

@@ -70,14 +70,14 @@ class _Watch:
         self.folder: str | None = None
         self.seen: list[str] = []
         self.port = -1
-        """of the hub on this machine, which may be asked"""
+        """of the hub on this machine; with one, this machine may be asked"""
         sys.addaudithook(self.look)
 
     def look(self, event: str, arguments: tuple[Any, ...]) -> None:
         if self.folder is None:
             return
-        if event == "socket.connect" and arguments[1] == ("127.0.0.1", self.port):
-            return
+        if event == "socket.connect" and arguments[1][:1] == ("127.0.0.1",) and self.port >= 0:
+            return  # the hub, or where it has sent this process to
         if event in RUNS:
             self.seen.append(f"{event} {arguments[:2]!r}"[:300])
         elif event in CHANGES or (event == "open" and isinstance(arguments[2], int) and arguments[2] & WRITES):
