@@ -20,6 +20,7 @@ from sae_lm.lm.device_map import Placement, check_device_map, input_device, wait
 from sae_lm.lm.hooks import canonical_hook, expand_hooks, layer_of
 from sae_lm.lm.source import ModelSource, find_model, language_config, loading_quietly
 from sae_lm.runtime.device import pick_device
+from sae_lm.runtime.memory import is_out_of_memory
 
 FORWARD_KWARGS: dict[str, Any] = {"use_cache": False, "output_attentions": False}
 """Arguments of every forward pass: a bridge does not keep a cache and attentions that nobody reads."""
@@ -82,7 +83,9 @@ def _same_with_kept_keys(bridge: TransformerBridge) -> bool:
                     output_logits=True,
                     verbose=False,
                 )
-        except Exception:  # an encoder, a model of other inputs: each says so in its own way, and when it is asked to
+        except Exception as problem:  # an encoder, a model of other inputs: each says so in its own way, and late
+            if is_out_of_memory(problem):
+                raise
             return True
         logits.append(made.logits[-1].double())
     difference, spread = (logits[0] - logits[1]).abs().max(), logits[1].std()
