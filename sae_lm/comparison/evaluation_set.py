@@ -27,6 +27,7 @@ from sae_lm.concepts.rows import (
 )
 from sae_lm.concepts.text_units import numbered, text_units
 from sae_lm.concepts.token_labels import LABELS, read_labels
+from sae_lm.data.repeats import share_in_several
 from sae_lm.data.store import Store
 from sae_lm.errors import SettingsError, StoreError
 from sae_lm.metrics.statistics import resamples, sums_of_units
@@ -36,6 +37,9 @@ SUMMED_ROWS = 4096
 """Held-out rows read at once where no SAE is concerned."""
 CACHED_BYTES = 1 << 30
 """Held-out rows of up to this size are read once for all SAEs; more are read again for each."""
+FEWEST_UNITS, MOST_SHARED = 5, 0.5
+"""Units of text (documents, blocks of contexts) below which, and the share of text in several of them beyond which, the
+noise of the evaluation is unknown."""
 SAMPLES = 200
 """Bootstrap samples of documents: the spread over them has a relative error of 5%."""
 
@@ -98,6 +102,8 @@ class EvaluationSet(NamedTuple):
     candidates: list[Candidates]
     """one for each concept in use; lists of a concept's splits have this order"""
     seed: int
+    noise_unknown: str = ""
+    """why samples of documents say nothing of other text, in a sentence; usually empty"""
 
 
 def sample_documents(of_row: Int[Tensor, " rows"], seed: int) -> Documents:
@@ -119,6 +125,24 @@ def reader(store: Store, hook: str, start: int, stop: int) -> Callable[[int], It
             yield store.rows(hook, first, min(stop, first + size))
 
     return read
+
+
+def why_noise_is_unknown(token_id: Int[Tensor, " rows"], unit: Int[Tensor, " rows"]) -> str:
+    """A sentence where samples of these units say nothing of what other text would give; else empty.
+
+    They would then differ hardly at all, and a noise of nearly 0 be reported as if it had been measured.
+    unit: the document, or block of contexts, of each row, numbered from 0.
+    """
+    units = int(unit.max()) + 1 if len(unit) else 0
+    if units < FEWEST_UNITS:
+        what = "a single context or block of contexts" if units == 1 else f"{units} contexts or blocks of contexts"
+        return f"The noise of the evaluation is unknown: the held-out rows are of {what}; hold out more text."
+    if (share := share_in_several(token_id, unit)) > MOST_SHARED:
+        return (
+            f"The noise of the evaluation is unknown: {share:.0%} of the held-out text stands in it more than once, so that "
+            "samples of it say nothing of other text; cache text without copies."
+        )
+    return ""
 
 
 def find_candidates(
@@ -202,6 +226,7 @@ def build_evaluation_set(
         sets=concept_sets,
         candidates=candidates,
         seed=settings.seed,
+        noise_unknown=why_noise_is_unknown(tokens["token_id"][: stop - start], read_units),
     )
     return evaluation_set, probes, [labels.unknown] if labels and labels.unknown else []
 

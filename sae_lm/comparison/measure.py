@@ -62,7 +62,7 @@ class Measured(NamedTuple):
     """what the cross-entropies of all SAEs have in common"""
     probes: list[Probe]
     remarks: list[str]
-    """sentences on what of a user's labels could not be used"""
+    """sentences on what could not be used or is unknown"""
     per_concept: dict[Key, list[dict[str, Any]]]
     control_per_concept: list[dict[str, Any]]
     grades: Grades | None
@@ -105,13 +105,13 @@ def measure(settings: CompareSettings, store: Store, runs: Runs, device: str) ->
         ),
         control=alone.control.figures,
         bootstrap_values={
-            key: values | (language.bootstrap_values[key] if language else {})
+            key: {} if evaluation_set.noise_unknown else values | (language.bootstrap_values[key] if language else {})
             for key, values in bootstrap_values.items()
         },
         matching=matching,
         cross_entropy=language.shared if language else None,
         probes=probes,
-        remarks=remarks,
+        remarks=[*remarks, *filter(None, [evaluation_set.noise_unknown])],
         per_concept={key: sae.per_concept for key, sae in alone.saes.items()},
         control_per_concept=alone.control.per_concept,
         grades=alone.grades,

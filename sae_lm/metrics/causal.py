@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from sae_lm.lm.device_map import input_device
 from sae_lm.metrics.absorption import ConceptAtSae, full_scores, projections
 from sae_lm.metrics.codes import at_entries
 from sae_lm.metrics.language_model import LOGITS, PrefixCache
@@ -76,7 +77,7 @@ def removal_divergences(
     """
     from sae_lm.lm.bridge import FORWARD_KWARGS, replace_activation
 
-    device = next(model.parameters()).device
+    device = input_device(model)
     prefix = PrefixCache(model, hook)
 
     def log_probability(tokens: Tensor, at: Tensor, part: Tensor | None) -> Tensor:
@@ -86,7 +87,7 @@ def removal_divergences(
             if part is None:
                 return x
             x = x.clone()
-            x[row, at] -= part.to(x)
+            x[row.to(x.device), at.to(x.device)] -= part.to(x)
             return x
 
         with replace_activation(model, hook, take_away):
