@@ -87,9 +87,9 @@ def ours_on_their_words(folder: Path, sae_folder: Path) -> Any:
 @pytest.fixture
 def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """The stand-ins, and an SAE in the folder that the lines name. Returns the folder to work in."""
-    jaxtyping.config.update("jaxtyping_disable", True)  # as JAXTYPING_DISABLE=1, which is documented
     pytest.importorskip("sae_bench", reason="sae-bench is not installed; see sae_lm/interop/README.md")
     pytest.importorskip("sae_probes", reason="sae-probes is not installed")
+    jaxtyping.config.update("jaxtyping_disable", True)  # as JAXTYPING_DISABLE=1, which is documented
     from datasets import Dataset
     from sae_lens.training import activations_store
     from transformer_lens import HookedTransformer
