@@ -50,6 +50,7 @@ Numbers = Annotated[tuple[int, ...], BeforeValidator(split_commas)]
 Costs = Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], ...], BeforeValidator(split_numbers)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Dtype = Literal["float32", "bfloat16", "float16"]
+DeviceMap = Literal["auto", "balanced", "balanced_low_0", "sequential"]
 Architecture = Literal["relu", "topk", "batchtopk", "jumprelu", "matryoshka"]
 StoreAddress = Annotated[str | Path, AfterValidator(str)]
 """A folder or an hf:// address, whose two slashes a Path would make one."""

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sae_lm.data.store import Store, open_store
 from sae_lm.errors import SaeError, SettingsError
+from sae_lm.lm.device_map import input_device
 from sae_lm.metrics.fit import POOR, Fit, find_fit
 from sae_lm.metrics.language_model import CrossEntropy, HeldOutText, cross_entropies
 from sae_lm.pages.fit import fit_html, fit_text
@@ -205,7 +206,7 @@ def _activations(model: Any, names: Sequence[str], tokens: Tensor, wanted: Tenso
 
     parts: dict[str, list[Tensor]] = {name: [] for name in names}
     seen: dict[str, Tensor] = {}
-    device = next(model.parameters()).device
+    device = input_device(model)
 
     def keep(tensor: Tensor, hook: Any) -> None:
         seen[hook.name] = tensor
@@ -307,7 +308,10 @@ def run(settings: CheckSettings) -> int:
         named = name or sae.config.metadata.get("model_name")
         if not isinstance(named, str):
             raise SettingsError("check: --model is required: the SAE does not say which language model it is for")
-        model = load_model(named, device=settings.device)
+        placed: dict[str, Any] = (
+            {"device_map": settings.device_map} if settings.device_map else {"device": settings.device}
+        )
+        model = load_model(named, **placed)
     if store is not None and settings.text is not None:
         raise SettingsError("check: --store and --text are both given; give one, rows or text")
     found = check(

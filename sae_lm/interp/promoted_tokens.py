@@ -35,6 +35,11 @@ class PromotedTokens(NamedTuple):
 def promoted_tokens(model: Any, W_dec: Float[Tensor, "d_sae d_model"], count: int) -> PromotedTokens:
     """model: a TransformerBridge or HookedTransformer. Raises ModelError where the widths do not fit, and for a final
     norm that is neither a LayerNorm nor an RMSNorm."""
+    if model.W_U.device.type == "meta":
+        raise ModelError(
+            "the model's unembedding waits on the CPU or on disk, and directions can be read by it only where it is on a "
+            "device; load the model without device_map"
+        )
     unembedding = model.W_U.detach().float()
     if W_dec.shape[1] != unembedding.shape[0]:
         raise ModelError(
