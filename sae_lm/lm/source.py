@@ -1,5 +1,6 @@
 """Find a language model by name, and read its configuration and its tokenizer; nothing heavy is loaded."""
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import copy
@@ -7,8 +8,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sae_lm.embedded import MODEL_DIR
-from sae_lm.errors import ModelError, SaeLmError
-from sae_lm.hub.quiet import quiet
+from sae_lm.errors import ModelError, SaeLmError, SaeLmWarning
+from sae_lm.hub.quiet import overheard, quiet
 from sae_lm.hub.revision import pin
 
 
@@ -84,11 +85,15 @@ def load_tokenizer(source: ModelSource) -> Any:
 def loading_quietly(source: ModelSource, expected: str) -> Iterator[None]:
     """No progress bars and load reports inside the block; whatever transformers raises becomes one sentence.
 
+    What it warns of tokenizers becomes a SaeLmWarning each, behind the block.
+
     expected: what should have been there. Raises ModelError.
     """
     try:
-        with quiet("transformers"):  # a model loads in seconds here, and its bar would not become lines in a pipe
+        with quiet("transformers"), overheard("tokeniz") as said:  # a bar would not become lines in a pipe
             yield
+        for line in said:
+            warnings.warn(f"the tokenizer of model {source.id!r}: {line}", SaeLmWarning, stacklevel=3)
     except SaeLmError:
         raise
     except Exception as problem:  # transformers raises OSError, ValueError, KeyError, SafetensorError, ...

@@ -22,7 +22,6 @@ from sae_lm.sae.directions import unit_rows
 from sae_lm.synthetic.batched_optimizer import ManyWeights, hold, make_many
 from sae_lm.synthetic.batched_penalties import penalties
 from sae_lm.synthetic.worlds import Inputs, World, all_inputs, directions, inputs, some_inputs
-from sae_lm.training.convergence import is_held
 from sae_lm.training.prefixes import drawn_widths, prefix_weights
 from sae_lm.training.recipe import default_widths
 from sae_lm.training.schedules import firing_weight, learning_rate, threshold_weight
@@ -140,9 +139,7 @@ def _train(trials: Sequence[ToyTrial], world: World, recipe: ToyRecipe, seeds: i
     threshold = torch.zeros(len(trials), seeds)
     groups = list(_groups(trials))
     fixed = torch.tensor([trial.truth == "fixed" for trial in trials])
-    held = [
-        (i, weights.W_dec[i].detach().clone(), trial.arm) for i, trial in enumerate(trials) if is_held(trial.arm.name)
-    ]
+    held = [(i, weights.W_dec[i].detach().clone(), trial.arm) for i, trial in enumerate(trials) if trial.arm.is_held]
     batches = _batches(world, seeds, recipe.batch)
     for step in range(recipe.steps):
         batch = next(batches)
