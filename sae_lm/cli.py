@@ -25,11 +25,21 @@ from pydantic.fields import FieldInfo
 from sae_lm.errors import SaeLmError, SaeLmWarning, SettingsError, Stopped
 from sae_lm.fields import choice, describe, flag, is_positional
 from sae_lm.runtime.distributed import exit_now, is_one_of_many
+from sae_lm.runtime.memory import out_of_memory_sentence, raised_by_memory
 from sae_lm.runtime.toml import parse_toml
 from sae_lm.settings import VERBS, make_settings
 
 CLAIM = "claim"
 """The one section that is no verb's (sae_lm.training.registered)."""
+LESS_MEMORY = {
+    "cache": "give a smaller --batch-size, --context-size or --shard-tokens, or fewer --hooks",
+    "train": "give a smaller --batch-size, fewer --arms-at-once or a smaller --d-sae",
+    "compare": "give fewer --tokens, a smaller --per-type or fewer --ce-contexts",
+    "show": "give fewer --tokens or --contexts, or name --latents",
+    "export": "give fewer --tokens or name --latents",
+    "check": "give fewer --tokens",
+}
+"""Verb -> what makes it take less."""
 OVERRIDE = re.compile(r"([a-z_]+)\.([a-z_]+)=(.*)", re.DOTALL)
 EXAMPLES = """\
 examples:
@@ -201,8 +211,10 @@ def notes_of_one_line() -> Iterator[None]:
 
 
 def _main(argv: list[str] | None) -> int:
+    verb = ""
     try:
-        code = run(*parse(sys.argv[1:] if argv is None else argv))
+        verb, settings = parse(sys.argv[1:] if argv is None else argv)
+        code = run(verb, settings)
         sys.stdout.flush()
         return code
     except BrokenPipeError:  # whoever read the output has gone: `| head` has what it wanted
@@ -211,16 +223,26 @@ def _main(argv: list[str] | None) -> int:
     except Stopped as stopped:
         print(f"sae-lm: {stopped}", file=sys.stderr)
         return 128 + stopped.signal_number
-    except SaeLmError as problem:
-        print(f"sae-lm: error: {problem}", file=sys.stderr)
-        return 2
-    except OSError as problem:
-        where = f" ({problem.filename})" if problem.filename else ""
-        print(
-            f"sae-lm: error: {problem.strerror or problem}{where}; check the path, its permissions and the disk",
-            file=sys.stderr,
-        )
-        return 2
     except KeyboardInterrupt:
         print("sae-lm: interrupted; run the same command again", file=sys.stderr)
         return 130
+    except Exception as problem:
+        if (sentence := _in_words(problem, verb)) is None:
+            raise
+        print(f"sae-lm: error: {sentence}", file=sys.stderr)
+        return 2
+
+
+def _in_words(problem: Exception, verb: str) -> str | None:
+    """The sentence for a user; None for an error of ours. Memory comes first: what it led to may blame a file."""
+    if (cause := raised_by_memory(problem)) is not None:
+        advice = (
+            f"{LESS_MEMORY.get(verb, 'free some memory')}, and run the same command again: what is finished is kept"
+        )
+        return str(SaeLmError(out_of_memory_sentence(cause, f"in `sae-lm {verb}`", advice)))
+    if isinstance(problem, SaeLmError):
+        return str(problem)
+    if isinstance(problem, OSError):
+        where = f" ({problem.filename})" if problem.filename else ""
+        return f"{problem.strerror or problem}{where}; check the path, its permissions and the disk"
+    return None

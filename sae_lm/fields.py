@@ -88,3 +88,8 @@ def is_positional(field: FieldInfo) -> bool:
 def describe(field: FieldInfo) -> str:
     """A field's docstring on one line."""
     return " ".join((field.description or "").split())
+
+
+def has_heads(hook: object) -> bool:
+    """Whether the activation at a hook has an axis of heads, which SAEs take side by side, and stores hold so."""
+    return isinstance(hook, str) and hook.endswith((".hook_z", ".o.hook_in"))

@@ -21,9 +21,11 @@ from sae_lm.pages.schema import Report
 from sae_lm.runtime.device import pick_device
 from sae_lm.runtime.distributed import is_one_of_many
 from sae_lm.runtime.files import PART, check_folder, write_json, write_whole
+from sae_lm.runtime.locks import only_writer
 from sae_lm.settings import CompareSettings
 
 FILES, FIGURES = ("report.json", "report.csv", "report.html"), "figures"
+"""In the order in which they come to their places."""
 LATENTS = "latents.html"
 """A page of `sae-lm show`; where one lies beside the report, the report links to it."""
 
@@ -59,23 +61,27 @@ def compare(settings: CompareSettings) -> Report:
 
 
 def _write(report: Report, out: Path) -> None:
+    """Make the files aside and move them to their places. The page moves last, and an earlier one goes first.
+
+    So a kill between leaves no page, and where a page lies, all files are of one comparison.
+    """
     from sae_lm.pages.figures import write_figures
     from sae_lm.pages.report import write_html
 
     aside = out / f"report{PART}"
-    shutil.rmtree(aside, ignore_errors=True)
-    try:
-        write_json(aside / "report.json", report)
-        write_csv(report, aside / "report.csv")
-        write_html(report, aside / "report.html", LATENTS if (out / LATENTS).is_file() else None)
-        write_figures(report, aside / FIGURES)
-        for path in figure_paths(out / FIGURES):  # an earlier report may have had more
-            if not (aside / FIGURES / path.name).exists():
-                path.unlink(missing_ok=True)
-        for path in [file for file in sorted(aside.rglob("*")) if file.is_file()]:
-            path.replace(out / path.relative_to(aside))
-    finally:
+    with only_writer(out):
         shutil.rmtree(aside, ignore_errors=True)
+        try:
+            write_json(aside / "report.json", report)
+            write_csv(report, aside / "report.csv")
+            write_html(report, aside / "report.html", LATENTS if (out / LATENTS).is_file() else None)
+            figures = write_figures(report, aside / FIGURES)
+            for path in [*(out / name for name in reversed(FILES)), *figure_paths(out / FIGURES)]:
+                path.unlink(missing_ok=True)
+            for path in [*figures, *(aside / name for name in FILES)]:
+                path.replace(out / path.relative_to(aside))
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
 
 
 def write_csv(report: Report, path: Path) -> None:

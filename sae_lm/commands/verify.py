@@ -12,11 +12,12 @@ from sae_lm.settings import VerifySettings
 from sae_lm.training.folder_kind import is_sae
 
 
-def verify(path: Path) -> list[str]:
+def verify(path: Path | str) -> list[str]:
     """One line per damaged, missing or foreign file; empty where everything is whole.
 
     Raises StoreError where the folder is neither a store nor an SAE directory.
     """
+    path = Path(path)
     if is_sae(path):
         return [visible(problem) for problem in verify_files(path)]
     try:

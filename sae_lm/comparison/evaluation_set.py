@@ -25,7 +25,7 @@ from sae_lm.concepts.rows import (
     sample_rows,
     vocabulary_rows,
 )
-from sae_lm.concepts.text_units import text_units
+from sae_lm.concepts.text_units import numbered, text_units
 from sae_lm.concepts.token_labels import LABELS, read_labels
 from sae_lm.data.repeats import share_in_several
 from sae_lm.data.store import Store
@@ -48,6 +48,7 @@ class Documents(NamedTuple):
     """Which document (or block of contexts) each of some rows is of, numbered from 0, and the samples of these."""
 
     of_row: Int[Tensor, " rows"]
+    """int32"""
     counts: Float[Tensor, "samples documents"]
 
 
@@ -107,8 +108,8 @@ class EvaluationSet(NamedTuple):
 
 def sample_documents(of_row: Int[Tensor, " rows"], seed: int) -> Documents:
     """Number the documents and draw samples of them."""
-    numbers, of_row = of_row.unique(return_inverse=True)
-    return Documents(of_row, resamples(len(numbers), SAMPLES, seed))
+    of_row, units = numbered(of_row)
+    return Documents(of_row, resamples(units, SAMPLES, seed))
 
 
 def reader(store: Store, hook: str, start: int, stop: int) -> Callable[[int], Iterator[Tensor]]:
@@ -171,9 +172,10 @@ def sum_samples(read: Callable[[int], Iterator[Tensor]], documents: Documents) -
         total = total + (weight @ x.float()).double()
         squares.append(x.double().square().sum(1))
         first += len(x)
+    units = counts.shape[1]
+    rows_of_unit = torch.bincount(documents.of_row, minlength=units).double()
     square, n = (
-        counts.double() @ sums_of_units(values, documents.of_row, counts.shape[1])
-        for values in (torch.cat(squares), torch.ones(first, dtype=torch.float64))
+        counts.double() @ sums for sums in (sums_of_units(torch.cat(squares), documents.of_row, units), rows_of_unit)
     )
     return SampleSums(n, square, square / n - (total / n[:, None]).square().sum(1))
 
@@ -196,7 +198,7 @@ def build_evaluation_set(
     sets.append(inflected_rows(sets[0], store.vocabulary, settings.seed))
     if settings.contextual:
         sets += contextual_rows(store, hook, start, settings.per_type, settings.seed, labels)
-    tokens, stop = store.tokens(start), min(len(store), start + settings.tokens)
+    tokens, stop = store.tokens(start, columns=("document", "context")), min(len(store), start + settings.tokens)
     unit = text_units(tokens["document"], tokens["context"]).of_row
     concept_sets: list[ConceptSet] = []
     candidates, probes = [], []
@@ -232,7 +234,7 @@ def build_evaluation_set(
 def kinds_of_units(settings: CompareSettings, store: Store, runs: Runs) -> dict[str, str]:
     """What stood for documents, in words: in the noise of held-out figures and of concepts, and in the concepts' split."""
     start = runs.training["held_out_from_row"]
-    tokens = store.tokens(start)
+    tokens = store.tokens(start, columns=("document", "context"))
     document, context = tokens["document"], tokens["context"]
     return {
         "held_out": text_units(document[: settings.tokens], context[: settings.tokens]).kind,

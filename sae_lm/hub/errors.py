@@ -1,11 +1,13 @@
 """What the Hugging Face hub and its library raise, as one sentence that says what to do."""
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
 from urllib.parse import urlsplit
 
 from sae_lm.errors import HubError, SaeLmError
+from sae_lm.runtime.files import DISKS, disk_problem
 
 Kind = Literal["model", "dataset"]
 LOG_IN = "run `hf auth login` or set HF_TOKEN"
@@ -77,7 +79,10 @@ def one_sentence(doing: str, repo_id: str, kind: Kind = "dataset") -> Iterator[N
             cause = cause.__cause__ or cause.__context__
         status = next(filter(None, map(status_of, chain)), None)
         hub, repository = endpoint(), called(kind, repo_id)
-        if status == 404 or is_missing(error):
+        if DISKS[errno.ENOSPC] in map(disk_problem, chain):  # what is fetched is kept on a disk of this machine
+            room = "free some room where it is kept (HF_HOME says where)"
+            sentence = f"{DISKS[errno.ENOSPC]}; {room} and run the same again, what has arrived is kept"
+        elif status == 404 or is_missing(error):
             sentence = missing(repository)
         elif status == 401:
             sentence = f"{hub} asks for a valid token; {LOG_IN}"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sae_lm.errors import HubError, StoreError
-from sae_lm.hub.errors import Kind, called, one_sentence
+from sae_lm.hub.errors import Kind, called, endpoint, one_sentence
 from sae_lm.hub.quiet import quiet, without_notices
 
 if TYPE_CHECKING:
@@ -55,7 +55,13 @@ def list_files(repo_id: str, commit: str) -> list[str]:
     from huggingface_hub import HfApi
 
     with without_notices(), one_sentence(f"listing the model {repo_id!r}", repo_id, "model"):
-        return HfApi().list_repo_files(repo_id, revision=commit)
+        paths = HfApi().list_repo_files(repo_id, revision=commit)
+    if not all(isinstance(path, str) for path in paths):  # huggingface_hub passes on what it gets
+        raise HubError(
+            f"listing the model {repo_id!r} failed: {endpoint()} answers with something else than names of files; "
+            "run the same again, or see whether HF_ENDPOINT names a hub"
+        )
+    return paths
 
 
 def models_of(repo_id: str) -> list[str]:
@@ -65,7 +71,8 @@ def models_of(repo_id: str) -> list[str]:
     owner, slash, _ = repo_id.partition("/")
     try:
         with quiet():
-            return [model.id for model in HfApi().list_models(author=owner, limit=500)] if slash else []
+            found = [model.id for model in HfApi().list_models(author=owner, limit=500)] if slash else []
+            return [name for name in found if isinstance(name, str)]
     except Exception:  # a courtesy: whatever goes wrong, the error that led here is the one to tell
         return []
 

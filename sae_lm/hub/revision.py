@@ -5,6 +5,7 @@ chain of errors. So every hub id is asked for here first: one request, a deadlin
 """
 
 import errno
+import re
 import threading
 from pathlib import Path
 from typing import NamedTuple
@@ -96,7 +97,7 @@ def _commit(repo_id: str, kind: Kind, revision: str | None) -> str:
                 info = about(repo_id, revision=revision, timeout=TIMEOUT)
                 if info.gated:  # the description of a gated repository is public, its files are not
                     api.auth_check(repo_id, repo_type=kind)
-            if info.sha is None:
+            if not isinstance(info.sha, str) or not re.fullmatch("[0-9a-f]{40}", info.sha):
                 raise OSError(errno.EPROTO, "the answer names no commit")
             answer.append(info.sha)
         except Exception as error:

@@ -14,11 +14,13 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from sae_lm.errors import ModelError
+from sae_lm.fields import has_heads
 from sae_lm.lm.capture import Stop, probe_widths
 from sae_lm.lm.device_map import Placement, check_device_map, input_device, waiting
 from sae_lm.lm.hooks import canonical_hook, expand_hooks, layer_of
 from sae_lm.lm.source import ModelSource, find_model, language_config, loading_quietly
 from sae_lm.runtime.device import pick_device
+from sae_lm.runtime.memory import is_out_of_memory
 
 FORWARD_KWARGS: dict[str, Any] = {"use_cache": False, "output_attentions": False}
 """Arguments of every forward pass: a bridge does not keep a cache and attentions that nobody reads."""
@@ -81,7 +83,9 @@ def _same_with_kept_keys(bridge: TransformerBridge) -> bool:
                     output_logits=True,
                     verbose=False,
                 )
-        except Exception:  # an encoder, a model of other inputs: each says so in its own way, and when it is asked to
+        except Exception as problem:  # an encoder, a model of other inputs: each says so in its own way, and late
+            if is_out_of_memory(problem):
+                raise
             return True
         logits.append(made.logits[-1].double())
     difference, spread = (logits[0] - logits[1]).abs().max(), logits[1].std()
@@ -226,34 +230,10 @@ def hook_width(bridge: TransformerBridge, name: str) -> int:
     return math.prod(shape[2:])
 
 
-@torch.no_grad()
-def read_logits(bridge: TransformerBridge, rows: Tensor) -> tuple[Tensor, str]:
-    """[n, d_vocab]: what rows [n, d_model] say to the final norm and the unembedding, and how it was read.
-
-    Each row is read as a residual stream of its own, and what zeros would give, the biases' part, is subtracted. Read
-    by TransformerLens' ``logit_readout`` where there is one, else as ln_final(row) @ W_U.
-    """
-    rows = rows.to(next(bridge.parameters()))
-    both = torch.cat([rows, torch.zeros_like(rows[:1])])
-    if bridge.W_U.device.type == "meta":
-        raise ModelError(
-            "the model's unembedding waits on the CPU or on disk, and TransformerLens reads logits of directions only where it is on "
-            "a device; load the model without device_map"
-        )
-    try:
-        from transformer_lens.tools.analysis import logit_readout  # from 4.x on
-    except ImportError:
-        logits, how = bridge.ln_final(both[None])[0] @ bridge.W_U, "ln_final and W_U"
-    else:
-        logits, how = logit_readout(bridge, both).values, "logit_readout"
-    logits = logits.float()
-    return logits[:-1] - logits[-1:], how
-
-
 class Capture:
     """``with Capture(bridge, names) as capture: rows = capture(tokens)``; each forward stops after the last hook.
 
-    A ``sae_lm.lm.capture.Forward``; residual streams are [batch, pos, d_model].
+    A ``sae_lm.lm.capture.Forward``; residual streams are [batch, pos, d_model], and heads are laid side by side.
     """
 
     def __init__(self, bridge: TransformerBridge, names: Sequence[str]) -> None:
@@ -268,7 +248,7 @@ class Capture:
 
     def _grab(self, name: str) -> Callable[..., None]:
         def keep(tensor: Tensor, hook: Any) -> None:
-            self.seen[name] = tensor.detach()
+            self.seen[name] = tensor.detach().flatten(2) if has_heads(name) else tensor.detach()
             if len(self.seen) == len(self.names):
                 raise Stop
 
@@ -298,10 +278,13 @@ class Capture:
 
 @contextmanager
 def replace_activation(bridge: TransformerBridge, name: str, function: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Inside the block every forward uses ``function(activation)`` in place of the activation at ``name``."""
+    """Inside the block every forward uses ``function(activation)`` in place of the activation at ``name``.
+
+    The function gets [batch, pos, width] and returns that: heads [batch, pos, heads, d_head] are laid side by side.
+    """
 
     def hook_function(tensor: Tensor, hook: Any) -> Tensor:
-        return function(tensor).to(tensor)  # of its dtype, on its device
+        return function(tensor.flatten(2)).to(tensor).reshape(tensor.shape)  # of its dtype, on its device
 
     with bridge.hooks(fwd_hooks=[(resolve_hook(bridge, name), hook_function)]):
         yield

@@ -161,7 +161,7 @@ def cross_entropies(
 def _logits(
     model: "TransformerBridge", batch: HeldOutText, function: Callable[[Tensor], Tensor]
 ) -> Float[Tensor, "n d_vocab"]:
-    """Of the predictions that count, with the hook's activation replaced by this function of it."""
+    """Of the predictions that count, with the hook's activation [batch, pos, d_in] replaced by this function of it."""
     from sae_lm.lm.bridge import FORWARD_KWARGS, replace_activation
 
     with replace_activation(model, batch.hook, function):

@@ -15,6 +15,7 @@ from typing import Any
 from sae_lm.pages.latents_data import PageData
 from sae_lm.pages.templates import asset, encode_page, fill
 from sae_lm.runtime.files import PART, replace_folder, write_whole
+from sae_lm.runtime.locks import only_writer
 
 PAGE_BYTES = 5_000_000
 """Of the page, at most, as one file; a larger one gets a folder."""
@@ -28,11 +29,19 @@ def write_latents(path: Path, data: PageData, facts: Mapping[str, Any]) -> list[
     folder = path.with_name(f"{path.stem}_data")
     inline = {name: to_json(chunk) for name, chunk in data.chunks.items()}
     page = encode_page(_page(data.head | {"folder": None}, inline, facts))
-    if len(page) <= PAGE_BYTES:
+    with only_writer(path.absolute().parent):
+        if len(page) > PAGE_BYTES:
+            return _write_beside(path, folder, data, inline, facts)
         write_whole(path, lambda temporary: temporary.write_bytes(page) and None)
         if _is_ours(folder):
             shutil.rmtree(folder)
         return [path]
+
+
+def _write_beside(
+    path: Path, folder: Path, data: PageData, inline: Mapping[str, str], facts: Mapping[str, Any]
+) -> list[Path]:
+    """A page and its folder. The page comes last, and an earlier one goes before its folder does: none has another's."""
     aside = folder.with_name(folder.name + PART)
     shutil.rmtree(aside, ignore_errors=True)
     try:
@@ -41,6 +50,7 @@ def write_latents(path: Path, data: PageData, facts: Mapping[str, Any]) -> list[
             write_whole(aside / f"{name}.js", lambda temporary, script=script: temporary.write_bytes(script) and None)
         if folder.exists() and not _is_ours(folder):
             folder = path.with_name(f"{path.stem}_latents_data")
+        path.unlink(missing_ok=True)
         replace_folder(aside, folder)
     finally:
         shutil.rmtree(aside, ignore_errors=True)

@@ -1,7 +1,10 @@
 """Take the system's lock on an open file: it ends with its process, however that ends."""
 
 import errno
+import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import IO
@@ -12,7 +15,7 @@ except ImportError:  # Windows
     fcntl = None
 
 
-def take_lock(file: IO[str], folder: Path, *, wait: bool = False) -> bool:
+def take_lock(file: IO[str] | int, folder: Path, *, wait: bool = False) -> bool:
     """False where another process holds it. Windows and some disks have no such locks: then nobody is kept out.
 
     folder: whose disk is named, once, where it has none.
@@ -26,6 +29,23 @@ def take_lock(file: IO[str], folder: Path, *, wait: bool = False) -> bool:
             return False
         _say_there_are_none(folder, problem.strerror)
     return True
+
+
+@contextmanager
+def only_writer(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder, on the folder itself, so that nothing is left in it; wait for it.
+
+    For what is written within moments.
+    """
+    if fcntl is None:
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        take_lock(descriptor, folder, wait=True)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 @cache

@@ -1,20 +1,76 @@
-"""Say in a sentence that memory ran out, and where, whatever form the error comes in."""
+"""Say in a sentence that memory ran out, where, and how much was asked for, whatever form the error comes in."""
 
+import errno
+import os
+import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from sae_lm.errors import SaeLmError
 
+WORDS = (
+    "DefaultCPUAllocator",
+    "out of memory",
+    "bad_alloc",
+    "annot allocate memory",
+    "failed to map segment",  # of a library that is loaded late
+    "could not create a memory object",  # oneDNN
+    "start new thread",  # which takes a stack
+)
+"""What torch, its libraries, Python and the system's loader say where there was no memory left."""
+ASKED = re.compile(r"(?:allocate|mmap) ([\d.]+) (bytes|[KMGT]iB)")
+UNITS = {unit: 1024**power for power, unit in enumerate(("bytes", "KiB", "MiB", "GiB", "TiB"))}
+SAID = "memory ran out"
+
 
 def is_out_of_memory(problem: BaseException) -> bool:
-    """Of an accelerator, of the host as torch says it, or of the host as Python does."""
-    words = str(problem)
+    """Of an accelerator, of the host as torch says it, or of the host as Python, libraries or the system do."""
     return (
         isinstance(problem, MemoryError)
         or type(problem).__name__ == "OutOfMemoryError"
-        or "DefaultCPUAllocator" in words
-        or "out of memory" in words
+        or (isinstance(problem, OSError) and problem.errno == errno.ENOMEM)
+        or any(words in str(problem) for words in WORDS)
     )
+
+
+def raised_by_memory(problem: BaseException) -> BaseException | None:
+    """The error of memory that an error is, or came of: a reader may have taken it for a damaged file."""
+    if str(problem).startswith(SAID):
+        return None  # it says so already
+    one: BaseException | None = problem
+    seen = set()
+    while one is not None and id(one) not in seen:
+        if is_out_of_memory(one):
+            return one
+        seen.add(id(one))
+        one = one.__cause__ or one.__context__
+    return None
+
+
+def out_of_memory_sentence(problem: BaseException, where: str, advice: str) -> str:
+    """problem: `is_out_of_memory`. where: which memory, and doing what. advice: what to do."""
+    said = " ".join(str(problem).split())[:200] or type(problem).__name__
+    asked = ASKED.search(said)
+    size = float(asked[1]) * UNITS[asked[2]] if asked else 0.0
+    details = [f"{_readable(size)} more were asked for"] if asked else []
+    details += [f"the process held {_readable(float(held))}"] if (held := _held_bytes()) else []
+    return f"{SAID} {where} ({', '.join([*details, said])}); {advice}"
+
+
+def _readable(size: float) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
+
+
+def _held_bytes() -> int:
+    """Bytes that are resident now; 0 where the system does not tell."""
+    if sys.platform != "linux":
+        return 0
+    try:
+        with open("/proc/self/statm", "rb") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
+        return 0
 
 
 @contextmanager
@@ -22,8 +78,8 @@ def report_out_of_memory(device: str, advice: str) -> Iterator[None]:
     """Raises SaeLmError where what happens inside needs more memory than there is. advice: what to do."""
     try:
         yield
-    except (MemoryError, RuntimeError) as problem:
+    except (MemoryError, RuntimeError, OSError) as problem:
         if not is_out_of_memory(problem):
             raise
-        reason = " ".join(str(problem).split())[:200]
-        raise SaeLmError(f"memory ran out on {device} or on the host beside it ({reason}); {advice}") from None
+        where = f"on {device} or on the host beside it"
+        raise SaeLmError(out_of_memory_sentence(problem, where, advice)) from None

@@ -1,4 +1,4 @@
-"""Put faults into caching, training and showing for a given time: ``python faults.py --seconds 3600 --seed 0``."""
+"""Put faults into cache, train, show, compare and push for a given time: ``python faults.py --seconds 3600 --seed 0``."""
 
 import argparse
 import sys
@@ -14,11 +14,17 @@ def run() -> int:
     parser.add_argument("--seconds", type=float, default=3600)
     parser.add_argument("--faults", type=int, default=10**9, help="at most so many")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", default="", help="commands, comma separated (default: all)")
     arguments = parser.parse_args()
-    from injection import main
+    from hub_stand_in import serving
 
-    with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as scratch:
-        return main(Path(scratch), arguments.seed, arguments.seconds, arguments.faults)
+    only = tuple(filter(None, arguments.only.split(",")))
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as name:
+        scratch = Path(name)
+        with serving(scratch / "hub", scratch / "home", {"hf_not_to_be_shown": "me"}):
+            from injection import main
+
+            return main(scratch / "work", arguments.seed, arguments.seconds, arguments.faults, only)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import shutil
 import time
 import zipfile
 from collections import OrderedDict
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,7 +19,9 @@ from sae_lm.commands.verify import verify
 from sae_lm.data.manifest import MANIFEST, read_manifest, write_manifest
 from sae_lm.data.partial_store import _read_place, read_partial_store
 from sae_lm.data.writer import file_record
-from sae_lm.errors import SaeError, SaeLmError, SettingsError, StoreError
+from sae_lm.errors import HubError, SaeError, SaeLmError, SettingsError, StoreError
+from sae_lm.hub.repository import list_files
+from sae_lm.hub.revision import pin
 from sae_lm.metrics.stored_codes import store_codes
 from sae_lm.runtime.files import read_json, write_json
 from sae_lm.sae.formats.saelens import save
@@ -250,3 +253,19 @@ def test_one_flipped_bit_of_an_saes_configuration_is_noticed_when_it_is_verified
     assert not verify(tmp_path / "sae")
     file.write_text(file.read_text().replace('"k": 3', '"k": 2'))
     assert verify(tmp_path / "sae") == ["cfg.json: content does not match its checksum"]
+
+
+@pytest.mark.parametrize("paths", [[1, "cfg.json"], [None], [["a"]]])
+def test_a_list_of_files_of_the_hub_that_holds_other_than_names_is_refused(monkeypatch, paths):
+    monkeypatch.setattr("huggingface_hub.HfApi.list_repo_files", lambda self, repo_id, revision=None: paths)
+    with pytest.raises(HubError, match="answers with something else than names of files"):
+        list_files("me/saes", "c" * 40)
+
+
+@pytest.mark.parametrize("sha", [None, 7, "main", "../../../outside", "A" * 40])
+def test_a_commit_of_the_hub_that_is_none_is_no_answer(monkeypatch, tmp_path, sha):
+    about = SimpleNamespace(sha=sha, gated=False)
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda self, repo_id, **options: about)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(HubError, match="the answer names no commit"):
+        pin("me/saes", "model")

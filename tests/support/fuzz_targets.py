@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from hub_answers import PLAN, draw_plan, folder_of, reads_of
+from hub_stand_in import HubStandIn
 
 ZEROS = b"0" * 64
 
@@ -26,8 +28,8 @@ class Target(NamedTuple):
     """makes checksums agree with the damage, as a forger would"""
 
 
-def targets(scratch: Path) -> list[Target]:
-    """All of them. scratch: an empty folder."""
+def targets(scratch: Path, hub: HubStandIn | None = None) -> list[Target]:
+    """All of them. scratch: an empty folder. hub: what this process takes for the hub; without it, none of its answers."""
     from foreign_saes import FOREIGN
 
     store = _store(scratch / "made")
@@ -45,6 +47,9 @@ def targets(scratch: Path) -> list[Target]:
         inside = path.relative_to(folder)
         files = [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()]
         found.append(Target(f"SAE, {name}", folder, files, _load_at(inside)))
+    if hub is not None:
+        folder = folder_of(scratch, store, runs / "none-seed0")
+        found += [Target(name, folder, [PLAN], read, draw_plan) for name, read in reads_of(hub).items()]
     return found
 
 

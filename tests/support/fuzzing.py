@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fuzz_targets import Target, printable, targets
+from hub_stand_in import HubStandIn
 from mutations import mutate
 
 SECONDS = 10.0
@@ -68,15 +69,24 @@ class _Watch:
     def __init__(self) -> None:
         self.folder: str | None = None
         self.seen: list[str] = []
+        self.port = -1
+        """of the hub on this machine; with one, this machine may be asked"""
         sys.addaudithook(self.look)
 
     def look(self, event: str, arguments: tuple[Any, ...]) -> None:
         if self.folder is None:
             return
+        if event == "socket.connect" and arguments[1][:1] == ("127.0.0.1",) and self.port >= 0:
+            return  # the hub, or where it has sent this process to
         if event in RUNS:
             self.seen.append(f"{event} {arguments[:2]!r}"[:300])
         elif event in CHANGES or (event == "open" and isinstance(arguments[2], int) and arguments[2] & WRITES):
             paths = arguments[:2] if event in ("os.rename", "os.link") else arguments[:1]
+            if event == "os.symlink":  # where it lies, and where it leads
+                paths = (
+                    arguments[1],
+                    os.path.join(os.path.dirname(os.fsdecode(arguments[1])), os.fsdecode(arguments[0])),
+                )
             for path in paths:
                 if isinstance(path, (str, bytes, os.PathLike)) and not self.allowed(os.fsdecode(path)):
                     self.seen.append(f"{event} {path!r}"[:300])
@@ -112,10 +122,10 @@ def _limits(room: int) -> Iterator[None]:
 class Bench:
     """Targets, each with a copy of its files that is damaged and restored."""
 
-    def __init__(self, scratch: Path) -> None:
-        """scratch: an empty folder, best in memory."""
+    def __init__(self, scratch: Path, hub: HubStandIn | None = None) -> None:
+        """scratch: an empty folder, best in memory. hub: see `targets`."""
         self.scratch = scratch.resolve()
-        self.targets = targets(self.scratch)
+        self.targets = targets(self.scratch, hub)
         self.whole = {
             target.name: {
                 path.relative_to(target.folder).as_posix(): path.read_bytes()
@@ -126,6 +136,8 @@ class Bench:
         }
         if not _watch:
             _watch.append(_Watch())
+        if hub is not None:
+            _watch[0].port = hub.server.server_port
         for target in self.targets:  # whole files are read, and what is imported on the way is
             folder = self.place(target)
             with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):

@@ -18,10 +18,13 @@ of the disk: files whose path is in ``damaged`` are served with one bit flipped.
 import base64
 import hashlib
 import json
+import os
+import signal
 import socket
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path, PurePosixPath
@@ -60,6 +63,8 @@ class HubStandIn:
         self.objects: dict[tuple[str, str], dict[str, bytes]] = defaultdict(dict)
         """LFS: kind and id of a repository -> sha256 -> content"""
         self.cut: Callable[[str], bool] = lambda request: False
+        self.disturb: Callable[..., bool] = lambda handler, status, content, headers: False
+        """Answers in the handler's place, wrongly, and says that it has."""
         self.gone = False
         self.damaged: set[str] = set()
         self._branches: dict[tuple[str, str, str], Contents] = {}
@@ -120,6 +125,49 @@ class HubStandIn:
         return {"type": "file", "path": path, "oid": blob, "size": len(content)} | (
             {"lfs": lfs} if sha256 in self.objects[kind, repo_id] else {}
         )
+
+
+def use_it(endpoint: str, token: str, home: Path) -> dict[str, str]:
+    """Environment variables with which huggingface_hub, imported after that, asks this hub, and does not wait for long."""
+    return {
+        "HF_ENDPOINT": endpoint,
+        "HF_HOME": str(home),
+        "HF_TOKEN": token,
+        "HF_HUB_OFFLINE": "0",
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_UPDATE_DOWNLOAD_COUNTS": "0",  # which go to a fixed address elsewhere
+        "HF_HUB_DOWNLOAD_TIMEOUT": "1",
+        "HF_HUB_ETAG_TIMEOUT": "1",
+        "NO_PROXY": "127.0.0.1",
+    }
+
+
+@contextmanager
+def serving(root: Path, home: Path, accounts: Mapping[str, str]) -> Iterator[str]:
+    """A hub in a process of its own, and this process set to use it, as the first of its ``accounts``; its address.
+
+    For what must run no thread itself. To be entered before huggingface_hub is imported, which then reads where it is.
+    """
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if not pid:
+        os.close(reading)
+        quiet = os.open(os.devnull, os.O_WRONLY)  # of connections that are killed
+        os.dup2(quiet, 2)
+        hub = HubStandIn(root, accounts=accounts)
+        os.write(writing, hub.endpoint.encode())
+        os.close(writing)
+        hub.server.serve_forever(poll_interval=0.05)
+    os.close(writing)
+    with os.fdopen(reading) as pipe:
+        endpoint = pipe.read()
+    os.environ.update(use_it(endpoint, next(iter(accounts)), home))
+    try:
+        yield endpoint
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
 
 
 class _Refused(Exception):
@@ -340,6 +388,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.answer(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
 
     def answer(self, status: int, content: bytes, headers: dict[str, str]) -> None:
+        if self.hub.disturb(self, status, content, headers):
+            return
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)
@@ -353,4 +403,5 @@ class _Handler(BaseHTTPRequestHandler):
     def hang_up(self) -> None:
         self.wfile.flush()
         self.close_connection = True
-        self.connection.shutdown(socket.SHUT_RDWR)
+        with suppress(OSError):  # the other side has gone already
+            self.connection.shutdown(socket.SHUT_RDWR)

@@ -4,6 +4,7 @@
 without executing anything.
 """
 
+import io
 from pathlib import Path
 
 import torch
@@ -45,7 +46,9 @@ def write(sae: SAE, directory: Path) -> None:
     if config.architecture == "topk":
         trainer["k"] = config.k
     with whole_folder(directory) as temporary:
-        torch.save(state, temporary / WEIGHTS)
+        content = io.BytesIO()  # torch's own writing to a file does not tell a full disk from another error
+        torch.save(state, content)
+        (temporary / WEIGHTS).write_bytes(content.getbuffer())
         buffer = {"ctx_len": config.metadata.get("context_size")}
         write_json(temporary / CONFIG, {"trainer": trainer, "buffer": buffer, OURS: dict(config.metadata)})
 
