@@ -226,7 +226,7 @@ def build_evaluation_set(
         sets=concept_sets,
         candidates=candidates,
         seed=settings.seed,
-        noise_unknown=why_noise_is_unknown(tokens["token_id"][: stop - start], read_units),
+        noise_unknown=why_noise_is_unknown(store.tokens(start, stop, ("token_id",))["token_id"], read_units),
     )
     return evaluation_set, probes, [labels.unknown] if labels and labels.unknown else []
 
