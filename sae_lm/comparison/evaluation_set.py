@@ -37,7 +37,7 @@ SUMMED_ROWS = 4096
 """Held-out rows read at once where no SAE is concerned."""
 CACHED_BYTES = 1 << 30
 """Held-out rows of up to this size are read once for all SAEs; more are read again for each."""
-FEWEST_UNITS, MOST_SHARED = 5, 0.5
+FEWEST_UNITS, MOST_SHARED = 5, 0.9
 """Units of text (documents, blocks of contexts) below which, and the share of text in several of them beyond which, the
 noise of the evaluation is unknown."""
 SAMPLES = 200
