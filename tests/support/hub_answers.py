@@ -10,7 +10,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -186,7 +186,7 @@ def _done(hub: HubStandIn, folder: Path, work: Callable[[Path, HubStandIn], obje
     before = tempfile.tempdir
     tempfile.tempdir = str(folder)
     try:
-        with _impatient():
+        with _impatient() if seed is not None else nullcontext():
             work(folder, hub)
     finally:
         hub.disturb = lambda *_: False
