@@ -1,8 +1,10 @@
 """Find a language model by name, and read its configuration and its tokenizer; nothing heavy is loaded."""
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import copy
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -73,7 +75,23 @@ def language_config(config: Any) -> Any:
 
 
 def load_tokenizer(source: ModelSource) -> Any:
-    """The tokenizer as it was saved. A bridge's own has BOS and EOS added where the model knows none."""
+    """The tokenizer as it was saved; not to be changed. A bridge's own has BOS and EOS added where the model knows none.
+
+    The same object for the same files, within a thread: the library tokenizers (0.23) keeps what each one that was used
+    has encoded, some MB, until the process ends.
+    """
+    written: tuple[Any, ...] = ()
+    if source.is_local:
+        folder = Path(source.location).resolve()
+        source = source._replace(location=str(folder))
+        files = sorted(path for path in folder.iterdir() if path.is_file())
+        written = tuple((path.name, (about := path.stat()).st_mtime_ns, about.st_size) for path in files)
+    return _tokenizer(source, written, threading.get_ident())
+
+
+@lru_cache(maxsize=4)
+def _tokenizer(source: ModelSource, written: tuple[Any, ...], thread: int) -> Any:
+    """written: when files of a folder were, so that others are read; a commit of the hub stays what it is."""
     from transformers import AutoTokenizer
 
     with loading_quietly(source, "a tokenizer that can be loaded; save one beside it"):
