@@ -12,7 +12,9 @@ import argparse
 import os
 import re
 import sys
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
@@ -20,7 +22,7 @@ from typing import Any, NoReturn, get_origin
 
 from pydantic.fields import FieldInfo
 
-from sae_lm.errors import SaeLmError, SettingsError, Stopped
+from sae_lm.errors import SaeLmError, SaeLmWarning, SettingsError, Stopped
 from sae_lm.fields import choice, describe, flag, is_positional
 from sae_lm.runtime.distributed import exit_now, is_one_of_many
 from sae_lm.runtime.memory import out_of_memory_sentence, raised_by_memory
@@ -182,10 +184,30 @@ def run(verb: str, settings: Any) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """The exit code. One of torchrun's processes ends here, see `sae_lm.runtime.distributed.exit_now`."""
-    code = _main(argv)
+    with notes_of_one_line():
+        code = _main(argv)
     if is_one_of_many():
         exit_now(code)
     return code
+
+
+@contextmanager
+def notes_of_one_line() -> Iterator[None]:
+    """Inside the block, a SaeLmWarning is printed as a note, once; other warnings as Python prints them."""
+    show, said = warnings.showwarning, set[str]()
+
+    def shown(message: Any, category: type[Warning], *where: Any, **keywords: Any) -> None:
+        if not issubclass(category, SaeLmWarning):
+            show(message, category, *where, **keywords)
+        elif str(message) not in said:
+            said.add(str(message))
+            print(f"note: {message}", file=sys.stderr, flush=True)
+
+    warnings.showwarning = shown
+    try:
+        yield
+    finally:
+        warnings.showwarning = show
 
 
 def _main(argv: list[str] | None) -> int:

@@ -17,6 +17,10 @@ LONGEST = 4000
 """Characters of a message; what is quoted from a file may be of any length."""
 
 
+class SaeLmWarning(UserWarning):
+    """What a user should know and may go on with; the command line prints it as a note of one line."""
+
+
 class SaeLmError(Exception):
     """Base of all errors above. What a message quotes cannot break its line, nor tell a terminal what to do."""
 

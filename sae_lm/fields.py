@@ -50,6 +50,7 @@ Numbers = Annotated[tuple[int, ...], BeforeValidator(split_commas)]
 Costs = Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], ...], BeforeValidator(split_numbers)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Dtype = Literal["float32", "bfloat16", "float16"]
+DeviceMap = Literal["auto", "balanced", "balanced_low_0", "sequential"]
 Architecture = Literal["relu", "topk", "batchtopk", "jumprelu", "matryoshka"]
 StoreAddress = Annotated[str | Path, AfterValidator(str)]
 """A folder or an hf:// address, whose two slashes a Path would make one."""
@@ -87,3 +88,8 @@ def is_positional(field: FieldInfo) -> bool:
 def describe(field: FieldInfo) -> str:
     """A field's docstring on one line."""
     return " ".join((field.description or "").split())
+
+
+def has_heads(hook: object) -> bool:
+    """Whether the activation at a hook has an axis of heads, which SAEs take side by side, and stores hold so."""
+    return isinstance(hook, str) and hook.endswith((".hook_z", ".o.hook_in"))

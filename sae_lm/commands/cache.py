@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from sae_lm.data.characters import partial_tokens, write_partial
 from sae_lm.data.manifest import MANIFEST, Manifest, Recipe, write_manifest
 from sae_lm.data.partial_store import PartialStore, check_folder, open_for_writing
+from sae_lm.data.repeats import TOLD, share_seen_before
 from sae_lm.data.shards import OpenShard
 from sae_lm.data.store import Store, open_store
 from sae_lm.data.tokenizer_checks import remarks
@@ -67,7 +68,8 @@ def _write_store(maker: ShardMaker, state: PartialStore, ranks: Ranks) -> None:
     if ranks.rank == 0:
         _check_space(maker.recipe, state)
         if not state.records:  # a run that goes on has said it
-            for remark in remarks(maker.tokenizer, maker.text, maker.recipe.model["d_vocab"]):
+            of_text = remarks(maker.tokenizer, maker.text, maker.recipe.model["d_vocab"])
+            for remark in filter(None, (maker.forward.remark, *of_text)):
                 print(f"note: {remark}", file=sys.stderr, flush=True)
         state.begin(maker.batch_size, maker.sink_norms() if maker.recipe.drop_sinks else {})
     ranks.barrier()
@@ -185,18 +187,26 @@ def _commit(state: PartialStore, words: list[str], partial: dict[int, bytes]) ->
         print(line, flush=True)
 
 
+HELD_OUT = 0.1
+"""Share of a store at its end that ``train`` holds out unless told otherwise."""
 EXTREME = 10.0
 """Multiple of a hook's median norm, the one that ``--drop-sinks`` is usually given."""
 
 
 def what_is_left_out(store: Store) -> Iterator[str]:
-    """What has no row and what perhaps should have none, in a line each."""
+    """What has no row, what perhaps should have none, and what stands there more than once, in a line each."""
     recipe, shards = store.manifest.recipe, store.manifest.shards
     special = sum(shard.special_tokens for shard in shards)
     if recipe.other_special and special and not recipe.keep_special:
         yield (
             f"{special:,} special tokens have no row, those that documents spell out (marks of chats) among them; "
             "--keep-special keeps them"
+        )
+    share = None if store.text_repeats else share_seen_before(store, round(len(store) * (1 - HELD_OUT)))
+    if share is not None and share > TOLD:
+        yield (
+            f"{share:.0%} of the text of the last {HELD_OUT:.0%} of the rows, which training holds out, stands word for word in the "
+            "rows before it, so that figures of held-out rows will be too good; text without copies has none of this"
         )
     for hook in store.hooks if recipe.drop_sinks is None else ():
         if extreme := store.rows_beyond(EXTREME, hook):

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from sae_lm.data.store import Store, open_store
 from sae_lm.errors import SaeError, SettingsError
+from sae_lm.lm.device_map import input_device
 from sae_lm.metrics.fit import POOR, Fit, find_fit
-from sae_lm.metrics.reconstruction import share_of
+from sae_lm.metrics.language_model import CrossEntropy, HeldOutText, cross_entropies
 from sae_lm.pages.fit import fit_html, fit_text
 from sae_lm.sae.load import load
 from sae_lm.sae.model import SAE
@@ -35,21 +36,6 @@ SAME_MODEL = 0.05
 """Relative difference between stored and recomputed rows up to which the models are one; bfloat16 rows differ by .004."""
 
 
-class Losses(NamedTuple):
-    """Cross-entropy in nats per token, of predictions from tokens that are not special."""
-
-    clean: float
-    spliced: float
-    """with the reconstruction, special tokens left alone"""
-    ablated: float
-    """with zeros in its place"""
-
-    @property
-    def recovered(self) -> float:
-        """1: as good as the model itself; 0: as bad as zeros."""
-        return share_of(self.ablated - self.spliced, self.ablated - self.clean)
-
-
 class Check(NamedTuple):
     """What ``sae_lm.check`` found. ``str`` of it is the report of ``sae-lm check``; notebooks show a table."""
 
@@ -59,8 +45,8 @@ class Check(NamedTuple):
     """token positions measured, without special tokens"""
     fit: Fit
     """FVU, L0, dead share and norms as loaded, and of every change that was tried"""
-    losses: Losses | None
-    """None without a model"""
+    losses: CrossEntropy | None
+    """cross-entropy and KL divergence with the SAE in place, as in ``compare``; None without a model"""
     claims: list[tuple[str, str, str, bool]]
     """(what, as the files claim, as measured, whether they agree)"""
     verdict: str
@@ -220,7 +206,7 @@ def _activations(model: Any, names: Sequence[str], tokens: Tensor, wanted: Tenso
 
     parts: dict[str, list[Tensor]] = {name: [] for name in names}
     seen: dict[str, Tensor] = {}
-    device = next(model.parameters()).device
+    device = input_device(model)
 
     def keep(tensor: Tensor, hook: Any) -> None:
         seen[hook.name] = tensor
@@ -236,34 +222,10 @@ def _activations(model: Any, names: Sequence[str], tokens: Tensor, wanted: Tenso
     return {name: torch.cat(found) for name, found in parts.items() if found}
 
 
-def _losses(model: Any, sae: SAE, name: str, contexts: _Contexts) -> Losses:
-    from sae_lm.interp.splice import splice
-    from sae_lm.lm.bridge import FORWARD_KWARGS, replace_activation
-
-    device = next(model.parameters()).device
+def _losses(model: Any, sae: SAE, name: str, contexts: _Contexts) -> CrossEntropy:
     tokens, special = contexts.tokens[:LOSS_CONTEXTS], contexts.special[:LOSS_CONTEXTS]
-
-    def loss() -> float:
-        total, count = 0.0, 0
-        for ids, left_out in zip(tokens.split(CONTEXTS_AT_ONCE), special.split(CONTEXTS_AT_ONCE), strict=True):
-            counts = ~left_out[:, :-1].to(device)
-            logits = model(ids.to(device), return_type="logits", **FORWARD_KWARGS)[:, :-1][counts]
-            total += float(
-                torch.nn.functional.cross_entropy(logits.float(), ids.to(device)[:, 1:][counts], reduction="sum")
-            )
-            count += len(logits)
-        return total / count if count else float("nan")
-
-    clean = loss()
-    with splice(model, {name: sae}, keep=_special_rule(model)):
-        spliced = loss()
-    with replace_activation(model, name, torch.zeros_like):
-        return Losses(clean, spliced, loss())
-
-
-def _special_rule(model: Any) -> Any:
-    """``keep`` for a model with or without a tokenizer."""
-    return "special" if model.tokenizer is not None else None
+    text = HeldOutText(tokens, special, name)
+    return cross_entropies(model, text, {name: sae}, CONTEXTS_AT_ONCE)[name]
 
 
 # --- what is claimed, and what is said
@@ -311,7 +273,7 @@ def _claims(sae: SAE, fit: Fit) -> list[tuple[str, str, str, bool]]:
     return claims
 
 
-def _verdict(fit: Fit, losses: Losses | None, claims: Sequence[tuple[str, str, str, bool]]) -> str:
+def _verdict(fit: Fit, losses: CrossEntropy | None, claims: Sequence[tuple[str, str, str, bool]]) -> str:
     loaded, best = fit.loaded, fit.best
     if best.changes:
         return (
@@ -346,7 +308,10 @@ def run(settings: CheckSettings) -> int:
         named = name or sae.config.metadata.get("model_name")
         if not isinstance(named, str):
             raise SettingsError("check: --model is required: the SAE does not say which language model it is for")
-        model = load_model(named, device=settings.device)
+        placed: dict[str, Any] = (
+            {"device_map": settings.device_map} if settings.device_map else {"device": settings.device}
+        )
+        model = load_model(named, **placed)
     if store is not None and settings.text is not None:
         raise SettingsError("check: --store and --text are both given; give one, rows or text")
     found = check(

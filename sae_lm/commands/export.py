@@ -9,7 +9,7 @@ from sae_lm.interop.examples import Encoded, encode, firing
 from sae_lm.interop.neuronpedia import TOP, write_neuronpedia, write_saedashboard
 from sae_lm.interop.steering_files import block_written, write_gguf, write_lm_eval
 from sae_lm.interp.max_activating import fitting_hook
-from sae_lm.metrics.promoted_tokens import PromotedTokens, promoted_tokens
+from sae_lm.interp.promoted_tokens import PromotedTokens, promoted_tokens
 from sae_lm.runtime.device import pick_device
 from sae_lm.runtime.files import check_folder
 from sae_lm.sae.load import load

@@ -2,6 +2,7 @@
 
 import shutil
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,6 +10,7 @@ import torch
 
 from sae_lm.data.store import Store, open_store
 from sae_lm.errors import SettingsError
+from sae_lm.interp.steering import LARGEST, largest_activations
 from sae_lm.penalties.arms import Arm, parse_arm, parse_arms
 from sae_lm.runtime.device import pick_device
 from sae_lm.runtime.distributed import Ranks, Team, join_ranks
@@ -17,6 +19,7 @@ from sae_lm.runtime.progress import Progress
 from sae_lm.runtime.signals import stop_on_signal
 from sae_lm.runtime.timing import sum_seconds, timing_line
 from sae_lm.sae.formats.saelens import save
+from sae_lm.sae.model import SAE
 from sae_lm.settings import TrainSettings
 from sae_lm.training.convergence import convergence, state_of_training
 from sae_lm.training.group import TrainingRun, train_group
@@ -201,9 +204,24 @@ def _train_and_save(
             metadata = sae_metadata(trainer.arm, group.seed, recipe, run.store.manifest, run.registered)
             lines = read_lines(run.out / log_file(trainer.arm, group.seed))
             sae = trainer.finish(recipe.scale, metadata | {"convergence": convergence(lines, recipe)})
+            sae = with_largest(sae.to(run.device), run.store, recipe.tokens)
             save(sae, run.out / sae_folder(trainer.arm, group.seed))
         shutil.rmtree(group.folder(run.out), ignore_errors=True)
     return seconds
+
+
+LEAST_ROWS, MOST_ROWS, SHARE_OF_ROWS = 8192, 1 << 18, 50
+"""Rows on which largest activations are looked for: a fiftieth of those trained on, within these. Encoding a row is a
+sixth of training on it, so that it takes less than a hundredth of the training."""
+
+
+def with_largest(sae: SAE, store: Store, tokens: int) -> SAE:
+    """The SAE, whose metadata knows each latent's largest activation on the store's last rows: steering is scaled by it."""
+    rows = max(LEAST_ROWS, min(MOST_ROWS, tokens // SHARE_OF_ROWS))
+    largest = largest_activations(sae, store, start=max(0, len(store) - rows), silent=True)
+    numbers = [float(f"{value:.4g}") for value in largest.tolist()]
+    sae.config = replace(sae.config, metadata={**sae.config.metadata, LARGEST: numbers})
+    return sae
 
 
 def _track(settings: TrainSettings, recipe: TrainingRecipe, arm: Arm, seed: int) -> Track:

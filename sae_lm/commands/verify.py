@@ -39,7 +39,7 @@ def run(settings: VerifySettings) -> int:
     if settings.repair:
         from sae_lm.data.repair import repair
 
-        for line in repair(path, settings.model, settings.text, settings.device):
+        for line in repair(path, settings.model, settings.text, settings.device, settings.device_map):
             print(line)
     problems = verify(path)
     print("\n".join(problems) if problems else f"{settings.path}: whole")

@@ -13,12 +13,12 @@ from typing import NamedTuple
 import torch
 
 from sae_lm.comparison.equal_alarms import all_concept_figures
-from sae_lm.comparison.evaluate import batch_rows, concept_means, sae_codes, sae_splits
+from sae_lm.comparison.evaluate import OnConcepts, batch_rows, concept_means, find_main_latents
 from sae_lm.comparison.evaluation_set import EvaluationSet
 from sae_lm.comparison.outcomes import METRICS, PRIMARY
 from sae_lm.concepts.rows import TEST
 from sae_lm.metrics.absorption import MainLatents, main_latents
-from sae_lm.metrics.codes import TokenCodes
+from sae_lm.metrics.codes import TokenCodes, firing_codes
 from sae_lm.metrics.false_alarms import OperatingPoint
 from sae_lm.metrics.graded_saes import PlantedSAE, dropped_sae, oracle_sae, permuted_sae
 from sae_lm.metrics.reconstruction import quality
@@ -74,9 +74,10 @@ def grade(
         measured, _, _ = quality(other, _some_rows(evaluation_set, other))
         return concept_means(per_concept) | {"fvu": measured.fvu, "l0": measured.l0}
 
-    def find(other: SAE) -> tuple[list[TokenCodes], list[Split]]:
-        of_codes = sae_codes(other, evaluation_set)
-        return of_codes, sae_splits(of_codes, evaluation_set, settings.max_k, settings.split_gain)
+    def find(other: SAE) -> OnConcepts:
+        found = find_main_latents(other, settings, evaluation_set)
+        assert found, "what is graded has codes, so there is a concept in use"
+        return found
 
     with Progress("controls", 2 + 2 * len(SHARES), "SAE") as bar:
         saes = [
@@ -131,7 +132,7 @@ def _probes_as_latents(evaluation_set: EvaluationSet) -> dict[str, float]:
         rows, probe = evaluation_set.sets[candidates.set].rows, candidates.probe
         test = rows.subset == TEST
         logit = (rows.x[test] @ probe.weight + probe.bias)[:, None]
-        codes = TokenCodes(logit.clamp_min(0), torch.zeros_like(logit, dtype=torch.long), 1)
+        codes = firing_codes(logit, torch.zeros_like(logit, dtype=torch.long), 1)
         scores.append(main_latents(codes, rows.labels[test, candidates.concept], [0]))
     return {
         "main_f1": fmean(candidates.probe.f1 for candidates in evaluation_set.candidates),

@@ -32,6 +32,7 @@ from sae_lm.metrics.reconstruction import quality
 from sae_lm.metrics.splitting import Split, split_counts
 from sae_lm.metrics.statistics import mean_of_known, sums_of_units
 from sae_lm.sae.model import SAE
+from sae_lm.settings import CompareSettings
 
 ENCODED_VALUES = 1 << 23
 """Numbers in a dense batch of latents, at most: 32 MiB in float32."""
@@ -80,13 +81,9 @@ def held_out_figures(sae: SAE, evaluation_set: EvaluationSet) -> HeldOut:
 def sae_codes(sae: SAE, evaluation_set: EvaluationSet) -> list[TokenCodes]:
     """TokenCodes of every concept set."""
     return [
-        encode_sparse(sae, concepts.rows.x.split(batch_rows(sae))) if concepts.used else _no_codes(sae)
+        encode_sparse(sae, concepts.rows.x.split(batch_rows(sae)) if concepts.used else ())
         for concepts in evaluation_set.sets
     ]
-
-
-def _no_codes(sae: SAE) -> TokenCodes:
-    return TokenCodes(torch.zeros(0, 1), torch.zeros(0, 1, dtype=torch.long), sae.config.d_sae)
 
 
 def sae_splits(codes: Sequence[TokenCodes], evaluation_set: EvaluationSet, max_k: int, gain: float) -> list[Split]:
@@ -98,6 +95,20 @@ def sae_splits(codes: Sequence[TokenCodes], evaluation_set: EvaluationSet, max_k
         for codes_of_set, concepts in zip(codes, evaluation_set.sets, strict=True)
     ]
     return [by_set[candidates.set][candidates.concept] for candidates in evaluation_set.candidates]
+
+
+OnConcepts = tuple[list[TokenCodes], list[Split]]
+"""One SAE's codes of every concept set, and its main latents of every concept in use."""
+
+
+def find_main_latents(
+    sae: SAE, settings: CompareSettings, evaluation_set: EvaluationSet, splits: list[Split] | None = None
+) -> OnConcepts | None:
+    """splits: where they are known already. None where no concept is in use."""
+    if not evaluation_set.candidates:
+        return None
+    codes = sae_codes(sae, evaluation_set)
+    return codes, splits or sae_splits(codes, evaluation_set, settings.max_k, settings.split_gain)
 
 
 def common_counts(splits: Sequence[Sequence[Split]]) -> list[int]:

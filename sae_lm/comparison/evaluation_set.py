@@ -25,8 +25,9 @@ from sae_lm.concepts.rows import (
     sample_rows,
     vocabulary_rows,
 )
-from sae_lm.concepts.text_units import text_units
+from sae_lm.concepts.text_units import numbered, text_units
 from sae_lm.concepts.token_labels import LABELS, read_labels
+from sae_lm.data.repeats import share_in_several
 from sae_lm.data.store import Store
 from sae_lm.errors import SettingsError, StoreError
 from sae_lm.metrics.statistics import resamples, sums_of_units
@@ -36,6 +37,9 @@ SUMMED_ROWS = 4096
 """Held-out rows read at once where no SAE is concerned."""
 CACHED_BYTES = 1 << 30
 """Held-out rows of up to this size are read once for all SAEs; more are read again for each."""
+FEWEST_UNITS, MOST_SHARED = 5, 0.5
+"""Units of text (documents, blocks of contexts) below which, and the share of text in several of them beyond which, the
+noise of the evaluation is unknown."""
 SAMPLES = 200
 """Bootstrap samples of documents: the spread over them has a relative error of 5%."""
 
@@ -44,6 +48,7 @@ class Documents(NamedTuple):
     """Which document (or block of contexts) each of some rows is of, numbered from 0, and the samples of these."""
 
     of_row: Int[Tensor, " rows"]
+    """int32"""
     counts: Float[Tensor, "samples documents"]
 
 
@@ -97,12 +102,14 @@ class EvaluationSet(NamedTuple):
     candidates: list[Candidates]
     """one for each concept in use; lists of a concept's splits have this order"""
     seed: int
+    noise_unknown: str = ""
+    """why samples of documents say nothing of other text, in a sentence; usually empty"""
 
 
 def sample_documents(of_row: Int[Tensor, " rows"], seed: int) -> Documents:
     """Number the documents and draw samples of them."""
-    numbers, of_row = of_row.unique(return_inverse=True)
-    return Documents(of_row, resamples(len(numbers), SAMPLES, seed))
+    of_row, units = numbered(of_row)
+    return Documents(of_row, resamples(units, SAMPLES, seed))
 
 
 def reader(store: Store, hook: str, start: int, stop: int) -> Callable[[int], Iterator[Tensor]]:
@@ -118,6 +125,24 @@ def reader(store: Store, hook: str, start: int, stop: int) -> Callable[[int], It
             yield store.rows(hook, first, min(stop, first + size))
 
     return read
+
+
+def why_noise_is_unknown(token_id: Int[Tensor, " rows"], unit: Int[Tensor, " rows"]) -> str:
+    """A sentence where samples of these units say nothing of what other text would give; else empty.
+
+    They would then differ hardly at all, and a noise of nearly 0 be reported as if it had been measured.
+    unit: the document, or block of contexts, of each row, numbered from 0.
+    """
+    units = int(unit.max()) + 1 if len(unit) else 0
+    if units < FEWEST_UNITS:
+        what = "a single context or block of contexts" if units == 1 else f"{units} contexts or blocks of contexts"
+        return f"The noise of the evaluation is unknown: the held-out rows are of {what}; hold out more text."
+    if (share := share_in_several(token_id, unit)) > MOST_SHARED:
+        return (
+            f"The noise of the evaluation is unknown: {share:.0%} of the held-out text stands in it more than once, so that "
+            "samples of it say nothing of other text; cache text without copies."
+        )
+    return ""
 
 
 def find_candidates(
@@ -147,9 +172,10 @@ def sum_samples(read: Callable[[int], Iterator[Tensor]], documents: Documents) -
         total = total + (weight @ x.float()).double()
         squares.append(x.double().square().sum(1))
         first += len(x)
+    units = counts.shape[1]
+    rows_of_unit = torch.bincount(documents.of_row, minlength=units).double()
     square, n = (
-        counts.double() @ sums_of_units(values, documents.of_row, counts.shape[1])
-        for values in (torch.cat(squares), torch.ones(first, dtype=torch.float64))
+        counts.double() @ sums for sums in (sums_of_units(torch.cat(squares), documents.of_row, units), rows_of_unit)
     )
     return SampleSums(n, square, square / n - (total / n[:, None]).square().sum(1))
 
@@ -172,7 +198,7 @@ def build_evaluation_set(
     sets.append(inflected_rows(sets[0], store.vocabulary, settings.seed))
     if settings.contextual:
         sets += contextual_rows(store, hook, start, settings.per_type, settings.seed, labels)
-    tokens, stop = store.tokens(start), min(len(store), start + settings.tokens)
+    tokens, stop = store.tokens(start, columns=("document", "context")), min(len(store), start + settings.tokens)
     unit = text_units(tokens["document"], tokens["context"]).of_row
     concept_sets: list[ConceptSet] = []
     candidates, probes = [], []
@@ -200,6 +226,7 @@ def build_evaluation_set(
         sets=concept_sets,
         candidates=candidates,
         seed=settings.seed,
+        noise_unknown=why_noise_is_unknown(tokens["token_id"][: stop - start], read_units),
     )
     return evaluation_set, probes, [labels.unknown] if labels and labels.unknown else []
 
@@ -207,7 +234,7 @@ def build_evaluation_set(
 def kinds_of_units(settings: CompareSettings, store: Store, runs: Runs) -> dict[str, str]:
     """What stood for documents, in words: in the noise of held-out figures and of concepts, and in the concepts' split."""
     start = runs.training["held_out_from_row"]
-    tokens = store.tokens(start)
+    tokens = store.tokens(start, columns=("document", "context"))
     document, context = tokens["document"], tokens["context"]
     return {
         "held_out": text_units(document[: settings.tokens], context[: settings.tokens]).kind,

@@ -42,7 +42,7 @@ def keep_for_explorer(
 ) -> ShownSae:
     """codes, splits: as `sae_lm.comparison.evaluate` has them of this SAE."""
     sets = [
-        children(codes_of_set, concepts.rows.token_id[: len(codes_of_set.latent)], concepts.rows.child)
+        children(codes_of_set, concepts.rows.token_id[: len(codes_of_set)], concepts.rows.child)
         for codes_of_set, concepts in zip(codes, evaluation_set.sets, strict=True)
     ]
     return ShownSae(sae.W_dec.cpu(), codes, splits, sets)

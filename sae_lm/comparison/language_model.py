@@ -39,7 +39,8 @@ def boot_model(settings: CompareSettings, store: Store, device: str) -> Language
     name = settings.model or recorded["id"]
     dtype = getattr(torch, recorded["dtype"])
     source = find_model(name, recorded["revision"])
-    model = boot(source, device=device, dtype=dtype)
+    placed: dict[str, Any] = {"device_map": settings.device_map} if settings.device_map else {}
+    model = boot(source, dtype=dtype, **(placed or {"device": device}))
     booted = describe_model(source, model.original_model.config, dtype)
     for key, what in (("d_model", "width"), ("d_vocab", "vocabulary"), ("files_sha256", "checksum of the weights")):
         if booted[key] != recorded[key]:

@@ -15,12 +15,12 @@ from sae_lm.comparison.controls import Grades, grade
 from sae_lm.comparison.equal_alarms import all_concept_figures, common_points, points_of_sae
 from sae_lm.comparison.evaluate import (
     BootstrapValues,
+    OnConcepts,
     batch_rows,
     common_counts,
     concept_means,
+    find_main_latents,
     held_out_figures,
-    sae_codes,
-    sae_splits,
 )
 from sae_lm.comparison.evaluation_set import EvaluationSet, build_evaluation_set
 from sae_lm.comparison.explorer import MOST_SHOWN, ShownSae, explorer_entries, is_shown, keep_for_explorer
@@ -33,7 +33,7 @@ from sae_lm.comparison.runs import Key, Loaded, Runs, read_narrower
 from sae_lm.comparison.undertrained import training_figures
 from sae_lm.concepts.probes import Probe
 from sae_lm.data.store import Store
-from sae_lm.metrics.codes import TokenCodes, mean_square_strength
+from sae_lm.metrics.codes import mean_square_strength
 from sae_lm.metrics.decoder_projection import nth_decoder_projection
 from sae_lm.metrics.false_alarms import OperatingPoint
 from sae_lm.metrics.geometry import nearest_shares
@@ -62,7 +62,7 @@ class Measured(NamedTuple):
     """what the cross-entropies of all SAEs have in common"""
     probes: list[Probe]
     remarks: list[str]
-    """sentences on what of a user's labels could not be used"""
+    """sentences on what could not be used or is unknown"""
     per_concept: dict[Key, list[dict[str, Any]]]
     control_per_concept: list[dict[str, Any]]
     grades: Grades | None
@@ -105,13 +105,13 @@ def measure(settings: CompareSettings, store: Store, runs: Runs, device: str) ->
         ),
         control=alone.control.figures,
         bootstrap_values={
-            key: values | (language.bootstrap_values[key] if language else {})
+            key: {} if evaluation_set.noise_unknown else values | (language.bootstrap_values[key] if language else {})
             for key, values in bootstrap_values.items()
         },
         matching=matching,
         cross_entropy=language.shared if language else None,
         probes=probes,
-        remarks=remarks,
+        remarks=[*remarks, *filter(None, [evaluation_set.noise_unknown])],
         per_concept={key: sae.per_concept for key, sae in alone.saes.items()},
         control_per_concept=alone.control.per_concept,
         grades=alone.grades,
@@ -193,7 +193,7 @@ def _measure_saes(settings: CompareSettings, runs: Runs, evaluation_set: Evaluat
     with Progress("comparing", len(runs.by_key) + 1, "SAE") as bar:
         for (arm, seed), run in runs.by_key.items():
             sae = run.load(device)
-            on_concepts = _find_main_latents(sae, settings, evaluation_set, splits.get((arm, seed)))
+            on_concepts = find_main_latents(sae, settings, evaluation_set, splits.get((arm, seed)))
             saes[arm, seed] = _measure_sae(sae, on_concepts, settings, evaluation_set, common, targets, seed == first)
             if arm.label is None:
                 saes[arm, seed].figures.update(training_figures(sae, seed, saes[arm, seed].fired))
@@ -206,24 +206,10 @@ def _measure_saes(settings: CompareSettings, runs: Runs, evaluation_set: Evaluat
                 grades = grade(sae, *on_concepts, settings, evaluation_set, common, targets)
             bar.update(1)
         sae = random_sae(runs.by_key[rung, first].load("cpu"), l0[rung], settings.seed).to(device)
-        on_concepts = _find_main_latents(sae, settings, evaluation_set)
+        on_concepts = find_main_latents(sae, settings, evaluation_set)
         control = _measure_sae(sae, on_concepts, settings, evaluation_set, common, targets, sweep=True)
         bar.update(1)
     return MeasuredSaes(saes, control, common, shown, signal, grades, f"{rung.name}, seed {first}")
-
-
-OnConcepts = tuple[list[TokenCodes], list[Split]]
-"""One SAE's codes of every concept set, and its main latents of every concept in use."""
-
-
-def _find_main_latents(
-    sae: SAE, settings: CompareSettings, evaluation_set: EvaluationSet, splits: list[Split] | None = None
-) -> OnConcepts | None:
-    """splits: where they are known already. None where no concept is in use."""
-    if not evaluation_set.candidates:
-        return None
-    codes = sae_codes(sae, evaluation_set)
-    return codes, splits or sae_splits(codes, evaluation_set, settings.max_k, settings.split_gain)
 
 
 def _baseline_splits(
@@ -236,7 +222,7 @@ def _baseline_splits(
     rungs = {key: run for key, run in runs.by_key.items() if key[0] in ladder and evaluation_set.candidates}
     with Progress("main latents of the baseline", len(rungs), "SAE") as bar:
         for key, run in rungs.items():
-            if on_concepts := _find_main_latents(run.load(device), settings, evaluation_set):
+            if on_concepts := find_main_latents(run.load(device), settings, evaluation_set):
                 splits[key] = on_concepts[1]
                 points.append(points_of_sae(*on_concepts, evaluation_set))
             bar.update(1)

@@ -23,6 +23,7 @@ from sae_lm.comparison.runs import Runs
 from sae_lm.comparison.undertrained import Undertrained, find_undertrained, reason, warn
 from sae_lm.comparison.verdicts import compare_arms
 from sae_lm.concepts.probes import Probe
+from sae_lm.data.repeats import TOLD, share_seen_before
 from sae_lm.data.store import Store
 from sae_lm.metrics.geometry import EDGES, null_nearest_shares
 from sae_lm.metrics.statistics import pooled, spread_of
@@ -133,6 +134,11 @@ def _missing(store: Store, runs: Runs, measured: Measured) -> list[str]:
         sentences.append(
             "The store goes through its text more than once (--repeat), so that held-out rows may be of text that the "
             "SAEs were trained on, and all figures better than on new text; cache more text without --repeat."
+        )
+    elif (share := share_seen_before(store, runs.training["held_out_from_row"]) or 0.0) > TOLD:
+        sentences.append(
+            f"{share:.0%} of the held-out text stands word for word in the rows before it, those of training, so that all "
+            "figures are better than on new text; cache text without copies."
         )
     if all(probe.skipped is not None for probe in measured.probes):
         reasons = Counter(str(probe.skipped) for probe in measured.probes).most_common(1)

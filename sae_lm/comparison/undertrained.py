@@ -18,7 +18,7 @@ from sae_lm.comparison.matching import Matching, Values
 from sae_lm.metrics.statistics import mean_of_known
 from sae_lm.penalties.arms import Arm
 from sae_lm.sae.model import SAE
-from sae_lm.training.convergence import ADVICE, MOST_FALL, MOST_START_COS, is_held, sae_start_cosines, span
+from sae_lm.training.convergence import ADVICE, MOST_FALL, MOST_START_COS, sae_start_cosines, span
 
 LEAST_SIGNAL = 0.35
 """Part of the signal that latents found at the next seed carry, below which seeds have little in common."""
@@ -87,7 +87,7 @@ def reason(of: Sequence[Undertrained]) -> str:
 
 def warn(undertrained: Mapping[Arm, Undertrained], arms: Iterable[Arm]) -> str | None:
     """The sentence that an answer begins with, where arms that ought to be trained are not."""
-    meant = [arm for arm in arms if not is_held(arm.name)]
+    meant = [arm for arm in arms if not arm.is_held]
     flagged = [arm for arm in meant if arm in undertrained]
     if not flagged:
         return None

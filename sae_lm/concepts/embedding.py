@@ -8,6 +8,7 @@ from torch import Tensor
 
 from sae_lm.concepts.probes import f1, logistic
 from sae_lm.concepts.rows import TEST, TRAIN, ConceptRows
+from sae_lm.lm.device_map import input_device
 
 
 def input_embeddings(model: Any, rows: ConceptRows) -> Float[Tensor, "n width"]:
@@ -15,7 +16,10 @@ def input_embeddings(model: Any, rows: ConceptRows) -> Float[Tensor, "n width"]:
 
     model: a TransformerBridge.
     """
-    table = model.original_model.get_input_embeddings().weight
+    embedding = model.original_model.get_input_embeddings()
+    table = embedding.weight
+    if table.device.type == "meta":  # it waits on the CPU or on disk, and is fetched when it is called
+        return embedding(rows.token_id.to(input_device(model))).detach().float().cpu()
     return table.detach()[rows.token_id.to(table.device)].float().cpu()
 
 

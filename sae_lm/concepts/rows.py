@@ -34,6 +34,7 @@ from sae_lm.concepts.text_units import text_units
 from sae_lm.concepts.token_labels import GivenLabels, label_table
 from sae_lm.concepts.word_forms import FORMS, form_of
 from sae_lm.data.store import Store
+from sae_lm.lm.device_map import input_device
 from sae_lm.runtime.seeds import derive
 
 TRAIN, VALIDATION, TEST = 0, 1, 2
@@ -122,7 +123,7 @@ def vocabulary_rows(
     prompts = (
         tokens[:, None] if recipe.bos is None else torch.nn.functional.pad(tokens[:, None], (1, 0), value=recipe.bos)
     )
-    device = next(model.parameters()).device
+    device = input_device(model)
     with Capture(model, [hook]) as capture:
         parts = [capture(some.to(device))[capture.names[0]][:, -1].float().cpu() for some in prompts.split(PROMPTS)]
     return _token_rows(store.vocabulary, torch.cat(parts), tokens, torch.full_like(tokens, -1), seed, given)

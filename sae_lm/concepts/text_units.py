@@ -11,7 +11,7 @@ of other books.
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
 FEWEST_DOCUMENTS, FEWEST_EFFECTIVE = 20, 10.0
@@ -24,6 +24,7 @@ class TextUnits(NamedTuple):
     """Which unit of text each of some rows is of, numbered from 0 in the order of the text."""
 
     of_row: Int[Tensor, " rows"]
+    """int32"""
     kind: str
     """documents, contexts, or blocks of so many contexts"""
     after_border: Bool[Tensor, " rows"]
@@ -36,11 +37,47 @@ def text_units(document: Int[Tensor, " rows"], context: Int[Tensor, " rows"], le
     document, context: the store's columns of these rows, as `sae_lm.data.store.Store.tokens` gives them.
     least: contexts of a block, at least.
     """
-    _, of_row, rows = document.long().unique(return_inverse=True, return_counts=True)
+    documents = _runs(document)
+    rows = torch.zeros(documents.values, dtype=torch.int64).index_add_(0, documents.number, documents.length)
     effective = float(rows.sum()) ** 2 / float(rows.double().square().sum()) if len(rows) else 0.0
     if len(rows) >= FEWEST_DOCUMENTS and effective >= FEWEST_EFFECTIVE:
-        return TextUnits(of_row, "documents", torch.zeros(len(of_row), dtype=torch.bool))
-    contexts, number = context.long().unique(return_inverse=True)
-    size = max(least, len(contexts) // BLOCKS)
+        return TextUnits(documents.at_rows(documents.number), "documents", torch.zeros(len(document), dtype=torch.bool))
+    contexts = _runs(context)
+    size = max(least, contexts.values // BLOCKS)
     kind = "contexts" if size == 1 else f"blocks of {size} contexts"
-    return TextUnits(number // size, kind, (number % size == 0) & (number > 0))
+    number = contexts.number
+    after_border = contexts.at_rows((number % size == 0) & (number > 0))
+    return TextUnits(contexts.at_rows(number // size), kind, after_border)
+
+
+def numbered(values: Int[Tensor, " rows"]) -> tuple[Int[Tensor, " rows"], int]:
+    """Each row's value by its number among those that occur, rising, from 0 (int32); and how many occur.
+
+    Neighbours are mostly alike: what is needed beside the result grows with the places where they are not.
+    """
+    runs = _runs(values)
+    return runs.at_rows(runs.number), runs.values
+
+
+class _Runs(NamedTuple):
+    """Rows of one value that stand side by side."""
+
+    number: Int[Tensor, " runs"]
+    """of each run's value among those that occur, rising, from 0"""
+    length: Int[Tensor, " runs"]
+    values: int
+    """how many occur"""
+
+    def at_rows(self, of_run: Shaped[Tensor, " runs"]) -> Shaped[Tensor, " rows"]:
+        """What each run has, at each of its rows; whole numbers as int32."""
+        narrow = of_run if of_run.dtype == torch.bool else of_run.to(torch.int32)
+        return narrow.repeat_interleave(self.length.to(torch.int32))  # else a wide number for each row is made
+
+
+def _runs(values: Int[Tensor, " rows"]) -> _Runs:
+    begins = torch.ones(len(values), dtype=torch.bool)
+    torch.ne(values[1:], values[:-1], out=begins[1:])
+    first = begins.nonzero().flatten()
+    length = torch.cat([first, first.new_full((1,), len(values))]).diff()
+    found, number = values[first].long().unique(return_inverse=True)
+    return _Runs(number, length, len(found))

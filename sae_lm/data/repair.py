@@ -13,11 +13,18 @@ from sae_lm.data.recipe import settings_of, text_revision
 from sae_lm.data.tokens import vocabulary
 from sae_lm.data.writer import Job, ShardMaker, file_record, open_writer, statistics
 from sae_lm.errors import StoreError
+from sae_lm.fields import DeviceMap
 from sae_lm.lm.source import find_model, load_tokenizer
 from sae_lm.runtime.files import refuse_links_out, write_json, write_whole
 
 
-def repair(store: Path, model: str | None = None, text: str | None = None, device: str = "auto") -> list[str]:
+def repair(
+    store: Path,
+    model: str | None = None,
+    text: str | None = None,
+    device: str = "auto",
+    device_map: DeviceMap | None = None,
+) -> list[str]:
     """Write the damaged files of a store anew and return a line for each.
 
     model, text: where they are now; needed if the store was cached from local ones, whose paths it does not
@@ -31,6 +38,7 @@ def repair(store: Path, model: str | None = None, text: str | None = None, devic
         return []
     refuse_links_out(store, [*damaged, "stats.safetensors", MANIFEST], StoreError)
     settings = settings_of(manifest, store, model=model, text=text, device=device)
+    settings = settings.model_copy(update={"device_map": device_map})
     lines = []
     if shards:
         revision, special = text_revision(manifest.recipe), manifest.recipe.other_special

@@ -1,7 +1,7 @@
 """A finished activation store, opened for reading: rows, tokens, statistics and shuffled batches."""
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
@@ -188,21 +188,28 @@ class Store:
 
     def rows(self, hook: str | None = None, start: int = 0, stop: int | None = None) -> Float[Tensor, "rows width"]:
         """Rows start to stop of a hook, in the store's dtype."""
-        parts = list(self._slices(self.hook(hook), "rows", start, len(self) if stop is None else stop))
-        width = self.hooks[self.hook(hook)]
-        return torch.cat(parts) if parts else torch.empty(0, width, dtype=getattr(torch, self.manifest.recipe.dtype))
+        return self._copied(self.hook(hook), start, stop)
 
-    def tokens(self, start: int = 0, stop: int | None = None) -> dict[str, Int[Tensor, " rows"]]:
-        """token_id, document, position and context of rows start to stop, int32."""
+    def tokens(
+        self, start: int = 0, stop: int | None = None, columns: Sequence[str] = TOKEN_COLUMNS
+    ) -> dict[str, Int[Tensor, " rows"]]:
+        """token_id, document, position and context of rows start to stop, or some of these; int32."""
+        return {name: self._copied(name, start, stop) for name in columns}
+
+    def _copied(self, column: str, start: int, stop: int | None) -> Tensor:
         stop = len(self) if stop is None else stop
-        empty = torch.empty(0, dtype=torch.int32)
-        return {name: torch.cat([empty, *self._slices("tokens", name, start, stop)]) for name in TOKEN_COLUMNS}
+        self._check_span(start, stop, self.first_row)
+        out = self.empty_column(column, stop - start)
+        self.read_into(column, start, stop, out)
+        return out
 
     def blocks(self, start: int = 0, stop: int | None = None) -> Int[Tensor, "contexts pos"]:
         """All token ids of contexts start to stop, special tokens included, int32."""
         stop = self.manifest.contexts if stop is None else stop
-        empty = torch.empty(0, self.manifest.recipe.context_size, dtype=torch.int32)
-        return torch.cat([empty, *self._slices("tokens", "blocks", start, stop, self.first_context)])
+        self._check_span(start, stop, self.first_context)
+        out = torch.empty(stop - start, self.manifest.recipe.context_size, dtype=torch.int32)
+        _copy_into(out, self._slices("tokens", "blocks", start, stop, self.first_context))
+        return out
 
     def text_around(self, row: int, before: int, after: int) -> TextAround:
         """A row's token with at most so many tokens before and after it, of its own context."""
@@ -329,17 +336,13 @@ class Store:
     def read_into(self, column: str, start: int, stop: int, out: Tensor) -> None:
         """Copy rows start to stop of a column into ``out``, without torch's threads: it may run beside a model."""
         folder, key = ("tokens", column) if column in TOKEN_COLUMNS else (column, "rows")
-        filled = 0
-        for rows in self._slices(folder, key, start, stop):
-            np.copyto(_bytes(out[filled : filled + len(rows)]), _bytes(rows))
-            filled += len(rows)
+        _copy_into(out, self._slices(folder, key, start, stop))
 
     def _slices(
         self, folder: str, key: str, start: int, stop: int, firsts: list[int] | None = None
     ) -> Iterator[Tensor]:
         firsts = self.first_row if firsts is None else firsts
-        if not 0 <= start <= stop <= firsts[-1]:
-            raise StoreError(f"store {self.path}: rows {start} to {stop} asked for, it holds 0 to {firsts[-1]}")
+        self._check_span(start, stop, firsts)
         shard = bisect_right(firsts, start) - 1
         while start < stop:
             first, last = firsts[shard], min(stop, firsts[shard + 1])
@@ -348,12 +351,24 @@ class Store:
                 start = last
             shard += 1
 
+    def _check_span(self, start: int, stop: int, firsts: list[int]) -> None:
+        if not 0 <= start <= stop <= firsts[-1]:
+            raise StoreError(f"store {self.path}: rows {start} to {stop} asked for, it holds 0 to {firsts[-1]}")
+
     def _tensor(self, folder: str, shard: int, key: str) -> Tensor:
         shape, dtype = shard_tensor(self.manifest, folder, shard, key)
         return read_tensor(self.locate(shard_file(folder, shard)), key, self.path, shape, dtype)
 
     def _statistic(self, hook: str | None, key: str) -> Tensor:
         return read_tensor(self.locate("stats.safetensors"), f"{self.hook(hook)}/{key}", self.path, *whole_tensor(key))
+
+
+def _copy_into(out: Tensor, parts: Iterable[Tensor]) -> None:
+    """Lay parts end to end; of a store's shards no more than one is mapped into memory at a time."""
+    filled = 0
+    for part in parts:
+        np.copyto(_bytes(out[filled : filled + len(part)]), _bytes(part))
+        filled += len(part)
 
 
 def _bytes(tensor: Tensor) -> np.ndarray:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from sae_lm.data.pieces import Chunk
 from sae_lm.data.readers import READERS, Files, Listed, Row, Rows, Streamed, kind_of
-from sae_lm.embedded.text import embedded_dataset
+from sae_lm.embedded.text import embedded_split
 from sae_lm.errors import TextError
 from sae_lm.hub.quiet import quiet
 from sae_lm.hub.revision import pin
@@ -116,9 +116,9 @@ def open_text(text: str, split: str | None = None, column: str | None = None, re
     if text == "embedded":
         split = split or "all"
         _check_split(text, split, EMBEDDED_SPLITS)
-        dataset = embedded_dataset(split)
-        rows = Listed(dataset.to_list())
-        fingerprint = _digest(dataset["text"])
+        documents = embedded_split(split)
+        rows = Listed([document._asdict() for document in documents])
+        fingerprint = _digest(document.text for document in documents)
     elif text and os.path.exists(path):
         name = os.path.basename(os.path.abspath(path))  # no path of this machine in a manifest
         text = os.fsencode(name).decode(errors="replace")

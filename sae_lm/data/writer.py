@@ -24,6 +24,7 @@ from sae_lm.data.text import Text, open_text
 from sae_lm.data.tokenizer_checks import check_ids
 from sae_lm.data.tokens import BEGINNING, START, Block, Place, Position, SpecialTokens, blocks
 from sae_lm.lm.capture import Forward
+from sae_lm.lm.device_map import check_device_map
 from sae_lm.lm.forward import open_forward
 from sae_lm.lm.source import find_model, load_tokenizer
 from sae_lm.runtime.device import OnItsWay, pick_device, to_device
@@ -192,16 +193,21 @@ def open_writer(
     other_special: of the store that is repaired (default: what the tokenizer calls special).
     Raises ModelError, TextError, HubError, SettingsError for what cannot be opened.
     """
+    check_device_map(settings.device_map, settings.device, one_of_many=local_rank is not None)
     source = find_model(settings.model, settings.revision)
     text = open_text(settings.text, settings.split, settings.text_column, text_revision)
     tokenizer = load_tokenizer(source)
     text = text.with_chats_of(tokenizer)
-    device, dtype = pick_device(settings.device, local_rank), getattr(torch, settings.model_dtype)
-    with open_forward(source, settings.hooks, kind=settings.forward, device=device, dtype=dtype) as forward:
+    device, dtype = settings.device, getattr(torch, settings.model_dtype)
+    if settings.device_map is None:
+        device = pick_device(device, local_rank)
+    with open_forward(
+        source, settings.hooks, kind=settings.forward, device=device, dtype=dtype, device_map=settings.device_map
+    ) as forward:
         recipe = describe_recipe(settings, forward, source, text, tokenizer)
         if other_special is not None:
             recipe = recipe.model_copy(update={"other_special": other_special})
-        yield ShardMaker(forward, recipe, tokenizer, text, settings.batch_size, device)
+        yield ShardMaker(forward, recipe, tokenizer, text, settings.batch_size, forward.device)
 
 
 def bytes_per_row(recipe: Recipe) -> int:

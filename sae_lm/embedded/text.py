@@ -14,12 +14,14 @@ differ between Python versions; report them, do not assume them.
 """
 
 import ast
+import gc
 import hashlib
 import inspect
 import sys
 import sysconfig
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -48,7 +50,8 @@ def embedded_documents() -> tuple[Document, ...]:
     """All documents in the fixed order described at the head of this module."""
     documents: list[Document] = []
     seen: set[bytes] = set()
-    sources = [*_topics(), *_library_modules(), *_compiled_modules()]
+    with _no_collection():
+        sources = [*_topics(), *_library_modules(), *_compiled_modules()]
     for name, parts in sorted(sources, key=lambda source: (is_held_out(source[0]), _digest(source[0]))):
         fresh: list[str] = []
         for heading, body in parts:
@@ -61,18 +64,31 @@ def embedded_documents() -> tuple[Document, ...]:
     return tuple(documents)
 
 
-def embedded_dataset(split: str = "all") -> "Dataset":
-    """The documents as a data set with columns ``name``, ``text``, ``held_out``.
-
-    split: ``train``, ``held_out`` or ``all`` (train first, then held out).
-    """
-    from datasets import Dataset
-
+def embedded_split(split: str = "all") -> list[Document]:
+    """split: ``train``, ``held_out`` or ``all`` (train first, then held out)."""
     if split not in ("train", "held_out", "all"):
         raise ValueError(f"split must be 'train', 'held_out' or 'all', got {split!r}")
-    chosen = [d for d in embedded_documents() if split == "all" or d.held_out == (split == "held_out")]
-    columns = {field: [getattr(d, field) for d in chosen] for field in Document._fields}
-    return Dataset.from_dict(columns)
+    return [d for d in embedded_documents() if split == "all" or d.held_out == (split == "held_out")]
+
+
+def embedded_dataset(split: str = "all") -> "Dataset":
+    """The documents of a split as a data set with columns ``name``, ``text``, ``held_out``."""
+    from datasets import Dataset  # a second's import
+
+    chosen = embedded_split(split)
+    return Dataset.from_dict({field: [getattr(d, field) for d in chosen] for field in Document._fields})
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Syntax trees have no circles, and millions of nodes, among which looking for circles takes a third as long as parsing."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
 
 
 Parts = list[tuple[str, str]]

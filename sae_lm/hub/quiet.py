@@ -1,6 +1,6 @@
 """Silence the libraries of Hugging Face within a block; after it they are as they were before.
 
-Their progress bars do not become lines in a pipe, and their notices of retries quote the hub's address, password
+What tokenizers warn of is kept for the user (`overheard`). Their progress bars do not become lines in a pipe, and their notices of retries quote the hub's address, password
 included. Both are settings of the whole process, which belongs to the user.
 """
 
@@ -39,6 +39,40 @@ def without_notices() -> Iterator[None]:
     """No notices of huggingface_hub inside the block, but its progress bars."""
     with _without("notices"):
         yield
+
+
+@contextmanager
+def overheard(part: str) -> Iterator[list[str]]:
+    """Inside the block, what transformers' loggers with ``part`` in their name warn of goes into the list, each once.
+
+    As one line each, also where transformers is to be quiet; nothing of it is printed.
+    """
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.get_verbosity()  # sets its logger up where nobody has
+    logger, said = logging.getLogger("transformers"), list[str]()
+
+    class Listener(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            line = " ".join(record.getMessage().split())
+            if record.levelno == logging.WARNING and part in record.name and line not in said:
+                said.append(line)
+
+    def loud_enough(record: logging.LogRecord) -> bool:
+        return record.levelno >= level
+
+    level, others, listener = logger.level, list(logger.handlers), Listener()
+    for handler in others:
+        handler.addFilter(loud_enough)
+    logger.addHandler(listener)
+    logger.setLevel(min(level, logging.WARNING) or logging.WARNING)
+    try:
+        yield said
+    finally:
+        logger.setLevel(level)
+        logger.removeHandler(listener)
+        for handler in others:
+            handler.removeFilter(loud_enough)
 
 
 @contextmanager

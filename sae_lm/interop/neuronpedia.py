@@ -13,7 +13,7 @@ import torch
 
 from sae_lm.errors import SaeError
 from sae_lm.interop.examples import AT_ONCE, BARS, Encoded, Example, Shown, shown
-from sae_lm.metrics.promoted_tokens import PromotedTokens
+from sae_lm.interp.promoted_tokens import PromotedTokens
 from sae_lm.runtime.files import write_json
 from sae_lm.sae.model import SAE
 

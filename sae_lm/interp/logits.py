@@ -9,15 +9,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sae_lm.errors import SaeError
+from sae_lm.interp.promoted_tokens import promoted_tokens
 from sae_lm.interp.splice import place
-from sae_lm.lm.bridge import hook_names, read_logits
+from sae_lm.lm.bridge import hook_names
 from sae_lm.sae.model import SAE
 
 if TYPE_CHECKING:
     from sae_lm.lm.bridge import TransformerBridge
 
-CHUNK = 64
-"""Latents whose logits are read at once."""
 _RESIDUAL = re.compile(
     r"blocks\.\d+\.(hook_(resid_(pre|mid|post)|mlp_out|attn_out|in|out))|hook_embed|ln_final\.hook_in"
 )
@@ -27,7 +26,7 @@ class TokenEffect(NamedTuple):
     token: str
     token_id: int
     effect: float
-    """logits, less their mean over the vocabulary"""
+    """logits per unit of the latent's activation, less their mean over the vocabulary"""
 
 
 class LogitEffect(NamedTuple):
@@ -36,8 +35,6 @@ class LogitEffect(NamedTuple):
     latent: int
     promoted: list[TokenEffect]
     suppressed: list[TokenEffect]
-    method: str
-    """``logit_readout`` (TransformerLens 4), or ``ln_final and W_U``"""
 
     def __str__(self) -> str:
         tokens = (", ".join(f"{one.token!r} {one.effect:+.2f}" for one in side) for side in self[1:3])
@@ -50,8 +47,8 @@ def logit_effect(
 ) -> list[LogitEffect]:
     """For each latent, the tokens that its decoder row promotes and suppresses by the direct path to the logits.
 
-    Later blocks are passed by. The row is read as a residual stream of its own, through the final norm and the
-    unembedding, so that its length does not matter: ranks are those of public dashboards, sizes are not.
+    Later blocks are passed by. What is read is W_dec times the final norm's weight times the unembedding, as on the
+    page of latents and on public dashboards, see `sae_lm.interp.promoted_tokens`.
     Raises SaeError for a latent that is not there, and for an SAE whose rows are no directions of the residual stream.
     """
     (name,) = place(model, sae, hook)
@@ -64,23 +61,18 @@ def logit_effect(
     for latent in wanted:
         if not 0 <= latent < sae.config.d_sae:
             raise SaeError(f"latent {latent} is none of this SAE, which has latents 0 to {sae.config.d_sae - 1}")
-    found = []
-    for first in range(0, len(wanted), CHUNK):
-        part = wanted[first : first + CHUNK]
-        logits, how = read_logits(model, sae.W_dec[part])
-        logits = logits - logits.mean(1, keepdim=True)
-        count = min(top, logits.shape[1])
-        for latent, row in zip(part, logits.cpu(), strict=True):
-            sides = (row.topk(count, largest=largest) for largest in (True, False))
-            promoted, suppressed = (_tokens(model, *side) for side in sides)
-            found.append(LogitEffect(latent, promoted, suppressed, how))
-    return found
+    found = promoted_tokens(model, sae.W_dec[wanted], top)
+    rows = zip(wanted, *(side.tolist() for side in found), strict=True)
+    return [
+        LogitEffect(latent, _tokens(model, high, above), _tokens(model, low, below))
+        for latent, high, above, low, below in rows
+    ]
 
 
-def _tokens(model: Any, effects: Tensor, ids: Tensor) -> list[TokenEffect]:
+def _tokens(model: Any, ids: Sequence[int], effects: Sequence[float]) -> list[TokenEffect]:
     return [
         TokenEffect(token_text(model.tokenizer, token), token, effect)
-        for token, effect in zip(ids.tolist(), effects.tolist(), strict=True)
+        for token, effect in zip(ids, effects, strict=True)
     ]
 
 

@@ -20,7 +20,8 @@ from sae_lm.sae.model import SAE
 
 ACTIONS = ("add", "clamp", "ablate", "orthogonal")
 LARGEST = "largest_activations"
-"""Key of an SAE's metadata: one number for each latent, as ``largest_activations`` measures them."""
+"""Key of an SAE's metadata: one number for each latent, as ``largest_activations`` measures them. ``sae-lm train``
+writes it, of the store's last rows."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,8 @@ class Steer:
     strength: int | float = 1.0
     """in multiples of ``largest``; may be negative"""
     largest: int | float | None = None
-    """the latent's largest activation; default the SAE's ``metadata["largest_activations"]``. With 1, ``strength`` is
-    the latent's activation itself"""
+    """the latent's largest activation; default the SAE's ``metadata["largest_activations"]``, which SAEs of
+    ``sae-lm train`` have. With 1, ``strength`` is the latent's activation itself"""
     hook: str | None = None
     """which SAE, where there are several"""
 
@@ -83,15 +84,24 @@ def _amount(sae: SAE, steer: Steer) -> float:
         )
     if steer.action == "ablate":
         return 0.0
-    known = sae.config.metadata.get(LARGEST)
-    largest = steer.largest if steer.largest is not None or known is None else float(known[steer.latent])
-    if largest is None:
+    largest = _known(sae, steer.latent) if steer.largest is None else steer.largest
+    if steer.largest is None and not largest:
+        why = "is not known" if largest is None else "is not known: it never fired where the SAE's training looked"
         raise SaeError(
             f"strength {steer.strength} of the steering of latent {steer.latent} is in multiples of its largest "
-            "activation, which is not known; give largest=float(sae_lm.largest_activations(sae, store)[latent]), "
+            f"activation, which {why}; give largest=float(sae_lm.largest_activations(sae, store)[latent]), "
             "or largest=1 for a strength in units of the latent"
         )
-    return steer.strength * largest
+    return steer.strength * float(largest or 0)
+
+
+def _known(sae: SAE, latent: int) -> float | None:
+    """The latent's largest activation as the SAE's metadata says; None where it does not, or says no such number."""
+    known: Any = sae.config.metadata.get(LARGEST)
+    if not isinstance(known, Sequence) or len(known) != sae.config.d_sae:
+        return None
+    value: Any = known[latent]
+    return float(value) if isinstance(value, int | float) and 0 <= value < float("inf") else None
 
 
 def steer_latents(z: Float[Tensor, "*batch d_sae"], edits: Sequence[Edit]) -> Float[Tensor, "*batch d_sae"]:
@@ -124,15 +134,17 @@ def steer_output(
 
 
 @torch.no_grad()
-def largest_activations(sae: SAE, store: Store, *, start: int = 0, stop: int | None = None) -> Float[Tensor, " d_sae"]:
+def largest_activations(
+    sae: SAE, store: Store, *, start: int = 0, stop: int | None = None, silent: bool = False
+) -> Float[Tensor, " d_sae"]:
     """Each latent's largest activation on rows start to stop of a store of its hook; 0 for those that never fire.
 
-    Raises SaeError where SAE and store do not fit.
+    silent: without a progress bar. Raises SaeError where SAE and store do not fit.
     """
     hook = fitting_hook("given", sae, store)
     stop = len(store) if stop is None else min(stop, len(store))
     largest = torch.zeros(sae.config.d_sae)
-    with Progress("largest activations", max(0, stop - start), "tok") as bar:
+    with Progress("largest activations", max(0, stop - start), "tok", silent=silent) as bar:
         for first in range(start, stop, size := chunk_rows(store, sae)):
             z = sae.encode(store.rows(hook, first, min(stop, first + size)).to(sae.W_enc))
             largest = torch.maximum(largest, z.amax(0).float().cpu())

@@ -14,7 +14,9 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from sae_lm.errors import ModelError
+from sae_lm.fields import has_heads
 from sae_lm.lm.capture import Stop, probe_widths
+from sae_lm.lm.device_map import Placement, check_device_map, input_device, waiting
 from sae_lm.lm.hooks import canonical_hook, expand_hooks, layer_of
 from sae_lm.lm.source import ModelSource, find_model, language_config, loading_quietly
 from sae_lm.runtime.device import pick_device
@@ -30,14 +32,19 @@ def load_model(
     device: str = "auto",
     dtype: torch.dtype = torch.float32,
     revision: str | None = None,
+    device_map: Placement | None = None,
 ) -> TransformerBridge:
     """Boot a TransformerBridge with raw weights, frozen and in eval mode.
 
-    name: ``embedded``, a directory in Hugging Face format, or a hub id. Raises ModelError for what
+    name: ``embedded``, a directory in Hugging Face format, or a hub id.
+    device_map: in place of a device, ``auto`` lays a model that is larger than one card over all of them; or
+        {module: device}, as transformers takes it.
+
+    Raises ModelError for what
     cannot be loaded and HubError where the hub is out of reach. Token ids may be on any device. Where keys and values
     of earlier tokens are lost (see ``remembers``), ``model.generate`` works without keeping them.
     """
-    bridge = boot(find_model(name, revision), device=device, dtype=dtype)
+    bridge = boot(find_model(name, revision), device=device, dtype=dtype, device_map=device_map)
     remembers(bridge)
     return bridge
 
@@ -61,7 +68,7 @@ def remembers(bridge: TransformerBridge) -> bool:
 
 def _same_with_kept_keys(bridge: TransformerBridge) -> bool:
     """Logits of the token after eight others and one that was generated: from all of them, and from keys and values."""
-    prompt = torch.arange(1, 9, device=next(bridge.parameters()).device)[None] % bridge.cfg.d_vocab
+    prompt = torch.arange(1, 9, device=input_device(bridge))[None] % bridge.cfg.d_vocab
     logits = []
     for kept in (True, False):
         try:
@@ -108,13 +115,21 @@ def nothing_installed() -> Iterator[None]:
         subprocess.check_call = run
 
 
-def boot(source: ModelSource, *, device: str, dtype: torch.dtype) -> TransformerBridge:
+def boot(
+    source: ModelSource, *, device: str = "auto", dtype: torch.dtype, device_map: Placement | None = None
+) -> TransformerBridge:
     """``load_model`` for a model that was found already, so that the hub is asked once."""
     keywords: dict[str, Any] = {} if source.is_local or not source.revision else {"revision": source.revision}
-    device = pick_device(device)
+    check_device_map(device_map, device)
+    if device_map is None:
+        keywords["device"] = pick_device(device)
+    else:
+        keywords["device_map"] = device_map
     kind = "a causal language model with weights and tokenizer in Hugging Face format"
     with loading_quietly(source, kind), nothing_installed():
-        bridge = TransformerBridge.boot_transformers(source.location, device=device, dtype=dtype, **keywords)
+        bridge = TransformerBridge.boot_transformers(source.location, dtype=dtype, **keywords)
+    if bridge.cfg.device == "meta":  # of an embedding that waits on disk; generate() puts its tokens there
+        bridge.cfg.device = str(input_device(bridge))
     bridge.eval()
     for parameter in bridge.parameters():
         parameter.requires_grad_(False)
@@ -124,7 +139,7 @@ def boot(source: ModelSource, *, device: str, dtype: torch.dtype) -> Transformer
 
 def _inputs_to_device(module: Any, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
     """Token ids and masks of a store lie on the CPU; TransformerLens hands them to the model as they are."""
-    device = next(module.parameters()).device
+    device = input_device(module)
 
     def moved(value: Any) -> Any:
         return value.to(device) if isinstance(value, Tensor) and value.device != device else value
@@ -197,7 +212,7 @@ def hook_width(bridge: TransformerBridge, name: str) -> int:
 
     try:
         with torch.no_grad(), bridge.hooks(fwd_hooks=[(name, look)]):
-            tokens = torch.zeros(1, count, dtype=torch.long, device=next(bridge.parameters()).device)
+            tokens = torch.zeros(1, count, dtype=torch.long, device=input_device(bridge))
             bridge(tokens, return_type=None, **FORWARD_KWARGS)
     except Stop:
         pass
@@ -215,29 +230,10 @@ def hook_width(bridge: TransformerBridge, name: str) -> int:
     return math.prod(shape[2:])
 
 
-@torch.no_grad()
-def read_logits(bridge: TransformerBridge, rows: Tensor) -> tuple[Tensor, str]:
-    """[n, d_vocab]: what rows [n, d_model] say to the final norm and the unembedding, and how it was read.
-
-    Each row is read as a residual stream of its own, and what zeros would give, the biases' part, is subtracted. Read
-    by TransformerLens' ``logit_readout`` where there is one, else as ln_final(row) @ W_U.
-    """
-    rows = rows.to(next(bridge.parameters()))
-    both = torch.cat([rows, torch.zeros_like(rows[:1])])
-    try:
-        from transformer_lens.tools.analysis import logit_readout  # from 4.x on
-    except ImportError:
-        logits, how = bridge.ln_final(both[None])[0] @ bridge.W_U, "ln_final and W_U"
-    else:
-        logits, how = logit_readout(bridge, both).values, "logit_readout"
-    logits = logits.float()
-    return logits[:-1] - logits[-1:], how
-
-
 class Capture:
     """``with Capture(bridge, names) as capture: rows = capture(tokens)``; each forward stops after the last hook.
 
-    A ``sae_lm.lm.capture.Forward``; residual streams are [batch, pos, d_model].
+    A ``sae_lm.lm.capture.Forward``; residual streams are [batch, pos, d_model], and heads are laid side by side.
     """
 
     def __init__(self, bridge: TransformerBridge, names: Sequence[str]) -> None:
@@ -248,10 +244,11 @@ class Capture:
         self.attention = "bridge eager"
         self.config: Any = language_config(bridge.original_model.config)
         self.dtype = next(bridge.parameters()).dtype
+        self.device, self.remark = str(input_device(bridge)), waiting(bridge)
 
     def _grab(self, name: str) -> Callable[..., None]:
         def keep(tensor: Tensor, hook: Any) -> None:
-            self.seen[name] = tensor.detach()
+            self.seen[name] = tensor.detach().flatten(2) if has_heads(name) else tensor.detach()
             if len(self.seen) == len(self.names):
                 raise Stop
 
@@ -260,7 +257,7 @@ class Capture:
     def __enter__(self) -> "Capture":
         self._hooks = self.bridge.hooks(fwd_hooks=[(name, self._grab(name)) for name in self.names])
         self._hooks.__enter__()
-        self.hooks = probe_widths(self, str(next(self.bridge.parameters()).device))
+        self.hooks = probe_widths(self, self.device)
         return self
 
     def __exit__(self, *exception: Any) -> None:
@@ -281,10 +278,13 @@ class Capture:
 
 @contextmanager
 def replace_activation(bridge: TransformerBridge, name: str, function: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Inside the block every forward uses ``function(activation)`` in place of the activation at ``name``."""
+    """Inside the block every forward uses ``function(activation)`` in place of the activation at ``name``.
+
+    The function gets [batch, pos, width] and returns that: heads [batch, pos, heads, d_head] are laid side by side.
+    """
 
     def hook_function(tensor: Tensor, hook: Any) -> Tensor:
-        return function(tensor).to(tensor.dtype)
+        return function(tensor.flatten(2)).to(tensor).reshape(tensor.shape)  # of its dtype, on its device
 
     with bridge.hooks(fwd_hooks=[(resolve_hook(bridge, name), hook_function)]):
         yield

@@ -28,6 +28,10 @@ class Forward(Protocol):
     config: Any
     """the Hugging Face configuration"""
     dtype: torch.dtype
+    device: str
+    """where token ids go; activations come from the devices of their blocks"""
+    remark: str
+    """a sentence on how the model was placed, usually empty"""
 
     def __call__(self, tokens: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
         """tokens [batch, pos] int64, mask [batch, pos] (1 for tokens, 0 for padding) -> {hook: [batch, pos, width]}."""

@@ -15,6 +15,7 @@ import torch
 
 from sae_lm.errors import SettingsError
 from sae_lm.lm.capture import Forward
+from sae_lm.lm.device_map import Placement
 from sae_lm.lm.hooks import expand_hooks
 from sae_lm.lm.source import ModelSource, read_config
 
@@ -45,9 +46,15 @@ Kind = Literal["auto", "huggingface", "bridge"]
 
 @contextmanager
 def open_forward(
-    source: ModelSource, patterns: Sequence[str], *, kind: Kind, device: str, dtype: torch.dtype
+    source: ModelSource,
+    patterns: Sequence[str],
+    *,
+    kind: Kind,
+    device: str,
+    dtype: torch.dtype,
+    device_map: Placement | None = None,
 ) -> Iterator[Forward]:
-    """Load the model and hook it. Raises ModelError for a model or a hook that is not available."""
+    """Load the model, on a device or laid over several, and hook it. Raises ModelError for a model or a hook that is not available."""
     config = read_config(source)
     architecture = (config.architectures or ["?"])[0]
     names = expand_hooks(patterns, config.num_hidden_layers) if architecture in BLOCKS else None
@@ -59,11 +66,11 @@ def open_forward(
     if kind != "bridge" and names is not None:
         from sae_lm.lm.huggingface import PlainForward
 
-        with PlainForward(source, names, BLOCKS[architecture], device, dtype) as forward:
+        with PlainForward(source, names, BLOCKS[architecture], device, dtype, device_map) as forward:
             yield forward
         return
     from sae_lm.lm.bridge import Capture, boot, expand_bridge_hooks  # TransformerLens: seconds
 
-    bridge = boot(source, device=device, dtype=dtype)
+    bridge = boot(source, device=device, dtype=dtype, device_map=device_map)
     with Capture(bridge, expand_bridge_hooks(bridge, patterns)) as capture:
         yield capture

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sae_lm.errors import ModelError
 from sae_lm.lm.capture import Stop, probe_widths
+from sae_lm.lm.device_map import Placement, check_device_map, input_device, waiting
 from sae_lm.lm.hooks import layer_of
 from sae_lm.lm.source import ModelSource, language_config, loading_quietly
 from sae_lm.runtime.device import pick_device
@@ -20,19 +21,33 @@ from sae_lm.runtime.device import pick_device
 class PlainForward:
     """``with PlainForward(...) as forward: forward(tokens)``; see ``sae_lm.lm.capture.Forward``."""
 
-    def __init__(self, source: ModelSource, names: Sequence[str], blocks: str, device: str, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        source: ModelSource,
+        names: Sequence[str],
+        blocks: str,
+        device: str,
+        dtype: torch.dtype,
+        device_map: Placement | None = None,
+    ) -> None:
         from transformers import AutoModel
 
+        check_device_map(device_map, device)
         device = pick_device(device)
+        placed: dict[str, Any] = {} if device_map is None else {"device_map": device_map}
         with loading_quietly(source, "a language model with weights in Hugging Face format"):
             model, loading = AutoModel.from_pretrained(
-                source.location, revision=source.revision, dtype=dtype, output_loading_info=True
+                source.location, revision=source.revision, dtype=dtype, output_loading_info=True, **placed
             )
         missing = sorted(name for name in loading["missing_keys"] if "pooler" not in name)
         if missing:
             raise ModelError(f"model {source.id!r} has no weights for {', '.join(missing[:5])}; save the whole model")
-        self.model: Any = model.to(device).eval().requires_grad_(False)
-        self.names, self.blocks, self.device = list(names), model.get_submodule(blocks), device
+        if device_map is None:
+            model = model.to(device)
+        self.model: Any = model.eval().requires_grad_(False)
+        self.names, self.blocks = list(names), model.get_submodule(blocks)
+        self.device = device if device_map is None else str(input_device(model))
+        self.remark = waiting(model)
         self.config: Any = language_config(model.config)
         self.attention = f"huggingface {model.config._attn_implementation}"
         self.dtype = dtype

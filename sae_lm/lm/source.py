@@ -1,6 +1,7 @@
 """Find a language model by name, and read its configuration and its tokenizer; nothing heavy is loaded."""
 
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import copy
@@ -9,8 +10,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sae_lm.embedded import MODEL_DIR
-from sae_lm.errors import ModelError, SaeLmError
-from sae_lm.hub.quiet import quiet
+from sae_lm.errors import ModelError, SaeLmError, SaeLmWarning
+from sae_lm.hub.quiet import overheard, quiet
 from sae_lm.hub.revision import pin
 
 
@@ -86,27 +87,37 @@ def load_tokenizer(source: ModelSource) -> Any:
         source = source._replace(location=str(folder))
         files = sorted(path for path in folder.iterdir() if path.is_file())
         written = tuple((path.name, (about := path.stat()).st_mtime_ns, about.st_size) for path in files)
-    return _tokenizer(source, written, threading.get_ident())
+    tokenizer, said = _tokenizer(source, written, threading.get_ident())
+    for warning in said:
+        warnings.warn(warning, stacklevel=2)
+    return tokenizer
 
 
 @lru_cache(maxsize=4)
-def _tokenizer(source: ModelSource, written: tuple[Any, ...], thread: int) -> Any:
-    """written: when files of a folder were, so that others are read; a commit of the hub stays what it is."""
+def _tokenizer(source: ModelSource, written: tuple[Any, ...], thread: int) -> tuple[Any, list[Any]]:
+    """The tokenizer, and what is warned of it. written: when files of a folder were; a commit of the hub stays what it is."""
     from transformers import AutoTokenizer
 
-    with loading_quietly(source, "a tokenizer that can be loaded; save one beside it"):
-        return AutoTokenizer.from_pretrained(source.location, revision=source.revision)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always", SaeLmWarning)
+        with loading_quietly(source, "a tokenizer that can be loaded; save one beside it"):
+            tokenizer = AutoTokenizer.from_pretrained(source.location, revision=source.revision)
+    return tokenizer, [one.message for one in said]
 
 
 @contextmanager
 def loading_quietly(source: ModelSource, expected: str) -> Iterator[None]:
     """No progress bars and load reports inside the block; whatever transformers raises becomes one sentence.
 
+    What it warns of tokenizers becomes a SaeLmWarning each, behind the block.
+
     expected: what should have been there. Raises ModelError.
     """
     try:
-        with quiet("transformers"):  # a model loads in seconds here, and its bar would not become lines in a pipe
+        with quiet("transformers"), overheard("tokeniz") as said:  # a bar would not become lines in a pipe
             yield
+        for line in said:
+            warnings.warn(f"the tokenizer of model {source.id!r}: {line}", SaeLmWarning, stacklevel=3)
     except SaeLmError:
         raise
     except Exception as problem:  # transformers raises OSError, ValueError, KeyError, SafetensorError, ...

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from sae_lm.metrics.codes import TokenCodes
+from sae_lm.metrics.codes import TokenCodes, at_entries
 from sae_lm.runtime.seeds import derive
 
 SILENT = 1e-8
@@ -61,17 +61,39 @@ class ConceptAtSae:
         """Of each decoder row with the probe."""
         return probe_cosines(self.W_dec, self.probe)
 
+    @cached_property
+    def raw(self) -> "Along":
+        """Along the probe, whatever the main latents are."""
+        return _along(self, None)
+
+
+class Along(NamedTuple):
+    """What firing latents and activations have along a probe, raw or beyond their means."""
+
+    along: Float[Tensor, " entries"]
+    """each firing latent's part of the projection on the probe: strength times cosine"""
+    cosine: Float[Tensor, " entries"]
+    """cosine of that latent's decoder row with the probe"""
+    top: Float[Tensor, " n"]
+    """the largest part of the projection; -infinity where nothing fires"""
+    top_entry: Int[Tensor, " n"]
+    """the entry that has it; -1 where nothing fires"""
+    whole: Float[Tensor, " n"]
+    """the activation's projection on the probe"""
+
 
 class Projections(NamedTuple):
     """What scores of any gates are made of. Only latents that fire can absorb."""
 
-    along: Float[Tensor, "n width"]
-    """each firing latent's part of the projection on the probe: strength times cosine"""
-    cosine: Float[Tensor, "n width"]
-    """cosine of that latent's decoder row with the probe"""
-    is_main: Bool[Tensor, "n width"]
+    codes: TokenCodes
+    """of the n rows; its entries are those of ``along``, ``cosine`` and ``is_main``"""
+    along: Float[Tensor, " entries"]
+    """as in `Along`, and so are ``cosine``, ``top``, ``top_entry`` and ``whole``"""
+    cosine: Float[Tensor, " entries"]
+    is_main: Bool[Tensor, " entries"]
+    top: Float[Tensor, " n"]
+    top_entry: Int[Tensor, " n"]
     whole: Float[Tensor, " n"]
-    """the activation's projection on the probe"""
     carried: Float[Tensor, " n"]
     """the main latents' part of it"""
     silent: Bool[Tensor, " n"]
@@ -80,22 +102,35 @@ class Projections(NamedTuple):
 
 def projections(concept: ConceptAtSae, main: list[int], centre: Centre | None = None) -> Projections:
     """Projections on the probe's direction; with ``centre``, of what x and strengths are beyond their means."""
-    codes, x, cosine, probe = concept.codes, concept.x, concept.cosine, concept.probe
-    mean_x, mean = centre or Centre(x.new_zeros(x.shape[1]), x.new_zeros(codes.d_sae))
-    mean = mean.to(codes.strength)
-    fires = codes.strength > 0
-    is_main = torch.isin(codes.latent, torch.tensor(main)) & fires
-    along = torch.where(fires, codes.strength - mean[codes.latent], 0) * cosine[codes.latent]
+    codes, parts = concept.codes, concept.raw if centre is None else _along(concept, centre)
+    of_main = torch.zeros(codes.d_sae, dtype=torch.bool)
+    of_main[main] = True
+    is_main = of_main.index_select(0, codes.latent)
+    entry = is_main.nonzero().flatten()
     # a silent main latent is below its mean
-    below = (mean * cosine)[main].sum() - ((mean * cosine)[codes.latent] * is_main).sum(1)
+    means = torch.zeros(codes.d_sae) if centre is None else centre.strength.to(codes.strength) * concept.cosine
+    below = means[main].sum() - codes.sums(means[codes.latent[entry]], entry)
     return Projections(
-        along=along,
-        cosine=cosine[codes.latent],
+        codes=codes,
+        along=parts.along,
+        cosine=parts.cosine,
         is_main=is_main,
-        whole=(x - mean_x.to(x)) @ (probe / probe.norm()),
-        carried=(along * is_main).sum(1) - below,
-        silent=~(is_main & (codes.strength >= SILENT)).any(1),
+        top=parts.top,
+        top_entry=parts.top_entry,
+        whole=parts.whole,
+        carried=codes.sums(parts.along[entry], entry) - below,
+        silent=codes.sums((codes.strength[entry] >= SILENT).float(), entry) == 0,
     )
+
+
+def _along(concept: ConceptAtSae, centre: Centre | None) -> Along:
+    codes, x, probe = concept.codes, concept.x, concept.probe
+    strength, cosine = codes.strength, concept.cosine.index_select(0, codes.latent)
+    if centre is not None:
+        x = x - centre.x.to(x)
+        strength = strength - centre.strength.to(strength).index_select(0, codes.latent)
+    along = strength * cosine
+    return Along(along, cosine, *codes.largest(along), x @ (probe / probe.norm()))
 
 
 def probe_cosines(W_dec: Float[Tensor, "d_sae d_in"], probe: Float[Tensor, " d_in"]) -> Float[Tensor, " d_sae"]:
@@ -108,8 +143,7 @@ def full_scores(parts: Projections, cos: float = COS_FULL, share: float = SHARE)
 
     As in SAEBench, only the latent with the largest projection is asked for its cosine.
     """
-    top, slot = parts.along.max(1)
-    cosine = parts.cosine.gather(1, slot[:, None])[:, 0]
+    top, cosine = parts.top, at_entries(parts.cosine, parts.top_entry)
     return parts.silent & (cosine >= cos) & (parts.whole > 0) & (top > 0) & (top >= share * parts.whole)
 
 
@@ -118,8 +152,8 @@ def fraction_scores(parts: Projections, cos: float = COS_FRACTION, share: float 
 
     0 where they carry less than this share, and where they carry nothing.
     """
-    others = torch.where(parts.is_main | (parts.cosine < cos), 0, parts.along).clamp_min(0)
-    absorbed = others.topk(min(ABSORBERS, others.shape[1]), dim=1).values.sum(1)
+    others = (~parts.is_main & (parts.cosine >= cos) & (parts.along > 0)).nonzero().flatten()
+    absorbed = parts.codes.top_sums(parts.along[others], others, ABSORBERS)
     part = torch.minimum(absorbed, parts.whole - parts.carried)
     fraction = torch.where(parts.carried <= 0, 1.0, (part / (part + parts.carried)).clamp(0, 1))
     none = (parts.whole <= 0) | (parts.carried >= parts.whole) | (absorbed < share * parts.whole) | (absorbed <= 0)
@@ -147,7 +181,7 @@ def absorption(concept: ConceptAtSae, main: list[int]) -> Absorption | None:
     parts = projections(concept, main)
     actual = (x if concept.b_dec is None else x - concept.b_dec) @ (probe / probe.norm())
     holes = parts.silent & (actual > 0)
-    rebuilt = parts.along[holes].double().sum()
+    rebuilt = parts.along[holes[parts.codes.token]].double().sum()
     return Absorption(
         candidates=len(x),
         types=len(token_id.unique()),

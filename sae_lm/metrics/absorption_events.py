@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sae_lm.data.store import Store
 from sae_lm.metrics.absorption import ConceptAtSae, Projections, probe_cosines, projections
-from sae_lm.metrics.codes import TokenCodes
+from sae_lm.metrics.codes import TokenCodes, at_entries
 
 BEFORE, AFTER = 24, 8
 """Tokens shown before and after the one an event is about."""
@@ -120,11 +120,11 @@ def choose(silent: Tensor, share: Tensor, token_id: Int[Tensor, " n"], count: in
 
 def children(codes: TokenCodes, token_id: Int[Tensor, " n"], names: Mapping[int, str] | None = None) -> Children:
     """Every latent's child, for all latents at once. names: of tokens, a user's own."""
-    fires, names = codes.strength > 0, names or {}
+    names = names or {}
     types, kind = _alike(token_id, names).unique(return_inverse=True)
-    pair = (codes.latent * len(types) + kind[:, None])[fires]
+    pair = codes.latent.long() * len(types) + kind[codes.token]
     pair, place, count = pair.unique(return_inverse=True, return_counts=True)
-    strength = torch.zeros(len(pair), dtype=torch.float64).index_add_(0, place, codes.strength[fires].double())
+    strength = torch.zeros(len(pair), dtype=torch.float64).index_add_(0, place, codes.strength.double())
     order = strength.argsort()
     order = order[count[order].argsort(stable=True)]
     latent = pair // max(1, len(types))
@@ -134,7 +134,7 @@ def children(codes: TokenCodes, token_id: Int[Tensor, " n"], names: Mapping[int,
     best = order[last]
     token = torch.full((codes.d_sae,), -1)
     token[latent[best]] = types[pair[best] % max(1, len(types))].long()
-    firings = torch.bincount(codes.latent[fires], minlength=codes.d_sae)
+    firings = torch.bincount(codes.latent, minlength=codes.d_sae)
     hits = torch.zeros(codes.d_sae).index_put_((latent[best],), count[best].float())
     return Children(token, hits / firings, names)
 
@@ -158,9 +158,8 @@ def window(store: Store, row: int, token_id: int) -> tuple[str, str, str]:
 def _holes(view: View, x: Tensor, token_id: Tensor, probe: Tensor, candidates: Tensor) -> _Holes:
     codes = view.codes.take(candidates)
     parts = projections(ConceptAtSae(codes, x[candidates], token_id[candidates], view.W_dec, probe), view.main)
-    top, slot = parts.along.max(1, keepdim=True)
-    share = torch.where(parts.whole > 0, top[:, 0] / parts.whole, 0.0).clamp_min(0)
-    latent, strength = codes.latent.gather(1, slot)[:, 0], codes.strength.gather(1, slot)[:, 0]
+    share = torch.where(parts.whole > 0, parts.top / parts.whole, 0.0).clamp_min(0)
+    latent, strength = (at_entries(values, parts.top_entry) for values in (codes.latent, codes.strength))
     return _Holes(parts, latent, share, strength, codes.columns(view.main))
 
 

@@ -12,7 +12,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from sae_lm.lm.device_map import input_device
 from sae_lm.metrics.absorption import ConceptAtSae, full_scores, projections
+from sae_lm.metrics.codes import at_entries
 from sae_lm.metrics.language_model import LOGITS, PrefixCache
 
 if TYPE_CHECKING:
@@ -34,18 +36,14 @@ class Absorbers(NamedTuple):
 
 def find_absorbers(concept: ConceptAtSae, main: list[int]) -> Absorbers:
     parts = projections(concept, main)
-    place = full_scores(parts).nonzero().flatten()
-    codes, top = concept.codes.take(place), parts.along[place].max(1, keepdim=True).indices
-    strength = codes.strength.gather(1, top)
-    distance = torch.where(codes.strength > 0, (codes.strength - strength).abs(), torch.inf).scatter(1, top, torch.inf)
-    nearest, slot = distance.min(1, keepdim=True)
-    some = torch.isfinite(nearest[:, 0])
-    return Absorbers(
-        place[some],
-        codes.latent.gather(1, top)[some, 0],
-        codes.latent.gather(1, slot)[some, 0],
-        strength[some, 0],
-    )
+    codes, top = concept.codes, parts.top_entry
+    strength = at_entries(codes.strength, top)
+    distance = (codes.strength - strength.index_select(0, codes.token)).abs()
+    distance[top[top >= 0]] = torch.inf
+    nearest, other = codes.largest(-distance)
+    place = (full_scores(parts) & nearest.isfinite()).nonzero().flatten()
+    absorber, other = (codes.latent[entry[place]].long() for entry in (top, other))
+    return Absorbers(place, absorber, other, strength[place])
 
 
 def parts_of(
@@ -79,7 +77,7 @@ def removal_divergences(
     """
     from sae_lm.lm.bridge import FORWARD_KWARGS, replace_activation
 
-    device = next(model.parameters()).device
+    device = input_device(model)
     prefix = PrefixCache(model, hook)
 
     def log_probability(tokens: Tensor, at: Tensor, part: Tensor | None) -> Tensor:
@@ -89,7 +87,7 @@ def removal_divergences(
             if part is None:
                 return x
             x = x.clone()
-            x[row, at] -= part.to(x)
+            x[row.to(x.device), at.to(x.device)] -= part.to(x)
             return x
 
         with replace_activation(model, hook, take_away):

@@ -1,50 +1,130 @@
 """Sparse codes of an SAE: for each token the latents that fire, how strongly, and what they decode to."""
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from sae_lm.sae.model import SAE
 from sae_lm.training.selection import largest
 
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
+
 DENSE_DECODE_RATIO = 8
 """A code fuller than one latent in so many is decoded by a dense product, which is faster then."""
 
 
-class TokenCodes(NamedTuple):
-    """Firing latents of n tokens, padded with value 0 to the width of the fullest token.
+@dataclass(frozen=True)
+class TokenCodes:
+    """Firing latents of n tokens, one token's entries after another's: as many as fire, however full one token is.
 
     Strengths are z_i ||d_i||, so that they do not depend on how norms are shared between encoder
-    and decoder; with unit decoder rows they are the latents' activations.
+    and decoder; with unit decoder rows they are the latents' activations. Values of entries, as some methods take
+    them, stand beside these.
     """
 
-    strength: Float[Tensor, "n width"]
-    latent: Int[Tensor, "n width"]
+    strength: Float[Tensor, " entries"]
+    """above 0"""
+    latent: Int[Tensor, " entries"]
+    """int32, all different within a token"""
+    starts: Int[Tensor, " tokens_and_one"]
+    """entries of token i are starts[i] to starts[i + 1]; int64"""
     d_sae: int
+
+    def __len__(self) -> int:
+        """Tokens."""
+        return len(self.starts) - 1
+
+    @property
+    def token(self) -> Int[Tensor, " entries"]:
+        """Which token each entry is of, int64; made anew each time it is asked for."""
+        return torch.arange(len(self)).repeat_interleave(self.starts.diff())
 
     def columns(self, latents: list[int]) -> Float[Tensor, "n chosen"]:
         """Dense strengths of a few latents, all different."""
-        place = torch.full((self.d_sae,), len(latents))
-        place[latents] = torch.arange(len(latents))
-        out = torch.zeros(len(self.latent), len(latents) + 1)
-        return out.scatter_add_(1, place[self.latent], self.strength)[:, :-1]  # the last gathers all others
+        place = torch.full((self.d_sae,), -1, dtype=torch.int32)
+        place[latents] = torch.arange(len(latents), dtype=torch.int32)
+        column = place.index_select(0, self.latent)
+        entry = (column >= 0).nonzero().flatten()
+        token = torch.searchsorted(self.starts, entry, right=True) - 1
+        out = torch.zeros(len(self), len(latents))
+        out[token, column[entry].long()] = self.strength[entry]
+        return out
 
-    def take(self, rows: Tensor) -> "TokenCodes":
-        """The codes of some tokens: a mask or row numbers."""
-        return TokenCodes(self.strength[rows], self.latent[rows], self.d_sae)
+    def take(self, tokens: Tensor) -> "TokenCodes":
+        """The codes of some tokens: a mask or numbers, in any order."""
+        counts, first = self.starts.diff()[tokens], self.starts[:-1][tokens]
+        starts = _starts(counts)
+        entry = torch.arange(int(starts[-1])) + (first - starts[:-1]).repeat_interleave(counts)
+        return TokenCodes(self.strength[entry], self.latent[entry], starts, self.d_sae)
 
     def firing_frequency(self) -> Float[Tensor, " d_sae"]:
         """Share of the tokens on which each latent fires, float64."""
-        fires = torch.bincount(self.latent[self.strength > 0], minlength=self.d_sae)
-        return fires.double() / max(1, len(self.latent))
+        return torch.bincount(self.latent, minlength=self.d_sae).double() / max(1, len(self))
 
     def mean_strength(self) -> Float[Tensor, " d_sae"]:
         """Each latent's mean strength over all tokens, float64."""
-        sums = torch.bincount(self.latent.flatten(), self.strength.flatten().double(), self.d_sae)
-        return sums / max(1, len(self.latent))
+        return torch.bincount(self.latent, self.strength.double(), self.d_sae) / max(1, len(self))
+
+    def token_of(self, entry: Int[Tensor, " chosen"]) -> Int[Tensor, " chosen"]:
+        """Which token some entries are of."""
+        return torch.searchsorted(self.starts, entry, right=True) - 1
+
+    def sums(self, values: Float[Tensor, " chosen"], entry: Int[Tensor, " chosen"]) -> Float[Tensor, " n"]:
+        """Of each token the sum of the values of some entries; 0 where it has none."""
+        return values.new_zeros(len(self)).index_add_(0, self.token_of(entry), values)
+
+    def largest(self, values: Float[Tensor, " entries"]) -> tuple[Float[Tensor, " n"], Int[Tensor, " n"]]:
+        """Of each token its entries' largest value, and the first entry that has it; -infinity and -1 where nothing fires."""
+        token = self.token
+        top = values.new_full((len(self),), -torch.inf).scatter_reduce_(0, token, values, "amax")
+        entry = _first(values == top.index_select(0, token), token, len(self))
+        return top, torch.where(entry < len(values), entry, -1)
+
+    def top_sums(
+        self, values: Float[Tensor, " chosen"], entry: Int[Tensor, " chosen"], count: int
+    ) -> Float[Tensor, " n"]:
+        """Of each token the sum of the largest values of some entries, all above 0; so many of them at most."""
+        rest, token, total = values.clone(), self.token_of(entry), values.new_zeros(len(self))
+        for _ in range(count):
+            top = values.new_zeros(len(self)).scatter_reduce_(0, token, rest, "amax")
+            total += top
+            taken = _first((rest == top.index_select(0, token)) & (rest > 0), token, len(self))
+            rest[taken[taken < len(rest)]] = 0
+        return total
+
+    def matrix(self) -> "csr_array":
+        """Strengths [tokens, latents] of scipy, sharing their memory."""
+        from scipy.sparse import csr_array
+
+        return csr_array((self.strength.numpy(), self.latent.numpy(), self.starts.numpy()), (len(self), self.d_sae))
+
+
+def at_entries(values: Shaped[Tensor, " entries"], entry: Int[Tensor, " n"]) -> Shaped[Tensor, " n"]:
+    """The values at some entries, as `TokenCodes.largest` gives them; 0 for -1."""
+    return torch.cat([values, values.new_zeros(1)])[entry]
+
+
+def firing_codes(strength: Float[Tensor, "n width"], latent: Int[Tensor, "n width"], d_sae: int) -> TokenCodes:
+    """The codes of tokens whose latents are given in a row each, filled up with strength 0. On the CPU."""
+    fires = strength > 0
+    return TokenCodes(
+        strength[fires].float().cpu(), latent[fires].to(torch.int32).cpu(), _starts(fires.sum(1).cpu()), d_sae
+    )
+
+
+def _first(chosen: Bool[Tensor, " entries"], token: Int[Tensor, " entries"], n: int) -> Int[Tensor, " n"]:
+    """Of each token the first chosen entry; their number where none is."""
+    at = chosen.nonzero().flatten()
+    return torch.full((n,), len(chosen)).scatter_reduce_(0, token[at], at, "amin")
+
+
+def _starts(counts: Int[Tensor, " n"]) -> Int[Tensor, " n_and_one"]:
+    return torch.cat([counts.new_zeros(1), counts.cumsum(0)])
 
 
 @torch.no_grad()
@@ -84,18 +164,13 @@ def decode_active(
 @torch.no_grad()
 def encode_sparse(sae: SAE, batches: Iterable[Float[Tensor, "_ d_in"]]) -> TokenCodes:
     """Encode batch by batch, keeping what fires; no [n, d_sae] tensor is held."""
-    norms = sae.W_dec.norm(dim=1)
-    parts = []
+    norms, d_sae = sae.W_dec.norm(dim=1), sae.config.d_sae
+    parts = [TokenCodes(torch.zeros(0), torch.zeros(0, dtype=torch.int32), torch.zeros(1, dtype=torch.int64), d_sae)]
     for x in batches:
         values, latent = active(sae, x.to(sae.W_dec))
-        parts.append(((values * norms[latent]).float().cpu(), latent.cpu()))
-    width = max((strength.shape[1] for strength, _ in parts), default=1)
-    pad = [(torch.nn.functional.pad(s, (0, width - s.shape[1])), i) for s, i in parts]
-    strengths = [s for s, _ in pad] or [torch.zeros(0, 1)]
-    indices = [torch.nn.functional.pad(i, (0, width - i.shape[1])) for _, i in pad]
-    return TokenCodes(
-        torch.cat(strengths), torch.cat(indices or [torch.zeros(0, 1, dtype=torch.long)]), sae.config.d_sae
-    )
+        parts.append(firing_codes(values * norms[latent], latent, d_sae))
+    strength, latent = (torch.cat([getattr(part, name) for part in parts]) for name in ("strength", "latent"))
+    return TokenCodes(strength, latent, _starts(torch.cat([part.starts.diff() for part in parts])), d_sae)
 
 
 @torch.no_grad()

@@ -166,10 +166,7 @@ def _absorbed(
 
 def firing(codes: TokenCodes) -> Sparse:
     """Strengths [tokens, latents] as a sparse matrix in float64."""
-    on = codes.strength > 0
-    row = on.nonzero()[:, 0].numpy()
-    values = codes.strength[on].double().numpy()
-    return Sparse((values, (row, codes.latent[on].numpy())), shape=(len(on), codes.d_sae))
+    return Sparse(codes.matrix().astype(np.float64))
 
 
 def products(left: Sparse, right: Sparse) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

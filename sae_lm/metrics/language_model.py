@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from sae_lm.lm.device_map import input_device
 from sae_lm.metrics.codes import active, decode_active
 from sae_lm.metrics.reconstruction import share_of
 from sae_lm.sae.model import SAE
@@ -118,7 +119,7 @@ def cross_entropies(
     Definition: SAEBench evals/core/main.py, pooled per token over all contexts, a ratio of means.
     """
     batch_size = max(1, min(batch_size, LOGITS // max(1, text.blocks.shape[1] * model.cfg.d_vocab)))
-    device = next(model.parameters()).device
+    device = input_device(model)
     prefix = PrefixCache(model, text.hook)
     count, clean_loss = 0, 0.0
     ablated, mean_ablated, spliced = Tally(), Tally(), {name: Tally() for name in saes}
@@ -160,7 +161,7 @@ def cross_entropies(
 def _logits(
     model: "TransformerBridge", batch: HeldOutText, function: Callable[[Tensor], Tensor]
 ) -> Float[Tensor, "n d_vocab"]:
-    """Of the predictions that count, with the hook's activation replaced by this function of it."""
+    """Of the predictions that count, with the hook's activation [batch, pos, d_in] replaced by this function of it."""
     from sae_lm.lm.bridge import FORWARD_KWARGS, replace_activation
 
     with replace_activation(model, batch.hook, function):
@@ -196,13 +197,13 @@ def _constant(row: Tensor) -> Callable[[Tensor], Tensor]:
 def _reconstruction(sae: SAE) -> Callable[[Tensor], Tensor]:
     def reconstruct(x: Tensor) -> Tensor:
         rows = x.flatten(0, -2).to(sae.W_dec)
-        return decode_active(sae, *active(sae, rows), rows).view_as(x).to(x.dtype)
+        return decode_active(sae, *active(sae, rows), rows).view_as(x).to(x)
 
     return reconstruct
 
 
 def _everywhere_but(keep: Tensor, function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    return lambda x: torch.where(keep[..., None], x, function(x))
+    return lambda x: torch.where(keep.to(x.device)[..., None], x, function(x))
 
 
 class PrefixCache:

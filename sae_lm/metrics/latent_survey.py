@@ -13,12 +13,12 @@ import torch
 
 from sae_lm.concepts.token_labels import GivenLabels
 from sae_lm.data.store import Store
+from sae_lm.interp.promoted_tokens import PromotedTokens, promoted_tokens
 from sae_lm.metrics.cofiring import Cofiring, cofiring
 from sae_lm.metrics.concept_owners import LEAST_CORRELATION, Bar, Direction, concept_bars, concept_directions
 from sae_lm.metrics.latent_labels import Labels, NearMisses, Rules, best_rules, near_misses, read_rules
 from sae_lm.metrics.latent_matches import BothWays, match_latents
 from sae_lm.metrics.latent_statistics import LatentStatistics, latent_statistics, row_priority
-from sae_lm.metrics.promoted_tokens import PromotedTokens, promoted_tokens
 from sae_lm.metrics.stored_codes import StoredCodes, store_codes
 from sae_lm.sae.directions import unit_rows
 from sae_lm.sae.model import SAE

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sae_lm.metrics.codes import active, decode_active
@@ -44,12 +44,12 @@ class Quality(NamedTuple):
 
 
 class PerRow(NamedTuple):
-    """What the noise of L0 and FVU is taken from; float64, on the CPU."""
+    """What the noise of L0 and FVU is taken from; on the CPU."""
 
     squared_error: Float[Tensor, " rows"]
-    """||x - x_hat||^2"""
-    firings: Float[Tensor, " rows"]
-    """latents above 0"""
+    """||x - x_hat||^2, float64"""
+    firings: Int[Tensor, " rows"]
+    """latents above 0, int32"""
 
 
 @torch.no_grad()
@@ -65,7 +65,7 @@ def quality(sae: SAE, batches: Iterable[Float[Tensor, "_ d_in"]]) -> tuple[Quali
     n, fired = 0, torch.zeros(sae.config.d_sae, dtype=torch.float64)
     total = torch.zeros(sae.config.d_in, dtype=torch.float64)
     squares = ratios = along = rebuilt = 0.0
-    errors, counts = [torch.zeros(0, dtype=torch.float64)], [torch.zeros(0, dtype=torch.float64)]
+    errors, counts = [torch.zeros(0, dtype=torch.float64)], [torch.zeros(0, dtype=torch.int32)]
     for x in batches:
         x = x.to(sae.W_dec)
         values, latent = active(sae, x)
@@ -77,7 +77,7 @@ def quality(sae: SAE, batches: Iterable[Float[Tensor, "_ d_in"]]) -> tuple[Quali
         total += exact.sum(0).cpu()
         squares += float(square.sum())
         errors.append((exact - guess).square().sum(1).cpu())
-        counts.append((values > 0).sum(1).double().cpu())
+        counts.append((values > 0).sum(1, dtype=torch.int32).cpu())
         along += float((exact * guess).sum())
         rebuilt += float(guess_square.sum())
         ratios += float((guess_square.sqrt() / square.sqrt().clamp_min(1e-12)).sum())

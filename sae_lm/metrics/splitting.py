@@ -11,7 +11,6 @@ the regressions are solved to their optimum, where scikit-learn's stop a little 
 from collections.abc import Callable
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -66,12 +65,8 @@ def l1_probe(codes: TokenCodes, labels: Bool[Tensor, "n concepts"], seed: int) -
     from scipy.sparse import csr_matrix
 
     generator = torch.Generator().manual_seed(derive("split probe", seed))
-    firing = codes.strength[codes.strength > 0]
-    strength = codes.strength / firing.mean() if len(firing) else codes.strength
-    n, width = strength.shape
-    starts = np.arange(0, n * width + 1, width)
-    code = csr_matrix((strength.flatten().numpy(), codes.latent.flatten().numpy(), starts), (n, codes.d_sae))
-    code.eliminate_zeros()
+    n, strength = len(codes), codes.strength / codes.strength.mean()
+    code = csr_matrix((strength.numpy(), codes.latent.numpy(), codes.starts.numpy()), (n, codes.d_sae))
     weight, bias = torch.zeros(codes.d_sae, labels.shape[1]), torch.zeros(labels.shape[1])
     balance = (~labels).sum(0) / labels.sum(0).clamp_min(1)
     optimizer = torch.optim.Adam([weight, bias], lr=LR_START, weight_decay=WEIGHT_DECAY)

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Real
 from torch import Tensor
 
 from sae_lm.runtime.seeds import derive
@@ -209,7 +209,7 @@ def resamples(units: int, samples: int, seed: int) -> Float[Tensor, "samples uni
     return counts.scatter_add_(1, chosen, torch.ones_like(chosen, dtype=torch.float32))
 
 
-def sums_of_units(values: Float[Tensor, " rows"], unit: Int[Tensor, " rows"], units: int) -> Float[Tensor, " units"]:
+def sums_of_units(values: Real[Tensor, " rows"], unit: Int[Tensor, " rows"], units: int) -> Float[Tensor, " units"]:
     """Float64 sums over the rows of each unit."""
     return torch.zeros(units, dtype=torch.float64).index_add_(0, unit, values.double())
 

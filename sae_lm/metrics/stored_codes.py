@@ -26,7 +26,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from sae_lm.data.store import Store
-from sae_lm.metrics.codes import active
+from sae_lm.metrics.codes import active, firing_codes
 from sae_lm.runtime.files import check_folder, write_json, write_whole
 from sae_lm.runtime.progress import Progress
 from sae_lm.sae.model import SAE
@@ -157,20 +157,16 @@ def _file(number: int) -> str:
 def _encode(store: Store, hook: str, sae: SAE, first: int, last: int) -> dict[str, np.ndarray]:
     size = max(1, min(BATCH_ROWS, BATCH_VALUES // sae.config.d_sae))
     x = store.rows(hook, first, last)
-    counts, latents, values = [], [], []
+    parts = []
     for batch in x.split(size):
         value, latent = active(sae, batch.to(sae.W_enc))
         latent, order = latent.sort(1)
-        value = value.gather(1, order)
-        fires = value > 0
-        counts.append(fires.sum(1).cpu())
-        latents.append(latent[fires].cpu())
-        values.append(value[fires].float().cpu())
+        parts.append(firing_codes(value.gather(1, order), latent, sae.config.d_sae))
     kind = np.uint16 if sae.config.d_sae <= 2**16 else np.int32
     return {
-        "count": torch.cat(counts).numpy().astype(np.int32),
-        "latent": torch.cat(latents).numpy().astype(kind),
-        "value": torch.cat(values).numpy(),
+        "count": torch.cat([part.starts.diff() for part in parts]).numpy().astype(np.int32),
+        "latent": torch.cat([part.latent for part in parts]).numpy().astype(kind),
+        "value": torch.cat([part.strength for part in parts]).numpy(),
     }
 
 

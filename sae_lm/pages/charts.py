@@ -4,6 +4,7 @@ Formats, never measures: only means over seeds are taken here.
 """
 
 import itertools
+import re
 import statistics
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -13,12 +14,14 @@ from sae_lm.pages.schema import Report
 
 TONE_COUNT, MARK_COUNT = 9, 6
 """Colours and marks that figures can tell apart; the first colour is the baseline's."""
+BALANCE = re.compile(r"@balance=[\d.e+-]+")
+NUMBERS_OF_OPTIONS = re.compile(r"(@\w+=)[\d.e+-]+(?=@|$)")
 COSTS = ("fvu", "ce_recovered")
 """What a lower primary outcome is paid with."""
 
 
 class Look(NamedTuple):
-    """How an arm is drawn: penalties differ by colour, coefficients of one penalty by mark."""
+    """How an arm is drawn: penalties differ by colour, coefficients of one penalty and numbers of one option by mark."""
 
     tone: int
     mark: int
@@ -64,16 +67,21 @@ def looks(report: Report) -> dict[str, Look]:
     families = list(dict.fromkeys(report["arms"][name]["family"] for name in order_arms(report)))
     variants: dict[str, list[str]] = {}
     for arm in (report["arms"][name] for name in order_arms(report)):
-        of_variant = variants.setdefault(arm["variant"], [])
+        of_variant = variants.setdefault(_hue(arm["variant"]), [])
         if arm["family"] not in of_variant:
             of_variant.append(arm["family"])
     looks = {}
     for name, arm in report["arms"].items():
-        place = list(variants).index(arm["variant"])
+        place = list(variants).index(_hue(arm["variant"]))
         again, tone = divmod(place - 1, TONE_COUNT - 1) if place else (0, -1)
-        mark = (variants[arm["variant"]].index(arm["family"]) + 3 * again) % MARK_COUNT
+        mark = (variants[_hue(arm["variant"])].index(arm["family"]) + 3 * again) % MARK_COUNT
         looks[name] = Look(tone + 1, mark, families.index(arm["family"]), arm["k"])
     return looks
+
+
+def _hue(variant: str) -> str:
+    """What arms of one colour have in common: their options without numbers, a balance as if it were not given."""
+    return NUMBERS_OF_OPTIONS.sub(r"\1", BALANCE.sub("", variant))
 
 
 def baseline_family(report: Report) -> str:

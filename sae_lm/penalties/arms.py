@@ -87,6 +87,11 @@ class Arm(NamedTuple):
         return head + "".join(f"@{o}" + ("" if o in FLAGS else f"={_spell(getattr(self, o))}") for o in given)
 
     @property
+    def is_held(self) -> bool:
+        """Whether it is a control that stays near its random start on purpose."""
+        return self.decoder is not None or self.encoder is not None
+
+    @property
     def baseline(self) -> "Arm":
         """The arm it is compared with: the same SAE without a penalty; of a steered balance, batchtopk of the same k;
         of a control, the same SAE held by nothing.

@@ -170,19 +170,19 @@ class PenaltyTerm:
         return [] if self.cached_gradient is None else [self.cached_gradient, *self.also_cached.values()]
 
     @torch.no_grad()
-    def add_to(self, gradient: Float[Tensor, "*rows"], step: int, first: int = 0, what: str | None = None) -> None:
-        """Add coefficient * the cached gradient of rows ``first`` to ``first + n`` to theirs.
+    def add_to(self, gradient: Float[Tensor, "*rows"], step: int, what: str | None = None) -> None:
+        """Add coefficient * the cached gradient to that of all rows.
 
-        gradient: [n, d_in]; of norms [n]. what: of the rows of ``on``, or ``norms`` or ``encoder`` where these are others.
+        gradient: [d_sae, d_in]; of norms [d_sae]. what: of the rows of ``on``, or ``norms`` or ``encoder`` where these
+        are others.
         """
         cached = self.also_cached.get(what, self.cached_gradient) if what else self.cached_gradient
         assert cached is not None
         share = warm_up_share(step - self.first, self.warm_up_steps)
-        penalty_gradient = cached[first : first + len(gradient)]
         if self.controller is None:
-            gradient.add_(penalty_gradient, alpha=self.arm.coefficient * share)
+            gradient.add_(cached, alpha=self.arm.coefficient * share)
         else:  # a number on the device, which is not waited for
-            gradient.addcmul_(penalty_gradient, (self.controller.value * share).to(gradient.dtype))
+            gradient.addcmul_(cached, (self.controller.value * share).to(gradient.dtype))
 
     def activation_factor(self, step: int, squares: Float[Tensor, " d_sae"], batch: int) -> Float[Tensor, " d_sae"]:
         """What is to be added to the gradient for each activation, over that activation, if it `pulls_activations`.

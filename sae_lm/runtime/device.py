@@ -62,23 +62,24 @@ def to_device(tensor: Tensor, device: str | torch.device) -> Tensor:
 
 
 class OnItsWay:
-    """Tensors of a device that are copied to the CPU while both go on; `get` gives them once they are there.
+    """Tensors of one device or several that are copied to the CPU while both go on; `get` gives them once they are there.
 
     torch keeps the pinned memory that they are copied to, and gives it out again when nobody holds it.
     """
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         self._tensors: dict[str, Tensor] = {}
-        self._arrived: list[Any] = []
+        last: dict[torch.device, Any] = {}
         for name, tensor in tensors.items():
             if overlaps(tensor.device):
                 self._tensors[name] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
                 self._tensors[name].copy_(tensor, non_blocking=True)
                 module = device_module(tensor.device)
-                self._arrived = [module.Event()]  # after the last of them
-                self._arrived[0].record(module.current_stream(tensor.device))
+                last[tensor.device] = module.Event()  # after the last of this device
+                last[tensor.device].record(module.current_stream(tensor.device))
             else:
                 self._tensors[name] = tensor.to("cpu")
+        self._arrived = list(last.values())
 
     def get(self) -> dict[str, Tensor]:
         """On the CPU. It may be called in any thread."""

@@ -27,6 +27,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sae_lm.errors import SaeError
+from sae_lm.fields import has_heads
 from sae_lm.runtime.html import bars_html, facts_html
 from sae_lm.runtime.seeds import derive
 from sae_lm.sae.directions import unit_rows
@@ -197,11 +198,6 @@ class SAE(nn.Module):
     def forward(self, x: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
         """Reconstruction of x, in x's dtype and shape."""
         return self.decode(self.encode(x), x).to(x.dtype)
-
-
-def has_heads(hook: object) -> bool:
-    """Whether the activation at a hook has an axis of heads, which an SAE takes flattened."""
-    return isinstance(hook, str) and hook.endswith((".hook_z", ".o.hook_in"))
 
 
 def check_shapes(config: SaeConfig, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:

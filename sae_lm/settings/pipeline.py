@@ -9,6 +9,7 @@ from sae_lm.fields import (
     Architecture,
     Costs,
     Count,
+    DeviceMap,
     Dtype,
     Hooks,
     Names,
@@ -66,6 +67,9 @@ class CacheSettings(Settings):
     """rows per shard, at most; rounded down to whole contexts"""
     device: str = "auto"
     """`auto` (cuda if there is one), `cpu`, `cuda`, `cuda:1`, `mps`"""
+    device_map: DeviceMap | None = None
+    """lay a model that is larger than one card over all of them, instead of `device`: `auto`, `balanced`, `balanced_low_0`,
+    `sequential`, as accelerate does"""
     out: Path
     """the store's folder"""
 
@@ -211,6 +215,8 @@ class CompareSettings(Settings):
     """seed of everything drawn in the evaluation"""
     device: str = "auto"
     """`auto` (cuda if there is one), `cpu`, `cuda`"""
+    device_map: DeviceMap | None = None
+    """lay the language model over all cards, as in `cache`; SAEs stay on `device`"""
 
 
 class DemoSettings(Settings):

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
-from sae_lm.fields import Count, Numbers, Positional, StoreAddress, parse_count
+from sae_lm.fields import Count, DeviceMap, Numbers, Positional, StoreAddress, parse_count
 from sae_lm.settings.base import Settings
 
 
@@ -107,3 +107,5 @@ class CheckSettings(Settings):
     """tokens per context"""
     device: str = "auto"
     """`auto` (cuda if there is one), `cpu`, `cuda`"""
+    device_map: DeviceMap | None = None
+    """lay the language model over all cards, as in `cache`; the SAE stays on `device`"""

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, Field
 
-from sae_lm.fields import Hooks, Positional, StoreAddress, parse_count, split_commas
+from sae_lm.fields import DeviceMap, Hooks, Positional, StoreAddress, parse_count, split_commas
 from sae_lm.settings.base import Settings
 
 
@@ -22,6 +22,8 @@ class VerifySettings(Settings):
     """for --repair: the text, if the store was cached from a local one"""
     device: str = "auto"
     """for --repair: `auto` (cuda if there is one), `cpu`, `cuda`"""
+    device_map: DeviceMap | None = None
+    """for --repair: lay the language model over all cards, as in `cache`"""
 
 
 class InspectSettings(Settings):

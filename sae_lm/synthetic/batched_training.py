@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sae_lm.penalties.arms import Arm
@@ -19,11 +19,10 @@ from sae_lm.penalties.c2r import scale as c2r_scale
 from sae_lm.penalties.term import first_step, warm_up_share
 from sae_lm.runtime.seeds import derive
 from sae_lm.sae.directions import unit_rows
+from sae_lm.synthetic.batched_optimizer import ManyWeights, hold, make_many
 from sae_lm.synthetic.batched_penalties import penalties
 from sae_lm.synthetic.worlds import Inputs, World, all_inputs, directions, inputs, some_inputs
-from sae_lm.training.convergence import is_held
-from sae_lm.training.optimizer import CLIP_NORM
-from sae_lm.training.prefixes import prefix_weights
+from sae_lm.training.prefixes import drawn_widths, prefix_weights
 from sae_lm.training.recipe import default_widths
 from sae_lm.training.schedules import firing_weight, learning_rate, threshold_weight
 from sae_lm.training.start import keep_near
@@ -46,13 +45,16 @@ class ToyTrial(NamedTuple):
 
     widths: tuple[int, ...] | None = None
     """matryoshka: the nested prefixes; None: the trainer's"""
+    again: bool = False
+    """from another start, on the same inputs: does it come to the same latents?"""
 
     @property
     def name(self) -> str:
         if self.truth != "unknown":
             return f"truth {'at the start' if self.truth == 'start' else 'held'}"
         nested = f", widths {'/'.join(map(str, self.widths))}" if self.widths else ""
-        return self.arm.name + nested + (f", off at {self.stop:g}" if self.stop < 1 else "")
+        ended = f", off at {self.stop:g}" if self.stop < 1 else ""
+        return self.arm.name + nested + ended + (", again" if self.again else "")
 
 
 class ToyRecipe(NamedTuple):
@@ -72,6 +74,8 @@ class ToyRecipe(NamedTuple):
     """first directions: random, or inputs with as much noise, which none is dead at"""
     bias: bool = True
     """b_dec, which starts at the mean; False: none, and the origin is known"""
+    optimizer: Literal["row_rms", "adam"] = "adam"
+    """measured on the last world below: row_rms at its default rate has a lower FVU, more dead latents and more holes"""
 
 
 class Saes(NamedTuple):
@@ -101,28 +105,41 @@ def train(world: World, trials: Sequence[ToyTrial], recipe: ToyRecipe, seeds: in
     return Saes(*(torch.cat(tensors)[back] for tensors in zip(*parts, strict=True)))
 
 
-def kind(trial: ToyTrial, recipe: ToyRecipe) -> tuple[str, int, tuple[int, ...] | None, float]:
-    """Architecture, k and, for matryoshka, nested prefixes and their balance: what SAEs of one tensor program share."""
-    arch = trial.arm.arch or recipe.arch
-    assert not trial.arm.prefixes, "drawn prefixes are the trainer's alone"
-    widths = (trial.widths or trial.arm.widths or default_widths(recipe.d_sae)) if arch == "matryoshka" else None
-    return arch, trial.arm.k or recipe.k, widths, trial.arm.balance
+class Kind(NamedTuple):
+    """What SAEs of one tensor program share."""
+
+    arch: str
+    k: int
+    widths: tuple[int, ...] | None
+    """matryoshka: the nested prefixes"""
+    balance: float
+    prefixes: int
+    """matryoshka: how many are drawn at every step instead; 0: none"""
+
+
+def kind(trial: ToyTrial, recipe: ToyRecipe) -> Kind:
+    arm, arch = trial.arm, trial.arm.arch or recipe.arch
+    k = arm.k or recipe.k
+    if arch != "matryoshka" or arm.balance == 0:
+        return Kind(arch, k, None, 1.0, 0)
+    widths = trial.widths or arm.widths or default_widths(recipe.d_sae)
+    return Kind(arch, k, widths, arm.balance, arm.prefixes or 0)
 
 
 def _train(trials: Sequence[ToyTrial], world: World, recipe: ToyRecipe, seeds: int) -> Saes:
-    ((arch, k, widths, balance),) = {kind(trial, recipe) for trial in trials}
+    (of_all,) = {kind(trial, recipe) for trial in trials}
+    arch, k = of_all.arch, of_all.k
+    drawn_by = [torch.Generator().manual_seed(derive("prefixes", seed)) for seed in range(seeds)]
     features = torch.stack([directions(world, seed) for seed in range(seeds)])
     mean, scale = moments(world, features)
     truth = features / scale[:, None, None]  # what the first rows would be in scaled units, but for the norm
     weights = _start(trials, world, recipe, features, mean / scale[:, None])
-    optimizer = torch.optim.Adam(list(weights), lr=recipe.lr, betas=(0.9, 0.999), eps=1e-8, fused=True)
+    optimizer = make_many(recipe.optimizer, weights)
     frequency = torch.zeros(len(trials), seeds, recipe.d_sae)
     threshold = torch.zeros(len(trials), seeds)
     groups = list(_groups(trials))
     fixed = torch.tensor([trial.truth == "fixed" for trial in trials])
-    held = [
-        (i, weights.W_dec[i].detach().clone(), trial.arm) for i, trial in enumerate(trials) if is_held(trial.arm.name)
-    ]
+    held = [(i, weights.W_dec[i].detach().clone(), trial.arm) for i, trial in enumerate(trials) if trial.arm.is_held]
     batches = _batches(world, seeds, recipe.batch)
     for step in range(recipe.steps):
         batch = next(batches)
@@ -131,7 +148,8 @@ def _train(trials: Sequence[ToyTrial], world: World, recipe: ToyRecipe, seeds: i
         pre = centred @ weights.encoder.mT + weights.b_enc.unsqueeze(-2)
         fires, smallest = _fires(pre.detach(), arch, k)
         z = torch.where(fires, pre, 0.0)
-        loss = (_errors(centred, z, weights.W_dec, widths, balance) * batch.weight).sum()
+        nested = _nested(of_all, recipe.d_sae, drawn_by)
+        loss = (_errors(centred, z, weights.W_dec, nested, of_all.balance) * batch.weight).sum()
         if recipe.l1 and arch == "relu":
             share = warm_up_share(step, recipe.warm_up * recipe.steps)
             loss = loss + recipe.l1 * share * (z.sum(-1) * batch.weight).sum()
@@ -141,11 +159,13 @@ def _train(trials: Sequence[ToyTrial], world: World, recipe: ToyRecipe, seeds: i
                 here = slice(first, last)
                 value = _penalties(group, weights, z[here], fires[here], batch.weight, frequency[here], here)
                 loss = loss + (coefficient[:, None] * value).sum()
-        optimizer.zero_grad(set_to_none=True)
+        for weight in weights:
+            weight.grad = None
         loss.backward()
         for i, _, arm in held:
             _drop_gradients(weights, i, arm)
-        _update(weights, optimizer, recipe, step, fixed, world.size)
+        hold(weights, fixed, world.size, recipe.bias)
+        optimizer.update(weights, learning_rate(step, recipe.steps, recipe.lr, recipe.warm_up, recipe.decay))
         for i, first, arm in held:
             if arm.decoder is not None:
                 keep_near(weights.W_dec.data[i], first, 1.0 if arm.decoder == "frozen" else float(arm.decoder))
@@ -162,13 +182,6 @@ def _train(trials: Sequence[ToyTrial], world: World, recipe: ToyRecipe, seeds: i
         )
 
 
-class _Weights(NamedTuple):
-    encoder: Float[Tensor, "trials seeds d_sae d_in"]
-    b_enc: Float[Tensor, "trials seeds d_sae"]
-    W_dec: Float[Tensor, "trials seeds d_sae d_in"]
-    b_dec: Float[Tensor, "trials seeds d_in"]
-
-
 def moments(
     world: World, features: Float[Tensor, "seeds features d_in"]
 ) -> tuple[Float[Tensor, "seeds d_in"], Float[Tensor, " seeds"]]:
@@ -181,11 +194,23 @@ def moments(
 
 def _start(
     trials: Sequence[ToyTrial], world: World, recipe: ToyRecipe, features: Tensor, mean: Float[Tensor, "seeds d_in"]
-) -> _Weights:
-    """First weights, equal for all trials of a seed but those that know the truth."""
+) -> ManyWeights:
+    """First weights, equal for all trials of a seed but those that know the truth, or begin elsewhere."""
+    rows = _first_rows(world, recipe, features, "weights").repeat(len(trials), 1, 1, 1)
+    for i, trial in enumerate(trials):
+        if trial.again:
+            rows[i] = _first_rows(world, recipe, features, "other weights")
+        if trial.truth != "unknown":
+            rows[i, :, : world.size] = features
+    b_dec = mean.repeat(len(trials), 1, 1) if recipe.bias else torch.zeros(len(trials), *mean.shape)
+    b_enc = torch.zeros(rows.shape[:-1])
+    return ManyWeights(*(w.clone().requires_grad_() for w in (rows, b_enc, rows, b_dec)))
+
+
+def _first_rows(world: World, recipe: ToyRecipe, features: Tensor, purpose: str) -> Float[Tensor, "seeds d_sae d_in"]:
     first = []
     for seed in range(len(features)):
-        generator = torch.Generator().manual_seed(derive("weights", seed))
+        generator = torch.Generator().manual_seed(derive(purpose, seed))
         rows = torch.randn(recipe.d_sae, world.d_in, generator=generator)
         if recipe.start == "inputs":
             some = all_inputs(world, 1) if world.listed else some_inputs(world, MOMENTS, [generator])
@@ -193,13 +218,7 @@ def _start(
             drawn = torch.multinomial(weight, recipe.d_sae, replacement=True, generator=generator)
             rows = some.sizes[0, drawn] @ features[seed] + rows / world.d_in**0.5
         first.append(unit_rows(rows))
-    rows = torch.stack(first).repeat(len(trials), 1, 1, 1)
-    for i, trial in enumerate(trials):
-        if trial.truth != "unknown":
-            rows[i, :, : world.size] = features
-    b_dec = mean.repeat(len(trials), 1, 1) if recipe.bias else torch.zeros(len(trials), *mean.shape)
-    b_enc = torch.zeros(rows.shape[:-1])
-    return _Weights(*(w.clone().requires_grad_() for w in (rows, b_enc, rows, b_dec)))
+    return torch.stack(first)
 
 
 def _batches(world: World, seeds: int, batch: int) -> Iterator[Inputs]:
@@ -226,7 +245,7 @@ def _form(arm: Arm) -> tuple[str, bool, str]:
 
 def _penalties(
     group: Sequence[ToyTrial],
-    weights: _Weights,
+    weights: ManyWeights,
     z: Float[Tensor, "group seeds n d_sae"],
     fires: Bool[Tensor, "group seeds n d_sae"],
     weight: Float[Tensor, " n"],
@@ -249,7 +268,7 @@ def _penalties(
     )
 
 
-def _drop_gradients(weights: _Weights, trial: int, arm: Arm) -> None:
+def _drop_gradients(weights: ManyWeights, trial: int, arm: Arm) -> None:
     """What is frozen has no gradient, and no part in the norm that is clipped."""
     for weight, how in ((weights.W_dec, arm.decoder), (weights.encoder, arm.encoder)):
         if how == "frozen" and weight.grad is not None:
@@ -288,53 +307,40 @@ def _fires(
     return chosen.view_as(pre) & (pre > 0), smallest[..., 0]
 
 
+def _nested(
+    of_all: Kind, d_sae: int, drawn_by: Sequence[torch.Generator]
+) -> tuple[int, ...] | Int[Tensor, "seeds slices"] | None:
+    """This step's prefixes: None, the same at every step, or each seed's own draw."""
+    if not of_all.prefixes:
+        return of_all.widths
+    return torch.stack([drawn_widths(of_all.prefixes, d_sae, generator) for generator in drawn_by])
+
+
 def _errors(
     centred: Float[Tensor, "trials seeds n d_in"],
     z: Float[Tensor, "trials seeds n d_sae"],
     W_dec: Float[Tensor, "trials seeds d_sae d_in"],
-    widths: tuple[int, ...] | None,
+    nested: tuple[int, ...] | Int[Tensor, "seeds slices"] | None,
     balance: float,
 ) -> Float[Tensor, "trials seeds n"]:
     """Squared error, the weighted mean over nested prefixes of the dictionary where there are."""
-    if widths is None:
+    if nested is None:
         return (centred - z @ W_dec).square().sum(-1)
-    residual, total, first = centred, [], 0
-    for width in widths:
-        residual = residual - z[..., first:width] @ W_dec[..., first:width, :]
-        total.append(residual.square().sum(-1))
-        first = width
+    total = []
+    if isinstance(nested, tuple):
+        residual, first = centred, 0
+        for width in nested:
+            residual = residual - z[..., first:width] @ W_dec[..., first:width, :]
+            total.append(residual.square().sum(-1))
+            first = width
+    else:
+        for widths in nested.T:
+            within = torch.arange(W_dec.shape[-2]) < widths[:, None, None]
+            total.append((centred - torch.where(within, z, 0.0) @ W_dec).square().sum(-1))
     if balance == 1:
         return torch.stack(total).mean(0)
-    weights = prefix_weights(torch.tensor(balance, dtype=torch.float64), len(widths)).to(z.dtype)
+    weights = prefix_weights(torch.tensor(balance, dtype=torch.float64), len(total)).to(z.dtype)
     return torch.stack(total, -1) @ weights
-
-
-@torch.no_grad()
-def _update(
-    weights: _Weights,
-    optimizer: torch.optim.Adam,
-    recipe: ToyRecipe,
-    step: int,
-    fixed: Bool[Tensor, " trials"],
-    size: int,
-) -> None:
-    """Clip each SAE's gradient, step, and bring decoder rows back to unit norm."""
-    pull, rows = weights.W_dec.grad, weights.W_dec
-    assert pull is not None and weights.b_dec.grad is not None
-    pull.addcmul_((pull * rows).sum(-1, keepdim=True), rows, value=-1)
-    if fixed.any():
-        pull[fixed, :, :size] = 0
-    if not recipe.bias:
-        weights.b_dec.grad.zero_()
-    gradients = [weight.grad for weight in weights if weight.grad is not None]
-    norm = torch.stack([gradient.flatten(2).norm(dim=-1) for gradient in gradients]).norm(dim=0)
-    shrink = 1 / (norm / CLIP_NORM).clamp_min(1.0)
-    for gradient in gradients:
-        gradient *= shrink.view(*shrink.shape, *[1] * (gradient.dim() - 2))
-    lr = learning_rate(step, recipe.steps, recipe.lr, recipe.warm_up, recipe.decay)
-    optimizer.param_groups[0]["lr"] = lr
-    optimizer.step()
-    rows /= rows.norm(dim=-1, keepdim=True)
 
 
 @torch.no_grad()

@@ -37,6 +37,8 @@ class Experiment(NamedTuple):
         "f1",
     )
     """metrics in the table, in its order"""
+    told: bool = False
+    """whether the figures of `compare` are taken as well, to hold them against the truth"""
 
 
 def _trials(*arms: str, stop: float = 1.0, margin: float = 0.0) -> tuple[ToyTrial, ...]:
@@ -64,6 +66,14 @@ TWO_LEVELS = ToyTrial(RIVALS[1].arm, widths=(16, 96))
 """Matryoshka whose first prefix has as many latents as there are parents."""
 TRUTH = (ToyTrial(BASELINE.arm, truth="start"), ToyTrial(BASELINE.arm, truth="fixed"))
 CROWD_SHOWN = ("fvu", "l0", "hole", "gap", "absorbed", "merge", "shared", "parent_f1", "mcc", "uniqueness", "f1")
+
+TOLD_SHOWN = ("fvu", "l0", "hole", "gap", "absorbed", "told_hole", "told_equal_hole", "told_fraction", "told_full",
+              "told_precision", "mcc", "dead")  # fmt: skip
+SPREAD = _trials("max_cos:1", "sq_cos:10", "coactive:0.4/1@anchored", "c2r:20", "silent:1", "align:0.3",
+                 "none@decoder=frozen/0.8", "none@encoder=frozen")  # fmt: skip
+"""Arms that do much and little, good and harm: for figures to be put in order."""
+NESTED = _trials("none@arch=matryoshka", "none@arch=matryoshka@balance=0.25", "none@arch=matryoshka@prefixes=2",
+                 "coactive:0.4@anchored@arch=matryoshka")  # fmt: skip
 
 EXPERIMENTS = (
     Experiment(
@@ -156,5 +166,13 @@ EXPERIMENTS = (
             *_trials("coactive:0.7@anchored", stop=0.8),
         ),
         CROWD_SHOWN,
+    ),
+    Experiment(
+        "told",
+        "Eight parents of four children, 40 random directions in 20 dimensions, 48 latents (BatchTopK 3), as compare sees it",
+        forest(20, Trees(8, 0.12, children=4, child_probability=0.2), superposed=True),
+        ToyRecipe(d_sae=48, arch="batchtopk", steps=3000, lr=3e-3, k=3),
+        (), (BASELINE, *SPREAD, *NESTED),
+        TOLD_SHOWN, True,
     ),
 )  # fmt: skip

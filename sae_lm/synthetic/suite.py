@@ -13,12 +13,14 @@ from sae_lm.metrics.statistics import paired_difference
 from sae_lm.pages.terminal import columns
 from sae_lm.runtime.files import write_json
 from sae_lm.runtime.progress import Progress
+from sae_lm.sae.model import SAE
 from sae_lm.synthetic.ab_toy import exact_construction, judge
 from sae_lm.synthetic.batched_training import Saes, ToyTrial, encode, kind, train
 from sae_lm.synthetic.curves import write_curves
 from sae_lm.synthetic.experiments import EXPERIMENTS, Experiment
 from sae_lm.synthetic.scores import CodedInputs, KnownInputs, score
-from sae_lm.synthetic.worlds import HELD_OUT, directions, inputs
+from sae_lm.synthetic.tool_figures import FIGURES, TRUE, agreement, concepts_of, told, toy_sae
+from sae_lm.synthetic.worlds import HELD_OUT, World, directions, inputs
 
 SEEDS = 6
 """The fewest at which an exact sign-flip p can fall below .05."""
@@ -52,8 +54,16 @@ def run(full: bool = False, seeds: int = SEEDS, experiments: Sequence[Experiment
 
 def _measure(experiment: Experiment, trials: Sequence[ToyTrial], seeds: int) -> dict[str, Any]:
     values: dict[str, dict[str, list[float]]] = {}
+    by_arm: dict[str, list[SAE]] = {}
     for same in _of_a_kind(experiment, trials):
-        values |= judge_trials(experiment, same, train(experiment.world, same, experiment.recipe, seeds))
+        saes = train(experiment.world, same, experiment.recipe, seeds)
+        values |= judge_trials(experiment, same, saes)
+        for i, trial in enumerate(same if experiment.told else ()):
+            by_arm[trial.name] = [toy_sae(saes, i, s, *kind(trial, experiment.recipe)[:2]) for s in range(seeds)]
+    if experiment.told:
+        sets = concepts_of(known_inputs(experiment.world, seeds))
+        for name, figures in told(by_arm, trials[0].name, sets).items():
+            values[name] |= figures
     arms = {
         trial.name: {
             "penalty": trial.arm.penalty,
@@ -64,6 +74,12 @@ def _measure(experiment: Experiment, trials: Sequence[ToyTrial], seeds: int) -> 
         }
         for trial in trials
     }
+    differences = [
+        {"arm": name, "baseline": arm["baseline"], "metric": metric, **_difference(arms, name, metric)}
+        for name, arm in arms.items()
+        if arm["baseline"] in arms and arm["baseline"] != name
+        for metric in arm["values"]
+    ]
     return {
         "key": experiment.key,
         "title": experiment.title,
@@ -71,13 +87,29 @@ def _measure(experiment: Experiment, trials: Sequence[ToyTrial], seeds: int) -> 
         "world": experiment.world._asdict(),
         "recipe": experiment.recipe._asdict(),
         "arms": arms,
-        "differences": [
-            {"arm": name, "baseline": arm["baseline"], "metric": metric, **_difference(arms, name, metric)}
-            for name, arm in arms.items()
-            if arm["baseline"] in arms and arm["baseline"] != name
-            for metric in arm["values"]
-        ],
+        "differences": differences,
+        "agreement": _agreements(arms, differences) if experiment.told else [],
     }
+
+
+def _agreements(arms: dict[str, Any], differences: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of every figure of the truth with every figure as `compare` has it."""
+    signs = {(one["arm"], one["metric"]): _sign(one) for one in differences}
+    found = []
+    for true in TRUE:
+        for figure in FIGURES:
+            by_truth, as_told = (
+                {name: _numbers(arm["values"][metric]) for name, arm in arms.items()} for metric in (true, figure)
+            )
+            verdicts = {arm: (signs[arm, true], signs[arm, figure]) for arm, metric in signs if metric == true}
+            found.append({"true": true, "figure": figure, **agreement(by_truth, as_told, verdicts)._asdict()})
+    return found
+
+
+def _sign(difference: dict[str, Any]) -> int:
+    """Of a difference whose whole interval is on one side of 0; else 0."""
+    low, high = difference["low"], difference["high"]
+    return 0 if low is None or low <= 0 <= high else 1 if low > 0 else -1
 
 
 def _of_a_kind(experiment: Experiment, trials: Sequence[ToyTrial]) -> list[list[ToyTrial]]:
@@ -89,15 +121,12 @@ def _of_a_kind(experiment: Experiment, trials: Sequence[ToyTrial]) -> list[list[
 
 def judge_trials(experiment: Experiment, trials: Sequence[ToyTrial], saes: Saes) -> dict[str, dict[str, list[float]]]:
     """Every trial's scores on inputs that no training saw: metric -> one value per seed."""
-    world, recipe, seeds = experiment.world, experiment.recipe, saes.b_dec.shape[1]
-    features = torch.stack([directions(world, seed) for seed in range(seeds)])
-    held_out = inputs(world, seeds, HELD_OUT, "held out")
-    x = held_out.sizes @ features
-    known = [KnownInputs(x[s], held_out.sizes[s], held_out.weight, features[s], world.pairs) for s in range(seeds)]
+    recipe, seeds = experiment.recipe, saes.b_dec.shape[1]
+    known = known_inputs(experiment.world, seeds)
+    x = torch.stack([own.x for own in known])
     scores = {}
     for i, trial in enumerate(trials):
-        arch, k, *_ = kind(trial, recipe)
-        codes = encode(saes, x, i, arch, k)
+        codes = encode(saes, x, i, *kind(trial, recipe)[:2])
         residual = x - codes @ saes.W_dec[i] - saes.b_dec[i, :, None]
         rows = [
             score(known[s], CodedInputs(codes[s], residual[s], saes.W_dec[i, s], saes.encoder[i, s]))._asdict()
@@ -105,9 +134,17 @@ def judge_trials(experiment: Experiment, trials: Sequence[ToyTrial], saes: Saes)
         ]
         if experiment.key == "composition":
             for s, row in enumerate(rows):
-                row |= judge(codes[s], held_out.sizes[s], features[s], saes.W_dec[i, s])._asdict()
+                row |= judge(codes[s], known[s].sizes, known[s].features, saes.W_dec[i, s])._asdict()
         scores[trial.name] = {metric: [row[metric] for row in rows] for metric in rows[0]}
     return scores
+
+
+def known_inputs(world: World, seeds: int) -> list[KnownInputs]:
+    """Of each seed inputs that no training saw."""
+    features = torch.stack([directions(world, seed) for seed in range(seeds)])
+    held_out = inputs(world, seeds, HELD_OUT, "held out")
+    x = held_out.sizes @ features
+    return [KnownInputs(x[s], held_out.sizes[s], held_out.weight, features[s], world.pairs) for s in range(seeds)]
 
 
 def family(trial: ToyTrial) -> str:
@@ -162,8 +199,24 @@ def table(result: dict[str, Any]) -> str:
         lines += ["", experiment["title"], *_indented(["", *arms], cells)]
         if experiment["key"].startswith("superposition"):
             lines += ["", *halving(experiment)]
+        if experiment["agreement"]:
+            lines += ["", *agreement_lines(experiment)]
     kind = "long lists" if result["full"] else "short lists"
     return "\n".join([*lines, "", f"{result['seeds']} seeds, {kind} of arms, {result['seconds']:.0f} s"])
+
+
+def agreement_lines(experiment: dict[str, Any]) -> list[str]:
+    """How the figures of `compare` order the arms, beside the truth."""
+    rows = experiment["agreement"]
+    names = [f"{_HEADS.get(row['figure'], row['figure'])} beside true {row['true']}" for row in rows]
+    columns_of = {
+        "rank correlation": [f"{row['rank']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]" for row in rows],
+        **{key: [str(row[key]) for row in rows] for key in ("same", "opposite", "missed", "invented")},
+    }
+    title = (
+        "  what compare's figures say of these arms, beside the truth (counts of arms that differ from their baseline)"
+    )
+    return [title, *_indented(["", *names], [[head, *cells] for head, cells in columns_of.items()])]
 
 
 def _indented(labels: Sequence[str], cells: Sequence[Sequence[str]]) -> list[str]:
@@ -171,7 +224,9 @@ def _indented(labels: Sequence[str], cells: Sequence[Sequence[str]]) -> list[str
 
 
 _MADE = {"mean |cos|": "abs_cos", "OrtSAE term": "max_cos"}
-_HEADS = {"nearest_cos": "nearest cos", "parent_f1": "parent F1", "mcc": "MCC", "fvu": "FVU", "f1": "F1"}
+_HEADS = {"nearest_cos": "nearest cos", "parent_f1": "parent F1", "mcc": "MCC", "fvu": "FVU", "f1": "F1",
+          "told_hole": "holes as told", "told_equal_hole": "... at equal false alarms", "told_fraction": "fraction",
+          "told_full": "full absorption", "told_precision": "precision of main latents"}  # fmt: skip
 
 
 def _cell(metric: str, per_seed: list[float | None]) -> str:

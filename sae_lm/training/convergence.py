@@ -131,5 +131,5 @@ def state_of_training(saes: Mapping[str, Sequence[Mapping[str, float]]]) -> str 
 
 
 def is_held(arm: str) -> bool:
-    """Whether an arm of this name is a control that stays near its start on purpose."""
+    """Whether an SAE records an arm of this name that is a control; of an `Arm` ask its ``is_held``."""
     return any(f"@{option}=" in arm for option in HELD)

@@ -64,7 +64,7 @@ class RowRms:
     def update(self, gradient: Weights, rows: Int[Tensor, " n"] | None, step: int, lr: float) -> None:
         """One step. rows: which latents the gradients of encoder and W_dec are of, if not of all; they are overwritten."""
         fired = gradient.b_enc != 0  # of the error or AuxK; penalties have none for biases
-        _adam_step(self.adam, self.vectors, gradient, lr, [getattr(gradient, name).norm() for name in self.vectors])
+        _adam_step(self.adam, self.vectors, gradient, lr, self._clipped_norms(gradient))
         for name, weight in self.rows.items():
             rate = lr * (ENCODER_SHARE if name == "encoder" else 1.0)
             for part, which in _pieces(getattr(gradient, name), rows, weight.is_cpu):
@@ -78,6 +78,10 @@ class RowRms:
                     moved.div_(torch.linalg.vector_norm(moved, dim=1, keepdim=True))
                 if not isinstance(which, slice):
                     weight.index_copy_(0, which, moved)
+
+    def _clipped_norms(self, gradient: Weights) -> list[Tensor]:
+        """Norms of what Adam clips together."""
+        return [getattr(gradient, name).norm() for name in self.vectors]
 
     def _scale(self, name: str, square: Tensor, fired: Tensor, which: slice | Tensor) -> Tensor:
         """Take the squares of gradients of some rows where they fired; what to multiply these gradients by.

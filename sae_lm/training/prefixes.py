@@ -41,6 +41,14 @@ def prefix_weights(balance: Float[Tensor, ""], slices: int) -> Float[Tensor, " s
     return (weights / weights.sum()).float()
 
 
+def drawn_widths(count: int, d_sae: int, generator: torch.Generator) -> Int[Tensor, " slices"]:
+    """Log-uniform, ascending; two may be equal. The last is d_sae."""
+    lowest = max(1, min(NARROWEST, d_sae // 32))
+    share = torch.rand(count, dtype=torch.float64, generator=generator)
+    drawn = (lowest * (share * math.log(d_sae / lowest)).exp()).long().sort().values
+    return torch.cat([drawn, torch.tensor([d_sae])])
+
+
 class Prefixes:
     """One arm's nested prefixes; but for matryoshka there is one, the whole dictionary.
 
@@ -68,13 +76,10 @@ class Prefixes:
             self._fixed_weights = prefix_weights(torch.tensor(arm.balance, dtype=torch.float64, device=device), slices)
 
     def draw(self) -> None:
-        """Take this step's widths, where they are drawn: log-uniformly, ascending; two may be equal."""
+        """Take this step's widths, where they are drawn."""
         if not self.drawn or self.widths is None:
             return
-        lowest = max(1, min(NARROWEST, self.d_sae // 32))
-        share = torch.rand(self.drawn, dtype=torch.float64, generator=self.generator)
-        drawn = (lowest * (share * math.log(self.d_sae / lowest)).exp()).long().sort().values
-        self.widths = to_device(torch.cat([drawn, torch.tensor([self.d_sae])]), self.widths.device)
+        self.widths = to_device(drawn_widths(self.drawn, self.d_sae, self.generator), self.widths.device)
 
     @property
     def weights(self) -> Float[Tensor, " slices"] | None:

@@ -30,7 +30,8 @@ Keys of ``metadata`` in an SAE's ``cfg.json``, beside those that SAELens wants: 
 under; ``training``, the training recipe as in ``facts``;
 ``training_architecture``, what the SAE was trained as (a batchtopk or matryoshka SAE is used as a jumprelu);
 ``convergence``, the last ``start_cos`` and ``encoder_start_cos`` of its log, and ``fvu_slope``
-(sae_lm.training.convergence); ``versions``; and of the store ``model_name``,
+(sae_lm.training.convergence); ``largest_activations``, one number for each latent (sae_lm.interp.steering);
+``versions``; and of the store ``model_name``,
 ``model_revision``, ``hook_name``, ``context_size``, ``prepend_bos``, ``dataset_path``.
 
 SAEs of one folder have equal recipes but for `PER_ARM`. Keys that a reader does not know are passed over, keys that

@@ -14,8 +14,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
-from foreign_saes import FOREIGN, inputs
+from foreign_saes import FOREIGN
 from peer_saes import peer_cases
+from sae_formulas import inputs
 
 import sae_lm
 

@@ -80,6 +80,17 @@ def test_the_figures_are_those_of_the_rows_and_of_a_splice(model, store, sae):
     assert found.losses is not None and found.losses.spliced == pytest.approx(float(loss), rel=1e-5)
 
 
+def test_the_cross_entropy_is_that_of_compare(model, store, sae):
+    from sae_lm.metrics.language_model import HeldOutText, cross_entropies
+
+    first = store.manifest.contexts - -(-300 // store.manifest.recipe.context_size)
+    blocks, special = store.blocks(first).long(), store.rowless(first, store.manifest.contexts)
+    found = check(model, sae, store, tokens=300).losses
+    assert found is not None and found.tokens == int((~special[:, :-1]).sum())
+    expected = cross_entropies(model, HeldOutText(blocks, special, HOOK), {"it": sae})["it"]
+    assert list(found[:6]) == pytest.approx(list(expected[:6]), rel=1e-5)
+
+
 def test_an_sae_of_another_block_is_found_out():
     model = sae_lm.load_model("embedded", device="cpu")
     texts = [model.to_tokens(document.text)[:, :128] for document in embedded_documents()[:12]]

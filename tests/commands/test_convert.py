@@ -4,7 +4,8 @@ import json
 
 import pytest
 import torch
-from foreign_saes import FOREIGN, inputs
+from foreign_saes import FOREIGN
+from sae_formulas import inputs
 
 import sae_lm
 from sae_lm.cli import main

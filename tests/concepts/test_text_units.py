@@ -1,8 +1,9 @@
 """sae_lm.concepts.text_units: documents where there are many, blocks of contexts where there are few."""
 
 import torch
+from largest_tensor import LargestTensor
 
-from sae_lm.concepts.text_units import BLOCKS, text_units
+from sae_lm.concepts.text_units import BLOCKS, numbered, text_units
 
 
 def test_many_documents_are_the_units_whatever_the_contexts():
@@ -33,3 +34,21 @@ def test_few_contexts_are_units_by_themselves_and_a_block_has_at_least_so_many()
     assert units.kind == "blocks of 4 contexts"
     assert units.of_row.tolist() == [0] * 16 + [1] * 16 + [2] * 8
     assert not len(text_units(torch.zeros(0).int(), torch.zeros(0).int()).of_row)
+
+
+def test_rows_are_numbered_as_unique_does_in_four_bytes_each():
+    draw = torch.Generator().manual_seed(0)
+    values = torch.randint(3, 40, (60,), generator=draw).repeat_interleave(torch.randint(1, 90, (60,), generator=draw))
+    values[100:103] = torch.tensor([7, 3, 7])  # a text that was begun again, so that a document comes twice
+    found, expected = values.unique(return_inverse=True)
+    got, count = numbered(values.int())
+    assert got.dtype == torch.int32 and torch.equal(got.long(), expected) and count == len(found)
+    assert numbered(values[:0])[1] == 0
+
+
+def test_units_of_many_rows_are_found_without_a_wide_number_for_each():
+    document, context = (torch.arange(200_000) // size for size in (4000, 128))
+    for columns in ((document.int(), context.int()), (document.int() * 0, context.int())):
+        with LargestTensor() as largest:
+            units = text_units(*columns)
+        assert units.of_row.dtype == torch.int32 and largest.bytes <= 4 * 200_000

@@ -2,6 +2,7 @@
 
 import builtins
 import re
+import subprocess
 import sys
 
 import numpy as np
@@ -129,3 +130,12 @@ def test_a_checkpoint_resumes_bit_for_bit(tmp_path, monkeypatch):
     run(*resumed, range(3, 6))
     for a, b in zip(whole[0].parameters(), resumed[0].parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_opening_the_embedded_text_imports_neither_datasets_nor_torch():
+    program = (
+        "import sys; from sae_lm.data.text import open_text; text = open_text('embedded'); next(text.chunks()); "
+        "print([m for m in ('torch', 'datasets', 'pandas') if m in sys.modules], text.fingerprint)"
+    )
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert said.startswith("[] ")

@@ -1,11 +1,14 @@
 """sae_lm.logit_effect: which tokens a latent promotes, by the plain formula of each architecture's final norm."""
 
+from types import SimpleNamespace
+
 import pytest
 import tiny_models
 import torch
 
 import sae_lm
-from sae_lm.errors import SaeError
+from sae_lm.errors import ModelError, SaeError
+from sae_lm.interp.promoted_tokens import promoted_tokens
 
 pytestmark = pytest.mark.transformer_lens_3
 
@@ -54,21 +57,47 @@ def test_promoted_and_suppressed_tokens_are_those_of_the_plain_formula(model, fo
         assert [one.token_id for one in effect.promoted] == logits.topk(8).indices.tolist()
         assert [one.token_id for one in effect.suppressed] == logits.topk(8, largest=False).indices.tolist()
         assert effect.promoted[0].effect > 0 > effect.suppressed[0].effect
-        assert effect.method in ("logit_readout", "ln_final and W_U")
+        high = logits.topk(8).values - logits.mean()
+        torch.testing.assert_close(torch.tensor([one.effect for one in effect.promoted]), high, atol=2e-4, rtol=1e-3)
     assert effect.latent == 5 and str(effect).startswith("latent 5: promotes ")
 
 
-def test_both_ways_to_read_name_the_same_tokens(model, make_sae, monkeypatch):
-    import sys
+def test_the_page_and_the_function_name_the_same_tokens_with_the_same_logits(model, make_sae):
+    sae = make_sae(d_in=16, d_sae=24, unit=False)
+    page = promoted_tokens(model, sae.W_dec.detach(), 8)
+    for latent, effect in enumerate(sae_lm.logit_effect(model, sae, range(24), top=8)):
+        assert [one.token_id for one in effect.promoted] == page.promoted[latent].tolist()
+        assert [one.effect for one in effect.promoted] == page.promoted_logit[latent].tolist()
+        assert [one.token_id for one in effect.suppressed] == page.suppressed[latent].tolist()
+        assert [one.effect for one in effect.suppressed] == page.suppressed_logit[latent].tolist()
 
+
+def test_tokens_are_those_that_the_models_own_last_steps_name(model, make_sae):
     sae = make_sae(d_in=16, d_sae=24)
-    ours = sae_lm.logit_effect(model, sae, range(24))
-    monkeypatch.setitem(sys.modules, "transformer_lens.tools.analysis", None)
-    other = sae_lm.logit_effect(model, sae, range(24))
-    assert other[0].method == "ln_final and W_U"
-    for one, two in zip(ours, other, strict=True):
-        assert [t.token_id for t in one.promoted] == [t.token_id for t in two.promoted]
-        assert [t.token_id for t in one.suppressed] == [t.token_id for t in two.suppressed]
+    rows = torch.cat([sae.W_dec.detach(), torch.zeros(1, 16)])
+    logits = model.ln_final(rows[None])[0] @ model.W_U
+    logits = logits[:-1] - logits[-1:]
+    for row, effect in zip(logits, sae_lm.logit_effect(model, sae, range(24), top=8), strict=True):
+        assert [one.token_id for one in effect.promoted] == row.topk(8).indices.tolist()
+        assert [one.token_id for one in effect.suppressed] == row.topk(8, largest=False).indices.tolist()
+
+
+def test_tokens_are_those_of_transformer_lens_own_readout(model, make_sae):
+    analysis = pytest.importorskip("transformer_lens.tools.analysis")
+    sae = make_sae(d_in=16, d_sae=24)
+    rows = torch.cat([sae.W_dec.detach(), torch.zeros(1, 16)])
+    logits = analysis.logit_readout(model, rows).values.float()
+    for row, effect in zip(logits[:-1] - logits[-1:], sae_lm.logit_effect(model, sae, range(24), top=8), strict=True):
+        assert [one.token_id for one in effect.promoted] == row.topk(8).indices.tolist()
+        assert [one.token_id for one in effect.suppressed] == row.topk(8, largest=False).indices.tolist()
+
+
+def test_a_norm_of_another_kind_is_refused(make_sae):
+    model = SimpleNamespace(W_U=torch.randn(16, 30, generator=torch.Generator().manual_seed(0)), ln_final=torch.tanh)
+    with pytest.raises(ModelError, match="neither a LayerNorm nor an RMSNorm"):
+        promoted_tokens(model, make_sae(d_in=16, d_sae=4).W_dec.detach(), 3)
+    bare = SimpleNamespace(W_U=model.W_U)  # without any
+    assert promoted_tokens(bare, torch.eye(16)[:2], 3).promoted.shape == (2, 3)
 
 
 def test_tokens_are_told_by_their_text(model):

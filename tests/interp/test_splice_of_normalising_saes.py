@@ -35,7 +35,7 @@ def test_a_splice_undoes_the_norm_of_each_activation(tiny_model, options):
 
 
 def test_the_metrics_that_decode_what_fires_undo_the_norm_too(tmp_path):
-    from foreign_saes import inputs
+    from sae_formulas import inputs
 
     from sae_lm.metrics.codes import active, decode_active
 

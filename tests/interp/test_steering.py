@@ -129,6 +129,30 @@ def test_strength_is_in_multiples_of_the_largest_activation_given_or_known_to_th
         steered(model, sae, sae_lm.Steer(7))
 
 
+@pytest.mark.parametrize("said", [None, "a lot", [1.0], [float("nan")] * 32, [-1.0] * 32, [True], [0.0] * 32])
+def test_a_largest_activation_that_is_no_number_above_zero_is_not_known(model, sae, said):
+    known = SAE(
+        replace(sae.config, metadata={**sae.config.metadata, "largest_activations": said}), dict(sae.named_parameters())
+    )
+    with pytest.raises(SaeError, match=r"largest activation, which is not known.*; give largest="):
+        steered(model, known, sae_lm.Steer(7))
+    steered(model, known, sae_lm.Steer(7, "ablate"))
+
+
+def test_an_sae_that_was_trained_here_is_steered_by_its_largest_activation_at_once(model, tiny_store, tmp_path):
+    from sae_lm.settings import TrainSettings
+
+    settings = {"d_sae": 24, "k": 4, "arms": "none", "seeds": 1, "tokens": "3k", "batch_size": 128, "device": "cpu"}
+    runs = sae_lm.train(TrainSettings(store=str(tiny_store), hook=HOOK, out=tmp_path / "runs", **settings))
+    sae, store = sae_lm.load(runs / "none-seed0"), sae_lm.open_store(tiny_store)
+    largest = sae_lm.largest_activations(sae, store)
+    known = sae.config.metadata["largest_activations"]
+    assert known == [float(f"{value:.4g}") for value in largest.tolist()]  # the store has fewer rows than are looked at
+    latent = int(largest.argmax())
+    by_itself = steered(model, sae, sae_lm.Steer(latent, strength=2.0))
+    assert torch.equal(by_itself, steered(model, sae, sae_lm.Steer(latent, strength=2.0, largest=known[latent])))
+
+
 def test_the_largest_activations_are_those_over_all_rows(tiny_store, make_sae):
     store = sae_lm.open_store(tiny_store)
     sae = make_sae(d_in=16, d_sae=32)

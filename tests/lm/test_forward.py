@@ -1,6 +1,7 @@
 """The plain Hugging Face forward pass gives what the bridge gives, on every architecture it is used for."""
 
 import pytest
+import tiny_models
 import torch
 
 from sae_lm.errors import ModelError
@@ -10,82 +11,13 @@ from sae_lm.lm.source import find_model
 
 pytestmark = pytest.mark.transformer_lens_3
 
-SMALL = {
-    "num_hidden_layers": 3, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32, "vocab_size": 300,
-    "max_position_embeddings": 64, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0,
-}  # fmt: skip
-LAYERS = {
-    "n_layer": 3,
-    "n_embd": 16,
-    "n_head": 2,
-    "n_positions": 64,
-    "vocab_size": 300,
-    "bos_token_id": 0,
-    "eos_token_id": 0,
-}
-CONFIGS = {
-    "BertForMaskedLM": ("bert", SMALL),
-    "BertModel": ("bert", SMALL),
-    "BloomForCausalLM": ("bloom", {**LAYERS, "hidden_size": 16}),
-    "GPT2LMHeadModel": ("gpt2", LAYERS),
-    "GPTJForCausalLM": ("gptj", {**LAYERS, "rotary_dim": 4}),
-    "GPTNeoForCausalLM": (
-        "gpt_neo",
-        {**SMALL, "num_layers": 3, "num_heads": 2, "attention_types": [[["global", "local", "global"], 1]]},
-    ),
-    "GPTNeoXForCausalLM": ("gpt_neox", SMALL),
-    "Gemma2ForCausalLM": ("gemma2", {**SMALL, "num_key_value_heads": 1, "head_dim": 8, "sliding_window": 4}),
-    "Gemma3ForCausalLM": ("gemma3_text", {**SMALL, "num_key_value_heads": 1, "head_dim": 8, "sliding_window": 4}),
-    "Gemma3ForConditionalGeneration": (
-        "gemma3",
-        {
-            "text_config": {**SMALL, "num_key_value_heads": 1, "head_dim": 8, "sliding_window": 4},
-            "vision_config": {
-                "num_hidden_layers": 1,
-                "hidden_size": 8,
-                "num_attention_heads": 1,
-                "intermediate_size": 8,
-                "image_size": 8,
-                "patch_size": 4,
-            },
-            "mm_tokens_per_image": 4,
-            "image_token_index": 299,
-            "boi_token_index": 298,
-            "eoi_token_index": 297,
-        },
-    ),
-    "GemmaForCausalLM": ("gemma", {**SMALL, "num_key_value_heads": 1, "head_dim": 8}),
-    "LlamaForCausalLM": ("llama", SMALL),
-    "MistralForCausalLM": ("mistral", {**SMALL, "num_key_value_heads": 1, "sliding_window": 4}),
-    "OPTForCausalLM": ("opt", {**SMALL, "ffn_dim": 32, "word_embed_proj_dim": 16}),
-    "Olmo2ForCausalLM": ("olmo2", SMALL),
-    "PhiForCausalLM": ("phi", SMALL),
-    "Qwen2ForCausalLM": ("qwen2", {**SMALL, "num_key_value_heads": 1}),
-    "Qwen3ForCausalLM": ("qwen3", {**SMALL, "num_key_value_heads": 1, "head_dim": 8}),
-}
-
 
 @pytest.fixture(scope="module")
 def save_model(tmp_path_factory, tiny_model):
     """architecture -> folder of a tiny random model of it, with the tiny model's tokenizer."""
-    import transformers
-
-    def save(architecture):
-        kind, values = CONFIGS[architecture]
-        values = {key: value for key, value in values.items() if kind != "gpt_neo" or "hidden_layers" not in key}
-        config = transformers.AutoConfig.for_model(kind, **values)
-        torch.manual_seed(0)
-        model = getattr(transformers, architecture)(config)
-        with torch.no_grad():  # random biases and norms, which a fresh model has at 0 and 1
-            for weight in model.parameters():
-                if weight.ndim == 1:
-                    weight.add_(torch.randn_like(weight) * 0.2)
-        folder = tmp_path_factory.mktemp(architecture)
-        model.save_pretrained(folder)
-        transformers.AutoTokenizer.from_pretrained(tiny_model).save_pretrained(folder)
-        return folder
-
-    return save
+    return lambda architecture: tiny_models.save(
+        architecture, tmp_path_factory.mktemp(architecture), tiny_model, initializer_range=None
+    )
 
 
 def run(folder, kind, ids, mask=None, hooks=("blocks.*.hook_in", "blocks.*.hook_out"), dtype=torch.float32):
@@ -112,7 +44,7 @@ def test_no_library_installs_a_package_while_a_model_is_loaded(save_model, monke
 
 
 def test_every_architecture_with_a_fast_path_is_tested_here():
-    assert set(CONFIGS) == set(BLOCKS)
+    assert set(tiny_models.CONFIGS) == set(BLOCKS)
 
 
 @pytest.mark.parametrize("architecture", sorted(BLOCKS))

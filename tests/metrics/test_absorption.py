@@ -22,7 +22,7 @@ from sae_lm.metrics.absorption import (
     projections,
     stand_ins,
 )
-from sae_lm.metrics.codes import TokenCodes, encode_sparse
+from sae_lm.metrics.codes import encode_sparse, firing_codes
 from sae_lm.sae.model import SAE, SaeConfig
 
 
@@ -89,7 +89,7 @@ def test_the_sweep_finds_an_absorber_that_hides_under_the_cosine_gate():
     # the absorber carries 60% of the projection at cosine .06: above .025 and .05, under .1
     absorber = torch.tensor([0.06, math.sqrt(1 - 0.06**2)])
     W_dec = torch.stack([torch.tensor([1.0, 0.0]), absorber])
-    codes = TokenCodes(torch.tensor([[10.0]]), torch.tensor([[1]]), 2)
+    codes = firing_codes(torch.tensor([[10.0]]), torch.tensor([[1]]), 2)
     row, probe = torch.tensor([[1.0, 10.0]]), torch.tensor([1.0, 0.0])
     concept = ConceptAtSae(codes, row, torch.tensor([0]), W_dec, probe)
     gates = gate_sweep(concept, [0], Centre(torch.zeros(2), torch.zeros(2)))
@@ -176,7 +176,7 @@ def test_absorption_scores_equal_the_plain_definition_row_by_row(unit):
     w = W_dec[0] + 0.5 * W_dec[1]
     main = [0, 3]
     strength, latent = (a * W_dec.norm(dim=1)).topk(m, dim=1)
-    parts = projections(ConceptAtSae(TokenCodes(strength, latent, m), x, torch.arange(n), W_dec, w), main)
+    parts = projections(ConceptAtSae(firing_codes(strength, latent, m), x, torch.arange(n), W_dec, w), main)
     full, fraction = full_scores(parts), fraction_scores(parts)
     expected = dense_absorption(a, x, W_dec, w, main)
     assert full.tolist() == [full for full, _ in expected]
@@ -194,7 +194,7 @@ def test_a_child_latent_that_swallows_its_parent_is_found():
     probe = torch.tensor([1.0, 0.0])
     token_id = torch.tensor([4, 4])
     result = absorption(
-        ConceptAtSae(TokenCodes(strength, latent, 2), x, token_id, W_dec, probe, torch.zeros(2)), main=[0]
+        ConceptAtSae(firing_codes(strength, latent, 2), x, token_id, W_dec, probe, torch.zeros(2)), main=[0]
     )
     assert result is not None
     assert (result.candidates, result.types) == (2, 1)
@@ -206,7 +206,7 @@ def test_token_types_weigh_the_same_however_often_they_occur():
     W_dec = torch.eye(2)
     x = torch.tensor([[1.0, 0.0]] * 4)
     strength = torch.tensor([[1.0], [1.0], [1.0], [0.0]])  # the one row of the second type is a hole
-    codes = TokenCodes(strength, torch.zeros(4, 1, dtype=torch.long), 2)
+    codes = firing_codes(strength, torch.zeros(4, 1, dtype=torch.long), 2)
     concept = ConceptAtSae(codes, x, torch.tensor([7, 7, 7, 8]), W_dec, torch.tensor([1.0, 0.0]), torch.zeros(2))
     result = absorption(concept, [0])
     assert result is not None and result.hole_rate == 0.5

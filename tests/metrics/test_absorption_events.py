@@ -9,7 +9,7 @@ from toys import as_codes
 
 import sae_lm
 from sae_lm.metrics.absorption_events import AFTER, BEFORE, View, children, choose, explore, window
-from sae_lm.metrics.codes import TokenCodes
+from sae_lm.metrics.codes import firing_codes
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +172,7 @@ def test_tokens_with_one_name_are_one_child():
 
 def test_latents_without_rows_have_no_child():
     got = children(
-        TokenCodes(torch.zeros(0, 1), torch.zeros(0, 1, dtype=torch.long), 4), torch.zeros(0, dtype=torch.long)
+        firing_codes(torch.zeros(0, 1), torch.zeros(0, 1, dtype=torch.long), 4), torch.zeros(0, dtype=torch.long)
     )
     assert got.token.tolist() == [-1] * 4
 

@@ -8,7 +8,7 @@ from safetensors import safe_open
 
 from sae_lm.concepts.rows import TRAIN, VALIDATION, ConceptRows
 from sae_lm.metrics.absorption import ConceptAtSae, fraction_scores, full_scores, projections
-from sae_lm.metrics.codes import TokenCodes
+from sae_lm.metrics.codes import firing_codes
 from sae_lm.metrics.meta_sae import explained_variance
 from sae_lm.metrics.reconstruction import quality
 from sae_lm.metrics.splitting import rule, split_counts
@@ -36,7 +36,7 @@ def test_the_fixtures_are_of_the_versions_that_docstrings_name():
 
 def sparse(a):
     strength, latent = a.topk(max(1, int((a > 0).sum(1).max())), dim=1)
-    return TokenCodes(strength, latent, a.shape[1])
+    return firing_codes(strength, latent, a.shape[1])
 
 
 def projected(codes, given, W_dec):
@@ -92,7 +92,7 @@ def test_probe_regressions_and_rule_together_give_saebenchs_main_latents():
         subset=torch.where(train, TRAIN, VALIDATION),
         names=[chr(97 + c) for c in range(26)],
     )
-    codes = TokenCodes(given["strength"], given["latent"].long(), d_sae)
+    codes = firing_codes(given["strength"], given["latent"].long(), d_sae)
     splits = split_counts(codes, rows, list(range(26)), max_k=given["f1"].shape[1], gain=0.03, seed=0)
     for c, count in enumerate(given["count"].tolist()):
         assert len(splits[c].latents) == count == 1 + c % 4

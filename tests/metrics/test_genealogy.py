@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sae_lm.metrics.codes import TokenCodes, encode_sparse
+from sae_lm.metrics.codes import encode_sparse, firing_codes
 from sae_lm.metrics.genealogy import firing, genealogy
 
 
@@ -15,7 +15,7 @@ def codes(strength):
     """Codes of a dense [tokens, latents] matrix, each token's entries in some order."""
     strength = torch.as_tensor(strength, dtype=torch.float32)
     latent = strength.argsort(1)
-    return TokenCodes(strength.gather(1, latent), latent, strength.shape[1])
+    return firing_codes(strength.gather(1, latent), latent, strength.shape[1])
 
 
 TOKENS = torch.arange(100)
@@ -120,9 +120,9 @@ def test_nothing_lies_inside_a_latent_that_always_fires():
 def test_a_dictionary_is_kept_whole_by_itself_and_latents_that_never_fire_are_left_out(make_sae):
     sae, x = make_sae(d_in=20, d_sae=40), directions(200, 20)
     own = encode_sparse(sae, [x])
-    alive = int(own.strength.new_zeros(40).scatter_add_(0, own.latent.flatten(), own.strength.flatten()).gt(0).sum())
+    alive = int(own.strength.new_zeros(40).scatter_add_(0, own.latent.long(), own.strength).gt(0).sum())
     assert genealogy(sae.W_dec, sae.W_dec, own, own).counts["kept"] == alive
-    nothing = TokenCodes(torch.zeros(200, 1), torch.zeros(200, 1, dtype=torch.long), 40)
+    nothing = firing_codes(torch.zeros(200, 1), torch.zeros(200, 1, dtype=torch.long), 40)
     assert genealogy(sae.W_dec, sae.W_dec, own, nothing).counts["lost"] == alive
     assert genealogy(sae.W_dec, sae.W_dec, nothing, own).counts["novel"] == alive
     far = genealogy(sae.W_dec, -sae.W_dec, own, own, threshold=0.999)  # no counterparts at all

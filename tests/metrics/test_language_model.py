@@ -71,6 +71,31 @@ def test_passes_that_start_at_the_hook_come_to_what_whole_passes_do(tiny_model, 
     assert not any("forward" in vars(block.original_component) for block in model.blocks)
 
 
+def test_a_hook_with_heads_is_read_with_its_heads_side_by_side(tiny_model, make_sae):
+    model = sae_lm.load_model(str(tiny_model))
+    hook, sae = "blocks.1.attn.hook_z", make_sae(d_in=16, d_sae=32)
+    blocks = torch.randint(1, 300, (5, 12), generator=torch.Generator().manual_seed(0))
+    blocks[:, 0] = 0
+    special, mean = blocks == 0, torch.linspace(-1, 1, 16)
+    found = cross_entropies(model, HeldOutText(blocks, special, hook, mean), {"a": sae}, batch_size=2)["a"]
+
+    def loss(function):
+        def replaced(z, hook):
+            return torch.where(special[..., None], z.flatten(2), function(z.reshape(5, 12, 16))).view(z.shape)
+
+        logits = model.run_with_hooks(blocks, fwd_hooks=[(hook, replaced)])[:, :-1][~special[:, :-1]]
+        return float(torch.nn.functional.cross_entropy(logits, blocks[:, 1:][~special[:, :-1]]))
+
+    assert found.clean == pytest.approx(loss(lambda z: z), abs=1e-5)
+    assert found.spliced == pytest.approx(loss(sae), abs=1e-5)
+    assert found.mean_ablated == pytest.approx(loss(lambda z: mean.expand_as(z)), abs=1e-5)
+    with sae_lm.splice(model, sae, hook=hook, keep=special):
+        logits = model(blocks)[:, :-1][~special[:, :-1]]
+    assert found.spliced == pytest.approx(
+        float(torch.nn.functional.cross_entropy(logits, blocks[:, 1:][~special[:, :-1]])), abs=1e-5
+    )
+
+
 def test_saes_that_do_not_fit_in_memory_together_share_the_models_passes_too(
     tiny_model, make_sae, tmp_path, monkeypatch
 ):

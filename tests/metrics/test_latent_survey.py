@@ -11,6 +11,7 @@ from hand_made import HOOK, WORDS, random_contexts, random_sae, write_store
 
 from sae_lm.data.store import Store
 from sae_lm.errors import ModelError
+from sae_lm.interp.promoted_tokens import promoted_tokens
 from sae_lm.metrics import cofiring as cofiring_module
 from sae_lm.metrics import latent_survey
 from sae_lm.metrics.cofiring import LEAST_SHARED, cofiring, product_blocks, sample_rows
@@ -19,7 +20,6 @@ from sae_lm.metrics.latent_labels import FEW, TOKEN, WORD, best_rules, near_miss
 from sae_lm.metrics.latent_matches import match_latents
 from sae_lm.metrics.latent_statistics import latent_statistics, row_priority
 from sae_lm.metrics.latent_survey import Survey, surroundings, survey
-from sae_lm.metrics.promoted_tokens import promoted_tokens
 from sae_lm.metrics.stored_codes import StoredCodes, store_codes, write_part
 from sae_lm.sae.model import SAE
 
@@ -313,7 +313,7 @@ def test_the_gap_of_a_concepts_line_is_its_squared_correlation() -> None:
 def test_promoted_tokens_are_those_of_the_product_with_the_unembedding() -> None:
     generator = torch.Generator().manual_seed(0)
     W_U, w, W_dec = (torch.randn(*size, generator=generator) for size in ((5, 30), (5,), (7, 5)))
-    model = SimpleNamespace(W_U=W_U, ln_final=SimpleNamespace(w=w))
+    model = SimpleNamespace(W_U=W_U, ln_final=lambda x: x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt() * w)
     made = promoted_tokens(model, W_dec, 4)
     for latent in range(7):
         logits = [sum(float(W_dec[latent, d] * w[d] * W_U[d, t]) for d in range(5)) for t in range(30)]

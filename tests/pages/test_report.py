@@ -4,30 +4,24 @@ import html
 import json
 import re
 import shlex
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-import matplotlib
 import pytest
-from example_report import HOSTILE, METRICS, SCRIPT, VERDICTS, hostile_report, make_report, with_frontier
+from example_report import HOSTILE, MANY, METRICS, SCRIPT, VERDICTS, hostile_report, make_report, with_frontier
 
 from sae_lm.cli import parse
-from sae_lm.pages import charts
 from sae_lm.pages.figures import write_figures
 from sae_lm.pages.frontier import frontier_charts
 from sae_lm.pages.genealogy import TREE_LINES
 from sae_lm.pages.report import PAGE_BYTES, write_html
 from sae_lm.pages.schema import ArmEntry, Report
-from sae_lm.pages.svg import MARK_SHAPES, TONE_COLOURS, panel, svg, ticks
-from sae_lm.pages.terminal import TERMINAL_FINDINGS, columns, text_table
-from sae_lm.pages.text import number, p_value, signed, spread, visible
+from sae_lm.pages.svg import panel
+from sae_lm.pages.terminal import text_table
+from sae_lm.pages.text import visible
 from sae_lm.settings import CompareSettings
-
-MANY = tuple(["none", *(f"{p}:{c}" for p in ("abs_cos", "sq_cos", "max_cos", "coactive") for c in (0.1, 0.3, 1))])
-MANY += tuple(f"coactive:{c}@anchored" for c in (0.1, 0.3, 1, 3)) + tuple(f"none@arch={a}" for a in ("relu", "matryoshka", "batchtopk"))  # fmt: skip
 
 
 def page_of(report: dict[str, Any], folder: Path) -> str:
@@ -59,25 +53,6 @@ def data_of(page: str) -> Any:
     return json.loads(block[1])
 
 
-# --- numbers
-
-
-def test_numbers_have_about_four_digits_and_missing_ones_are_a_dash() -> None:
-    assert [number(value) for value in (None, 0.12345, 1.23456, 12.3456, 1234.56)] == [
-        "-", "0.1235", "1.235", "12.35", "1,234.6",
-    ]  # fmt: skip
-    assert [signed(value) for value in (None, 0.5, -0.5)] == ["-", "+0.5000", "-0.5000"]
-    assert [p_value(p) for p in (None, 0.0625, 0.00001, 1)] == ["-", "0.062", "< .001", "1.000"]
-    assert spread([0.5, 0.6, 0.7]) == "0.6000 ± 0.1000"
-    assert spread([0.5, None]) == "0.5000"
-    assert spread([None, None]) == "-"
-
-
-def test_every_character_shows_and_a_long_text_is_cut() -> None:
-    assert visible("a\nb\x1b\u202e\ud800") == "a↵b⟨001B⟩⟨202E⟩⟨D800⟩"
-    assert visible("abcdef", 4) == "abc…" and visible("abcd", 4) == "abcd"
-
-
 # --- the report itself
 
 
@@ -85,39 +60,6 @@ def test_the_report_made_by_hand_has_the_keys_of_a_real_one() -> None:
     report = make_report()
     assert report.keys() == Report.__annotations__.keys()
     assert all(arm.keys() == ArmEntry.__annotations__.keys() for arm in report["arms"].values())
-
-
-# --- the terminal
-
-
-def test_columns_are_aligned_below_heads_of_several_lines_and_go_on_in_a_block_below() -> None:
-    table = columns(["", "a", "longer"], [["head", "1", "22"], ["a head of several words", "3", "4"]])
-    assert table == [
-        "                  a head of",
-        "        head  several words",
-        "---------------------------",
-        "a          1              3",
-        "longer    22              4",
-    ]
-    wide = columns(["", "a"], [["head", "x" * 50] for _ in range(3)])
-    assert [line.split() for line in wide if line.startswith("a")] == [["a", "x" * 50, "x" * 50], ["a", "x" * 50]]
-    assert columns(["rows:", "disk:"], [["12", "3.5 GB"]], heads=False, left=True) == ["rows:  12", "disk:  3.5 GB"]
-
-
-def test_the_table_says_what_was_compared_and_opens_with_the_answer() -> None:
-    text = text_table(make_report())
-    for fact in ("model a-model", "hook blocks.3.hook_out", "latents 4,096", "k 32", "rows trained on 900", "seeds 3"):
-        assert fact in " ".join(text.split())
-    lines = text.splitlines()
-    assert lines.index("Compared with none: less absorption with max_cos:0.25 (FVU +0.0100).") < 4
-    assert "abs_cos:1: less absorption; splitting not distinguishable." in lines
-    assert "concepts used (probe F1, token types), 2 of 4: digit (0.91, 60), capitalised (0.91, 60)" in text
-    assert "skipped: 2 (token types, fewer than 50)" in text
-
-
-def test_what_is_missing_is_said_before_what_was_found() -> None:
-    text = text_table(make_report() | {"partial": ["max_cos:0.25: seed 3 is missing."]})
-    assert text.index("partial: max_cos:0.25: seed 3 is missing.") < text.index("abs_cos:1: less absorption")
 
 
 def test_metrics_that_were_not_asked_for_take_no_room(tmp_path: Path) -> None:
@@ -131,148 +73,6 @@ def test_metrics_that_were_not_asked_for_take_no_room(tmp_path: Path) -> None:
     for arm in report["arms"].values():
         arm["values"]["dead"] = [None] * len(report["seeds"])
     assert told() == [False, False]
-
-
-def test_reasons_are_counted_without_their_number_and_are_left_whole_otherwise() -> None:
-    report = make_report()
-    for concept, reason in zip(
-        report["concepts"],
-        ["no examples on both sides in train, validation and test types", "12 token types, fewer than 50",
-         "probe F1 0.65 on permuted labels too, not below 0.6", "7 token types, fewer than 50"],
-        strict=True,
-    ):  # fmt: skip
-        concept["skipped"] = reason
-    text = " ".join(text_table(report).split())
-    assert "1 (no examples on both sides in train, validation and test types)" in text
-    assert "2 (token types, fewer than 50)" in text and "1 (probe F1 on permuted labels too, not below 0.6)" in text
-
-
-def test_each_arm_has_a_row_of_means_and_one_of_differences() -> None:
-    lines = text_table(make_report()).splitlines()
-    rows = [
-        re.split(r"\s{2,}", line) for line in lines if re.match(r"(none|abs_cos:1|max_cos:0.25|random).* {2}", line)
-    ]
-    assert rows[0][:3] == ["none", "0.6000 ± 0.1000", "0.6000 ± 0.1000"]
-    assert rows[1][:2] == ["abs_cos:1", "0.7000 ± 0.1000"]
-    assert rows[3][:2] == ["random (control)", "0.1230"]
-    text = "\n".join(lines)
-    for head in ("lower", "higher", "n.d.", "L0 differs", "no claim"):
-        assert f"-0.1250 [-0.1875, -0.0625] {head}" in text
-    assert "n.d.: not distinguishable" in text
-
-
-@pytest.mark.parametrize(("families", "ks"), [(("none",), (32,)), (("none", "abs_cos:1"), (32,)), (MANY, (8, 16, 32))])
-def test_no_line_is_wider_than_120_columns_whatever_the_number_of_arms(
-    families: tuple[str, ...], ks: tuple[int, ...]
-) -> None:
-    report = make_report(families, ks)
-    text = text_table(report)
-    assert max(map(len, text.splitlines())) <= 120
-    assert all(re.search(rf"(?m)^{re.escape(arm)} +\d", text) for arm in report["arms"])
-
-
-def test_of_many_findings_the_terminal_shows_the_first_and_counts_the_rest() -> None:
-    report = make_report()
-    report["findings"] = [f"finding {place}." for place in range(TERMINAL_FINDINGS + 5)]
-    text = text_table(report)
-    assert f"finding {TERMINAL_FINDINGS - 1}." in text and f"finding {TERMINAL_FINDINGS}." not in text
-    assert "... and 5 more" in text
-
-
-def test_text_on_a_terminal_holds_no_control_characters() -> None:
-    assert not re.search("[\x00-\x09\x0b-\x1f\u202e\ud800]", text_table(hostile_report()))
-
-
-# --- charts
-
-
-def test_penalties_differ_by_colour_and_their_coefficients_by_mark() -> None:
-    looks = charts.looks(make_report(("none", "abs_cos:1", "abs_cos:3", "max_cos:1"), (8, 16)))
-    assert looks["none@k=8"] == looks["none@k=16"]._replace(k=8) and looks["none@k=8"].tone == 0
-    assert looks["abs_cos:1@k=8"].tone == looks["abs_cos:3@k=8"].tone != looks["max_cos:1@k=8"].tone
-    assert looks["abs_cos:1@k=8"].mark != looks["abs_cos:3@k=8"].mark
-
-
-def test_twenty_families_have_twenty_looks() -> None:
-    looks = charts.looks(make_report(MANY, seeds=1))
-    assert len({(look.tone, look.mark) for look in looks.values()}) == len(MANY) == 20
-    assert max(look.tone for look in looks.values()) < len(TONE_COLOURS) == charts.TONE_COUNT
-    assert max(look.mark for look in looks.values()) < len(MARK_SHAPES) == charts.MARK_COUNT
-
-
-def test_against_l0_joins_the_rungs_of_a_family_and_draws_the_front_of_fvu() -> None:
-    chart = charts.against_l0(make_report(("none", "abs_cos:1"), (8, 16)), "fvu")
-    assert chart is not None
-    # arms in turn: none and abs_cos:1 at k 8, then at k 16; means 0.6, 0.7, 0.8, 0.9; every other is on the front
-    assert [(dot.x, round(dot.y, 9), dot.arm) for dot in chart.dots] == [
-        (8, 0.6, "none@k=8"), (8, 0.7, "abs_cos:1@k=8"), (16, 0.8, "none@k=16"), (16, 0.9, "abs_cos:1@k=16"),
-    ]  # fmt: skip
-    joined = [line for line in chart.lines if line.style == "solid"]
-    assert [[round(y, 9) for _, y in line.points] for line in joined] == [[0.6, 0.8], [0.7, 0.9]]
-    [front] = [line for line in chart.lines if line.style == "dashed"]
-    assert [x for x, _ in front.points] == [8, 16]
-    assert chart.x_ticks == [(8, "8"), (16, "16")]
-
-
-def test_one_l0_is_no_curve_and_two_that_differ_by_more_than_a_twentieth_are() -> None:
-    report = make_report()
-    assert not charts.several_l0(report)
-    report["arms"]["abs_cos:1"]["values"]["l0"] = [33.5] * 3
-    assert not charts.several_l0(report)
-    report["arms"]["abs_cos:1"]["values"]["l0"] = [34.0] * 3
-    assert charts.several_l0(report)
-
-
-def test_seed_by_seed_joins_the_runs_of_a_seed_and_leaves_out_what_is_missing() -> None:
-    report = make_report(("none", "abs_cos:1"))
-    report["arms"]["none"]["values"]["splits"][1] = None
-    chart = charts.by_seed(report, "splits")
-    assert chart is not None and len(chart.dots) == 5
-    assert [len(line.points) for line in chart.lines] == [2, 2]
-    assert chart.rows == ["none", "abs_cos:1"] and {dot.y for dot in chart.dots} == {0, -1}
-
-
-def test_a_forest_has_full_marks_where_there_is_a_verdict_and_the_detectable_band() -> None:
-    report = make_report()
-    chart = charts.forest(report, "hole_rate")
-    assert chart is not None and not any(dot.hollow for dot in chart.dots)
-    chart = charts.forest(report, "splits")
-    assert chart is not None and all(dot.hollow for dot in chart.dots)
-    assert next(line.points for line in chart.lines if line.style == "band") == ((-0.05, 0), (0.05, 0))
-    assert [line.points for line in chart.lines if line.arm == "abs_cos:1"] == [((-0.1875, 0), (-0.0625, 0))]
-
-
-def test_only_penalties_with_two_coefficients_have_a_curve_along_them() -> None:
-    chart = charts.along_coefficient(make_report(("none", "abs_cos:3", "abs_cos:1", "max_cos:1")), "fvu")
-    assert chart is not None
-    assert [(dot.x, dot.arm) for dot in chart.dots] == [(1, "abs_cos:1"), (3, "abs_cos:3")]
-    assert charts.along_coefficient(make_report(), "fvu") is None
-
-
-def test_histograms_stand_beside_the_baselines_of_their_k_and_over_the_null() -> None:
-    panels = charts.nearest_panels(make_report(("none", "abs_cos:1", "abs_cos:3", "max_cos:1"), (8, 16)))
-    assert list(panels) == [8, 16] and [chart.title for chart in panels[8]] == ["abs_cos, k = 8", "max_cos, k = 8"]
-    assert [line.arm for line in panels[8][0].lines] == ["", "none@k=8", "abs_cos:1@k=8", "abs_cos:3@k=8"]
-    assert panels[8][0].lines[0].style == "area"
-    one = charts.nearest_panels(make_report(("none",)))
-    assert [line.arm for line in one[32][0].lines] == ["", "none"]
-
-
-def test_ticks_are_round_numbers_inside_the_limits() -> None:
-    assert ticks(0.0, 1.0, 5) == [(0.0, "0.0"), (0.2, "0.2"), (0.4, "0.4"), (pytest.approx(0.6), "0.6"), (0.8, "0.8"), (1.0, "1.0")]  # fmt: skip
-    assert [label for _, label in ticks(-0.0031, 0.0049, 5)] == ["-0.002", "0.000", "0.002", "0.004"]
-    assert [label for _, label in ticks(1200, 5300, 5)] == ["2000", "3000", "4000", "5000"]
-
-
-def test_a_band_that_is_wider_than_the_plot_is_cut_at_its_edges() -> None:
-    report = make_report()
-    for difference in report["differences"]:
-        difference["detectable"] = 50.0
-    chart = charts.forest(report, "fvu")
-    assert chart is not None and panel(chart).x[0] > -0.3
-    root = ElementTree.fromstring(svg(chart, charts.looks(report), "told"))
-    xs = [float(x) for path in root.iter("path") for x in re.findall(r"[ML]([-\d.]+) ", path.get("d", ""))]
-    assert min(xs) >= 0 and max(xs) <= 360
 
 
 # --- the page
@@ -482,27 +282,6 @@ def test_no_text_ends_the_block_of_data_or_opens_a_comment_in_it(tmp_path: Path)
     assert tokens == [visible(text) for text in HOSTILE[:3]]
 
 
-# --- figures for a paper
-
-
-def test_figures_are_png_and_svg_with_names_as_text(tmp_path: Path) -> None:
-    paths = write_figures(make_report(("none", "abs_cos:1", "abs_cos:3"), (8, 16), 1), tmp_path / "figures")
-    names = ["fvu_l0", "differences", "coefficients", "nearest_cos"]
-    assert [path.name for path in paths] == [f"{name}.{suffix}" for name in names for suffix in ("png", "svg")]
-    assert sorted(paths) == sorted((tmp_path / "figures").iterdir())
-    for path in paths:
-        if path.suffix == ".png":
-            assert path.read_bytes().startswith(b"\x89PNG")
-        else:
-            texts = "".join(ElementTree.parse(path).getroot().itertext())
-            assert "abs_cos:1" in texts or "abs_cos, k = 8" in texts
-
-
-def test_of_one_l0_the_figure_is_seed_by_seed_and_what_has_no_numbers_is_left_out(tmp_path: Path) -> None:
-    report = make_report(("none",), seeds=1) | {"nearest_cos": {}}
-    assert [path.name for path in write_figures(report, tmp_path)] == ["seeds.png", "seeds.svg"]
-
-
 @pytest.mark.parametrize("value", [True, False])
 def test_the_command_on_the_page_makes_the_same_settings(tmp_path: Path, value: bool) -> None:
     report = make_report()
@@ -513,15 +292,6 @@ def test_the_command_on_the_page_makes_the_same_settings(tmp_path: Path, value: 
     found = re.search(r"sae-lm (compare [^<]+)<", page_of(report, tmp_path))
     words = shlex.split(html.unescape(found.group(1))) if found else []
     assert parse(words) == ("compare", given)
-
-
-def test_figures_repeat_to_the_byte_and_leave_matplotlib_as_it_was(tmp_path: Path) -> None:
-    before, pyplot = dict(matplotlib.rcParams), "matplotlib.pyplot" in sys.modules
-    report = make_report(("none" + HOSTILE[0], "$x^1$"), seeds=2)
-    first = {path.name: path.read_bytes() for path in write_figures(report, tmp_path)}
-    assert {path.name: path.read_bytes() for path in write_figures(report, tmp_path)} == first
-    assert dict(matplotlib.rcParams) == before
-    assert ("matplotlib.pyplot" in sys.modules) == pyplot
 
 
 # --- families at equal cost, other concepts

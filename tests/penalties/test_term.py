@@ -62,11 +62,10 @@ def test_a_gradient_is_used_until_it_is_taken_anew(p):
         assert p.value.item() == pytest.approx(ortsae(taken).item(), rel=1e-5)
 
 
-def test_a_gradient_is_added_to_what_is_there_piece_by_piece():
+def test_a_gradient_is_added_to_what_is_there():
     rows, gradient, p = some_rows(), torch.ones(M, D), penalty_term("max_cos:0.5@exact")
     p.refresh(0, rows, torch.Generator())
-    for first in range(0, M, 7):
-        p.add_to(gradient[first : first + 7], 0, first)
+    p.add_to(gradient, 0)
     torch.testing.assert_close(gradient, 1 + 0.5 * gradient_of(ortsae, rows))
 
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from foreign_saes import FOREIGN, D, inputs
+from foreign_saes import FOREIGN
+from sae_formulas import D, inputs
 
 import sae_lm
 from sae_lm.sae.formats.saelens import save

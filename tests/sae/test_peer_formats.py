@@ -7,8 +7,9 @@ from importlib.util import find_spec
 
 import pytest
 import torch
-from foreign_saes import FOREIGN, inputs
+from foreign_saes import FOREIGN
 from peer_saes import peer_cases, read_by_peers
+from sae_formulas import inputs
 
 import sae_lm
 from sae_lm.errors import SaeError

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from foreign_saes import FOREIGN, D, M, dictionary_learning, inputs, linear, numbers, openai, pick, saelens_standard
+from foreign_saes import FOREIGN, dictionary_learning, linear, openai, pick, saelens_standard
+from sae_formulas import D, M, inputs, numbers
 from safetensors.torch import load_file, save_file
 
 import sae_lm

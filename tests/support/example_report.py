@@ -38,6 +38,11 @@ HOSTILE = (
 """Texts that end a script, open a comment, reorder a line, cannot be encoded, or are a template's."""
 
 
+MANY = tuple(["none", *(f"{p}:{c}" for p in ("abs_cos", "sq_cos", "max_cos", "coactive") for c in (0.1, 0.3, 1))])
+MANY += tuple(f"coactive:{c}@anchored" for c in (0.1, 0.3, 1, 3)) + tuple(f"none@arch={a}" for a in ("relu", "matryoshka", "batchtopk"))  # fmt: skip
+"""Arms of twenty looks."""
+
+
 def make_report(
     families: tuple[str, ...] = ("none", "abs_cos:1", "max_cos:0.25"),
     ks: tuple[int, ...] = (32,),

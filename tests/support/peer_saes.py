@@ -12,7 +12,8 @@ from pathlib import Path
 
 import foreign_saes
 import torch
-from foreign_saes import FOREIGN, D, K, M
+from foreign_saes import FOREIGN
+from sae_formulas import D, K, M
 from torch import Tensor
 
 Case = tuple[Path, Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]

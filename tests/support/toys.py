@@ -3,7 +3,7 @@
 import torch
 
 from sae_lm.concepts.rows import ConceptRows
-from sae_lm.metrics.codes import TokenCodes
+from sae_lm.metrics.codes import firing_codes
 from sae_lm.sae.model import SAE, SaeConfig
 from sae_lm.synthetic.worlds import Singles, Trees, forest
 
@@ -19,7 +19,7 @@ def identity_sae(d, bias=None, **changes):
 
 def as_codes(dense):
     strength, latent = dense.topk(max(1, int((dense > 0).sum(1).max())), dim=1)
-    return TokenCodes(strength, latent, dense.shape[1])
+    return firing_codes(strength, latent, dense.shape[1])
 
 
 def random_case(n=60, m=14, d=8, share=0.3, seed=0, toward=0.4):
@@ -30,7 +30,7 @@ def random_case(n=60, m=14, d=8, share=0.3, seed=0, toward=0.4):
     a = torch.rand(n, m, generator=draw) * (torch.rand(n, m, generator=draw) < share)
     x = a @ W_dec + 0.2 * torch.randn(n, d, generator=draw)
     strength, latent = (a * W_dec.norm(dim=1)).topk(int((a > 0).sum(1).max()), dim=1)
-    return a, TokenCodes(strength, latent, m), x, W_dec, probe, torch.arange(n) % 7
+    return a, firing_codes(strength, latent, m), x, W_dec, probe, torch.arange(n) % 7
 
 
 def toy_rows(carriers, n=1200, d=6, seed=0):

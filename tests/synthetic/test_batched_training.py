@@ -3,6 +3,7 @@
 import pytest
 import torch
 from recipes import training_recipe
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 from toys import TREE
 
 from sae_lm.penalties.arms import parse_arm
@@ -14,6 +15,8 @@ from sae_lm.training.trainer import ArmTraining
 
 def divide_gradients(optimizer, *_):
     """By the scale that the fused Adam takes in single precision only."""
+    if getattr(optimizer, "grad_scale", None) is None:
+        return
     for group in optimizer.param_groups:
         for weight in group["params"]:
             weight.grad /= optimizer.grad_scale
@@ -25,7 +28,9 @@ def in_double_precision(monkeypatch):
     """In single precision the two round differently, by machine, and within 40 steps another latent is the k-th."""
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
     torch.set_default_dtype(torch.float64)
+    divided = register_optimizer_step_pre_hook(divide_gradients)
     yield
+    divided.remove()
     torch.set_default_dtype(torch.float32)
 
 
@@ -35,6 +40,9 @@ def in_double_precision(monkeypatch):
         "none",
         "none@arch=matryoshka",
         "none@arch=matryoshka@balance=0.3",
+        "none@arch=matryoshka@balance=0",
+        "none@arch=matryoshka@prefixes=2",
+        "coactive:0.5@anchored@exact@every=1@arch=matryoshka",
         "none@arch=batchtopk",
         "none@arch=relu",
         "max_cos:0.5@exact@every=1",
@@ -49,11 +57,13 @@ def in_double_precision(monkeypatch):
         "none@encoder=frozen",
     ],
 )
-def test_an_sae_of_many_is_the_one_that_the_trainer_makes(text, in_double_precision):
-    steps, batch, d_sae, seeds = 40, 32, 10, 2
+@pytest.mark.parametrize("optimizer", ["row_rms", "adam"])
+def test_an_sae_of_many_is_the_one_that_the_trainer_makes(text, optimizer, in_double_precision):
+    # at step 36 two latents change places in frequency, which silent's neighbours see at their next search only
+    steps, batch, d_sae, seeds = 30 if text.startswith("silent") else 40, 32, 10, 2
     arm = parse_arm(text)
     arch = arm.arch or "topk"
-    recipe = ToyRecipe(d_sae, arch, steps, lr=0.01, k=2, l1=0.05, batch=batch)
+    recipe = ToyRecipe(d_sae, arch, steps, lr=0.01, k=2, l1=0.05, batch=batch, optimizer=optimizer)
     world = TREE._replace(spread=(0.1,) * TREE.size)  # equal inputs tie, and whose tie is broken which way is luck
     widths = (3, d_sae) if arch == "matryoshka" else None
     trials = [ToyTrial(arm, widths=widths), ToyTrial(arm._replace(penalty="none", coefficient=0.0), widths=widths)]
@@ -63,10 +73,9 @@ def test_an_sae_of_many_is_the_one_that_the_trainer_makes(text, in_double_precis
     seed = 1
     training = training_recipe(
         steps, d_sae=d_sae, arch=arch, k=2, lr=0.01, aux_coefficient=0.0, matmul="float64", widths=(3, d_sae), sparsity_coefficient=0.05,
-        optimizer="adam",
+        optimizer=optimizer,
     )  # fmt: skip
     real = ArmTraining(arm, seed, training, mean[seed] / scale[seed], "cpu")
-    real.optimizer.adam.register_step_pre_hook(divide_gradients)
     real._start_sparse = lambda centred: real.control.begin(0.05)  # a toy's biases begin at 0
     draws = torch.Generator().manual_seed(derive("batches", seed))
     for step in range(steps):

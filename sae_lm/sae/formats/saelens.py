@@ -17,10 +17,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sae_lm.errors import SaeError
+from sae_lm.fields import has_heads
 from sae_lm.runtime.files import json_bytes, read_json, sha256, whole_folder, write_json
 from sae_lm.sae.folder import CONFIG, WEIGHTS
 from sae_lm.sae.formats.saelens_config import AVERAGE, KNOWN_REPOSITORIES, Parsed, parse
-from sae_lm.sae.model import SAE, SaeConfig, has_heads
+from sae_lm.sae.model import SAE, SaeConfig
 from sae_lm.sae.source import Source
 
 SAELENS_VERSION = "6.54.12"
