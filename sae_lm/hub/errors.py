@@ -59,6 +59,27 @@ def missing(repository: str) -> str:
     return f"{endpoint()} has no {repository}, or it is private; check the spelling, or {LOG_IN} if it is private"
 
 
+WAIT = 300.0
+"""Seconds for which a hub may be silent: it may take long over a large commit."""
+
+
+@contextmanager
+def answering_within(seconds: float) -> Iterator[None]:
+    """Inside, a hub that is silent for so long is an error. huggingface_hub's client (1.0 and later) would wait for ever."""
+    from huggingface_hub.utils import get_session
+
+    client = get_session()
+    before = getattr(client, "timeout", None)
+    if before is None or any(getattr(before, name, 0) is not None for name in ("connect", "read", "write")):
+        yield  # an older library's, or somebody has set it
+        return
+    client.timeout = seconds  # pyright: ignore[reportAttributeAccessIssue]
+    try:
+        yield
+    finally:
+        client.timeout = before  # pyright: ignore[reportAttributeAccessIssue]
+
+
 @contextmanager
 def one_sentence(doing: str, repo_id: str, kind: Kind = "dataset") -> Iterator[None]:
     """Whatever huggingface_hub raises inside the block becomes a HubError that says what to do.
@@ -68,7 +89,8 @@ def one_sentence(doing: str, repo_id: str, kind: Kind = "dataset") -> Iterator[N
     from huggingface_hub.errors import OfflineModeIsEnabled
 
     try:
-        yield
+        with answering_within(WAIT):
+            yield
     except SaeLmError:
         raise
     except Exception as error:  # which ones a dead connection raises depends on the version
