@@ -2,8 +2,8 @@
 
 import errno
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Literal
+from contextlib import contextmanager, suppress
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from sae_lm.errors import HubError, SaeLmError
@@ -68,16 +68,20 @@ def answering_within(seconds: float) -> Iterator[None]:
     """Inside, a hub that is silent for so long is an error. huggingface_hub's client (1.0 and later) would wait for ever."""
     from huggingface_hub.utils import get_session
 
-    client = get_session()
-    before = getattr(client, "timeout", None)
-    if before is None or any(getattr(before, name, 0) is not None for name in ("connect", "read", "write")):
-        yield  # an older library's, or somebody has set it
+    def limit(request: Any) -> None:
+        given = request.extensions.get("timeout") or dict.fromkeys(("connect", "read", "write", "pool"))
+        request.extensions["timeout"] = {name: seconds if time is None else time for name, time in given.items()}
+
+    hooks = getattr(get_session(), "event_hooks", {}).get("request")  # an older library's session has none
+    if hooks is None:
+        yield
         return
-    client.timeout = seconds  # pyright: ignore[reportAttributeAccessIssue]
+    hooks.append(limit)
     try:
         yield
     finally:
-        client.timeout = before  # pyright: ignore[reportAttributeAccessIssue]
+        with suppress(ValueError):
+            hooks.remove(limit)
 
 
 @contextmanager
