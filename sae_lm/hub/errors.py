@@ -2,8 +2,8 @@
 
 import errno
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Literal
+from contextlib import contextmanager, suppress
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from sae_lm.errors import HubError, SaeLmError
@@ -59,6 +59,31 @@ def missing(repository: str) -> str:
     return f"{endpoint()} has no {repository}, or it is private; check the spelling, or {LOG_IN} if it is private"
 
 
+WAIT = 300.0
+"""Seconds for which a hub may be silent: it may take long over a large commit."""
+
+
+@contextmanager
+def answering_within(seconds: float) -> Iterator[None]:
+    """Inside, a hub that is silent for so long is an error. huggingface_hub's client (1.0 and later) would wait for ever."""
+    from huggingface_hub.utils import get_session
+
+    def limit(request: Any) -> None:
+        given = request.extensions.get("timeout") or dict.fromkeys(("connect", "read", "write", "pool"))
+        request.extensions["timeout"] = {name: seconds if time is None else time for name, time in given.items()}
+
+    hooks = getattr(get_session(), "event_hooks", {}).get("request")  # an older library's session has none
+    if hooks is None:
+        yield
+        return
+    hooks.append(limit)
+    try:
+        yield
+    finally:
+        with suppress(ValueError):
+            hooks.remove(limit)
+
+
 @contextmanager
 def one_sentence(doing: str, repo_id: str, kind: Kind = "dataset") -> Iterator[None]:
     """Whatever huggingface_hub raises inside the block becomes a HubError that says what to do.
@@ -68,7 +93,8 @@ def one_sentence(doing: str, repo_id: str, kind: Kind = "dataset") -> Iterator[N
     from huggingface_hub.errors import OfflineModeIsEnabled
 
     try:
-        yield
+        with answering_within(WAIT):
+            yield
     except SaeLmError:
         raise
     except Exception as error:  # which ones a dead connection raises depends on the version

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sae_lm.errors import HubError, StoreError
-from sae_lm.hub.errors import Kind, called, endpoint, one_sentence
+from sae_lm.hub.errors import WAIT, Kind, answering_within, called, endpoint, one_sentence
 from sae_lm.hub.quiet import quiet, without_notices
 
 if TYPE_CHECKING:
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoFile
 
 SCHEME = "hf://"
+COURTESY = 10.0
+"""Seconds for an answer that only makes an error clearer."""
 
 
 def address_of(repo_id: str, revision: str | None = None) -> str:
@@ -70,7 +72,7 @@ def models_of(repo_id: str) -> list[str]:
 
     owner, slash, _ = repo_id.partition("/")
     try:
-        with quiet():
+        with quiet(), answering_within(COURTESY):
             found = [model.id for model in HfApi().list_models(author=owner, limit=500)] if slash else []
             return [name for name in found if isinstance(name, str)]
     except Exception:  # a courtesy: whatever goes wrong, the error that led here is the one to tell
@@ -91,7 +93,7 @@ class Branch:
             if revision is not None:  # a new one begins where the repository did, not with what main holds now
                 first = self.api.list_repo_commits(repo_id, repo_type=self.kind)[-1].commit_id
                 self.api.create_branch(repo_id, repo_type=self.kind, branch=revision, revision=first, exist_ok=True)
-            about = self.api.repo_info(repo_id, repo_type=kind, revision=revision)
+            about = self.api.repo_info(repo_id, repo_type=kind, revision=revision, timeout=WAIT)
         self.head = str(about.sha)
         if private and about.private is False:
             raise HubError(

@@ -9,7 +9,7 @@ marks, and only that is written anew.
 import json
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +58,8 @@ def push_sae(path: Path, place: str, *, private: bool = True, revision: str | No
         save(sae, written)
         branch = Branch(f"pushing {path}", repo_id, revision, private, "model")
         there = branch.tree()
-        _check_free(branch, there, folder, sha256(written / WEIGHTS))
         files = {f"{folder}/{name}": (written / name).read_bytes() for name in (CONFIG, WEIGHTS)}
+        _check_free(branch, there, folder, sha256(written / WEIGHTS), files[f"{folder}/{CONFIG}"])
         before = None
         if CARD in there:
             before = download_from_model(repo_id, branch.head, CARD).read_bytes().decode("utf-8-sig", "replace")
@@ -68,7 +68,10 @@ def push_sae(path: Path, place: str, *, private: bool = True, revision: str | No
         operations = [CommitOperationAdd(name, content) for name, content in changed.items()]
         if operations:
             branch.send(operations)
+            _check_kept(branch, (one.path_in_repo for one in operations if getattr(one, "_should_ignore", False)))
             branch.commit(f"Add SAE {folder}" if f"{folder}/{WEIGHTS}" in changed else f"Renew {folder}", operations)
+            kept = branch.tree()
+            _check_kept(branch, (name for name in changed if name not in kept))
     return f"{repo_id}@{branch.head}:{folder}"
 
 
@@ -98,7 +101,16 @@ def _place(place: str) -> tuple[str, str]:
     return repo_id, folder
 
 
-def _check_free(branch: Branch, there: Mapping[str, Any], folder: str, digest: str) -> None:
+def _check_kept(branch: Branch, left_out: Iterable[str]) -> None:
+    """Raises HubError for files that the hub says it leaves out of a commit: an SAE without its weights is none."""
+    for name in left_out:
+        raise HubError(
+            f"the {called('model', branch.repo_id)} does not keep {name}; see whether a .gitignore there names it, "
+            "and push again"
+        )
+
+
+def _check_free(branch: Branch, there: Mapping[str, Any], folder: str, digest: str, config: bytes) -> None:
     """Raises HubError where the folder holds another SAE, or anything else under the names that are written."""
     weights = there.get(f"{folder}/{WEIGHTS}")
     if folder in there or (weights is not None and (weights.lfs is None or weights.lfs.sha256 != digest)):
@@ -106,7 +118,8 @@ def _check_free(branch: Branch, there: Mapping[str, Any], folder: str, digest: s
             f"the {called('model', branch.repo_id)} holds something else at {folder}; push to another folder, "
             "or delete that one"
         )
-    if weights is None and f"{folder}/{CONFIG}" in there:
+    ours = _is_there(branch, there, f"{folder}/{CONFIG}", config)  # of a push that did not get its weights there
+    if weights is None and f"{folder}/{CONFIG}" in there and not ours:
         raise HubError(
             f"the {called('model', branch.repo_id)} has a {folder}/{CONFIG} of something else; push to another folder"
         )

@@ -1,9 +1,11 @@
 """Find a language model by name, and read its configuration and its tokenizer; nothing heavy is loaded."""
 
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import copy
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -74,11 +76,33 @@ def language_config(config: Any) -> Any:
 
 
 def load_tokenizer(source: ModelSource) -> Any:
-    """The tokenizer as it was saved. A bridge's own has BOS and EOS added where the model knows none."""
+    """The tokenizer as it was saved; not to be changed. A bridge's own has BOS and EOS added where the model knows none.
+
+    The same object for the same files, within a thread: the library tokenizers (0.23) keeps what each one that was used
+    has encoded, some MB, until the process ends.
+    """
+    written: tuple[Any, ...] = ()
+    if source.is_local:
+        folder = Path(source.location).resolve()
+        source = source._replace(location=str(folder))
+        files = sorted(path for path in folder.iterdir() if path.is_file())
+        written = tuple((path.name, (about := path.stat()).st_mtime_ns, about.st_size) for path in files)
+    tokenizer, said = _tokenizer(source, written, threading.get_ident())
+    for warning in said:
+        warnings.warn(warning, stacklevel=2)
+    return tokenizer
+
+
+@lru_cache(maxsize=4)
+def _tokenizer(source: ModelSource, written: tuple[Any, ...], thread: int) -> tuple[Any, list[Any]]:
+    """The tokenizer, and what is warned of it. written: when files of a folder were; a commit of the hub stays what it is."""
     from transformers import AutoTokenizer
 
-    with loading_quietly(source, "a tokenizer that can be loaded; save one beside it"):
-        return AutoTokenizer.from_pretrained(source.location, revision=source.revision)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always", SaeLmWarning)
+        with loading_quietly(source, "a tokenizer that can be loaded; save one beside it"):
+            tokenizer = AutoTokenizer.from_pretrained(source.location, revision=source.revision)
+    return tokenizer, [one.message for one in said]
 
 
 @contextmanager

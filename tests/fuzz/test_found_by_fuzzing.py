@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import socket
 import time
 import zipfile
 from collections import OrderedDict
@@ -269,3 +270,16 @@ def test_a_commit_of_the_hub_that_is_none_is_no_answer(monkeypatch, tmp_path, sh
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(HubError, match="the answer names no commit"):
         pin("me/saes", "model")
+
+
+def test_a_hub_that_falls_silent_is_waited_for_in_bounds(monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # the system takes connections, and nobody answers
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+        monkeypatch.setattr("sae_lm.hub.errors.WAIT", 0.2)
+        monkeypatch.setattr(time, "sleep", lambda seconds: None)
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        began = time.monotonic()
+        with pytest.raises(HubError, match="listing the model 'me/saes' failed: no answer from"):
+            list_files("me/saes", "c" * 40)
+        assert time.monotonic() - began < 20

@@ -58,6 +58,11 @@ with hub:
     for name in ("me/own:first", "me/broken:first", "me/plain:first", "you/saes:first"):
         note(name, push_sae, first, name, private=False)
     note("public", push_sae, first, "me/own:second")
+    note("ignored", push_sae, first, "me/ignoring:first", private=False)
+    (root / "models/me/ignoring/.gitignore").unlink()
+    (root / "models/me/ignoring/first").mkdir()  # as an earlier version left it
+    (root / "models/me/ignoring/first/cfg.json").write_bytes((root / "models/me/saes/blocks.1/first/cfg.json").read_bytes())
+    note("ignored no more", push_sae, first, "me/ignoring:first", private=False)
     for name in ("me/saes", "me/saes:", "saes:first", "me/saes:../first", "me/saes:a//b", "me/saes:a b"):
         note(name, push_sae, first, name)
     note("no SAE", push_sae, folder / "none", "me/saes:none")
@@ -117,6 +122,8 @@ def said(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, An
     for name, content in {"own": OWN, "broken": "---\n- a\n- list\n---\n", "plain": "# No metadata\n"}.items():
         (root / "models/me" / name).mkdir(parents=True)
         (root / "models/me" / name / "README.md").write_text(content)
+    (root / "models/me/ignoring").mkdir()
+    (root / "models/me/ignoring/.gitignore").write_text("*.safetensors\n")
     inherited = {k: v for k, v in os.environ.items() if not k.upper().startswith(("HF_", "HTTP", "ALL_PROXY"))}
     settings = {
         "HF_HOME": str(tmp_path_factory.mktemp("home")),
@@ -201,6 +208,13 @@ def test_a_card_in_the_owners_words_is_kept_and_added_to(said: dict[str, Any]) -
 def test_what_cannot_be_pushed_is_one_sentence_and_changes_nothing(said: dict[str, Any], name: str, part: str) -> None:
     assert said[name].startswith("HubError: ") and part in said[name] and "\n" not in said[name]
     assert said[name + ", commits"] == []
+
+
+def test_a_repository_that_leaves_weights_out_is_told_of_before_anything_is_committed(said: dict[str, Any]) -> None:
+    assert "does not keep first/sae_weights.safetensors; see whether a .gitignore" in said["ignored"]
+    assert said["ignored, commits"] == []
+    assert said["ignored no more"].startswith("me/ignoring@")
+    assert "first/sae_weights.safetensors" in said["ignored no more, commits"][-1]
 
 
 def test_a_folder_that_is_no_sae_is_refused_before_the_hub_is_asked(said: dict[str, Any]) -> None:

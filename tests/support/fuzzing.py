@@ -191,8 +191,11 @@ def judge(target: Target, folder: Path) -> tuple[str, list[str]]:
                 faults.append(f"not one sentence ({len(sentence)} characters): {sentence[:300]!r}")
         except ValueError as problem:
             faults.append(f"{problem} in an error's sentence: {sentence[:200]!r}")
-    except _TooLong:
-        faults.append(f"no end after {SECONDS:g} s")
+    except _TooLong as late:
+        where = [
+            f"{frame.filename.rpartition('/')[2]}:{frame.lineno}" for frame in traceback.extract_tb(late.__traceback__)
+        ]
+        faults.append(f"no end after {SECONDS:g} s: {' '.join(where[-12:])}")
     except Exception as error:
         last = [
             f
