@@ -1,21 +1,18 @@
 """tests/benchmarks/synthetic_benchmark.py on a tiny world, beside SAELens' own sampler and orthogonalisation."""
 
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-pytestmark = [
-    pytest.mark.transformer_lens_3,
-    pytest.mark.skipif(find_spec("sae_lens") is None, reason="needs sae-lens"),
-]
+pytestmark = pytest.mark.transformer_lens_3
 
 
 @pytest.fixture(scope="module")
 def world_module():
+    pytest.importorskip("sae_lens")
     sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
     import synthetic_world
 
