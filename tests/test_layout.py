@@ -21,7 +21,8 @@ FLOORS = [
     {"training", "interp", "concepts"},
     {"metrics"},
     {"pages"},
-    {"comparison", "synthetic", "interop"},
+    {"comparison", "interop"},
+    {"synthetic"},
     {"commands"},
     {"cli"},
 ]

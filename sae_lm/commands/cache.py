@@ -2,13 +2,15 @@
 
 A run that was killed goes on with the shards that are missing, and ranks take turns at them; either way the
 store ends with the same bytes. The manifest comes last: it commits the store. Tokens are made ahead of the model and
-rows are written behind it, each in a thread of its own.
+rows are written behind it, each in a thread of its own. Where a shard begins in the text is known only once the tokens
+before it are: of several ranks the first makes all tokens, and the others get theirs from it.
 """
 
 import sys
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 from safetensors.torch import save_file
 
@@ -90,7 +92,7 @@ def _fill(maker: ShardMaker, state: PartialStore, ranks: Ranks) -> None:
     rows = sum(record.rows for record in state.records.values())
     if state.records and ranks.rank == 0:
         print(f"continuing after {rows:,} rows in {len(state.records)} shards", flush=True)
-    jobs = read_ahead(maker.jobs(state.records, state.places), 2)
+    jobs = read_ahead(maker.jobs(state.records, state.places) if ranks.rank == 0 else (), 2 * ranks.size)
     known = {index: record.rows for index, record in state.records.items()}
     with (
         stop_on_signal("this shard") as stop_request,
@@ -99,7 +101,7 @@ def _fill(maker: ShardMaker, state: PartialStore, ranks: Ranks) -> None:
     ):
         try:
             for turn in _turns(jobs, ranks):
-                job, left = turn[ranks.rank], recipe.tokens
+                job, left = turn.job, recipe.tokens
                 limit = recipe.tokens - _rows_before(job, known) if job and recipe.drop_sinks else None
                 shard, made = maker.run(job, state.sink_norms, writer.submit, bar, limit) if job else (None, 0)
                 if recipe.drop_sinks:  # how many rows the shards before this one have is known only now
@@ -108,8 +110,8 @@ def _fill(maker: ShardMaker, state: PartialStore, ranks: Ranks) -> None:
                     left -= sum(known[i] for i in range(job.number)) if job else 0
                 if shard is not None and left > 0:
                     writer.submit(_write, out, shard, left)
-                bar.update(sum(int(other.wanted.sum()) for other in turn if other and other is not job))
-                if stop_request:
+                bar.update(turn.others)
+                if any(ranks.gather(bool(stop_request))):
                     writer.wait()
                     kept = f"{bar.done:,} of {recipe.tokens:,} rows are in {out}"
                     raise stop_request.stop(f"{kept}; run the same command again to go on")
@@ -124,10 +126,31 @@ def _rows_before(job: Job, known: dict[int, int]) -> int:
     return sum(known.get(index, 0) for index in range(job.number))
 
 
-def _turns(jobs: Iterator[Job], ranks: Ranks) -> Iterator[list[Job | None]]:
-    """The jobs of all ranks at a time; None for the ranks that have none left."""
-    while turn := list(islice(jobs, ranks.size)):
-        yield [*turn, *[None] * (ranks.size - len(turn))]
+class _Turn(NamedTuple):
+    """What the ranks do at a time, as one of them sees it."""
+
+    job: Job | None
+    """None where there is none left for this rank"""
+    others: int
+    """rows that the other ranks may get"""
+
+
+def _turns(jobs: Iterator[Job], ranks: Ranks) -> Iterator[_Turn]:
+    """This rank's turns, until there are no jobs left. jobs: rank 0's."""
+
+    def deal() -> list[_Turn | None]:
+        turn: list[Job | None] = list(islice(jobs, ranks.size))
+        rows = [int(job.wanted.sum()) if job else 0 for job in turn]
+        missing = ranks.size - len(turn)
+        if not turn:
+            return [None] * ranks.size
+        return [
+            _Turn(job, sum(rows) - own)
+            for job, own in zip([*turn, *[None] * missing], [*rows, *[0] * missing], strict=True)
+        ]
+
+    while turn := ranks.dealt(deal):
+        yield turn
 
 
 def _write(out: Path, shard: OpenShard, limit: int) -> None:

@@ -37,7 +37,7 @@ SUMMED_ROWS = 4096
 """Held-out rows read at once where no SAE is concerned."""
 CACHED_BYTES = 1 << 30
 """Held-out rows of up to this size are read once for all SAEs; more are read again for each."""
-FEWEST_UNITS, MOST_SHARED = 5, 0.5
+FEWEST_UNITS, MOST_SHARED = 5, 0.9
 """Units of text (documents, blocks of contexts) below which, and the share of text in several of them beyond which, the
 noise of the evaluation is unknown."""
 SAMPLES = 200
@@ -219,6 +219,7 @@ def build_evaluation_set(
     read, documents = reader(store, hook, start, stop), sample_documents(read_units, settings.seed)
     sums = sum_samples(read, documents)
     _check_finite(sums.squares, store, hook)
+    token_id = store.tokens(start, stop, ("token_id",))["token_id"]
     evaluation_set = EvaluationSet(
         read=read,
         documents=documents,
@@ -226,7 +227,7 @@ def build_evaluation_set(
         sets=concept_sets,
         candidates=candidates,
         seed=settings.seed,
-        noise_unknown=why_noise_is_unknown(tokens["token_id"][: stop - start], read_units),
+        noise_unknown=why_noise_is_unknown(token_id, read_units),
     )
     return evaluation_set, probes, [labels.unknown] if labels and labels.unknown else []
 

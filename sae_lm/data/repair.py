@@ -1,16 +1,23 @@
-"""Repair a damaged store: cache the damaged shards again, and only those."""
+"""Repair a damaged store: cache the damaged shards again, and only those.
 
+A shard's tokens are enough to run the model on it again. The text is read where these are damaged themselves.
+"""
+
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 from safetensors.torch import save_file
 
 from sae_lm.data.characters import FILE as PARTIAL
 from sae_lm.data.characters import partial_tokens, write_partial
 from sae_lm.data.integrity import check_files
-from sae_lm.data.manifest import MANIFEST, Manifest, read_manifest, shard_of, write_manifest
+from sae_lm.data.manifest import MANIFEST, Manifest, read_manifest, shard_file, shard_of, write_manifest
 from sae_lm.data.partial_store import check_same
 from sae_lm.data.recipe import settings_of, text_revision
-from sae_lm.data.tokens import vocabulary
+from sae_lm.data.shards import rows_wanted
+from sae_lm.data.store import Store
+from sae_lm.data.tokens import START, Block, vocabulary
 from sae_lm.data.writer import Job, ShardMaker, file_record, open_writer, statistics
 from sae_lm.errors import StoreError
 from sae_lm.fields import DeviceMap
@@ -44,12 +51,9 @@ def repair(
         revision, special = text_revision(manifest.recipe), manifest.recipe.other_special
         with open_writer(settings, text_revision=revision, other_special=special) as maker:
             check_same(store, manifest.recipe, maker.recipe)
-            records = {index: record for index, record in enumerate(manifest.shards) if index not in shards}
-            for job in maker.jobs(records):
+            for job in _jobs(Store(store, manifest), maker, shards, damaged):
                 folders = [name.split("/")[0] for name in damaged if shard_of(name) == job.number]
                 lines += _repair_shard(store, manifest, maker, job, folders)
-                if job.number == shards[-1]:
-                    break
     for name in ("vocabulary.json", PARTIAL):
         if name in damaged:
             tokenizer = load_tokenizer(find_model(settings.model, settings.revision))
@@ -69,16 +73,59 @@ def repair(
     return lines
 
 
+def _jobs(store: Store, maker: ShardMaker, shards: list[int], damaged: list[str]) -> Iterator[Job]:
+    """The shards to be cached again: those whose tokens are whole, then those that are tokenized anew."""
+    from_text = []
+    for number in shards:
+        job = None if shard_file("tokens", number) in damaged else _stored_job(store, number)
+        if job is None:
+            from_text.append(number)
+        else:
+            yield job
+    if from_text:
+        records = {index: record for index, record in enumerate(store.manifest.shards) if index not in from_text}
+        for job in maker.jobs(records):
+            yield job
+            if job.number == from_text[-1]:
+                return
+
+
+def _stored_job(store: Store, number: int) -> Job | None:
+    """A shard by its tokens in the store; None where they do not tell all that the model was run on."""
+    manifest, recipe = store.manifest, store.manifest.recipe
+    record, first = manifest.shards[number], store.first_context[number]
+    if recipe.drop_sinks and number == len(manifest.shards) - 1:
+        return None  # its batches may have held contexts that the store left out
+    ids = store.blocks(first, first + record.contexts)
+    if not len(ids) or int(ids.min()) < 0 or int(ids.max()) >= recipe.model["d_vocab"]:
+        return None  # which the model has no embedding for: the text tells what is wrong
+    lengths = np.full(record.contexts, recipe.context_size)
+    if not recipe.pack:
+        # a document's last context ends with a separator, the padding behind it is separators as well
+        own = (ids != (recipe.separator or 0)).numpy()
+        last = recipe.context_size - 1 - own[:, ::-1].argmax(1)
+        least = 1 + (recipe.bos is not None)
+        lengths = np.minimum(np.where(own.any(1), last + 2, least), recipe.context_size)
+        if int((recipe.context_size - lengths).sum()) != record.padding:
+            return None  # a document spells separators at its end
+    marks = store.special(ids).numpy()
+    blocks = [
+        Block(context, np.zeros_like(context), special, int(length), START)
+        for context, special, length in zip(ids.numpy(), marks, lengths, strict=True)
+    ]
+    return Job(number, first, blocks, rows_wanted(blocks, recipe))
+
+
 def _repair_shard(store: Path, manifest: Manifest, maker: ShardMaker, job: Job, folders: list[str]) -> list[str]:
     """Write a shard's files in ``folders`` again, put their checksums into the manifest, and return a line for each."""
     stored = manifest.shards[job.number]
-    shard, rows = maker.run(job, manifest.sink_norms, lambda add, *arguments: add(*arguments))
+    shard, rows = maker.run(job, manifest.sink_norms, lambda add, *arguments: add(*arguments), limit=stored.rows)
     if rows < stored.rows:
         raise StoreError(
             f"{store}: shard {job.number} would have {rows} rows, the store says {stored.rows}; the text or the model "
             "is not the one it was cached from"
         )
-    record = shard.write(store, stored.rows, only=folders)
+    record = shard.write(store, stored.rows, folders, stored.contexts)
     lines = []
     for name, file in record.files.items():
         same = file.sha256 == stored.files[name].sha256

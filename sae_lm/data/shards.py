@@ -53,14 +53,17 @@ class OpenShard:
             for context, own_rows in zip(which, rows.split(counts), strict=True):
                 self.rows[hook][context] = own_rows
 
-    def write(self, store: Path, limit: int, only: Iterable[str] | None = None) -> ShardRecord:
+    def write(
+        self, store: Path, limit: int, only: Iterable[str] | None = None, contexts: int | None = None
+    ) -> ShardRecord:
         """Write the files of the first ``limit`` rows and return their record.
 
         Where the limit is reached the store ends, and contexts behind its last row are left out.
         only: folders (``tokens``, hooks) to write; the record then lists these alone.
+        contexts: how many the shard has, where that is known.
         """
-        kept, used = first_rows(self.kept, limit), len(self.kept)
-        if self.kept.sum() >= limit:
+        kept, used = first_rows(self.kept, limit), contexts or len(self.kept)
+        if contexts is None and self.kept.sum() >= limit:
             used = int(np.flatnonzero(kept.any(axis=1))[-1]) + 1
         sinks = int((self.wanted & ~self.kept)[:used].sum())
         blocks, kept = self.blocks[:used], kept[:used]
@@ -95,7 +98,8 @@ class OpenShard:
 
     def _rows(self, hook: str, contexts: int, count: int) -> Tensor:
         """The first rows of the first contexts; the last context may end before its own last row. Forgets them."""
-        return torch.cat(self.rows.pop(hook)[:contexts])[:count]
+        made = [rows for rows in self.rows.pop(hook)[:contexts] if rows.dim() == 2]
+        return torch.cat(made)[:count]
 
     def _refuse_non_finite(self, hook: str, rows: Tensor, which: Sequence[int], kept: np.ndarray) -> None:
         bad = (~torch.isfinite(rows).all(1)).nonzero().flatten()

@@ -80,16 +80,13 @@ class ShardMaker:
         """
         recipe, rows, contexts = self.recipe, 0, 0
         position, place, stream = START, BEGINNING, None
+        places = {i: noted for i, noted in (places or {}).items() if self.text.rows.knows(noted.reader)}
         for index in count():
             if rows >= recipe.tokens:
                 return
             if record := records.get(index):
-                if stream is None:
-                    position = Position(*record.next)  # nothing is tokenized that is cached
-                    noted = (places or {}).get(index, BEGINNING)
-                    place = noted if noted is BEGINNING or self.text.rows.knows(noted.reader) else BEGINNING
-                else:
-                    list(islice(stream, record.contexts))
+                # no document is tokenized that is cached; it is read from the last place that is known before
+                position, place, stream = Position(*record.next), places.get(index, place), None
                 rows, contexts = rows + record.rows, contexts + record.contexts
                 continue
             stream = stream or self.stream(position, place)
@@ -102,6 +99,7 @@ class ShardMaker:
             if began_again and not rows and not mask.any():
                 return  # the whole text has no token that gets a row
             yield Job(index, contexts, wanted, mask)
+            place = wanted[-1].place
             rows += 0 if recipe.drop_sinks else int(mask.sum())
             contexts += len(wanted)
 
@@ -126,14 +124,13 @@ class ShardMaker:
     ) -> tuple[OpenShard, int]:
         """Forward a shard's blocks; ``keep(work, ...)`` has each batch added, here or in a thread. Returns the rows kept as well.
 
-        limit: rows after which the store ends, so that no more of them are made than their batch holds.
+        limit: rows after which the store ends; then no batch is made without a context of which rows may still be wanted.
         """
         shard = OpenShard(job.number, job.first_context, job.blocks, job.wanted, self.recipe)
         lengths = np.array([block.length for block in job.blocks])
         order = lengths.argsort(kind="stable")  # all equal, so unchanged, where contexts are packed
-        rows = 0
-        for first in range(0, len(order), self.batch_size):
-            which = order[first : first + self.batch_size]
+        rows = np.full(len(order), -1)  # of each context, as far as they are made
+        for which in self._batches(order, rows, limit):
             longest = int(lengths[which].max())
             values = self.activations([job.blocks[i] for i in which], longest)
             kept = job.wanted[which, :longest]
@@ -141,12 +138,25 @@ class ShardMaker:
                 length = norms(values.get()[hook].flatten(0, 1))
                 kept = kept & ~((length > largest) & length.isfinite()).view(kept.shape).numpy()
             keep(_add, shard, which.tolist(), values, kept)
-            rows += int(kept.sum())
+            rows[which] = kept.sum(1)
             if bar is not None:
                 bar.update(int(kept.sum()))
-            if limit is not None and rows >= limit and self.recipe.pack:  # else contexts do not come in their order
-                break
-        return shard, rows
+        return shard, int(rows.clip(0).sum())
+
+    def _batches(self, order: np.ndarray, rows: np.ndarray, limit: int | None) -> Iterator[np.ndarray]:
+        """Which contexts are run together; what goes together depends on the shard alone.
+
+        With a limit the batch of the first context without rows comes next, until those before it have so many.
+        """
+        batches = [order[first : first + self.batch_size] for first in range(0, len(order), self.batch_size)]
+        if limit is None:
+            yield from batches
+            return
+        batch_of = np.empty(len(order), np.int64)
+        for number, which in enumerate(batches):
+            batch_of[which] = number
+        while len(missing := np.flatnonzero(rows < 0)) and rows[: missing[0]].sum() < max(1, limit):
+            yield batches[batch_of[missing[0]]]
 
     def activations(self, batch: list[Block], longest: int) -> OnItsWay:
         """{hook: [contexts, longest, width]} in the store's dtype, on their way to the CPU."""

@@ -72,7 +72,7 @@ def _final_norm(model: Any, unembedding: Tensor) -> tuple[Tensor | None, bool]:
     ramp = torch.linspace(-1, 1, width) ** 3 + 0.5
     dtype = getattr(model.W_U, "dtype", torch.float32)
     rows = torch.stack([torch.zeros(width), torch.ones(width), signs, ramp]).to(unembedding.device, dtype) * LONG
-    empty, constant, read, other = norm(rows[None])[0].float()
+    empty, constant, read, other = norm(rows[None])[0].float().to(rows.device)  # a norm may lie on another device
     centred = bool((constant - empty).abs().max() <= 1e-3 * (read - empty).abs().max())
 
     def scaled(row: Tensor) -> Tensor:

@@ -349,7 +349,7 @@
       element.title = centre && !two && line.value ? `${figure(line.value)}, ${says} of its largest` : `${says} of its largest`;
       element.setAttribute("role", "img");
       element.setAttribute("aria-label", `${words.trim() || words}, fires at ${says} of its largest`);
-    } else if (from.rowless.has(begin)) element.title = "no row: a special token, or one before the rows searched";
+    } else if (from.rowless.has(begin)) element.title = "no row: a special token, an attention sink that was left out, or a token before the rows searched";
     else if (!centre) return document.createTextNode(words);
     return element;
   }

@@ -49,6 +49,26 @@ class Ranks(NamedTuple):
         """What rank 0 decides, which it alone is asked; what it raises, all raise."""
         return _decided(decide, self.rank, self.gather)
 
+    def dealt(self, deal: Callable[[], list[T]]) -> T:
+        """This rank's of the values that rank 0, which it alone is asked, has for each; what it raises, all raise."""
+        if self.size == 1:
+            return deal()[0]
+        import torch.distributed as dist
+
+        mine: list[Any] = [None]
+        values, problem = [None] * self.size, None
+        if self.rank == 0:
+            try:
+                values = deal()
+            except SaeLmError as raised:
+                problem = raised
+        with _report_lost_peer(self.rank):
+            dist.scatter_object_list(mine, [(value, problem) for value in values], src=0)
+        value, problem = mine[0]
+        if problem is not None:
+            raise problem
+        return value
+
     def team_of(self, size: int) -> "Team":
         """This rank's team, when ranks 0 to size - 1 make the first, and so on. Raises SettingsError if that leaves some over."""
         if self.size % size:

@@ -42,7 +42,9 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.unlink(missing_ok=True)  # never written through, if it is a link
+        mode = _usual_mode(temporary)
         write(temporary)
+        _allow(temporary, mode)
         with temporary.open("rb+") as written:
             os.fsync(written.fileno())
         os.replace(temporary, path)
@@ -62,13 +64,38 @@ def whole_folder(path: Path) -> Iterator[Path]:
     temporary = path.with_name(path.name + PART)
     try:
         shutil.rmtree(temporary, ignore_errors=True)
+        _refuse_dangling(path)
         temporary.mkdir(parents=True)
         yield temporary
+        mode = _usual_mode(temporary / PROBE)
+        (temporary / PROBE).unlink()
+        for file in filter(Path.is_file, temporary.rglob("*")):
+            _allow(file, mode)
         replace_folder(temporary, path)
     except BaseException as problem:
         shutil.rmtree(temporary, ignore_errors=True)
         _raise_in_words(path, problem)
         raise
+
+
+def _usual_mode(path: Path) -> int:
+    """Who may read a file that is made there, as the process' umask and the folder have it. It is left there, empty."""
+    path.touch()
+    return path.stat().st_mode & 0o777
+
+
+def _allow(path: Path, mode: int) -> None:
+    """safetensors writes files that nobody but their owner may read, so that a store could not be shared."""
+    with suppress(OSError):  # some disks know no permissions
+        if path.stat().st_mode & 0o777 != mode:
+            path.chmod(mode)
+
+
+def _refuse_dangling(path: Path) -> None:
+    if path.is_symlink() and not path.exists():
+        raise SaeLmError(
+            f"{path} is a link to {os.readlink(path)}, which is not there; make that folder, or give another"
+        )
 
 
 def _raise_in_words(path: Path, problem: BaseException) -> None:
@@ -85,10 +112,18 @@ def disk_problem(problem: BaseException) -> str | None:
 
     Of safetensors' errors as well, which have the system's number in their text alone.
     """
+    if isinstance(problem, FileNotFoundError) and problem.errno is None and _unreadable_at(str(problem)):
+        return DISKS[errno.EACCES]
     number = getattr(problem, "errno", None)
     if number is None and (said := re.search(r"os error (\d+)\)", str(problem))):
         number = int(said[1])
     return DISKS.get(number) if number is not None else None
+
+
+def _unreadable_at(said: str) -> bool:
+    """Whether the file is there that safetensors says it cannot find: it says so of all it may not open."""
+    path = said.rpartition(": ")[2]
+    return os.path.exists(path) and not os.access(path, os.R_OK)
 
 
 def check_disk(folder: Path) -> None:
@@ -100,6 +135,7 @@ def check_disk(folder: Path) -> None:
     from safetensors import SafetensorError, safe_open
     from safetensors.numpy import save_file
 
+    _refuse_dangling(folder)
     probe = _existing(folder) / PROBE
     try:
         probe.unlink(missing_ok=True)
@@ -132,6 +168,7 @@ def _existing(path: Path) -> Path:
 
 def check_folder(path: Path) -> None:
     """Make a folder and see that files can be written to it, before long work. Raises SaeLmError."""
+    _refuse_dangling(path)
     if path.exists() and not path.is_dir():
         raise SaeLmError(f"{path} is a file, expected a folder to write to; give another")
     try:

@@ -12,10 +12,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from sae_lm.errors import SaeError
+from sae_lm.runtime.files import disk_problem
 
 LONGEST_NAME = 300
 """Characters of a class or function that a pickle names, at most."""
@@ -69,8 +71,12 @@ def _readable(path: Path, kind: str) -> Iterator[None]:
         yield
     except SaeError:
         raise
-    except FileNotFoundError:
-        raise SaeError(f"{path} is missing; download the SAE again") from None
+    except (OSError, SafetensorError) as problem:
+        if words := disk_problem(problem):
+            raise unreadable(path, words) from None
+        if isinstance(problem, FileNotFoundError):
+            raise SaeError(f"{path} is missing; download the SAE again") from None
+        raise _damaged(path, kind, problem) from None
     except pickle.UnpicklingError as problem:
         if "nsupported" in str(problem) or "GLOBAL" in str(problem):
             raise SaeError(
@@ -86,10 +92,17 @@ def _readable(path: Path, kind: str) -> Iterator[None]:
                 f"{path} holds an array of Python objects, which only code could open; nothing of it was executed; "
                 "expected arrays of numbers alone"
             ) from None
-        reason = (str(problem).splitlines() or [type(problem).__name__])[0][:120]
-        raise SaeError(
-            f"{path} cannot be read as {kind} ({reason}); it is damaged or cut short, download it again"
-        ) from None
+        raise _damaged(path, kind, problem) from None
+
+
+def unreadable(path: Path, words: str) -> SaeError:
+    """words: of ``disk_problem``."""
+    return SaeError(f"{path} cannot be read, {words}; mend that, or copy the SAE to another disk")
+
+
+def _damaged(path: Path, kind: str, problem: Exception) -> SaeError:
+    reason = (str(problem).splitlines() or [type(problem).__name__])[0][:120]
+    return SaeError(f"{path} cannot be read as {kind} ({reason}); it is damaged or cut short, download it again")
 
 
 def _check_names(path: Path) -> None:

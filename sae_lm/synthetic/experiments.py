@@ -171,7 +171,7 @@ EXPERIMENTS = (
         "told",
         "Eight parents of four children, 40 random directions in 20 dimensions, 48 latents (BatchTopK 3), as compare sees it",
         forest(20, Trees(8, 0.12, children=4, child_probability=0.2), superposed=True),
-        ToyRecipe(d_sae=48, arch="batchtopk", steps=3000, lr=3e-3, k=3),
+        ToyRecipe(d_sae=48, arch="batchtopk", steps=1500, lr=3e-3, k=3),
         (), (BASELINE, *SPREAD, *NESTED),
         TOLD_SHOWN, True,
     ),

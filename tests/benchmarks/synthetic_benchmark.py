@@ -139,6 +139,8 @@ def absorption(sae: Any, model: Any, held: Drawn) -> dict[str, float]:
         parts = (with_child, with_child & fires, alone, alone & fires)
         counts += torch.stack([part.float().sum(0) for part in parts])
     seen = (counts[0] >= LEAST_SEEN) & (counts[2] >= LEAST_SEEN)
+    if not seen.any():
+        return {"parents": 0}
     with_child, alone = counts[1, seen] / counts[0, seen], counts[3, seen] / counts[2, seen]
     return {
         "hole": float(1 - with_child.mean()),
@@ -157,7 +159,9 @@ def table(judged: dict[str, list[dict[str, float]]]) -> str:
 def _cell(name: str, seeds: Sequence[dict[str, float]]) -> str:
     if name == "seeds":
         return str(len(seeds))
-    values = [seed[name] for seed in seeds]
+    values = [seed[name] for seed in seeds if name in seed]
+    if not values:
+        return ""
     mean = sum(values) / len(values)
     reach = max(abs(value - mean) for value in values)
     return f"{mean:.3f}" + (f" ±{reach:.3f}" if len(values) > 1 else "")

@@ -1,11 +1,12 @@
 """Rows of SAELens' synthetic worlds, fast enough for a CPU; needs sae-lens.
 
-The world is SAELens' own: `build` makes a ``SyntheticModel`` of the published configuration. Two parts of it take days
+The world is SAELens' own: `build` makes a ``SyntheticModel`` of the published configuration. Two parts of it take hours
 on one core and are done here in another way, to the same result. `make_incoherent` is the published orthogonalisation:
 its objective, sum over pairs of cos^2, has a gradient by D^T D (39 GFLOP a step instead of 1,200). `Sampler` draws
 what ``SyntheticModel.sample`` draws: a Gaussian copula of low rank, parents before children, one child at most where
-children exclude each other. It keeps the 34 features that are on instead of 16,384 columns: 15 times as fast. Tests
-compare both with SAELens' own on small worlds. SAEs are judged on rows that SAELens' own sampler drew.
+children exclude each other. It keeps the 34 features that are on instead of 16,384 columns; measured: 1024 rows in .7 s
+of a core, where SAELens takes 2.9. Tests compare both with SAELens' own on small worlds. SAEs are judged on rows that
+SAELens' own sampler drew.
 """
 
 from collections.abc import Iterator

@@ -283,6 +283,49 @@ def test_a_few_rows_without_sinks_do_not_take_a_whole_shard(cache_settings, tmp_
     assert torch.equal(short.rows("0"), long.rows("0", 0, 100))
 
 
+@pytest.mark.parametrize("ends", [100, 333])
+def test_a_few_rows_without_packing_take_no_more_batches_than_contexts_they_are_of(
+    cache_settings, tmp_path, monkeypatch, ends
+):
+    from sae_lm.data.writer import ShardMaker
+
+    common = {"drop_sinks": 1.15, "shard_tokens": 16 * 1000, "tokens": 1500, "pack": False, "batch_size": 2}
+    long = sae_lm.open_store(cache(cache_settings(tmp_path / "long", **common)))
+    real, batches = ShardMaker.activations, []
+
+    def counted(self, batch, longest):
+        batches.append(len(batch))
+        return real(self, batch, longest)
+
+    monkeypatch.setattr(ShardMaker, "activations", counted)
+    monkeypatch.setattr(ShardMaker, "sink_norms", lambda self: long.manifest.sink_norms)
+    short = sae_lm.open_store(cache(cache_settings(tmp_path / "short", **{**common, "tokens": ends})))
+    assert len(long.manifest.shards) == 1 and len(batches) <= short.manifest.contexts < long.manifest.contexts / 3
+    assert short.manifest.shards[0].sinks > 0
+    for name, values in short.tokens().items():
+        assert torch.equal(values, long.tokens(0, ends)[name])
+    assert torch.equal(short.rows("0"), long.rows("0", 0, ends))
+
+
+def test_of_several_ranks_the_first_alone_makes_tokens(cache_settings, tmp_path, monkeypatch):
+    from sae_lm.commands import cache as command
+    from sae_lm.data.partial_store import PartialStore
+    from sae_lm.data.writer import ShardMaker, open_writer
+    from sae_lm.runtime.distributed import Ranks
+
+    settings = cache_settings(tmp_path / "store")
+    with open_writer(settings) as maker:
+        dealt = [*command._turns(maker.jobs({}), Ranks(0, 1, 0)), None]
+        shards = len(dealt) - 1
+        monkeypatch.setattr(ShardMaker, "jobs", lambda *given: pytest.fail("a rank beside the first makes tokens"))
+        monkeypatch.setattr(Ranks, "dealt", lambda self, deal: dealt.pop(0))
+        monkeypatch.setattr(Ranks, "gather", lambda self, value: [value])
+        state = PartialStore(settings.out, maker.recipe)
+        state.begin(maker.batch_size, {})
+        command._fill(maker, state, Ranks(1, 2, 1))
+    assert len([*(settings.out / PROGRESS).glob("*.place.json")]) == shards > 10 and not dealt
+
+
 def test_rows_with_extreme_norms_are_counted_with_what_leaves_them_out(cache_settings, tmp_path, tiny_model, capsys):
     import shutil
 

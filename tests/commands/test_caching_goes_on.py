@@ -132,6 +132,13 @@ def test_ranks_drop_the_same_sinks_as_one_process(cache_settings, tmp_path):
     assert contents(settings.out) == contents(alone)
 
 
+def test_a_text_that_cannot_be_read_on_ends_all_ranks_with_its_sentence(cache_settings, tmp_path):
+    text = tmp_path / "text.jsonl"
+    text.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS) + "{broken\n")
+    code, said = torchrun(2, cache_settings(tmp_path / "store", text=str(text), tokens=10**6, repeat=True))
+    assert code != 0 and said.count("text.jsonl: cannot be read") == 2 and "lost another" not in said
+
+
 def test_a_dead_rank_corrupts_nothing_and_another_number_of_ranks_goes_on(cache_settings, tmp_path):
     changes = {"tokens": 5000, "shard_tokens": 32, "batch_size": 1}
     alone = cache(cache_settings(tmp_path / "alone", **changes))

@@ -8,7 +8,7 @@ from sae_lm.comparison.findings import answer, findings
 from sae_lm.comparison.matching import match_arms
 from sae_lm.comparison.outcomes import METRICS
 from sae_lm.comparison.undertrained import find_undertrained, reason, training_figures, warn
-from sae_lm.penalties.arms import parse_arm
+from sae_lm.penalties.arms import Arm, parse_arm
 from sae_lm.training.convergence import random_start
 
 ARMS = ("none", "abs_cos:1", "max_cos:1")
@@ -106,7 +106,7 @@ def test_an_undertrained_arm_taints_itself_and_an_undertrained_baseline_all():
 
 def test_a_control_that_is_held_at_its_start_is_flagged_and_warns_of_no_others(monkeypatch):
     values = figures_of(none=0.2, abs_cos=1.0, max_cos=0.2)
-    monkeypatch.setattr("sae_lm.comparison.undertrained.is_held", lambda name: name == "abs_cos:1")
+    monkeypatch.setattr(Arm, "is_held", property(lambda arm: arm.name == "abs_cos:1"))
     found = find_undertrained(values)
     assert [arm.name for arm in found] == ["abs_cos:1"] and warn(found, values) is None
     assert reason([*found.values()]).startswith("hardly left their random start (decoder cosine with it 1.00")

@@ -1,16 +1,27 @@
 """Damaged files of a store are cached again, to the bytes they had, and no others are touched."""
 
+import json
 import shutil
 
 import pytest
 
+import sae_lm
 from sae_lm.cli import main
 from sae_lm.commands.cache import cache
+from sae_lm.data import tokens
+from sae_lm.data.repair import repair
+from sae_lm.data.writer import ShardMaker
 
 
 @pytest.fixture
 def copied_store(tiny_store, tmp_path):
     return shutil.copytree(tiny_store, tmp_path / "copy")
+
+
+def tokenizer_of(model):
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(model)
 
 
 def contents(folder):
@@ -50,4 +61,74 @@ def test_repair_of_a_store_without_packing_with_sinks_dropped_gives_its_bytes_ba
     for file in (settings.out / "blocks.0.hook_out").iterdir():
         file.unlink()
     assert main(["verify", str(settings.out), "--repair", "--model", settings.model, "--text", settings.text]) == 0
+    assert contents(settings.out) == before
+
+
+@pytest.mark.parametrize("changes", [{}, {"pack": False}, {"drop_sinks": 1.2}, {"pack": False, "drop_sinks": 1.2}])
+def test_repair_of_activations_tokenizes_nothing(cache_settings, tmp_path, monkeypatch, changes):
+    settings = cache_settings(tmp_path / "store", tokens=900, **changes)
+    before = contents(cache(settings))
+    for folder in sae_lm.open_store(settings.out).hooks:
+        for file in sorted((settings.out / folder).iterdir())[: -1 if "drop_sinks" in changes else None]:
+            file.unlink()
+    monkeypatch.setattr(ShardMaker, "stream", lambda *given, **named: pytest.fail("tokens are made again"))
+    assert len(repair(settings.out, settings.model, settings.text)) > 10
+    assert contents(settings.out) == before
+
+
+def test_repair_reads_the_text_where_padding_is_not_told_from_what_a_document_ends_with(cache_settings, tmp_path):
+    text = tmp_path / "text.jsonl"
+    tokenizer = tokenizer_of(cache_settings(tmp_path).model)
+    end = tokenizer.eos_token or tokenizer.bos_token
+    text.write_text("".join(json.dumps({"text": f"The quick fox{end * (n % 4)}"}) + "\n" for n in range(80)))
+    settings = cache_settings(tmp_path / "store", text=str(text), tokens=200, pack=False)
+    before = contents(cache(settings))
+    for file in (settings.out / "blocks.0.hook_out").iterdir():
+        file.unlink()
+    repair(settings.out, settings.model, settings.text)
+    assert contents(settings.out) == before
+
+
+def test_repair_of_two_shards_far_apart_tokenizes_no_document_between_them(cache_settings, tmp_path, monkeypatch):
+    text = tmp_path / "text.jsonl"
+    text.write_text("".join(json.dumps({"text": f"The fox {n} jumps. " * 12}) + "\n" for n in range(60)))
+    settings = cache_settings(tmp_path / "store", text=str(text), tokens=3000, shard_tokens=48)
+    before = contents(cache(settings))
+    shards = sorted((settings.out / "tokens").iterdir())
+    assert len(shards) > 50
+    for victim in (shards[3], shards[-3]):
+        victim.unlink()
+    given, real = [], tokens._cut
+
+    def cut(*arguments):
+        for index, piece in real(*arguments):
+            given.append(index)
+            yield index, piece
+
+    monkeypatch.setattr(tokens, "_cut", cut)
+    monkeypatch.setattr(tokens, "PIECES_PER_CALL", 1)
+    repair(settings.out, settings.model, settings.text)
+    assert contents(settings.out) == before
+    assert len(given) < 8 and max(given) > 20
+
+
+def test_repair_gives_a_shard_back_whose_last_context_has_no_row(cache_settings, tmp_path):
+    text = tmp_path / "text.jsonl"
+    short = ["fox", "The quick brown fox jumps over the lazy dog and the cat"]
+    text.write_text("".join(json.dumps({"text": short[n % 2]}) + "\n" for n in range(80)))
+    settings = cache_settings(tmp_path / "store", text=str(text), tokens=400, pack=False)
+    store = sae_lm.open_store(cache(settings))
+    tokens_of, norms = store.tokens(), store.rows("0").norm(dim=1)
+    limit = float(norms[tokens_of["document"] == 0].min()) * 0.999  # the tokens of every second document are sinks
+    last = int(tokens_of["context"][tokens_of["document"] == 10][0])
+    shutil.rmtree(settings.out)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ShardMaker, "sink_norms", lambda self: {"blocks.0.hook_out": limit})
+        changes = {"drop_sinks": 1.5, "tokens": 100_000, "shard_tokens": (last + 1) * 16}
+        before = contents(cache(settings.model_copy(update=changes)))
+    first = sae_lm.open_store(settings.out)
+    assert int(first.tokens()["context"][first.first_row[1] - 1]) < first.first_context[1] - 1
+    for folder in ("tokens", "blocks.0.hook_out"):
+        (settings.out / folder / "00000.safetensors").unlink()
+    repair(settings.out, settings.model, settings.text)
     assert contents(settings.out) == before

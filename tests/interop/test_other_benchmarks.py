@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import jaxtyping
 import pytest
 import torch
 
@@ -19,9 +20,12 @@ from sae_lm.embedded.text import embedded_documents
 from sae_lm.sae.formats.saelens import save
 from sae_lm.sae.model import SAE, SaeConfig
 
+pytestmark = pytest.mark.transformer_lens_3
+
 ROOT = Path(__file__).parents[2]
 D_IN, D_SAE = 256, 64
 HOOK = "blocks.2.hook_resid_post"
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
 def documented(heading: str) -> list[str]:
@@ -71,7 +75,7 @@ def ours_on_their_words(folder: Path, sae_folder: Path) -> Any:
     for letter, of in pd.read_parquet(file).groupby("letter"):
         with torch.no_grad():
             x = model.run_with_cache(of["prompt"].tolist(), names_filter=[HOOK])[1][HOOK][:, -6]
-        probe = weights["abcdefghijklmnopqrstuvwxyz".index(str(letter))]
+        probe = weights[LETTERS.index(str(letter))]
         concept = ConceptAtSae(encode_sparse(sae, [x]), x, torch.arange(len(x)), sae.W_dec.detach(), probe)
         parts = projections(concept, [int(latent) for latent in of["split_feats"].iloc[0]])
         theirs = {"theirs": of["absorption_fraction"].astype(float), "theirs_full": of["is_full_absorption"]}
@@ -85,6 +89,7 @@ def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """The stand-ins, and an SAE in the folder that the lines name. Returns the folder to work in."""
     pytest.importorskip("sae_bench", reason="sae-bench is not installed; see sae_lm/interop/README.md")
     pytest.importorskip("sae_probes", reason="sae-probes is not installed")
+    jaxtyping.config.update("jaxtyping_disable", True)  # as JAXTYPING_DISABLE=1, which is documented
     from datasets import Dataset
     from sae_lens.training import activations_store
     from transformer_lens import HookedTransformer
@@ -136,15 +141,21 @@ def test_saebenchs_core_evaluation_measures_the_sae(offline: Path) -> None:
 
 def test_saebenchs_absorption_evaluation_measures_the_sae(offline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import sae_bench.evals.absorption.main as absorption
-    from sae_bench.evals.absorption import common, feature_absorption
+    from sae_bench.evals.absorption import common, feature_absorption, prompting
 
     def few_words(tokenizer: Any, **options: Any) -> list[str]:
-        """Words of five letters of the alphabet, 40 each; none begins with q, which is two tokens as an answer."""
-        return [word for c in "abcde" for word in [w for w in alpha(tokenizer) if w.strip()[0].lower() == c][:40]]
+        """Ten words of each letter. It needs every letter: without one its probes' loss is no number."""
+        words = sorted(word for word in alpha(tokenizer) if len(word.strip()) > 1)
+        return [word for c in LETTERS for word in [w for w in words if w.strip()[0].lower() == c][:10]]
+
+    def answer() -> Any:
+        """Answers without a space: the embedded tokenizer has no token for a space and Q."""
+        return functools.partial(prompting.first_letter, prefix="")
 
     alpha = common.get_alpha_tokens
-    monkeypatch.setattr(common, "get_alpha_tokens", few_words)
-    monkeypatch.setattr(feature_absorption, "get_alpha_tokens", few_words)
+    for module in (common, feature_absorption):
+        monkeypatch.setattr(module, "get_alpha_tokens", few_words)
+        monkeypatch.setattr(module, "first_letter_formatter", answer)
     # where it keeps probes: below its own package, unless told otherwise, which run_eval does not pass on
     probes = {"probes_dir": offline / "probes"}
     for name, folders in (

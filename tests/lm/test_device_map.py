@@ -13,7 +13,8 @@ from sae_lm.concepts.embedding import input_embeddings
 from sae_lm.concepts.rows import ConceptRows
 from sae_lm.data.store import open_store
 from sae_lm.errors import ModelError, SettingsError
-from sae_lm.lm.bridge import Capture, load_model, read_logits
+from sae_lm.interp.promoted_tokens import promoted_tokens
+from sae_lm.lm.bridge import Capture, load_model
 from sae_lm.lm.device_map import check_device_map, input_device, waiting
 from sae_lm.lm.forward import open_forward
 from sae_lm.lm.source import find_model
@@ -75,7 +76,7 @@ def test_what_reads_weights_reads_those_that_wait(llama, disk_with_the_bridge):
     )
     assert torch.equal(input_embeddings(waited, rows), input_embeddings(plain, rows))
     with pytest.raises(ModelError, match="unembedding waits .* load the model without device_map"):
-        read_logits(waited, torch.ones(3, 16))
+        promoted_tokens(waited, torch.ones(3, 16), 2)
     assert torch.equal(waited(IDS), plain(IDS))
     keywords = {"max_new_tokens": 4, "do_sample": False, "verbose": False}
     assert torch.equal(waited.generate(IDS, **keywords), plain.generate(IDS, **keywords))

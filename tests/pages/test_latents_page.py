@@ -333,6 +333,9 @@ def test_on_a_phone_the_page_does_not_scroll_sideways(browser: Browser, pages: d
     assert browser.run("document.documentElement.scrollWidth") == 390
     out = "[...document.querySelectorAll('main *')].filter(e => !e.closest('.scroll, nav, svg, .unseen, .cut, .columns li') && e.getBoundingClientRect().right > 391).map(e => e.outerHTML.slice(0, 80))"
     assert browser.run(out) == []
+    browser.run("document.querySelectorAll('.index td.fig').forEach(cell => { cell.textContent = '0.025%'; })")
+    cut = "[...document.querySelectorAll('.index td.fig')].filter(e => e.clientWidth && e.scrollWidth > e.clientWidth).length"
+    assert browser.run(cut) == 0, "the share of a rare latent is shown whole"
 
 
 @pytest.mark.parametrize("dark", [False, True])

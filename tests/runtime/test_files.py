@@ -1,10 +1,14 @@
 """Files are whole or absent."""
 
+import os
+
 import pytest
+import torch
 from safetensors import SafetensorError
+from safetensors.torch import save_file
 
 from sae_lm.errors import SaeLmError
-from sae_lm.runtime.files import check_disk, whole_folder, write_whole
+from sae_lm.runtime.files import check_disk, check_folder, disk_problem, whole_folder, write_whole
 
 
 @pytest.mark.parametrize("problem", [KeyboardInterrupt, ValueError])
@@ -87,3 +91,49 @@ def test_a_part_that_is_a_link_is_not_written_through(tmp_path):
     (tmp_path / "file.part").symlink_to(tmp_path / "others")
     write_whole(tmp_path / "file", lambda part: part.write_text("new"))
     assert (tmp_path / "others").read_text() == "precious" and (tmp_path / "file").read_text() == "new"
+
+
+def test_files_may_be_read_by_whoever_may_read_others_written_there(tmp_path):
+    """safetensors gives its files to their owner alone, and a store on a lab's disk could be read by nobody else."""
+    tensors = {"a": torch.zeros(2)}
+    save_file(tensors, tmp_path / "plain")
+    (tmp_path / "usual").touch()
+    usual = (tmp_path / "usual").stat().st_mode
+    before = os.umask(0o027)
+    try:
+        write_whole(tmp_path / "one", lambda temporary: save_file(tensors, temporary))
+        write_whole(tmp_path / "text", lambda temporary: temporary.write_text("a"))
+        with whole_folder(tmp_path / "folder") as temporary:
+            save_file(tensors, temporary / "two")
+            (temporary / "cfg.json").write_text("{}")
+    finally:
+        os.umask(before)
+    assert sorted(path.name for path in (tmp_path / "folder").iterdir()) == ["cfg.json", "two"]
+    for name in ("one", "text", "folder/two", "folder/cfg.json"):
+        assert (tmp_path / name).stat().st_mode & 0o777 == 0o640, name
+    write_whole(tmp_path / "one", lambda temporary: save_file(tensors, temporary))
+    assert (tmp_path / "one").stat().st_mode == usual
+
+
+def test_a_link_to_nowhere_is_named_before_and_while_something_is_written(tmp_path):
+    (tmp_path / "link").symlink_to("nowhere")
+    (tmp_path / "loop").symlink_to("loop")
+    for name, target in (("link", "nowhere"), ("loop", "loop")):
+        says = f"{name} is a link to {target}, which is not there; make that folder, or give another"
+        for check in (check_disk, check_folder):
+            with pytest.raises(SaeLmError, match=says):
+                check(tmp_path / name)
+        with pytest.raises(SaeLmError, match=says), whole_folder(tmp_path / name):
+            pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "loop"]
+
+
+def test_what_may_not_be_read_is_no_missing_file(tmp_path, monkeypatch):
+    """safetensors says of a file that it may not open that there is none."""
+    path = tmp_path / "a.safetensors"
+    said = FileNotFoundError(f"No such file or directory: {path}")
+    assert disk_problem(said) is None
+    save_file({"a": torch.zeros(2)}, path)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    assert disk_problem(said) == "permission is denied"
+    assert disk_problem(FileNotFoundError(2, "No such file or directory", str(path))) is None

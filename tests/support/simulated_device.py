@@ -268,6 +268,12 @@ class _Backend:
     def manual_seed_all(self, seed):
         pass
 
+    def get_rng_state(self, device=None):
+        return torch.zeros(0, dtype=torch.uint8)
+
+    def set_rng_state(self, state, device=None):
+        pass
+
     def get_amp_supported_dtype(self):
         return [torch.bfloat16, torch.float16]
 

@@ -45,11 +45,12 @@ def saes_of(saes):
 
 
 def test_an_sae_whose_parents_are_silent_under_their_children_has_holes_at_equal_false_alarms_and_a_true_one_none(sets):
-    figures = told({"none": saes_of(made_by_hand(1.0)), "true": saes_of(made_by_hand(0.0))}, "none", sets)
-    share = 0.6  # of a parent's inputs that have a child
-    assert figures["none"]["told_equal_hole"] == pytest.approx([share] * SEEDS, abs=0.06)
-    assert figures["none"]["told_hole"] == pytest.approx([share] * SEEDS, abs=0.06)
-    assert min(figures["none"]["told_fraction"]) > 0.4 and min(figures["none"]["told_full"]) > 0.4
+    figures = told({"none": saes_of(made_by_hand(1.3)), "true": saes_of(made_by_hand(0.0))}, "none", sets)
+    # 1.3: a parent under its child is further below its gate than where nothing is on
+    # .4 of a parent's inputs have no child and .3 each of two: the main latent is the parent's, or else a child's
+    for figure in ("told_hole", "told_equal_hole"):
+        assert figures["none"][figure] == pytest.approx([0.65] * SEEDS, abs=0.1)
+    assert min(figures["none"]["told_fraction"]) > 0.3
     for figure in ("told_hole", "told_equal_hole", "told_fraction", "told_full"):
         assert figures["true"][figure] == pytest.approx([0.0] * SEEDS, abs=0.01)
     assert figures["true"]["told_precision"] == pytest.approx([1.0] * SEEDS)

@@ -18,11 +18,12 @@ from torch import Tensor
 
 from sae_lm.errors import SaeError
 from sae_lm.fields import has_heads
-from sae_lm.runtime.files import json_bytes, read_json, sha256, whole_folder, write_json
+from sae_lm.runtime.files import disk_problem, json_bytes, read_json, sha256, whole_folder, write_json
 from sae_lm.sae.folder import CONFIG, WEIGHTS
 from sae_lm.sae.formats.saelens_config import AVERAGE, KNOWN_REPOSITORIES, Parsed, parse
 from sae_lm.sae.model import SAE, SaeConfig
 from sae_lm.sae.source import Source
+from sae_lm.sae.tensors import unreadable
 
 SAELENS_VERSION = "6.54.12"
 """The release whose format is written; what it computes from it is in sae_lm.sae.model."""
@@ -124,7 +125,10 @@ def _digest_of(config: Mapping[str, Any]) -> str | None:
 
 
 def _weights_problem(directory: Path, recorded: str | None, parsed: Parsed | None) -> str | None:
-    """What is wrong with the weights, by their checksum and by the configuration, where these are known; or None."""
+    """What is wrong with the weights, by their checksum and by the configuration, where these are known; or None.
+
+    Raises SaeError where the disk does not let them be read.
+    """
     try:
         with safe_open(directory / WEIGHTS, "pt") as file:
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
@@ -132,9 +136,11 @@ def _weights_problem(directory: Path, recorded: str | None, parsed: Parsed | Non
             return f"{WEIGHTS}: content does not match its checksum"
         if parsed is not None:
             return _shape_problem(shapes, parsed)
-    except FileNotFoundError:
-        return f"{WEIGHTS}: missing"
     except (OSError, SafetensorError) as problem:
+        if words := disk_problem(problem):  # which is no damage
+            raise unreadable(directory / WEIGHTS, words) from None
+        if isinstance(problem, FileNotFoundError):
+            return f"{WEIGHTS}: missing"
         return f"{WEIGHTS}: cannot be read ({problem})"
     return None
 
