@@ -96,6 +96,9 @@ def check(
     Raises SaeError where the SAE does not fit the model's or the store's width, ModelError and StoreError for a hook
     that is not there, SettingsError for a source that is no text.
     """
+    from sae_lm.interp.splice import expect
+
+    expect(model, sae)
     name = hook or sae.config.metadata.get("hook_name")
     if not name:
         raise SaeError("this SAE does not say which hook it belongs to; give hook='blocks.N.hook_out' (--hook)")
