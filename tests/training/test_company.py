@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -18,7 +19,7 @@ from sae_lm.errors import SaeError, SaeLmError, Stopped
 from sae_lm.penalties.arms import parse_arm
 from sae_lm.runtime.distributed import COLLECTIVE_TIMEOUT, Ranks, Team, _report_lost_peer
 from sae_lm.settings import TrainSettings
-from sae_lm.training.locks import only_trainer, remove_locks
+from sae_lm.training.locks import only_trainer, only_writer_of_run, remove_locks
 from sae_lm.training.state import ArmGroup, restore
 from sae_lm.training.trainer import ArmTraining
 
@@ -98,6 +99,32 @@ def test_two_processes_that_train_one_folder_at_once_end_with_a_sentence_or_with
         for process, words in zip(started, said, strict=True)
     )
     assert len(weights(settings.out)) == 3
+
+
+def test_locks_that_others_take_and_remove_at_once_are_neither_lost_nor_called_held(tmp_path):
+    """The folder of locks comes and goes: each who ends removes it, and looks whether the others' locks are free."""
+    said = []
+
+    def train_again_and_again(name):
+        try:
+            for _ in range(150):
+                with only_trainer(tmp_path, [name]), only_writer_of_run(tmp_path):
+                    pass
+                remove_locks(tmp_path)
+        except (SaeError, OSError) as problem:
+            said.append(problem)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        threads = [threading.Thread(target=train_again_and_again, args=(f"arm{number}",)) for number in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert said == [] and list(tmp_path.iterdir()) == []
 
 
 def test_a_checkpoint_cut_short_does_not_hide_the_one_before(train_settings, monkeypatch, capsys):
