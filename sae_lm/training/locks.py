@@ -11,11 +11,10 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import IO
 
 from sae_lm.errors import SaeError
 from sae_lm.runtime.files import present
-from sae_lm.runtime.locks import take_lock
+from sae_lm.runtime.locks import open_lock, take_lock
 from sae_lm.training.run_folder import RUN, STATE_FOLDER
 
 
@@ -54,8 +53,6 @@ def remove_locks(out: Path) -> bool:
 
 PATIENCE_SECONDS = 0.5
 """Another process that ends here holds each lock for a moment, to see whether it is free."""
-TRIES = 100
-"""Times that the folder of locks may vanish, removed as empty by another process, between its making and its use."""
 
 
 @contextmanager
@@ -64,7 +61,7 @@ def _lock(out: Path, name: str, wait: bool, patience: float = 0.0) -> Iterator[b
     path = out / STATE_FOLDER / f"{name}.lock"
     deadline = time.monotonic() + patience
     while True:
-        with _opened(path) as file:
+        with open_lock(path) as file:
             if not take_lock(file, out, wait=wait):
                 if time.monotonic() < deadline:
                     time.sleep(0.02)
@@ -78,17 +75,6 @@ def _lock(out: Path, name: str, wait: bool, patience: float = 0.0) -> Iterator[b
             finally:
                 path.unlink(missing_ok=True)
             return
-
-
-def _opened(path: Path) -> IO[str]:
-    for tries_left in reversed(range(TRIES)):
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            return path.open("w")
-        except (FileNotFoundError, FileExistsError):
-            if not tries_left:
-                raise
-    raise AssertionError
 
 
 def _is_same(path: Path, descriptor: int) -> bool:
