@@ -51,6 +51,17 @@ def remove_locks(out: Path) -> bool:
     return free
 
 
+def others_at_work(out: Path, names: Iterable[str]) -> bool:
+    """Whether another process trains an SAE of the folder beside ``names``, whose locks this one holds."""
+    ours = {f"{name}.lock" for name in (*names, RUN)}
+    for path in present(out / STATE_FOLDER, "*.lock"):
+        if path.name not in ours:
+            with _lock(out, path.name.removesuffix(".lock"), wait=False) as free:
+                if not free:
+                    return True
+    return False
+
+
 PATIENCE_SECONDS = 0.5
 """Another process that ends here holds each lock for a moment, to see whether it is free."""
 

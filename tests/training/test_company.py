@@ -3,6 +3,7 @@
 import datetime
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -77,6 +78,17 @@ def test_an_sae_that_is_being_trained_is_refused_and_others_of_its_folder_are_no
     train(settings)
     assert len(weights(settings.out)) == 2 and not (settings.out / "state").exists()
     assert json.loads((settings.out / "run.json").read_text())["arms"] == ["max_cos:0.5", "none"]
+
+
+def test_an_sae_of_other_settings_is_refused_beside_one_that_is_being_trained(train_settings):
+    """There is nothing finished yet to differ from; compare would refuse the folder in the end."""
+    settings = train_settings()
+    shutil.rmtree(train(settings) / "none-seed0")
+    with only_trainer(settings.out, ["none-seed0"]):
+        with pytest.raises(SaeError, match="another process is training in .*runs otherwise: lr is .*; wait for its"):
+            train(train_settings(arms="max_cos:0.5", lr=1e-3))
+        train(train_settings(arms="max_cos:0.5@k=3"))
+    assert list(weights(settings.out)) == ["max_cos_0.5@k=3-seed0"]
 
 
 def test_two_processes_that_train_one_folder_at_once_end_with_a_sentence_or_with_saes(train_settings, tmp_path):
