@@ -23,11 +23,12 @@ from sae_lm.sae.model import SAE
 from sae_lm.settings import TrainSettings
 from sae_lm.training.convergence import convergence, state_of_training
 from sae_lm.training.group import TrainingRun, train_group
-from sae_lm.training.locks import only_trainer, only_writer_of_run, remove_locks
+from sae_lm.training.locks import only_trainer, only_writer_of_run, others_at_work, remove_locks
 from sae_lm.training.recipe import TrainingRecipe
 from sae_lm.training.registered import Registered, registration
 from sae_lm.training.run_folder import (
     check_alike,
+    check_beside_others,
     is_done,
     kept_scale,
     log_file,
@@ -110,6 +111,8 @@ def _plan(settings: TrainSettings, store: Store, arms: list[Arm], teams: int, lo
     locks.enter_context(only_trainer(out, names))
     groups, missing = _share_out(settings, recipe, arms, teams)  # some may have been finished in between
     with only_writer_of_run(out):
+        if others_at_work(out, names):
+            check_beside_others(out, recipe)
         write_run(settings, recipe, arms, registered)
     wanted = len(arms) * settings.seeds
     if missing < wanted:

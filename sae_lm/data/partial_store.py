@@ -14,7 +14,7 @@ from sae_lm.data.tokens import Place
 from sae_lm.errors import StoreError
 from sae_lm.runtime.differences import differences
 from sae_lm.runtime.files import PART, PROBE, parse_json, read_json, refuse_links_out, write_json
-from sae_lm.runtime.locks import take_lock
+from sae_lm.runtime.locks import open_lock, take_lock
 
 LOCK = f"{PROGRESS}/lock"
 
@@ -53,9 +53,7 @@ def open_for_writing(out: Path, recipe: Recipe, *, lock: bool = True) -> Iterato
 @contextmanager
 def _only_writer(out: Path) -> Iterator[None]:
     """Hold the store's lock. Raises StoreError where another process holds it."""
-    lock = out / LOCK
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("w") as file:
+    with open_lock(out / LOCK) as file:
         if not take_lock(file, out):
             raise StoreError(f"another process is writing {out}; wait for its end, or give another --out")
         yield
@@ -112,8 +110,8 @@ class PartialStore:
         return state
 
     def end(self) -> None:
-        """After the commit: the records are in the manifest now."""
-        shutil.rmtree(self.out / PROGRESS)
+        """After the commit: the records are in the manifest now. Another process may see that, and clear them as well."""
+        shutil.rmtree(self.out / PROGRESS, ignore_errors=True)
 
     def give_up(self) -> None:
         """Delete what was written of a store that has no rows; the folder too, if nothing else is in it."""

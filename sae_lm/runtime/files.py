@@ -33,6 +33,14 @@ PART = ".part"
 """Suffix of what is being written; a name that ends in it is never read."""
 
 
+def present(folder: Path, pattern: str) -> list[Path]:
+    """What of a folder matches a pattern, sorted; nothing where another process removes the folder meanwhile."""
+    try:
+        return sorted(folder.glob(pattern))
+    except FileNotFoundError:  # of a folder that was there a moment ago
+        return []
+
+
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Call ``write(temporary path)``, then move the result to path in one step.
 

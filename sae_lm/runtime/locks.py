@@ -31,6 +31,22 @@ def take_lock(file: IO[str] | int, folder: Path, *, wait: bool = False) -> bool:
     return True
 
 
+TRIES = 100
+"""Times that the folder of a lock may vanish, removed by another process that ends, between its making and its use."""
+
+
+def open_lock(path: Path) -> IO[str]:
+    """Open the file that a lock is taken on; its folder is made."""
+    for _ in range(TRIES):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            return path.open("w")
+        except (FileNotFoundError, FileExistsError):
+            continue
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path.open("w")
+
+
 @contextmanager
 def only_writer(folder: Path) -> Iterator[None]:
     """Hold the lock of a folder, on the folder itself, so that nothing is left in it; wait for it.

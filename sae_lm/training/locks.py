@@ -5,13 +5,16 @@ however that ends. What a kill leaves there is an unlocked file, which the next 
 locks nobody is kept out (sae_lm.runtime.locks).
 """
 
+import errno
 import os
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from sae_lm.errors import SaeError
-from sae_lm.runtime.locks import take_lock
+from sae_lm.runtime.files import present
+from sae_lm.runtime.locks import open_lock, take_lock
 from sae_lm.training.run_folder import RUN, STATE_FOLDER
 
 
@@ -20,7 +23,7 @@ def only_trainer(out: Path, names: Iterable[str]) -> Iterator[None]:
     """Hold the locks of some SAEs of a folder, all or none. Raises SaeError where another process trains one of them."""
     with ExitStack() as held:
         for name in names:
-            if not held.enter_context(_lock(out, name, wait=False)):
+            if not held.enter_context(_lock(out, name, wait=False, patience=PATIENCE_SECONDS)):
                 raise SaeError(
                     f"another process is training {out / name}; wait for its end, or give another --out or other arms"
                 )
@@ -37,23 +40,43 @@ def only_writer_of_run(out: Path) -> Iterator[None]:
 def remove_locks(out: Path) -> bool:
     """Remove the locks that nobody holds, and the folder of checkpoints if it is then empty; whether all were free."""
     free = True
-    for path in sorted((out / STATE_FOLDER).glob("*.lock")):
+    for path in present(out / STATE_FOLDER, "*.lock"):
         with _lock(out, path.name.removesuffix(".lock"), wait=False) as held:
             free = free and held
-    folder = out / STATE_FOLDER
-    if folder.is_dir() and not any(folder.iterdir()):
-        folder.rmdir()
+    try:
+        (out / STATE_FOLDER).rmdir()
+    except OSError as problem:
+        if problem.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT):
+            raise
     return free
 
 
+def others_at_work(out: Path, names: Iterable[str]) -> bool:
+    """Whether another process trains an SAE of the folder beside ``names``, whose locks this one holds."""
+    ours = {f"{name}.lock" for name in (*names, RUN)}
+    for path in present(out / STATE_FOLDER, "*.lock"):
+        if path.name not in ours:
+            with _lock(out, path.name.removesuffix(".lock"), wait=False) as free:
+                if not free:
+                    return True
+    return False
+
+
+PATIENCE_SECONDS = 0.5
+"""Another process that ends here holds each lock for a moment, to see whether it is free."""
+
+
 @contextmanager
-def _lock(out: Path, name: str, wait: bool) -> Iterator[bool]:
-    """Whether the lock was to be had; held inside the block. Its file goes with it."""
+def _lock(out: Path, name: str, wait: bool, patience: float = 0.0) -> Iterator[bool]:
+    """Whether the lock was to be had, within ``patience`` seconds; held inside the block. Its file goes with it."""
     path = out / STATE_FOLDER / f"{name}.lock"
+    deadline = time.monotonic() + patience
     while True:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w") as file:
+        with open_lock(path) as file:
             if not take_lock(file, out, wait=wait):
+                if time.monotonic() < deadline:
+                    time.sleep(0.02)
+                    continue
                 yield False
                 return
             if not _is_same(path, file.fileno()):

@@ -165,6 +165,16 @@ def check_alike(out: Path, recipe: "TrainingRecipe") -> None:
             _check_recipe(sae, recipe, but=PER_ARM)
 
 
+def check_beside_others(out: Path, recipe: "TrainingRecipe") -> None:
+    """Refuse to train beside another process whose SAEs will be trained otherwise, as run.json says. Raises SaeError."""
+    facts = read_json(out / RUN, SaeError, "a folder of runs").get("facts") if (out / RUN).exists() else None
+    if isinstance(facts, dict) and (differing := recipe.differences(facts, but=PER_ARM)):
+        raise SaeError(
+            f"another process is training in {out} otherwise: {'; '.join(map(str, differing))}; "
+            "wait for its end, or give another --out"
+        )
+
+
 def kept_scale(out: Path, recipe: "TrainingRecipe") -> float:
     """The scale that the folder's SAEs were trained with, where it differs from this one by rounding alone; else this."""
     from sae_lm.training.recipe import is_same_scale

@@ -20,7 +20,7 @@ from torch import Tensor
 from sae_lm.errors import SaeError, SaeLmError
 from sae_lm.penalties.arms import Arm, parse_arm
 from sae_lm.runtime.distributed import SINGLE, Team
-from sae_lm.runtime.files import PART, read_json, sha256, whole_folder, write_json
+from sae_lm.runtime.files import PART, present, read_json, sha256, whole_folder, write_json
 from sae_lm.training.locks import remove_locks
 from sae_lm.training.recipe import TrainingRecipe
 from sae_lm.training.run_folder import STATE_FOLDER, sae_folder
@@ -50,7 +50,7 @@ class ArmGroup(NamedTuple):
 
 def checkpoints(group: ArmGroup, out: Path) -> list[Path]:
     """Folders of a group's checkpoints, the newest last."""
-    return [path for path in sorted(group.folder(out).glob("[0-9]*")) if path.suffix != PART]
+    return [path for path in present(group.folder(out), "[0-9]*") if path.suffix != PART]
 
 
 def write_checkpoint(
@@ -70,7 +70,7 @@ def write_checkpoint(
             save_file(tensors, temporary / name)
             files[name] = sha256(temporary / name)
         write_json(temporary / STATE, {**notes, "files": files})
-    for old in sorted(group.folder(out).glob("[0-9]*"))[:-KEPT_CHECKPOINTS]:
+    for old in present(group.folder(out), "[0-9]*")[:-KEPT_CHECKPOINTS]:
         shutil.rmtree(old)
 
 
@@ -147,7 +147,7 @@ def _read_checkpoint(folder: Path) -> _Checkpoint:
 def read_unfinished(out: Path, seed: int) -> list[tuple[list[str], list[str]]]:
     """Names of the arms and of the reference arms of each group of a seed that has a checkpoint."""
     groups = []
-    for folder in sorted((out / STATE_FOLDER).glob(f"seed{seed}-*")):
+    for folder in present(out / STATE_FOLDER, f"seed{seed}-*"):
         names = _names(folder)
         if names is not None and names not in groups:
             groups.append(names)
@@ -156,7 +156,7 @@ def read_unfinished(out: Path, seed: int) -> list[tuple[list[str], list[str]]]:
 
 def _names(folder: Path) -> tuple[list[str], list[str]] | None:
     """Names of the arms and of the reference arms of a group's folder, from whichever checkpoint can be read."""
-    for file in sorted(folder.glob(f"[0-9]*/{STATE}")):
+    for file in present(folder, f"[0-9]*/{STATE}"):
         if file.parent.suffix == PART:
             continue
         try:
@@ -174,15 +174,15 @@ def remove_finished(out: Path, others_at_work: bool) -> None:
 
     Checkpoints of SAEs that nobody asked for this time stay. others_at_work: whether another process trains here.
     """
-    for folder in sorted((out / STATE_FOLDER).glob("seed*-*")):
+    for folder in present(out / STATE_FOLDER, "seed*-*"):
         names, seed = _names(folder), int(folder.name.removeprefix("seed").partition("-")[0])
         if names is not None:
             done = all((out / sae_folder(parse_arm(name), seed)).exists() for name in names[0])
         else:
-            done = not others_at_work and not [path for path in folder.glob("[0-9]*") if path.suffix != PART]
+            done = not others_at_work and not [path for path in present(folder, "[0-9]*") if path.suffix != PART]
         if done:
             shutil.rmtree(folder, ignore_errors=True)
-    for file in (out / STATE_FOLDER).glob("*.wandb"):  # which run a tracker goes on with
+    for file in present(out / STATE_FOLDER, "*.wandb"):  # which run a tracker goes on with
         if (out / file.stem).exists():
-            file.unlink()
+            file.unlink(missing_ok=True)
     remove_locks(out)

@@ -303,6 +303,22 @@ def test_a_text_gone_through_twice_is_told_in_the_report(cache_settings, tmp_pat
     assert "held-out rows may be of text that the SAEs were trained on" in told
 
 
+@pytest.mark.parametrize("copies", [True, False])
+def test_the_noise_of_one_document_is_that_of_its_blocks_and_of_copies_unknown(cache_settings, tmp_path, copies):
+    from conftest import TEXTS
+
+    text = tmp_path / "text.txt"
+    text.write_text("The cat sat on the mat (and the dog did not), as cats do. " * 100 if copies else "\n".join(TEXTS))
+    store = cache(cache_settings(tmp_path / "store", text=str(text), tokens=1200))
+    settings = {"hook": HOOK, "d_sae": 32, "k": 4, "tokens": 640, "batch_size": 64, "held_out": 0.5}
+    runs = train(TrainSettings(store=store, arms="none,max_cos", seeds=1, out=tmp_path / "runs", **settings))
+    report = compare(comparing(runs, tmp_path / "out"))
+    noise, told = report["noise"]["fvu"]["evaluation"], "The noise of the evaluation is unknown: "
+    assert "context" in report["text_units"]["held_out"]
+    assert any(said.startswith(told) for said in report["partial"]) == copies
+    assert noise is None if copies else noise > 1e-4
+
+
 def test_an_sae_all_of_whose_latents_are_dead_is_measured_like_any_other(runs, tmp_path):
     copy = shutil.copytree(runs, tmp_path / "runs")
     sae = sae_lm.load(copy / "max_cos_0.5@k=4-seed1")

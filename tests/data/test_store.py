@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from sae_lm.commands.cache import cache
 from sae_lm.commands.verify import verify
 from sae_lm.data.batches import row_order, shuffled_batches
 from sae_lm.data.manifest import MANIFEST, PROGRESS, RECIPE
+from sae_lm.data.partial_store import PartialStore
 from sae_lm.data.shards import hook_tensors
 from sae_lm.errors import ModelError, SettingsError, StoreError, TextError
 
@@ -224,6 +226,25 @@ def test_what_a_kill_between_commit_and_end_leaves_is_cleared(cache_settings, co
     assert verify(copied_store) == []  # the store is whole
     cache(cache_settings(copied_store))
     assert not (copied_store / PROGRESS).exists()
+
+
+def test_the_end_of_one_run_and_the_start_of_another_may_fall_together(cache_settings, tmp_path, monkeypatch):
+    """The other sees the store committed and clears the notes of work, or it makes its lock as they are cleared."""
+    real_end, real_mkdir, vanished = PartialStore.end, Path.mkdir, []
+
+    def end(self):
+        shutil.rmtree(self.out / PROGRESS)
+        real_end(self)
+
+    def mkdir(self, *given, **more):
+        real_mkdir(self, *given, **more)
+        if self.name == PROGRESS and not vanished:
+            vanished.append(self.rmdir())
+
+    monkeypatch.setattr(PartialStore, "end", end)
+    monkeypatch.setattr(Path, "mkdir", mkdir)
+    assert verify(cache(cache_settings(tmp_path / "store"))) == []
+    assert vanished and not (tmp_path / "store" / PROGRESS).exists()
 
 
 @pytest.mark.parametrize("content", ["{}", "[]", '{"recipe": {"model": {}}}'])

@@ -1,9 +1,11 @@
 """Local files and the embedded text. What needs a hub is in test_hub.py."""
 
+import io
 import json
 import socket
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pyarrow
 import pyarrow.parquet
@@ -280,6 +282,36 @@ def test_every_reader_goes_on_from_every_place(folder: Path, suffix: str, monkey
         assert rest[0] == chunks[number] or suffix == ".txt"
         shown, expected = ("".join(f"{c.content}{'|' * c.ends}" for c in some) for some in (rest, chunks[number:]))
         assert shown == expected
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".jsonl", ".csv"])
+def test_what_goes_on_reads_the_bytes_from_there_on_and_not_those_before(
+    folder: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sae_lm.data import readers
+
+    class Counted(io.FileIO):
+        bytes = 0
+
+        def readinto(self, buffer: Any) -> int | None:
+            got = super().readinto(buffer)
+            Counted.bytes += got or 0
+            return got
+
+    monkeypatch.setattr(readers, "TEXT_BYTES", 10_000)
+    path, rows = folder / f"long{suffix}", [{"text": f"document {i} " * 100} for i in range(8000)]
+    if suffix == ".jsonl":
+        write_rows(path, *rows)
+    else:
+        path.write_text("text\n" + "".join(f'"{row["text"]}"\n' for row in rows))
+    text = open_text(str(path))
+    chunks = list(text.chunks())
+    place, real = chunks[-len(chunks) // 10].place, Path.open
+    monkeypatch.setattr(
+        Path, "open", lambda self, *given: io.BufferedReader(Counted(self)) if given == ("rb",) else real(self, *given)
+    )
+    rest = list(text.chunks(place, inside=True))
+    assert rest[-1] == chunks[-1] and 0 < Counted.bytes < 0.4 * path.stat().st_size  # the head tells which column
 
 
 def test_a_jsonl_file_that_is_an_array_is_read_as_one(folder: Path) -> None:

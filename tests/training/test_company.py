@@ -3,9 +3,11 @@
 import datetime
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -18,7 +20,7 @@ from sae_lm.errors import SaeError, SaeLmError, Stopped
 from sae_lm.penalties.arms import parse_arm
 from sae_lm.runtime.distributed import COLLECTIVE_TIMEOUT, Ranks, Team, _report_lost_peer
 from sae_lm.settings import TrainSettings
-from sae_lm.training.locks import only_trainer, remove_locks
+from sae_lm.training.locks import only_trainer, only_writer_of_run, remove_locks
 from sae_lm.training.state import ArmGroup, restore
 from sae_lm.training.trainer import ArmTraining
 
@@ -78,6 +80,17 @@ def test_an_sae_that_is_being_trained_is_refused_and_others_of_its_folder_are_no
     assert json.loads((settings.out / "run.json").read_text())["arms"] == ["max_cos:0.5", "none"]
 
 
+def test_an_sae_of_other_settings_is_refused_beside_one_that_is_being_trained(train_settings):
+    """There is nothing finished yet to differ from; compare would refuse the folder in the end."""
+    settings = train_settings()
+    shutil.rmtree(train(settings) / "none-seed0")
+    with only_trainer(settings.out, ["none-seed0"]):
+        with pytest.raises(SaeError, match="another process is training in .*runs otherwise: lr is .*; wait for its"):
+            train(train_settings(arms="max_cos:0.5", lr=1e-3))
+        train(train_settings(arms="max_cos:0.5@k=3"))
+    assert list(weights(settings.out)) == ["max_cos_0.5@k=3-seed0"]
+
+
 def test_two_processes_that_train_one_folder_at_once_end_with_a_sentence_or_with_saes(train_settings, tmp_path):
     settings = train_settings(arms="none,max_cos:0.5,sq_cos", tokens=6000)
     (tmp_path / "settings.json").write_text(settings.model_dump_json())
@@ -98,6 +111,32 @@ def test_two_processes_that_train_one_folder_at_once_end_with_a_sentence_or_with
         for process, words in zip(started, said, strict=True)
     )
     assert len(weights(settings.out)) == 3
+
+
+def test_locks_that_others_take_and_remove_at_once_are_neither_lost_nor_called_held(tmp_path):
+    """The folder of locks comes and goes: each who ends removes it, and looks whether the others' locks are free."""
+    said = []
+
+    def train_again_and_again(name):
+        try:
+            for _ in range(150):
+                with only_trainer(tmp_path, [name]), only_writer_of_run(tmp_path):
+                    pass
+                remove_locks(tmp_path)
+        except (SaeError, OSError) as problem:
+            said.append(problem)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        threads = [threading.Thread(target=train_again_and_again, args=(f"arm{number}",)) for number in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert said == [] and list(tmp_path.iterdir()) == []
 
 
 def test_a_checkpoint_cut_short_does_not_hide_the_one_before(train_settings, monkeypatch, capsys):
