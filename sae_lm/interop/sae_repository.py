@@ -13,12 +13,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from sae_lm.errors import HubError
+from sae_lm.errors import HubError, SaeError
 from sae_lm.hub.errors import called
 from sae_lm.hub.repository import Branch, download_from_model
-from sae_lm.runtime.files import sha256
+from sae_lm.runtime.files import read_json, sha256
 from sae_lm.sae.folder import CONFIG, WEIGHTS
-from sae_lm.sae.formats.saelens import save
+from sae_lm.sae.formats.saelens import changed_since_saved, save
 from sae_lm.sae.load import load
 from sae_lm.sae.model import SAE
 
@@ -53,6 +53,11 @@ def push_sae(path: Path, place: str, *, private: bool = True, revision: str | No
 
     repo_id, folder = _place(place)
     sae = load(path, "cpu")
+    if (path / CONFIG).is_file() and changed_since_saved(read_json(path / CONFIG, SaeError, "an SAE directory")):
+        raise SaeError(
+            f"{path / CONFIG} was changed or damaged since it was saved: its content does not match its checksum; "
+            "restore it, or load and save the SAE anew if the change is meant"
+        )
     with tempfile.TemporaryDirectory() as scratch:
         written = Path(scratch, "sae")
         save(sae, written)

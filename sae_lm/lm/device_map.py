@@ -44,10 +44,10 @@ def input_device(model: Any) -> torch.device:
 
     Of a model whose parameters wait elsewhere, the device that it runs on.
     """
-    device = next(model.parameters()).device
-    if device.type != "meta":
+    device, laid_over = next(model.parameters()).device, places(model)
+    if device.type != "meta" or not laid_over:
         return device
-    cards = [place for place in places(model).values() if place not in ("cpu", "disk")]
+    cards = [place for place in laid_over.values() if place not in ("cpu", "disk")]
     return torch.device(cards[0] if cards else "cpu")
 
 

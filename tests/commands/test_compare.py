@@ -252,10 +252,13 @@ def test_a_report_is_of_one_comparison_whenever_it_is_interrupted(runs, tmp_path
         with pytest.raises(KeyboardInterrupt):
             compare(first.model_copy(update={"seed": 5}))
     assert {path: path.read_bytes() for path in first.out.rglob("*") if path.is_file()} == before
+
+    def one_figure(report, folder):
+        write_whole(folder / "seeds.png", Path.touch)
+        return [folder / "seeds.png"]
+
     with monkeypatch.context() as with_a_figure:
-        with_a_figure.setattr(
-            "sae_lm.pages.figures.write_figures", lambda report, folder: write_whole(folder / "seeds.png", Path.touch)
-        )
+        with_a_figure.setattr("sae_lm.pages.figures.write_figures", one_figure)
         compare(first.model_copy(update={"seed": 5}))
     now = {path.name for path in first.out.rglob("*") if path.is_file()}
     assert now == {"report.json", "report.csv", "report.html", "mine.png", "seeds.png"}

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from hand_made import random_sae
 
-from sae_lm.errors import HubError
-from sae_lm.interop.sae_repository import card
+from sae_lm.errors import HubError, SaeError
+from sae_lm.interop.sae_repository import card, push_sae
 from sae_lm.sae.formats.saelens import save
 from sae_lm.sae.model import SAE
 
@@ -219,6 +219,14 @@ def test_a_repository_that_leaves_weights_out_is_told_of_before_anything_is_comm
 
 def test_a_folder_that_is_no_sae_is_refused_before_the_hub_is_asked(said: dict[str, Any]) -> None:
     assert said["no SAE"].startswith("SaeError: ") and said["no SAE, commits"] == []
+
+
+def test_an_sae_whose_configuration_was_changed_since_it_was_saved_is_not_pushed(tmp_path: Path) -> None:
+    save(random_sae(8, 32, 4, 0, penalty="max_cos"), tmp_path)
+    config = tmp_path / "cfg.json"
+    config.write_text(config.read_text().replace('"max_cos"', '"abs_cos"'))
+    with pytest.raises(SaeError, match="changed or damaged since it was saved"):
+        push_sae(tmp_path, "me/saes:first")
 
 
 def test_the_command_pushes_an_sae_as_it_does_a_store(said: dict[str, Any]) -> None:

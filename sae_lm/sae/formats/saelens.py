@@ -111,9 +111,16 @@ def verify_files(directory: Path) -> list[str]:
     except SaeError:  # of another version or kind, which is no damage
         parsed = None
     problems = [problem] if (problem := _weights_problem(directory, recorded, parsed)) else []
-    if isinstance(metadata, dict) and (digest := metadata.get("config_sha256")) and digest != _digest_of(config):
+    if changed_since_saved(config):
         problems.append(f"{CONFIG}: content does not match its checksum")
     return problems
+
+
+def changed_since_saved(config: Mapping[str, Any]) -> bool:
+    """Whether cfg.json says other than what `save` wrote; False where no checksum of it is recorded."""
+    metadata = config.get("metadata")
+    digest = metadata.get("config_sha256") if isinstance(metadata, dict) else None
+    return bool(digest) and digest != _digest_of(config)
 
 
 def _digest_of(config: Mapping[str, Any]) -> str | None:
