@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from sae_lm.data.manifest import MANIFEST
 from sae_lm.data.store import Store, open_store
 from sae_lm.errors import SaeError, SettingsError
 from sae_lm.lm.device_map import input_device
@@ -32,6 +33,8 @@ LOSS_CONTEXTS = 64
 """Contexts for the cross-entropy, at most."""
 NEAR_L0 = 1.5
 """Factor from the L0 that is claimed up to which a measured one agrees: texts differ."""
+NOTICED = 0.98
+"""Share of the FVU as loaded below which a change is remarked."""
 SAME_MODEL = 0.05
 """Relative difference between stored and recomputed rows up to which the models are one; bfloat16 rows differ by .004."""
 
@@ -85,16 +88,21 @@ def check(
     """Measure an SAE on activations, and try whether another way of loading it would fit them better.
 
     model: a TransformerBridge; None: the store's rows alone, without cross-entropy and other hooks.
-    source: an activation store; or text: a string, several, or what ``sae-lm cache`` takes (a file, a data set).
+    source: an activation store or its folder; or text: a string, several, or what ``sae-lm cache`` takes (a file, a
+        data set).
     hook: in place of the SAE's own.
     tokens: positions to measure, at most.
 
     Raises SaeError where the SAE does not fit the model's or the store's width, ModelError and StoreError for a hook
     that is not there, SettingsError for a source that is no text.
     """
+    from sae_lm.interp.splice import expect
+
+    expect(model, sae)
     name = hook or sae.config.metadata.get("hook_name")
     if not name:
         raise SaeError("this SAE does not say which hook it belongs to; give hook='blocks.N.hook_out' (--hook)")
+    source = _opened(source)
     store = source if isinstance(source, Store) else None
     remarks: list[str] = []
     losses = None
@@ -113,10 +121,19 @@ def check(
         fit = find_fit(sae, rows)
     claims = _claims(sae, fit)
     verdict = _verdict(fit, losses, claims)
+    remarks += _a_little_better(fit)
     return Check(sae, str(name), len(next(iter(rows.values()))), fit, losses, claims, verdict, remarks)
 
 
 # --- activations
+
+
+def _opened(source: Any) -> Any:
+    """A folder that is a store as a store: its manifest is no text to measure on. Raises StoreError."""
+    if not isinstance(source, str | Path) or len(str(source)) > 255:
+        return source
+    named = str(source).startswith("hf://") or (Path(source) / MANIFEST).is_file()
+    return open_store(str(source)) if named else source
 
 
 def _stored_rows(store: Store, sae: SAE, name: str, tokens: int) -> dict[str, Tensor]:
@@ -244,7 +261,10 @@ def _last(name: str) -> str:
 
 def _other_rows(store: Store, rows: dict[str, Tensor], name: str) -> Iterator[str]:
     """Whether the model's activations are the store's."""
-    own = store.hook(_canonical(name))
+    own = _canonical(name)
+    if own not in store.hooks:
+        yield f"The store has no {own}, only {', '.join(store.hooks)}: its text was read, its rows were not."
+        return
     computed = next(iter(rows.values()))
     stored = store.rows(own, max(0, len(store) - len(computed))).to(computed)
     if stored.shape == computed.shape:
@@ -264,8 +284,8 @@ def _claims(sae: SAE, fit: Fit) -> list[tuple[str, str, str, bool]]:
     training = metadata.get("training")
     k = training.get("k") if isinstance(training, dict) else None
     arm = re.search(r"@k=(\d+)", str(metadata.get("arm", "")))
-    k = int(arm[1]) if arm else k
-    claimed = next((l0 for l0 in (metadata.get("claimed_l0"), sae.config.k, k) if isinstance(l0, int | float)), None)
+    k = int(arm[1]) if arm else k  # what it was trained with: the configuration's k makes itself true
+    claimed = next((l0 for l0 in (metadata.get("claimed_l0"), k, sae.config.k) if isinstance(l0, int | float)), None)
     claims = []
     if claimed:
         agrees = claimed / NEAR_L0 <= got.l0 <= claimed * NEAR_L0
@@ -289,7 +309,19 @@ def _verdict(fit: Fit, losses: CrossEntropy | None, claims: Sequence[tuple[str, 
     if wrong:
         return f"It reconstructs (FVU {loaded.fvu:.3f}) and nothing that was tried does better, but {wrong}."
     cost = f", {losses.spliced - losses.clean:+.3f} nats" if losses else ""
-    return f"Loaded right, as far as one can see: FVU {loaded.fvu:.3f}{cost}; nothing that was tried fits better."
+    return (
+        f"Loaded right, as far as one can see: FVU {loaded.fvu:.3f}{cost}; nothing that was tried fits clearly better."
+    )
+
+
+def _a_little_better(fit: Fit) -> Iterator[str]:
+    """Of a change that lowers FVU, though too little for a verdict: of a small bias no more can be seen."""
+    least = min(fit.readings, key=lambda reading: (not reading.fvu < POOR, reading.fvu))
+    if not fit.best.changes and least.fvu < NOTICED * fit.loaded.fvu:
+        yield (
+            f"It fits a little better {' and '.join(map(_phrase, least.changes))} (FVU {least.fvu:.3f}): too little to call "
+            "it a mistake; compare with the source."
+        )
 
 
 def _phrase(change: str) -> str:

@@ -13,6 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sae_lm.data.manifest import MANIFEST
 from sae_lm.data.pieces import Chunk
 from sae_lm.data.readers import READERS, Files, Listed, Row, Rows, Streamed, kind_of
 from sae_lm.embedded.text import embedded_split
@@ -124,6 +125,10 @@ def open_text(text: str, split: str | None = None, column: str | None = None, re
         text = os.fsencode(name).decode(errors="replace")
         if split is not None:
             raise TextError(f"{text}: got split {split!r}, but local files have no splits; leave it out")
+        if (path / MANIFEST).is_file() and (path / "tokens").is_dir():
+            raise TextError(
+                f"{text} is an activation store, whose files are no text; give the text that it was made of"
+            )
         try:
             files = _files(path)
             fingerprint = _digest_files(files)

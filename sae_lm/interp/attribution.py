@@ -215,6 +215,16 @@ class _Run:
             rows.append(value)
         return torch.stack(rows)
 
+    def slope(self) -> Float[Tensor, ""]:
+        """The metric, summed over prompts, as part of a graph. Raises SaeError where the metric left that."""
+        value = self.values(self.logits(1), 1).sum()
+        if not value.requires_grad:
+            raise SaeError(
+                "the metric has no gradient to the logits; leave out detach, argmax and no_grad there, or give "
+                "method='ablation'"
+            )
+        return value
+
     @contextmanager
     def edited(self, edits: dict[str, Edit], copies: int = 1) -> Iterator[None]:
         """Inside the block these SAEs' latents are edited, and their errors stay in place."""
@@ -260,7 +270,7 @@ def _gradients(run: _Run) -> list[Tensor]:
     offsets = {name: torch.zeros_like(z, requires_grad=True) for name, z in run.latents.items()}
     edits: dict[str, Edit] = {name: (lambda z, name=name: z + offsets[name]) for name in offsets}
     with torch.enable_grad(), run.edited(edits):
-        return list(torch.autograd.grad(run.values(run.logits(1), 1).sum(), list(offsets.values())))
+        return list(torch.autograd.grad(run.slope(), list(offsets.values())))
 
 
 def _integrated(run: _Run, steps: int) -> list[Tensor]:
@@ -272,7 +282,7 @@ def _integrated(run: _Run, steps: int) -> list[Tensor]:
             offset = torch.zeros_like(own, requires_grad=True)
             share = (step + 0.5) / steps
             with torch.enable_grad(), run.edited({name: lambda z, share=share, offset=offset: share * z + offset}):
-                total += torch.autograd.grad(run.values(run.logits(1), 1).sum(), offset)[0]
+                total += torch.autograd.grad(run.slope(), offset)[0]
         means.append(total / steps)
     return means
 

@@ -2,12 +2,13 @@
 
 import warnings
 from contextlib import ExitStack
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 from jaxtyping import Int
 from torch import Tensor
 
-from sae_lm.errors import SaeError
+from sae_lm.errors import SaeError, SettingsError
 from sae_lm.interp.positions import Keep
 from sae_lm.interp.splice import SAEs, Steering, splice_all
 from sae_lm.lm.bridge import remembers
@@ -37,10 +38,17 @@ def generate(
 
     Keys and values of earlier tokens are kept where that is found to work (``sae_lm.lm.bridge.remembers``); else every
     token is predicted from all before it, which is slower, and a warning says so. Raises SaeError for steering without
-    SAEs and for a mask as ``keep``.
+    SAEs and for a mask as ``keep``, SettingsError for another prompt and a wrong ``max_new_tokens``.
     """
     if saes is None and steering is not None:
         raise SaeError("steering names latents, but no SAE was given; give generate(model, prompt, sae, steering=...)")
+    if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, Integral) or max_new_tokens < 1:
+        raise SettingsError(f"max_new_tokens is {max_new_tokens!r}, expected a whole number from 1 on")
+    several = isinstance(prompt, list) and bool(prompt) and all(isinstance(text, str) for text in prompt)
+    if not several and not isinstance(prompt, str | Tensor):
+        raise SettingsError(
+            "the prompt is neither text, nor a list of texts, nor a tensor of token ids; give ids as torch.tensor([[...]])"
+        )
     if isinstance(keep, Tensor):
         raise SaeError(
             'keep is a mask, which does not fit tokens that are still to come; give keep="special", token ids or a '

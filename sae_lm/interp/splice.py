@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from copy import deepcopy
+from os import PathLike
 from typing import Any, TypeAlias, overload
 
 import torch
@@ -12,7 +13,7 @@ from transformer_lens import HookedRootModule
 from transformer_lens.hook_points import HookPoint
 from transformer_lens.model_bridge import TransformerBridge
 
-from sae_lm.errors import SaeError
+from sae_lm.errors import ModelError, SaeError
 from sae_lm.interp.positions import Keep, kept_positions
 from sae_lm.interp.steering import Edit, Steer, as_list, edits, steer_latents, steer_output
 from sae_lm.lm.bridge import hook_width, replace_activation, resolve_hook
@@ -112,8 +113,20 @@ def splice_all(
         yield spliced
 
 
+def expect(model: Any, saes: Any) -> None:
+    """Raises ModelError and SaeError where names are given in place of a model and of SAEs."""
+    if isinstance(model, str | PathLike):
+        raise ModelError(f"model is {str(model)!r}, a name; give sae_lm.load_model({str(model)!r})")
+    listed = isinstance(saes, Sequence) and not isinstance(saes, str)
+    for one in saes.values() if isinstance(saes, Mapping) else saes if listed else [saes]:
+        if not isinstance(one, SAE):
+            shown = f"{str(one)!r}, a name" if isinstance(one, str | PathLike) else f"of type {type(one).__name__}"
+            raise SaeError(f"an SAE is {shown}; give what sae_lm.load gives")
+
+
 def place(model: TransformerBridge, sae: SAEs, hook: str | None = None) -> dict[str, SAE]:
     """{name of the hook as given: SAE}, checked against the model. Raises ModelError and SaeError."""
+    expect(model, sae)
     if isinstance(sae, SAE):
         named = [(hook or _own_hook(sae), sae)]
     elif hook is not None:

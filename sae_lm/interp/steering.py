@@ -141,6 +141,8 @@ def largest_activations(
 
     silent: without a progress bar. Raises SaeError where SAE and store do not fit.
     """
+    if not isinstance(store, Store):
+        raise SaeError(f"store is {str(store)!r}, a name; give sae_lm.open_store({str(store)!r})")
     hook = fitting_hook("given", sae, store)
     stop = len(store) if stop is None else min(stop, len(store))
     largest = torch.zeros(sae.config.d_sae)

@@ -19,13 +19,36 @@ def find(name: str) -> tuple[Source, str]:
     if path.is_file():
         return _file(name, path)
     head, colon, folder = name.partition(":")
+    if colon and ("/" not in head or head.startswith((".", "/", "~"))) and (inside := Path(head).expanduser()).is_dir():
+        raise SaeError(
+            f"there is no SAE {name}; one in a folder of this disk is named with a slash: {inside / (folder or 'FOLDER')}"
+        )
     if colon and "/" not in head:
         return _release(name, head, folder)
     if path.parent.is_dir() and str(path.parent) != ".":
         beside = [f for f in find_saes(local_files(path.parent, 1)) if f]
         if beside:
             raise SaeError(f"there is no SAE {name}; {path.parent} holds {some_of(beside, path.name)}")
+    if path.is_absolute() or name.startswith((".", "~")) or head.count("/") > 1:
+        raise SaeError(_not_here(name, path))
     return _on_hub(name, head, folder)
+
+
+def _not_here(name: str, path: Path) -> str:
+    """A sentence for a path of this disk that is not there: where it stops being right, and what is there."""
+    above = next(parent for parent in path.parents if parent.is_dir())
+    missing = path.relative_to(above).parts[0]
+    there = some_of(_folders(above), missing)
+    return f"SAE {name} is not a directory: {above} has no {missing}, {f'but {there}' if there else 'nor any folder'}"
+
+
+def _folders(place: Path) -> list[str]:
+    """Folders and torch files of a folder, by name."""
+    try:
+        found = [file.name for file in place.iterdir() if file.is_dir() or file.suffix in TORCH]
+    except OSError:
+        return []
+    return sorted(name for name in found if not name.startswith("."))
 
 
 def _in_folder(name: str, folder: Path) -> tuple[Source, str]:
@@ -70,9 +93,10 @@ def _on_hub(name: str, head: str, folder: str, overrides: Mapping[str, Any] | No
         pinned = pin(repository, "model", revision or None)
     except HubError as problem:
         there = models_of(repository) if "has no model" in str(problem) else []
-        near = [other for other in there if SequenceMatcher(None, other.lower(), repository.lower()).ratio() > 0.5]
+        near = [other for other in there if _alike(other, repository)]
         owner = repository.partition("/")[0]
         known = f"; {owner} has {some_of(near, repository)}" if near else ""
+        known += _near_here(repository)
         raise SaeError(f"SAE {name!r} is not a directory, and not on the hub either: {problem}{known}") from None
     try:
         paths = local_files(pinned.local) if pinned.local else list_files(repository, pinned.revision)
@@ -91,6 +115,19 @@ def _on_hub(name: str, head: str, folder: str, overrides: Mapping[str, Any] | No
     if place != folder.strip("/"):
         source.note(f"{repository} holds one SAE, {place}")
     return source, location.format
+
+
+def _near_here(repository: str) -> str:
+    """Of a name that may also be a misspelt path of this disk: the folders it may have meant."""
+    path = Path(repository)
+    above = next(parent for parent in path.parents if parent.is_dir())
+    missing = path.relative_to(above).parts[0]
+    near = [other for other in _folders(above) if _alike(other, missing)]
+    return f"; here are the folders {some_of([str(above / other) for other in near], str(path))}" if near else ""
+
+
+def _alike(one: str, other: str) -> bool:
+    return SequenceMatcher(None, one.lower(), other.lower()).ratio() > 0.5
 
 
 def _choose(name: str, repository: str, paths: list[str], folder: str) -> tuple[str, Location]:

@@ -4,8 +4,10 @@ import math
 import os
 from collections.abc import Callable, Mapping
 from importlib import import_module
+from numbers import Integral, Real
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from sae_lm.errors import SaeError
@@ -34,7 +36,7 @@ def load(
     device: str = "auto",
     *,
     format: str = "auto",
-    hook: str | None = None,
+    hook: str | int | None = None,
     k: int | None = None,
     input_scale: float | None = None,
 ) -> SAE:
@@ -45,13 +47,15 @@ def load(
         a release of SAELens and an id in it, ``gpt2-small-res-jb:blocks.8.hook_resid_pre``.
     device: `auto` (cuda if there is one), `cpu`, `cuda`, `cuda:1`, `mps`.
     format: one of FORMATS where the files do not tell; ``dictionary_learning/BatchTopKSAE`` names the class too.
-    hook, k: which activation it is for and how many latents fire, where the files do not say, or say it wrong.
+    hook, k: which activation it is for (a hook, or a layer's number for its residual stream) and how many latents fire,
+        where the files do not say, or say it wrong.
     input_scale: what activations are multiplied by, where an SAE expects that and its files do not say by what:
         sqrt(d_in) / mean norm of the activations.
 
     Nothing is guessed: what the files leave open is asked for. Raises SaeError for what is missing, damaged, ambiguous
     or of another kind, SettingsError for the device.
     """
+    _check_kinds(path, device, format, hook, k, input_scale)
     device = pick_device(device)
     kind, _, variant = format.partition("/")
     if kind != "auto" and kind not in FORMATS:
@@ -59,7 +63,12 @@ def load(
     if input_scale is not None and not 0 < input_scale < math.inf:
         raise SaeError(f"input_scale is {input_scale!r}, expected a number above 0")
     source, suggested = find(os.fspath(path))
-    source.hook, source.k, source.input_scale, source.variant = hook, k, input_scale, variant
+    source.hook, source.k, source.input_scale, source.variant = (
+        None if hook is None else str(hook),
+        k,
+        input_scale,
+        variant,
+    )
     if kind == "auto":
         kind = _format_of_keys(source) if suggested == "torch" else suggested
         source.note(f"format {kind} by the names of its {'tensors' if suggested == 'torch' else 'files'}")
@@ -74,6 +83,20 @@ def load(
         raise source.error(str(problem)) from None
     _check_given(source, sae)
     return sae.to(device)
+
+
+def _check_kinds(path: object, device: object, format: object, hook: object, k: object, input_scale: object) -> None:
+    """Raises SaeError where an argument is of another kind than it can be."""
+    for name, value, kinds, expected in (
+        ("path", path, (str, os.PathLike), "the name of a directory, a file or a hub id"),
+        ("device", device, (str, torch.device), "auto, cpu, cuda, cuda:1 or another of torch's"),
+        ("format", format, (str,), "auto or the name of a format"),
+        ("hook", hook, (str, Integral, type(None)), "a hook as blocks.8.hook_out, or the layer's number"),
+        ("k", k, (Integral, type(None)), "a whole number"),
+        ("input_scale", input_scale, (Real, type(None)), "a number above 0"),
+    ):
+        if isinstance(value, bool) or not isinstance(value, kinds):
+            raise SaeError(f"{name} is {value!r}, a {type(value).__name__}; expected {expected}")
 
 
 def _check_given(source: Source, sae: SAE) -> None:

@@ -193,6 +193,10 @@ class SAE(nn.Module):
         self, z: Float[Tensor, "*batch d_sae"], x: Float[Tensor, "*any"] | None = None
     ) -> Float[Tensor, "*reconstruction"]:
         """x: the activation that z encodes. Only an SAE that normalises activations needs it, and says so."""
+        if z.shape[-1] != self.config.d_sae:
+            raise SaeError(
+                f"latents have width {z.shape[-1]}, this SAE has {self.config.d_sae}; give what encode gives"
+            )
         return self.restore(z @ self.W_dec + self.b_dec, x)
 
     def forward(self, x: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:

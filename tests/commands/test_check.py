@@ -109,6 +109,38 @@ def test_a_bias_not_subtracted_and_a_wrong_claim_are_told(model, store, sae):
     assert not many.fits and "but L0 is 12, claimed 100" in many.verdict
 
 
+def test_the_folder_of_a_store_is_the_store_and_its_manifest_no_text(model, store, tiny_store, sae):
+    for folder in (tiny_store, str(tiny_store)):
+        found = check(model, sae, folder, tokens=300)
+        assert found.rows == check(model, sae, store, tokens=300).rows > 100
+        assert found.fit.loaded == check(model, sae, store, tokens=300).fit.loaded
+
+
+def test_a_change_that_helps_a_little_is_remarked_and_no_verdict(model, store):
+    rows = store.rows(HOOK).float()
+    sae = fitted(rows, 7, HOOK)
+    near = SAE(
+        sae.config, {**dict(sae.named_parameters()), "b_dec": sae.b_dec * 0.02 + rows.mean(0) * 0.98}, ["a test"]
+    )
+    found = check(model, changed(near, apply_b_dec_to_input=False), store, tokens=800)
+    assert not found.fit.best.changes
+    (remark,) = found.remarks
+    assert remark.startswith("It fits a little better with b_dec subtracted from the input (FVU ")
+    assert remark in str(found) and "fits clearly better" in found.verdict
+
+
+def test_another_k_than_it_was_trained_with_is_told(model, store, sae):
+    topk = changed(sae, architecture="topk", k=2, metadata={"training": {"k": 8}})
+    claims = check(model, topk, store, tokens=300).claims
+    assert claims == [("L0", "8", "2", False)]
+
+
+def test_a_hook_the_store_has_not_is_measured_by_the_model(model, store, sae):
+    found = check(model, sae, store, hook="blocks.1.hook_mlp_out", tokens=300)
+    assert any(remark.startswith("The store has no blocks.1.hook_mlp_out, only ") for remark in found.remarks)
+    assert "on blocks.1.hook_out" in found.verdict
+
+
 def test_random_weights_are_said_not_to_fit_and_that_nothing_helps(model, store, make_sae):
     random = make_sae(d_in=16, d_sae=32)
     found = check(model, changed(random, metadata={"hook_name": HOOK}), store, tokens=800)

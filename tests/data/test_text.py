@@ -13,7 +13,7 @@ import pytest
 
 from sae_lm.data.text import Text, open_text
 from sae_lm.embedded import text as embedded
-from sae_lm.errors import HubError, SaeLmError
+from sae_lm.errors import HubError, SaeLmError, TextError
 
 
 @pytest.fixture(autouse=True)
@@ -349,3 +349,8 @@ def test_a_stream_goes_on_from_every_place_without_reading_earlier_files(folder:
         reader = stream()
         assert reader.knows(place) and not reader.knows(["another version", *place[1:]])
         assert [row.values for row in reader.read(place)] == [row.values for row in rows[number:]]
+
+
+def test_a_store_is_no_text(tiny_store):
+    with pytest.raises(TextError, match="is an activation store, whose files are no text"):
+        open_text(str(tiny_store))

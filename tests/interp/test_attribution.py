@@ -163,5 +163,9 @@ def test_one_prompt_may_be_ids_alone_and_its_metric_a_single_number(model, sae):
 def test_wrong_metrics_and_methods_are_refused(model, sae):
     with pytest.raises(SaeError, match=r"metric gave shape \(\), expected one number for each of 2 prompts"):
         sae_lm.attribute(model, IDS, lambda logits: logits.mean(), sae)
+    for method in ("gradient", "integrated"):
+        with pytest.raises(SaeError, match="the metric has no gradient to the logits; "):
+            sae_lm.attribute(model, IDS, lambda logits: METRIC(logits).detach(), sae, method=method)
+    sae_lm.attribute(model, IDS, lambda logits: METRIC(logits).detach(), sae, method="ablation")
     with pytest.raises(SaeError, match="steps is 0"):
         sae_lm.attribute(model, IDS, METRIC, sae, method="integrated", steps=0)

@@ -7,7 +7,7 @@ import tiny_models
 import torch
 
 import sae_lm
-from sae_lm.errors import SaeError
+from sae_lm.errors import SaeError, SettingsError
 from sae_lm.lm import bridge
 from sae_lm.lm.source import find_model
 
@@ -133,3 +133,17 @@ def test_masks_and_steering_of_nothing_are_refused(model, make_sae):
         sae_lm.generate(model, PROMPT, make_sae(d_in=16), keep=PROMPT == 0)
     with pytest.raises(SaeError, match="no SAE was given"):
         sae_lm.generate(model, PROMPT, steering=sae_lm.Steer(1, largest=1.0))
+
+
+@pytest.mark.parametrize("number", [0, -1, 2.5, True])
+def test_a_number_of_tokens_that_is_none_is_refused(model, number):
+    generate = getattr(sae_lm.generate, "__wrapped__", sae_lm.generate)  # without the tests' own check of annotations
+    with pytest.raises(SettingsError, match=f"max_new_tokens is {number}, expected a whole number"):
+        generate(model, PROMPT, max_new_tokens=number)
+
+
+@pytest.mark.parametrize("prompt", [[1, 2], [], 3, [[1, 2]]])
+def test_a_prompt_that_is_no_text_and_no_tensor_is_refused(model, prompt):
+    generate = getattr(sae_lm.generate, "__wrapped__", sae_lm.generate)
+    with pytest.raises(SettingsError, match="the prompt is neither text"):
+        generate(model, prompt)

@@ -1,10 +1,14 @@
 """sae_lm.interp.splice: an SAE at work in the model."""
 
+import inspect
+from pathlib import Path
+
 import pytest
 import torch
 
 import sae_lm
-from sae_lm.errors import SaeError
+from sae_lm.errors import ModelError, SaeError
+from sae_lm.interp.splice import place
 from sae_lm.sae.model import SAE, SaeConfig
 
 pytestmark = pytest.mark.transformer_lens_3
@@ -88,3 +92,20 @@ def test_an_sae_of_another_width_or_without_a_hook_is_refused(model, make_sae):
     bare = SAE(SaeConfig(architecture="topk", d_in=16, d_sae=10, k=3), dict(sae.named_parameters()))
     with pytest.raises(SaeError, match="which hook"), sae_lm.splice(model, bare):
         pass
+
+
+def test_names_in_place_of_a_model_an_sae_or_a_store_are_told_apart_from_them(model, make_sae):
+    def plain(function):
+        return inspect.unwrap(function)  # without the tests' own check of annotations
+
+    sae = make_sae(d_in=16)
+    for function in (plain(place), plain(sae_lm.check)):
+        for wrong in ("runs/one", Path("runs/one"), ["runs/one"], {"blocks.1.hook_out": "runs/one"}):
+            with pytest.raises(SaeError, match="an SAE is 'runs/one', a name; give what sae_lm.load gives"):
+                function(model, wrong)
+        with pytest.raises(SaeError, match="an SAE is of type Tensor"):
+            function(model, torch.zeros(2))
+        with pytest.raises(ModelError, match="model is 'embedded', a name; give sae_lm.load_model"):
+            function("embedded", sae)
+    with pytest.raises(SaeError, match="store is 'acts', a name; give sae_lm.open_store"):
+        plain(sae_lm.largest_activations)(sae, "acts")

@@ -38,3 +38,6 @@ def test_leading_dimensions_and_dtype_of_the_input_are_kept(make_sae):
 def test_input_of_another_width_is_refused(make_sae):
     with pytest.raises(SaeError, match="width 5, this SAE was trained on width 6"):
         make_sae().encode(torch.zeros(2, 5))
+    d_sae = make_sae().config.d_sae
+    with pytest.raises(SaeError, match=f"latents have width 5, this SAE has {d_sae}"):
+        make_sae().decode(torch.zeros(2, 5))

@@ -14,7 +14,7 @@ from sae_formulas import D, M, inputs, numbers
 from safetensors.torch import load_file, save_file
 
 import sae_lm
-from sae_lm.errors import SaeError
+from sae_lm.errors import HubError, SaeError
 from sae_lm.sae.load import FORMATS
 
 
@@ -80,6 +80,53 @@ def test_a_misspelt_sae_beside_others_is_answered_with_the_nearest_first(tmp_pat
 
 
 # --- what the files leave open
+
+
+def test_a_folder_misspelt_on_the_way_is_answered_with_those_there(tmp_path, monkeypatch):
+    FOREIGN["saelens topk"][0](tmp_path / "runs")
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    there = f"{tmp_path} has no rums, but runs, other"
+    assert there in refusal(tmp_path / "rums" / "sae") and there in refusal(f"{tmp_path}/rums/deeper/sae")
+    assert ". has no rums, but runs, other" in refusal("./rums/sae")
+    assert "runs/sae has no layer_1, nor any folder" in refusal("runs/sae/layer_1")
+    for name in ("./runs:sae", "runs:sae", f"{tmp_path}/runs:sae"):
+        assert "is named with a slash: " in refusal(name) and "runs/sae" in refusal(name)
+
+
+def test_a_misspelt_path_that_reads_like_a_hub_id_is_answered_with_the_folders_here(tmp_path, monkeypatch):
+    FOREIGN["saelens topk"][0](tmp_path / "runs")
+    (tmp_path / "quite-other").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sae_lm.hub.revision.pin", not_there)
+    for name in ("rums/sae", "rums"):
+        said = refusal(name)
+        assert "not on the hub either" in said and said.endswith("here are the folders runs")
+
+
+def not_there(*_):
+    raise HubError("the hub has it not")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"hook": 2.5}, {"hook": True}, {"k": "8"}, {"k": 8.0}, {"k": True}, {"input_scale": "2"}, {"format": None}],
+)
+def test_an_argument_of_another_kind_is_named(tmp_path, options):
+    path, _ = FOREIGN["saelens topk"][0](tmp_path)
+    load = getattr(sae_lm.load, "__wrapped__", sae_lm.load)  # without the tests' own check of annotations
+    (name,) = options
+    with pytest.raises(SaeError, match=f"^{name} is {options[name]!r}, a .*; expected "):
+        load(path, "cpu", **options)
+    with pytest.raises(SaeError, match="^path is None"):
+        load(None)
+
+
+def test_a_layer_may_be_given_by_its_number(tmp_path):
+    path, _ = FOREIGN["saelens topk"][0](tmp_path)
+    for layer in (3, "3"):
+        assert sae_lm.load(path, "cpu", hook=layer).config.metadata["hook_name"] == "blocks.3.hook_out"
 
 
 def test_a_loose_file_whose_hook_nobody_says_asks_for_it(tmp_path):
@@ -338,6 +385,8 @@ def test_the_device_may_be_auto_and_a_wrong_one_is_named(tmp_path):
     assert sae_lm.load(path).W_enc.device.type == sae_lm.load(path, device="auto").W_enc.device.type == expected
     with pytest.raises(sae_lm.SaeLmError, match="device is 'gpu'"):
         sae_lm.load(path, "gpu")
+    with pytest.raises(sae_lm.SaeLmError, match="device is None"):
+        getattr(sae_lm.load, "__wrapped__", sae_lm.load)(path, None)
 
 
 def test_half_precision_is_folded_and_used_in_float32(tmp_path):
