@@ -13,7 +13,7 @@ from sae_lm.data.manifest import MANIFEST, PROGRESS, RECIPE, Recipe, ShardRecord
 from sae_lm.data.tokens import Place
 from sae_lm.errors import StoreError
 from sae_lm.runtime.differences import differences
-from sae_lm.runtime.files import PART, PROBE, parse_json, read_json, refuse_links_out, write_json
+from sae_lm.runtime.files import PART, PROBE, clear_probes, parse_json, read_json, refuse_links_out, write_json
 from sae_lm.runtime.locks import open_lock, take_lock
 
 LOCK = f"{PROGRESS}/lock"
@@ -26,12 +26,9 @@ def check_folder(out: Path) -> None:
     if not out.is_dir() or (out / MANIFEST).is_file() or (out / RECIPE).is_file():
         return
     names = {path.relative_to(out).as_posix() for path in out.rglob("*")}
-    if not names <= {
-        PROGRESS,
-        LOCK,
-        f"{RECIPE}{PART}",
-        PROBE,
-    }:  # what a run leaves that was killed in its first moments
+    # what a run leaves that was killed in its first moments, or another does that begins
+    of_first_moments = {PROGRESS, LOCK, f"{RECIPE}{PART}", *(name for name in names if name.startswith(PROBE))}
+    if not names <= of_first_moments:
         raise StoreError(f"{out} is not empty and not an activation store; give --out a new folder")
 
 
@@ -112,6 +109,7 @@ class PartialStore:
     def end(self) -> None:
         """After the commit: the records are in the manifest now. Another process may see that, and clear them as well."""
         shutil.rmtree(self.out / PROGRESS, ignore_errors=True)
+        clear_probes(self.out, age=1.0)
 
     def give_up(self) -> None:
         """Delete what was written of a store that has no rows; the folder too, if nothing else is in it."""

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -27,8 +28,10 @@ DISKS = {
     errno.ESTALE: "the disk is no longer there",
 }
 """The system's error number -> what it says of a disk."""
-PROBE = "sae_lm.probe.part"
-"""Written and deleted again to learn what a disk can do; a kill in that moment leaves it."""
+PROBE = "sae_lm.probe."
+"""How the name of a folder begins that is made and deleted again to learn what a disk can do; a kill may leave it."""
+STALE_SECONDS = 60.0
+"""Age at which such a folder is what a kill left, and not of another process: trying takes moments."""
 PART = ".part"
 """Suffix of what is being written; a name that ends in it is never read."""
 
@@ -144,20 +147,27 @@ def check_disk(folder: Path) -> None:
     from safetensors.numpy import save_file
 
     _refuse_dangling(folder)
-    probe = _existing(folder) / PROBE
-    try:
-        probe.unlink(missing_ok=True)
-        save_file({"probe": np.zeros(1)}, probe)
-        with safe_open(probe, "np") as file:
-            file.get_tensor("probe")
+    where = _existing(folder)
+    clear_probes(where, STALE_SECONDS)
+    try:  # in a folder of its own, since others may look at the same disk at once
+        with tempfile.TemporaryDirectory(dir=where, prefix=PROBE, suffix=PART, ignore_cleanup_errors=True) as own:
+            probe = Path(own) / "probe"
+            save_file({"probe": np.zeros(1)}, probe)
+            with safe_open(probe, "np") as file:
+                file.get_tensor("probe")
     except (OSError, SafetensorError) as problem:
         words = disk_problem(problem) or " ".join(str(problem).split())
         raise SaeLmError(
             f"nothing can be written to {folder}: {words}; mend that, or give a folder on another disk"
         ) from None
-    finally:
+
+
+def clear_probes(where: Path, age: float) -> None:
+    """Delete what kills left of `check_disk`: what is older, in seconds."""
+    for left in present(where, f"{PROBE}*{PART}"):
         with suppress(OSError):
-            probe.unlink(missing_ok=True)
+            if time.time() - left.stat().st_mtime > age:
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 
 def refuse_links_out(folder: Path, names: Iterable[str], error: type[SaeLmError]) -> None:

@@ -1,6 +1,7 @@
 """text -> store -> batches: what is cached, what is refused, what survives a kill."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -241,6 +242,10 @@ def test_the_end_of_one_run_and_the_start_of_another_may_fall_together(cache_set
         if self.name == PROGRESS and not vanished:
             vanished.append(self.rmdir())
 
+    left = tmp_path / "store" / "sae_lm.probe.x.part"  # by a kill while the disk was tried
+    left.mkdir(parents=True)
+    (left / "probe").write_text("")
+    os.utime(left, (left.stat().st_mtime - 5,) * 2)
     monkeypatch.setattr(PartialStore, "end", end)
     monkeypatch.setattr(Path, "mkdir", mkdir)
     assert verify(cache(cache_settings(tmp_path / "store"))) == []

@@ -1,6 +1,7 @@
 """Files are whole or absent."""
 
 import os
+import threading
 
 import pytest
 import torch
@@ -137,3 +138,32 @@ def test_what_may_not_be_read_is_no_missing_file(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     assert disk_problem(said) == "permission is denied"
     assert disk_problem(FileNotFoundError(2, "No such file or directory", str(path))) is None
+
+
+def test_a_disk_may_be_tried_by_several_at_once(tmp_path):
+    """All look at the folder that is there, whatever folder they will make in it."""
+    said = []
+
+    def tried(name):
+        try:
+            for _ in range(60):
+                check_disk(tmp_path / name)
+        except SaeLmError as problem:
+            said.append(problem)
+
+    threads = [threading.Thread(target=tried, args=(f"store{number % 2}",)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert said == [] and list(tmp_path.iterdir()) == []
+
+
+def test_what_a_kill_left_of_a_try_goes_once_it_is_old(tmp_path):
+    old, young = tmp_path / "sae_lm.probe.a.part", tmp_path / "sae_lm.probe.b.part"
+    for folder in (old, young):
+        folder.mkdir()
+        (folder / "probe").write_text("")
+    os.utime(old, (0, 0))
+    check_disk(tmp_path)
+    assert [*tmp_path.iterdir()] == [young]
