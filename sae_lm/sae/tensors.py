@@ -6,7 +6,7 @@ import pickletools
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from sae_lm.runtime.files import disk_problem
 
 LONGEST_NAME = 300
 """Characters of a class or function that a pickle names, at most."""
+LONGEST_LINE = 10_000
+"""Bytes without a line's end, at most, in a pickle that cannot be followed to its end."""
 SPARE, RATIO = 2**26, 64
 """Bytes that a file may hold beyond its size on disk, and how many times its size: weights hardly compress."""
 
@@ -110,13 +112,15 @@ def _check_names(path: Path) -> None:
 
     What else is wrong with the pickle is torch's to say.
     """
-    with suppress(ValueError, EOFError, KeyError, IndexError, UnicodeError, zipfile.BadZipFile, NotImplementedError):
+    held: list[bytes] = []
+    try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 held = [archive.read(name) for name in archive.namelist() if name.endswith("data.pkl")]
             streams, each = [io.BytesIO(content) for content in held], 1
         else:  # as torch before 1.6: three pickles about the file, and that of the content
-            streams, each = [io.BytesIO(path.read_bytes())], 4
+            held = [path.read_bytes()]
+            streams, each = [io.BytesIO(content) for content in held], 4
         for stream in streams:
             for _ in range(each):
                 for operation, argument, _place in pickletools.genops(stream):
@@ -125,6 +129,18 @@ def _check_names(path: Path) -> None:
                             f"{path} needs code of its own to be opened, of a name of {len(str(argument)):,} characters, and was "
                             "refused; nothing of it was executed; it is damaged or forged"
                         )
+    except (
+        ValueError,
+        EOFError,
+        KeyError,
+        IndexError,
+        UnicodeError,
+        zipfile.BadZipFile,
+        NotImplementedError,
+    ) as problem:
+        # torch may follow it further, as where a name is not of ASCII, to a name that was not looked at
+        if any(len(line) > LONGEST_LINE for content in held for line in content.split(b"\n")):
+            raise _damaged(path, "a torch file", problem) from None
 
 
 def _check_size(path: Path, ratio: int) -> None:

@@ -246,6 +246,16 @@ def test_a_pickle_that_names_code_at_absurd_length_is_refused_at_once(tmp_path, 
     assert time.monotonic() - began < 2
 
 
+def test_a_long_name_of_code_that_is_not_of_ascii_is_refused_at_once_too(tmp_path):
+    torch.save({"a": OrderedDict()}, tmp_path / "a.pt", _use_new_zipfile_serialization=False)
+    long = b"[" * 40_000 + "é".encode() + b"\n"
+    (tmp_path / "b.pt").write_bytes((tmp_path / "a.pt").read_bytes().replace(b"OrderedDict\n", long))
+    began = time.monotonic()
+    with pytest.raises(SaeError, match="cannot be read as a torch file"):
+        read_torch(tmp_path / "b.pt")
+    assert time.monotonic() - began < 2
+
+
 def test_one_flipped_bit_of_an_saes_configuration_is_noticed_when_it_is_verified(make_sae, tmp_path):
     save(make_sae(), tmp_path / "sae")
     file = tmp_path / "sae/cfg.json"
