@@ -29,7 +29,7 @@ from sae_lm.runtime.files import check_disk, free_bytes, write_json, write_whole
 from sae_lm.runtime.progress import Progress
 from sae_lm.runtime.signals import stop_on_signal
 from sae_lm.runtime.threads import WriteBehind, read_ahead
-from sae_lm.settings import CacheSettings
+from sae_lm.settings import CacheSettings, TrainSettings
 
 
 def cache(settings: CacheSettings) -> Path:
@@ -210,7 +210,7 @@ def _commit(state: PartialStore, words: list[str], partial: dict[int, bytes]) ->
         print(line, flush=True)
 
 
-HELD_OUT = 0.1
+HELD_OUT: float = TrainSettings.model_fields["held_out"].default
 """Share of a store at its end that ``train`` holds out unless told otherwise."""
 EXTREME = 10.0
 """Multiple of a hook's median norm, the one that ``--drop-sinks`` is usually given."""

@@ -50,9 +50,8 @@ class TokenCodes:
         place[latents] = torch.arange(len(latents), dtype=torch.int32)
         column = place.index_select(0, self.latent)
         entry = (column >= 0).nonzero().flatten()
-        token = torch.searchsorted(self.starts, entry, right=True) - 1
         out = torch.zeros(len(self), len(latents))
-        out[token, column[entry].long()] = self.strength[entry]
+        out[self.token_of(entry), column[entry].long()] = self.strength[entry]
         return out
 
     def take(self, tokens: Tensor) -> "TokenCodes":

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from cache_runs import contents, flags
+from cache_runs import cache_until_shard, contents, flags
 from conftest import TEXTS
 
 import sae_lm
@@ -82,20 +82,11 @@ def test_awkward_stores_resume_and_are_repaired_to_the_same_bytes(
     cache_settings, awkward_text, tmp_path, changes, monkeypatch
 ):
     from sae_lm.data.repair import repair
-    from sae_lm.data.shards import OpenShard
 
     common = {"text": str(awkward_text), "tokens": 700, "shard_tokens": 40, **changes}
     whole = contents(cache(cache_settings(tmp_path / "whole", **common)))
-    settings, real = cache_settings(tmp_path / "store", **common), OpenShard.write
-
-    def dies(self, *arguments):
-        if self.index == 7:
-            raise KeyboardInterrupt
-        return real(self, *arguments)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(OpenShard, "write", dies)
-        cache(settings)
+    settings = cache_settings(tmp_path / "store", **common)
+    cache_until_shard(7, settings, monkeypatch)
     assert contents(cache(settings)) == whole
     for index in (3, 8, 9):
         (settings.out / "blocks.1.hook_out" / f"{index:05d}.safetensors").unlink()

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from cache_runs import contents, flags
+from cache_runs import cache_until_shard, contents, flags
 from conftest import TEXTS
 
 import sae_lm
@@ -161,7 +161,6 @@ def test_a_run_that_goes_on_does_not_read_the_text_from_its_beginning(cache_sett
     import pyarrow.parquet
 
     import sae_lm.data.readers as readers
-    from sae_lm.data.shards import OpenShard
 
     monkeypatch.setattr(readers, "TEXT_BYTES", 500)
     monkeypatch.setattr("sae_lm.data.pieces.PIECE", 1000)
@@ -180,16 +179,8 @@ def test_a_run_that_goes_on_does_not_read_the_text_from_its_beginning(cache_sett
             writer.writerows(rows)
     common = {"text": str(path), "tokens": 4000}
     whole = contents(cache(cache_settings(tmp_path / "whole", **common)))
-    settings, real, read = cache_settings(tmp_path / "store", **common), OpenShard.write, []
-
-    def dies(self, *arguments):
-        if self.index == 25:
-            raise KeyboardInterrupt
-        return real(self, *arguments)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(OpenShard, "write", dies)
-        cache(settings)
+    settings, read = cache_settings(tmp_path / "store", **common), []
+    cache_until_shard(25, settings, monkeypatch)
     real_read = readers.Files.read
 
     def noted(self, place=None, column=None):
@@ -206,19 +197,9 @@ def test_a_run_that_goes_on_does_not_read_the_text_from_its_beginning(cache_sett
 
 
 def test_a_run_goes_on_where_an_earlier_version_noted_no_place(cache_settings, tmp_path, monkeypatch):
-    from sae_lm.data.shards import OpenShard
-
     whole = contents(cache(cache_settings(tmp_path / "whole")))
-    settings, real = cache_settings(tmp_path / "store"), OpenShard.write
-
-    def dies(self, *arguments):
-        if self.index == 7:
-            raise KeyboardInterrupt
-        return real(self, *arguments)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(OpenShard, "write", dies)
-        cache(settings)
+    settings = cache_settings(tmp_path / "store")
+    cache_until_shard(7, settings, monkeypatch)
     places = sorted((settings.out / PROGRESS).glob("*.place.json"))
     assert len(places) == 7
     for place in places[:6]:

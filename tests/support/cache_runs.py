@@ -1,4 +1,9 @@
-"""What tests of caching share: a store as its files, settings as flags."""
+"""What tests of caching share: a store as its files, settings as flags, a run that is stopped."""
+
+import pytest
+
+from sae_lm.commands.cache import cache
+from sae_lm.data.shards import OpenShard
 
 
 def contents(folder):
@@ -13,3 +18,17 @@ def flags(settings):
         f"--{'' if value is not False else 'no-'}{name.replace('_', '-')}" + ("" if isinstance(value, bool) else f"={value}")
         for name, value in shown.items()
     ]  # fmt: skip
+
+
+def cache_until_shard(number, settings, monkeypatch):
+    """A run that a Ctrl-C ends when this shard is to be written; what is before it is kept."""
+    real = OpenShard.write
+
+    def dies(self, *arguments):
+        if self.index == number:
+            raise KeyboardInterrupt
+        return real(self, *arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(OpenShard, "write", dies)
+        cache(settings)
