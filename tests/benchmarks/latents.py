@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from sae_lm.data.manifest import FileRecord, Manifest, Recipe, ShardRecord, shard_file, write_manifest
-from sae_lm.data.store import Store, open_store
+from sae_lm.data.manifest import FileRecord, ShardRecord, shard_file
+from sae_lm.data.store import Store
 from sae_lm.metrics.cofiring import cofiring
 from sae_lm.metrics.concept_owners import concept_bars, concept_directions
 from sae_lm.metrics.latent_labels import best_rules, near_misses, read_rules
@@ -29,6 +29,10 @@ from sae_lm.metrics.latent_statistics import latent_statistics
 from sae_lm.metrics.stored_codes import store_codes
 from sae_lm.runtime.files import write_json
 from sae_lm.sae.model import SAE, SaeConfig
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
+
+from made_stores import commit_store, made_recipe
 
 HOOK, CONTEXT, SHARD_CONTEXTS, VOCABULARY = "blocks.2.hook_out", 128, 512, 4096
 
@@ -88,12 +92,8 @@ def make_store(folder: Path, rows: int, directions: torch.Tensor, generator: tor
                                   next=(0, 0), files=files))  # fmt: skip
         first += SHARD_CONTEXTS
     write_json(folder / "vocabulary.json", [f" word{token}" for token in range(VOCABULARY)])
-    recipe = Recipe(model={"id": "made"}, tokenizer_sha256="", text={"id": "made"}, forward="", context_size=CONTEXT, pack=True,
-                    repeat=False, keep_special=False, drop_sinks=None, bos=None, separator=None, dtype="bfloat16",
-                    hooks={HOOK: width}, tokens=first * CONTEXT, shard_contexts=SHARD_CONTEXTS)  # fmt: skip
-    write_manifest(folder, Manifest(recipe=recipe, rows=recipe.tokens, contexts=first, documents=1, text_ended=False,
-                                    sink_norms={}, shards=shards, files={}, versions={}, batch_size=32))  # fmt: skip
-    return open_store(folder)
+    recipe = made_recipe({HOOK: width}, CONTEXT, first * CONTEXT, SHARD_CONTEXTS, "bfloat16")
+    return commit_store(folder, recipe, shards, 1)
 
 
 def measure(store: Store, sae: SAE, folder: Path) -> None:

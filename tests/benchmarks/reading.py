@@ -20,10 +20,15 @@ from pathlib import Path
 import torch
 
 from sae_lm.data.batches import WINDOW_BYTES
-from sae_lm.data.manifest import FileRecord, Manifest, Recipe, ShardRecord, shard_file, write_manifest
-from sae_lm.data.store import Store, open_store
+from sae_lm.data.manifest import FileRecord, ShardRecord, shard_file
+from sae_lm.data.store import Store
 from sae_lm.penalties.arms import Arm
 from sae_lm.training.trainer import ArmTraining
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
+
+from made_stores import commit_store, made_recipe
+from recipes import training_recipe
 
 WIDTH, LATENTS, K, BATCH, SHARD_ROWS = 512, 8192, 32, 2048, 65_536
 HOOK = "blocks.3.hook_out"
@@ -54,12 +59,8 @@ def stand_in(folder: Path, size: int) -> Store:
         }
         shards.append(ShardRecord(rows=SHARD_ROWS, contexts=512, special_tokens=0, padding=0, sinks=0, last_document=0,
                                   next=(0, 0), files=files))  # fmt: skip
-    recipe = Recipe(model={}, tokenizer_sha256="", text={"id": "holes"}, forward="", context_size=128, pack=True, repeat=False,
-                    keep_special=False, drop_sinks=None, bos=None, separator=None, dtype="bfloat16", hooks={HOOK: WIDTH},
-                    tokens=len(shards) * SHARD_ROWS, shard_contexts=512)  # fmt: skip
-    write_manifest(folder, Manifest(recipe=recipe, rows=recipe.tokens, contexts=512 * len(shards), documents=1, text_ended=False,
-                                    sink_norms={}, shards=shards, files={}, versions={}, batch_size=32))  # fmt: skip
-    return open_store(folder)
+    recipe = made_recipe({HOOK: WIDTH}, 128, len(shards) * SHARD_ROWS, 512, "bfloat16")
+    return commit_store(folder, recipe, shards, 1)
 
 
 def sparse(path: Path, tensors: dict[str, tuple[str, list[int], int]]) -> FileRecord:
@@ -100,9 +101,6 @@ def memory(store: Store) -> None:
 
 
 def beside_a_step(store: Store, rounds: int, steps: int) -> None:
-    sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
-    from recipes import training_recipe
-
     recipe = training_recipe(100_000, d_sae=LATENTS, k=K, lr=1e-4, warm_up=0.0, decay=0.1, aux_coefficient=0.0)
     arm = ArmTraining(Arm("none", 0.0), 0, recipe, torch.zeros(WIDTH), "cpu")
     noise = torch.randn(BATCH, WIDTH)

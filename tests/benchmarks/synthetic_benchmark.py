@@ -16,6 +16,7 @@ inputs without any child on which it fires, less that with one: what misses its 
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,13 +27,17 @@ from safetensors.torch import save_file
 from synthetic_world import Drawn, Sampler, build, facts, tree_of
 
 from sae_lm.commands.train import train
-from sae_lm.data.manifest import FileRecord, Manifest, Recipe, ShardRecord, write_manifest
+from sae_lm.data.manifest import Recipe, ShardRecord
 from sae_lm.data.shards import OpenShard
 from sae_lm.data.tokens import START, Block
 from sae_lm.data.writer import statistics
 from sae_lm.pages.terminal import columns
-from sae_lm.runtime.files import sha256, write_json
+from sae_lm.runtime.files import write_json
 from sae_lm.settings import TrainSettings
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
+
+from made_stores import commit_store, made_recipe
 
 HOOK = "blocks.0.hook_out"
 CONTEXT = 128
@@ -45,22 +50,17 @@ LEAST_SEEN = 20
 def write_store(sampler: Sampler, rows: int, folder: Path, origin: dict[str, Any]) -> None:
     """A store of rows of no text, all of one token; whole contexts."""
     contexts, width = rows // CONTEXT, sampler.vectors.shape[1]
-    recipe = Recipe(
+    recipe = made_recipe(
+        {HOOK: width},
+        CONTEXT,
+        contexts * CONTEXT,
+        PER_SHARD,
+        "float16",
         model={"id": "SynthSAEBench", "revision": None, "d_model": width, "d_vocab": 1, **origin},
-        tokenizer_sha256="0",
         text={"id": "synthetic"},
         forward="synthetic",
-        context_size=CONTEXT,
         pack=False,
-        repeat=False,
         keep_special=True,
-        drop_sinks=None,
-        bos=None,
-        separator=None,
-        dtype="float16",
-        hooks={HOOK: width},
-        tokens=contexts * CONTEXT,
-        shard_contexts=PER_SHARD,
     )
     shards = [
         _shard(sampler, index, range(first, min(first + PER_SHARD, contexts)), recipe, folder)
@@ -68,20 +68,7 @@ def write_store(sampler: Sampler, rows: int, folder: Path, origin: dict[str, Any
     ]
     write_json(folder / "vocabulary.json", ["x"])
     save_file(statistics(folder, recipe, len(shards)), folder / "stats.safetensors")
-    names = ("vocabulary.json", "stats.safetensors")
-    manifest = Manifest(
-        recipe=recipe,
-        rows=sum(shard.rows for shard in shards),
-        contexts=contexts,
-        documents=contexts,
-        text_ended=False,
-        sink_norms={},
-        batch_size=1,
-        shards=shards,
-        files={n: FileRecord(bytes=(folder / n).stat().st_size, sha256=sha256(folder / n)) for n in names},
-        versions={},
-    )
-    write_manifest(folder, manifest)
+    commit_store(folder, recipe, shards, contexts, ("vocabulary.json", "stats.safetensors"))
 
 
 def _shard(sampler: Sampler, index: int, contexts: range, recipe: Recipe, folder: Path) -> ShardRecord:

@@ -5,13 +5,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from made_stores import commit_store, made_recipe
 from safetensors.torch import save_file
 
-from sae_lm.data.manifest import FileRecord, Manifest, Recipe, write_manifest
 from sae_lm.data.shards import OpenShard, rows_wanted
-from sae_lm.data.store import Store, open_store
+from sae_lm.data.store import Store
 from sae_lm.data.tokens import START, Block
-from sae_lm.runtime.files import sha256, write_json
+from sae_lm.runtime.files import write_json
 from sae_lm.sae.formats.saelens import save
 from sae_lm.sae.model import SAE, SaeConfig
 
@@ -24,22 +24,15 @@ def write_store(folder: Path, contexts: list[list[int]], per_shard: int = 2, sca
     """A store of given ids whose row for token t in context c is (1 + scale c) times the unit vector t."""
     size = len(contexts[0])
     shards = []
-    recipe = Recipe(
+    recipe = made_recipe(
+        {HOOK: len(WORDS)},
+        size,
+        sum(len(context) for context in contexts),
+        per_shard,
+        "float32",
         model={"id": "owner/tiny", "revision": None, "d_model": len(WORDS), "d_vocab": len(WORDS)},
-        tokenizer_sha256="0",
         text={"id": "by hand"},
-        forward="by hand",
-        context_size=size,
-        pack=True,
-        repeat=False,
-        keep_special=False,
-        drop_sinks=None,
         bos=0,
-        separator=None,
-        dtype="float32",
-        hooks={HOOK: len(WORDS)},
-        tokens=sum(len(context) for context in contexts),
-        shard_contexts=per_shard,
     )
     for index, first in enumerate(range(0, len(contexts), per_shard)):
         part = np.array(contexts[first : first + per_shard], np.int32)
@@ -54,21 +47,8 @@ def write_store(folder: Path, contexts: list[list[int]], per_shard: int = 2, sca
         shards.append(shard.write(folder, 10**9))
     write_json(folder / "vocabulary.json", WORDS)
     save_file({"x": torch.zeros(1)}, folder / "stats.safetensors")
-    names = ("vocabulary.json", "stats.safetensors")
-    manifest = Manifest(
-        recipe=recipe,
-        rows=sum(shard.rows for shard in shards),
-        contexts=len(contexts),
-        documents=1 + (len(contexts) - 1) // 2,
-        text_ended=False,
-        sink_norms={},
-        batch_size=1,
-        shards=shards,
-        files={n: FileRecord(bytes=(folder / n).stat().st_size, sha256=sha256(folder / n)) for n in names},
-        versions={},
-    )
-    write_manifest(folder, manifest)
-    return open_store(folder)
+    documents = 1 + (len(contexts) - 1) // 2
+    return commit_store(folder, recipe, shards, documents, ("vocabulary.json", "stats.safetensors"))
 
 
 def write_sae(folder: Path, **metadata: Any) -> SAE:
