@@ -1,4 +1,5 @@
 """What is held of codes, of text units and of a store's files, where a loud row, many rows or many shards are met.
+What is tokenized by each of many ranks, and run through the model for a few rows without sinks.
 
     python tests/benchmarks/memory.py
 
@@ -23,23 +24,29 @@ LOUD = 60.0
 TEXT_ROWS, DOCUMENT, CONTEXT = 5_000_000, 700, 128
 SHARDS, LOOKED = 2000, 97
 """Shards of the store; reads between two looks at what is mapped and open."""
-PARTS = ("codes", "codes-loud", "units", "files")
+SHARD_ROWS, SHARD_WIDTH = 65_536, 2048
+RANKS, RANKED_TOKENS, FEW = 2, 20_000, 3000
+PARTS = ("codes", "codes-loud", "units", "files", "moments", "ranks", "sinks")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--only", choices=PARTS)
+    parser.add_argument("--rank-of", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.only is None:
-        for part in PARTS:
-            subprocess.run([sys.executable, __file__, "--only", part], check=True)
-    elif arguments.only == "units":
+    part = arguments.only
+    if arguments.rank_of:
+        rank(arguments.rank_of)
+    elif part is None:
+        for name in PARTS:
+            subprocess.run([sys.executable, __file__, "--only", name], check=True)
+    elif part == "units":
         units()
-    elif arguments.only == "files":
-        with tempfile.TemporaryDirectory() as folder:
-            files(Path(folder))
+    elif part.startswith("codes"):
+        codes(loud=part == "codes-loud")
     else:
-        codes(loud=arguments.only == "codes-loud")
+        with tempfile.TemporaryDirectory() as folder:
+            {"files": files, "moments": moments, "ranks": ranks, "sinks": sinks}[part](Path(folder))
 
 
 def resident() -> int:
@@ -124,6 +131,62 @@ def files(folder: Path) -> None:
         f"{max(opened) - before} files open at a time",
         flush=True,
     )
+
+
+def moments(folder: Path) -> None:
+    """Of three quarters of a shard, which training's rows are: no sums of it are stored."""
+    from hand_made import HOOK
+    from made_stores import hollow_store
+
+    store = hollow_store(folder / "store", HOOK, 1, SHARD_ROWS, SHARD_WIDTH)
+    size, before = SHARD_ROWS * SHARD_WIDTH * 2, resident()
+    store.moments(HOOK, SHARD_ROWS * 3 // 4)
+    print(f"moments of 3/4 of a shard of {size / 1e6:.0f} MB: grown by {(peak() - before) / size:.2f} times the shard, "
+          "mapped pages among it", flush=True)  # fmt: skip
+
+
+def ranks(folder: Path) -> None:
+    """How much text each of some ranks tokenizes for one store."""
+    run = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={RANKS}", "--standalone"]
+    subprocess.run([*run, __file__, "--rank-of", str(folder / "store")], check=True, stdout=subprocess.DEVNULL)
+    said = sorted(path.read_text() for path in folder.glob("rank*"))
+    print(f"{RANKS} ranks cache {RANKED_TOKENS:,} tokens; " + "; ".join(said), flush=True)
+
+
+def rank(out: Path) -> None:
+    import transformers
+
+    import sae_lm
+
+    characters, real = [0], transformers.PreTrainedTokenizerBase.__call__
+
+    def counted(self, text, *given, **named):
+        characters.append(len(text) if isinstance(text, str) else sum(map(len, text)))
+        return real(self, text, *given, **named)
+
+    transformers.PreTrainedTokenizerBase.__call__ = counted
+    sae_lm.cache(sae_lm.CacheSettings(hooks="1", tokens=RANKED_TOKENS, shard_tokens=2048, out=out))
+    number = os.environ["RANK"]
+    (out.parent / f"rank{number}").write_text(f"rank {number} tokenizes {sum(characters):,} characters")
+
+
+def sinks(folder: Path) -> None:
+    """What is run through the model for a few rows, where a shard would hold many more."""
+    import sae_lm
+    from sae_lm.data.writer import ShardMaker
+
+    positions, real = [0], ShardMaker.activations
+
+    def counted(self, batch, longest):
+        positions[-1] += len(batch) * longest
+        return real(self, batch, longest)
+
+    ShardMaker.activations = counted
+    for name, drop in (("all", None), ("without", 3.0)):
+        positions.append(0)
+        sae_lm.cache(sae_lm.CacheSettings(hooks="1", tokens=FEW, drop_sinks=drop, out=folder / name))
+    print(f"{FEW:,} rows in a shard that may hold more: {positions[1]:,} positions are run; without sinks {positions[2]:,}, "
+          "a sample to know sinks by among them", flush=True)  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -9,25 +9,23 @@ from the store, in turns, the ratio of pairs, the cost of a batch alone, and res
 """
 
 import argparse
-import json
 import statistics
-import struct
 import sys
 import tempfile
 import time
+from itertools import chain, count
 from pathlib import Path
 
 import torch
 
 from sae_lm.data.batches import WINDOW_BYTES
-from sae_lm.data.manifest import FileRecord, ShardRecord, shard_file
 from sae_lm.data.store import Store
 from sae_lm.penalties.arms import Arm
 from sae_lm.training.trainer import ArmTraining
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
-from made_stores import commit_store, made_recipe
+from made_stores import hollow_store
 from recipes import training_recipe
 
 WIDTH, LATENTS, K, BATCH, SHARD_ROWS = 512, 8192, 32, 2048, 65_536
@@ -41,41 +39,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        store = stand_in(Path(name), int(options.gigabytes * 1e9))
+        shards = max(1, int(options.gigabytes * 1e9) // (SHARD_ROWS * WIDTH * 2))
+        store = hollow_store(Path(name), HOOK, shards, SHARD_ROWS, WIDTH)
         memory(store)
         beside_a_step(store, options.rounds, options.steps)
-
-
-def stand_in(folder: Path, size: int) -> Store:
-    shards = []
-    for index in range(max(1, size // (SHARD_ROWS * WIDTH * 2))):
-        files = {
-            shard_file(HOOK, index): sparse(
-                folder / shard_file(HOOK, index), {"rows": ("BF16", [SHARD_ROWS, WIDTH], 2)}
-            ),
-            shard_file("tokens", index): sparse(
-                folder / shard_file("tokens", index), {"document": ("I32", [SHARD_ROWS], 4)}
-            ),
-        }
-        shards.append(ShardRecord(rows=SHARD_ROWS, contexts=512, special_tokens=0, padding=0, sinks=0, last_document=0,
-                                  next=(0, 0), files=files))  # fmt: skip
-    recipe = made_recipe({HOOK: WIDTH}, 128, len(shards) * SHARD_ROWS, 512, "bfloat16")
-    return commit_store(folder, recipe, shards, 1)
-
-
-def sparse(path: Path, tensors: dict[str, tuple[str, list[int], int]]) -> FileRecord:
-    """A safetensors file whose tensors are holes."""
-    header, offset = {}, 0
-    for name, (dtype, shape, itemsize) in tensors.items():
-        end = offset + itemsize * torch.Size(shape).numel()
-        header[name], offset = {"dtype": dtype, "shape": shape, "data_offsets": [offset, end]}, end
-    encoded = json.dumps(header).encode()
-    encoded += b" " * (-len(encoded) % 8)
-    path.parent.mkdir(exist_ok=True)
-    with path.open("wb") as file:
-        file.write(struct.pack("<Q", len(encoded)) + encoded)
-        file.truncate(8 + len(encoded) + offset)
-    return FileRecord(bytes=path.stat().st_size, sha256="")
 
 
 def resident() -> float:
@@ -86,12 +53,11 @@ def resident() -> float:
 
 def memory(store: Store) -> None:
     size = sum(record.bytes for record in store.manifest.all_files().values()) / 1e9
-    before, seen, began, number = resident(), [], time.perf_counter(), 1
-    for number, batch in enumerate(store.batches(BATCH, seed=0), 1):
-        if number % 50 == 0:
-            assert batch.shape == (BATCH, WIDTH)
-            seen.append(resident())
-    seconds = time.perf_counter() - began
+    before, seen, began = resident(), [], time.perf_counter()
+    for batch in store.batches(BATCH, seed=0):
+        assert batch.shape == (BATCH, WIDTH)
+        seen.append(resident())
+    seconds, number = time.perf_counter() - began, len(seen)
     thirds = [max(seen[i * len(seen) // 3 : (i + 1) * len(seen) // 3]) for i in range(3)]
     print(
         f"reading {size:.1f} GB once, {number:,} batches of {BATCH} x {WIDTH} in bfloat16: {seconds / number * 1e3:.2f} ms a batch"
@@ -105,7 +71,7 @@ def beside_a_step(store: Store, rounds: int, steps: int) -> None:
     arm = ArmTraining(Arm("none", 0.0), 0, recipe, torch.zeros(WIDTH), "cpu")
     noise = torch.randn(BATCH, WIDTH)
     held = torch.randn(BATCH, WIDTH).bfloat16()
-    batches = store.batches(BATCH, seed=1)
+    batches = chain.from_iterable(store.batches(BATCH, seed=seed) for seed in count(1))  # again and again
     next(batches)
     times: dict[str, list[float]] = {"in memory": [], "from the store": []}
     for _ in range(rounds + 1):

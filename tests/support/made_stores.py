@@ -1,10 +1,14 @@
 """Stores that no model wrote: the recipe and the manifest beside rows that were made by hand."""
 
+import json
+import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sae_lm.data.manifest import FileRecord, Manifest, Recipe, ShardRecord, write_manifest
+import torch
+
+from sae_lm.data.manifest import FileRecord, Manifest, Recipe, ShardRecord, shard_file, write_manifest
 from sae_lm.data.store import Store, open_store
 from sae_lm.runtime.files import sha256
 
@@ -52,3 +56,35 @@ def commit_store(
     )
     write_manifest(folder, manifest)
     return open_store(folder)
+
+
+def hollow_store(folder: Path, hook: str, shards: int, rows: int, width: int) -> Store:
+    """A store of shards of the right size and format whose rows are holes: zeros that take no disk. In bfloat16."""
+    records = []
+    for index in range(shards):
+        files = {
+            name: _hollow_file(folder / name, tensors)
+            for name, tensors in {
+                shard_file(hook, index): {"rows": ("BF16", [rows, width], 2)},
+                shard_file("tokens", index): {"document": ("I32", [rows], 4)},
+            }.items()
+        }
+        records.append(
+            ShardRecord(rows=rows, contexts=rows // 128, special_tokens=0, padding=0, sinks=0, last_document=0,
+                        next=(0, 0), files=files)
+        )  # fmt: skip
+    return commit_store(folder, made_recipe({hook: width}, 128, shards * rows, rows // 128, "bfloat16"), records, 1)
+
+
+def _hollow_file(path: Path, tensors: Mapping[str, tuple[str, list[int], int]]) -> FileRecord:
+    header, offset = {}, 0
+    for name, (dtype, shape, itemsize) in tensors.items():
+        end = offset + itemsize * torch.Size(shape).numel()
+        header[name], offset = {"dtype": dtype, "shape": shape, "data_offsets": [offset, end]}, end
+    encoded = json.dumps(header).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(encoded)) + encoded)
+        file.truncate(8 + len(encoded) + offset)
+    return FileRecord(bytes=path.stat().st_size, sha256="")
