@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
+from math import isfinite
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -136,7 +137,7 @@ def read_partial_store(out: Path, recipe: Recipe) -> PartialStore | None:
         state.batch_size = int(content["batch_size"])
         if not all(isinstance(number, str) for number in state.versions.values()):
             raise ValueError("versions")
-        if not all(isinstance(norm, (int, float)) for norm in state.sink_norms.values()):
+        if not all(isinstance(norm, (int, float)) and isfinite(norm) for norm in state.sink_norms.values()):
             raise ValueError("sink_norms")
         for file in sorted((out / PROGRESS).glob("*.json")):
             if re.fullmatch(r"\d{5,}", file.stem):

@@ -133,7 +133,16 @@ def test_a_token_beyond_the_vocabulary_or_its_context_is_refused(store, key):
         sae_lm.open_store(store).text_around(3, 1, 1)
 
 
-@pytest.mark.parametrize("notes", [{"versions": {"torch": {}}}, {"sink_norms": {"blocks.0.hook_out": "a"}}])
+@pytest.mark.parametrize(
+    "notes",
+    [
+        {"versions": {"torch": {}}},
+        {"sink_norms": {"blocks.0.hook_out": "a"}},
+        {"sink_norms": {"blocks.0.hook_out": float("inf")}},
+        {"sink_norms": {"blocks.0.hook_out": float("nan")}},
+        {"sink_norms": {"blocks.0.hook_out": 10**400}},
+    ],
+)
 def test_notes_of_an_unfinished_store_that_are_no_notes_are_refused(store, notes):
     manifest = read_manifest(store)
     (store / MANIFEST).unlink()
