@@ -14,12 +14,15 @@ _MULTIPLES = {"k": 10**3, "m": 10**6, "b": 10**9}
 
 
 def parse_count(value: object) -> object:
-    """``200k`` -> 200000, ``1.5M`` -> 1500000, ``65_536`` -> 65536; anything else is left to pydantic."""
+    """``200k`` -> 200000, ``1.5M`` -> 1500000, ``65_536`` and ``65,536`` -> 65536; anything else is left to pydantic."""
     if not isinstance(value, str):
         return value
     if re.fullmatch(r"-[0-9].*", value.strip()):
         raise ValueError("expected a whole number that is not negative")
-    found = re.fullmatch(r"([0-9][0-9_,]*(?:\.[0-9]+)?)\s*([kmbKMB]?)", value.strip())
+    # a comma stands between thousands alone: elsewhere it parts a list, and 0,1,2 is no count
+    found = re.fullmatch(
+        r"((?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9][0-9_]*)(?:\.[0-9]+)?)\s*([kmbKMB]?)", value.strip(), re.ASCII
+    )
     if not found:
         raise ValueError("expected a whole number such as 65536, 200k or 1.5M")
     number = Decimal(re.sub("[_,]", "", found[1])) * _MULTIPLES.get(found[2].lower(), 1)

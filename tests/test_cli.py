@@ -26,13 +26,22 @@ def test_flags_overrides_and_file_are_merged_with_flags_last(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "number"), [("200k", 200_000), ("1.5M", 1_500_000), ("65_536", 65_536), ("2b", 2 * 10**9), (7, 7)]
+    ("text", "number"),
+    [
+        ("200k", 200_000),
+        ("1.5M", 1_500_000),
+        ("65_536", 65_536),
+        ("65,536", 65_536),
+        ("1,000k", 10**6),
+        ("2b", 2 * 10**9),
+        (7, 7),
+    ],
 )
 def test_counts_may_be_written_short(text, number):
     assert parse_count(text) == number
 
 
-@pytest.mark.parametrize("text", ["x", "1.5", "-3", "k", "1e6", ""])
+@pytest.mark.parametrize("text", ["x", "1.5", "-3", "k", "1e6", "", "0,1,2", "16,32", "1,5M", "1,000,00", "٣"])
 def test_a_malformed_count_is_refused(text):
     with pytest.raises(ValueError, match="whole number"):
         parse_count(text)

@@ -17,6 +17,7 @@ from torch import Tensor
 from sae_lm.data.manifest import MANIFEST
 from sae_lm.data.store import Store, open_store
 from sae_lm.errors import SaeError, SettingsError
+from sae_lm.interp.max_activating import same_model
 from sae_lm.lm.device_map import input_device
 from sae_lm.metrics.fit import POOR, Fit, find_fit
 from sae_lm.metrics.language_model import CrossEntropy, HeldOutText, cross_entropies
@@ -251,12 +252,9 @@ def _losses(model: Any, sae: SAE, name: str, contexts: _Contexts) -> CrossEntrop
 def _other_model(model: Any, sae: SAE) -> Iterator[str]:
     claimed = sae.config.metadata.get("model_name")
     here = getattr(getattr(model.original_model, "config", None), "_name_or_path", "") or model.cfg.model_name
-    if isinstance(claimed, str) and claimed and _last(claimed) not in (_last(str(here)), "embedded"):
-        yield f"The SAE names the model {claimed}, this one is {_last(str(here))}."
-
-
-def _last(name: str) -> str:
-    return name.rstrip("/").split("/")[-1].lower()
+    here = str(here).rstrip("/")
+    if isinstance(claimed, str) and claimed not in ("", "embedded") and not same_model(claimed.rstrip("/"), here):
+        yield f"The SAE names the model {claimed}, this one is {here.split('/')[-1].lower()}."
 
 
 def _other_rows(store: Store, rows: dict[str, Tensor], name: str) -> Iterator[str]:

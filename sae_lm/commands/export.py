@@ -1,15 +1,16 @@
 """sae-lm export: write files of an SAE's latents for dashboards, automated interpretation and steering of other tools."""
 
+import re
 from pathlib import Path
 
-from sae_lm.data.store import open_store
+from sae_lm.data.store import Store, open_store
 from sae_lm.errors import SaeError, SettingsError
 from sae_lm.interop.delphi import write_delphi
 from sae_lm.interop.examples import Encoded, encode, firing
 from sae_lm.interop.neuronpedia import TOP, write_neuronpedia, write_saedashboard
 from sae_lm.interop.steering_files import block_written, write_gguf, write_lm_eval
 from sae_lm.interp.max_activating import fitting_hook
-from sae_lm.interp.promoted_tokens import PromotedTokens, promoted_tokens
+from sae_lm.interp.promoted_tokens import PromotedTokens, check_unembeds, promoted_tokens
 from sae_lm.runtime.device import pick_device
 from sae_lm.runtime.files import check_folder
 from sae_lm.sae.load import load
@@ -18,6 +19,15 @@ from sae_lm.settings import ExportSettings
 
 CODES = "latent_codes"
 """Folder beside the output in which codes are kept for the next call."""
+_DASHBOARD = {"store", "latents", "tokens", "model", "name", "codes"}
+READ = {
+    "neuronpedia": _DASHBOARD,
+    "saedashboard": _DASHBOARD,
+    "delphi": {"store", "tokens", "codes"},
+    "gguf": {"latents", "name"},
+    "lm-eval": {"latents", "strength", "module", "store", "tokens", "codes"},
+}
+"""Target -> settings that it reads, beside those that all do."""
 
 
 def export(settings: ExportSettings) -> list[Path]:
@@ -29,9 +39,12 @@ def export(settings: ExportSettings) -> list[Path]:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise SettingsError(f"--out {out} exists already and is not replaced; give another folder, or remove it")
     steering = settings.to in ("gguf", "lm-eval")
+    for name in sorted(settings.model_fields_set - READ[settings.to] - {"sae", "to", "device", "out"}):
+        if getattr(settings, name) is not None:
+            raise SettingsError(f"--{name} is of no use with --to {settings.to}; leave out --{name}")
     if steering and len(settings.latents or ()) != 1:
         raise SettingsError(f"--to {settings.to} writes one latent; name it with --latents 12")
-    if settings.store is None and not (settings.to == "gguf" or (steering and settings.strength is not None)):
+    if settings.store is None and settings.to != "gguf" and not (steering and settings.strength is not None):
         needs = "a --strength, or a --store to take it from" if steering else "a --store, whose rows are shown"
         raise SettingsError(f"--to {settings.to} needs {needs}")
     device = pick_device(settings.device)
@@ -43,14 +56,15 @@ def export(settings: ExportSettings) -> list[Path]:
     check_folder(out)
     if steering:
         return [_steering(settings, sae)]
-    encoded = _encoded(settings, sae)
+    assert settings.store is not None
+    store = open_store(settings.store)
+    hook = fitting_hook(settings.sae, sae, store)
     if settings.to == "delphi":
-        if settings.latents is not None:
-            raise SettingsError("--to delphi writes all latents; leave out --latents")
-        return write_delphi(encoded, out, fitting_hook(settings.sae, sae, encoded.store))
+        return write_delphi(_encoded(settings, sae, store, hook), out, hook)
+    model_id, layer, name = _names(settings, hook, store)
+    promoted = _promoted(settings, sae, store, hook, device)
+    encoded = _encoded(settings, sae, store, hook)
     latents = firing(encoded, None if settings.latents is None else list(dict.fromkeys(settings.latents)))
-    model_id, layer, name = _names(settings, sae, encoded)
-    promoted = _promoted(settings, sae, device)
     if settings.to == "neuronpedia":
         return write_neuronpedia(encoded, latents, out, model_id, f"{layer}-{name}", promoted)
     dataset = str(encoded.store.manifest.recipe.text["id"])
@@ -58,10 +72,7 @@ def export(settings: ExportSettings) -> list[Path]:
     return write_saedashboard(encoded, latents, out, sae, facts, promoted)
 
 
-def _encoded(settings: ExportSettings, sae: SAE) -> Encoded:
-    assert settings.store is not None
-    store = open_store(settings.store)
-    hook = fitting_hook(settings.sae, sae, store)
+def _encoded(settings: ExportSettings, sae: SAE, store: Store, hook: str) -> Encoded:
     return encode(store, hook, sae, settings.tokens, TOP, settings.codes or settings.out.absolute().parent / CODES)
 
 
@@ -73,8 +84,11 @@ def _steering(settings: ExportSettings, sae: SAE) -> Path:
         return write_gguf(sae, latent, settings.out, name)
     strength = settings.strength
     if strength is None:
+        assert settings.store is not None
         block_written(sae)  # before long work
-        strength = float(_encoded(settings, sae).statistics.largest[latent])
+        store = open_store(settings.store)
+        encoded = _encoded(settings, sae, store, fitting_hook(settings.sae, sae, store))
+        strength = float(encoded.statistics.largest[latent])
         if not strength:
             raise SaeError(
                 f"latent {latent} does not fire on the rows searched, so its strength is not known; give --strength"
@@ -82,16 +96,22 @@ def _steering(settings: ExportSettings, sae: SAE) -> Path:
     return write_lm_eval(sae, latent, settings.out, strength, settings.module)
 
 
-def _names(settings: ExportSettings, sae: SAE, encoded: Encoded) -> tuple[str, int, str]:
+def _names(settings: ExportSettings, hook: str, store: Store) -> tuple[str, int, str]:
     """(the model's name, the block's number, the set's name): letters, digits, dots and dashes alone."""
-    model = str(encoded.store.manifest.recipe.model["id"]).rstrip("/").rpartition("/")[2]
+    found = re.match(r"blocks\.(\d+)\.", hook)
+    if found is None:
+        raise SaeError(
+            f"the SAE is for {hook}, which is of no block, by whose number dashboards name an SAE; give another"
+        )
+    model = str(store.manifest.recipe.model["id"]).rstrip("/").rpartition("/")[2]
     kept = (
         "".join(c if c.isalnum() or c in ".-_" else "-" for c in word) for word in (model, settings.name or "sae-lm")
     )
-    return next(kept), block_written(sae), next(kept)
+    return next(kept), int(found[1]), next(kept)
 
 
-def _promoted(settings: ExportSettings, sae: SAE, device: str) -> PromotedTokens | None:
+def _promoted(settings: ExportSettings, sae: SAE, store: Store, hook: str, device: str) -> PromotedTokens | None:
+    """Raises ModelError for a model that is not the store's."""
     if settings.model is None:
         return None
     import torch
@@ -101,6 +121,7 @@ def _promoted(settings: ExportSettings, sae: SAE, device: str) -> PromotedTokens
     from sae_lm.lm.source import find_model
 
     model = boot(find_model(settings.model, None), device=device, dtype=torch.float32)
+    check_unembeds(model, hook, sae.config.d_in, store.manifest.recipe.model["d_vocab"])
     return promoted_tokens(model, sae.W_dec.detach().float().cpu(), LOGITS)
 
 

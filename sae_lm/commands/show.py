@@ -50,7 +50,7 @@ def show(settings: ShowSettings) -> Path:
     if settings.labels is not None:
         given = read_labels(settings.labels, store.vocabulary, (*LABELS, *CONTEXTUAL))
     check_folder(settings.out.absolute().parent)
-    model, logits = _language_model(settings, store, saes, device)
+    model, logits = _language_model(settings, store, saes, hooks[0], device)
     found = survey(
         store, hooks[0], saes,
         tokens=settings.tokens, contexts=settings.contexts, folder=settings.codes or settings.out.absolute().parent / CODES,
@@ -120,10 +120,11 @@ def _what(sae: SAE) -> str:
 
 
 def _language_model(
-    settings: ShowSettings, store: Store, saes: Sequence[tuple[str, SAE]], device: str
+    settings: ShowSettings, store: Store, saes: Sequence[tuple[str, SAE]], hook: str, device: str
 ) -> tuple[Any, str]:
     """(a bridge or None, a sentence on what is promoted). Unless it is asked for by name, a model that is not at hand
     is done without."""
+    from sae_lm.interp.promoted_tokens import check_unembeds
     from sae_lm.lm.bridge import boot
     from sae_lm.lm.source import find_model, load_tokenizer
 
@@ -142,13 +143,11 @@ def _language_model(
         return None, absent.format(f"the language model is not at hand ({problem})")
     if len(load_tokenizer(source)) <= len(store.vocabulary):
         store.learn_bytes(load_tokenizer(source))
-    widths = {sae.config.d_in for _, sae in saes}
-    if widths != {model.W_U.shape[0]} or model.W_U.shape[1] != recorded["d_vocab"]:
+    try:
+        check_unembeds(model, hook, saes[0][1].config.d_in, recorded["d_vocab"])
+    except ModelError:
         if settings.model is not None:
-            raise ModelError(
-                f"model {settings.model!r} unembeds width {model.W_U.shape[0]} to {model.W_U.shape[1]} tokens, the SAE and store have "
-                f"width {', '.join(map(str, sorted(widths)))} and {recorded['d_vocab']} tokens; give the store's model, or --model none"
-            )
+            raise
         return None, absent.format("the SAE is not of the residual stream")
     return model, (
         "What a latent's decoder row adds to the logits of the next token by itself: W_dec times the final norm's weight "

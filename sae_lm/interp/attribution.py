@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 Metric: TypeAlias = "Callable[[Float[Tensor, 'batch pos d_vocab']], Tensor]"
 """Logits -> one number for each prompt [batch], or one number where there is one prompt."""
+SAME_METRIC = 1e-2
+"""Difference, relative and absolute, up to which a metric is the same: other batches and devices round otherwise."""
 Edit = Callable[[Tensor], Tensor]
 """Latents [batch, pos, d_sae] -> latents to go on with."""
 
@@ -130,7 +132,7 @@ def attribute(
     method: "gradient": one forward and one backward pass. "integrated": ``steps`` of both for each SAE; the
         attributions of one SAE sum up to what the metric loses without all of its latents. "ablation": exact, a forward
         pass for each latent that fires (``batch_size`` of them at once).
-    of: ablate the entries of this attribution only, such as ``attribution.head(50)``.
+    of: ablate the entries of this attribution of the same prompts only, such as ``attribution.head(50)``.
 
     With several SAEs a latent's attribution is that of all its effects, those by way of later SAEs' latents and errors
     included. Raises SaeError for a metric that does not give one number for each prompt.
@@ -141,6 +143,8 @@ def attribute(
         raise SaeError(f"steps is {steps} and batch_size {batch_size}; both must be at least 1")
     run = _Run(model, tokens, metric, saes, keep, attention_mask)
     if method == "ablation":
+        if of is not None:
+            _check_fits(of, run)
         found = run.firing(method) if of is None else of
         return _sorted(found, _ablated(run, found, batch_size), method)
     gradients = _gradients(run) if method == "gradient" else _integrated(run, steps)
@@ -158,18 +162,46 @@ def faithfulness(
     attribution: Attribution,
     *,
     top: int = 50,
-    **options: Any,
+    keep: Keep = "special",
+    attention_mask: "Int[Tensor, 'batch pos'] | None" = None,
+    batch_size: int = 16,
 ) -> Faithfulness:
     """Correlation of the largest attributions with what ablating each of these latents does to the metric.
 
-    options: keep, attention_mask and batch_size, as they were given to ``attribute``.
+    All else is given as it was to ``attribute``. Raises SaeError for an attribution of other prompts, SAEs or another
+    metric.
     """
+    if batch_size < 1:
+        raise SaeError(f"batch_size is {batch_size}, expected at least 1")
     first = attribution.head(top)
-    run = _Run(model, tokens, metric, saes, options.get("keep", "special"), options.get("attention_mask"))
-    ablated = _ablated(run, first, options.get("batch_size", 16))
+    run = _Run(model, tokens, metric, saes, keep, attention_mask)
+    _check_fits(first, run)
+    clean = run.clean[0].float().cpu()
+    if not torch.allclose(first.metric, clean, rtol=SAME_METRIC, atol=SAME_METRIC):
+        raise SaeError(
+            f"the attribution is of prompts where the metric is {_few(first.metric)}, here it is {_few(clean)}; give the "
+            "prompts and the metric that it was made with"
+        )
+    ablated = _ablated(run, first, batch_size)
     pair = torch.stack([first.attribution, ablated]).double()
     varies = len(first) > 2 and bool((pair.std(1) > 0).all())
     return Faithfulness(float(torch.corrcoef(pair)[0, 1]) if varies else float("nan"), first.attribution, ablated)
+
+
+def _check_fits(found: Attribution, run: "_Run") -> None:
+    """Raise SaeError for an attribution of other SAEs, or of prompts of another shape."""
+    theirs = dict(zip(found.hooks, found.widths, strict=True))
+    ours = {name: one.sae.config.d_sae for name, one in run.spliced.items()}
+    if theirs != ours:
+        told = (", ".join(f"{hook} with {width} latents" for hook, width in of.items()) for of in (theirs, ours))
+        raise SaeError("the attribution is of SAEs at {}, given are {}; give the same".format(*told))
+    if found.shape != tuple(run.tokens.shape):
+        told = (f"{prompts} of {length} tokens" for prompts, length in (found.shape, tuple(run.tokens.shape)))
+        raise SaeError("the attribution is of prompts {}, given are {}; give the same".format(*told))
+
+
+def _few(values: Tensor) -> str:
+    return ", ".join(f"{value:.4g}" for value in values[:3].tolist()) + ", ..." * (len(values) > 3)
 
 
 class _Run:
@@ -180,6 +212,11 @@ class _Run:
     ) -> None:
         self.model, self.metric, self.mask = model, metric, attention_mask
         tokens = model.to_tokens(tokens) if isinstance(tokens, str) else tokens
+        if not isinstance(tokens, Tensor) or tokens.ndim not in (1, 2):
+            got = f"of shape {tuple(tokens.shape)}" if isinstance(tokens, Tensor) else f"a {type(tokens).__name__}"
+            raise SaeError(
+                f"tokens is {got}, expected a prompt or token ids [batch, pos]; several prompts: model.to_tokens(prompts)"
+            )
         self.tokens = tokens[None] if tokens.ndim == 1 else tokens
         self.spliced = {name: SplicedSAE(sae) for name, sae in place(model, saes).items()}
         self.latents: dict[str, Tensor] = {}

@@ -1,6 +1,5 @@
 """What latents say to the logits: the tokens that they promote and suppress, and metrics of what a model says."""
 
-import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -9,17 +8,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sae_lm.errors import SaeError
-from sae_lm.interp.promoted_tokens import promoted_tokens
+from sae_lm.interp.promoted_tokens import promoted_tokens, writes_residual
 from sae_lm.interp.splice import place
-from sae_lm.lm.bridge import hook_names
 from sae_lm.sae.model import SAE
 
 if TYPE_CHECKING:
     from sae_lm.lm.bridge import TransformerBridge
-
-_RESIDUAL = re.compile(
-    r"blocks\.\d+\.(hook_(resid_(pre|mid|post)|mlp_out|attn_out|in|out))|hook_embed|ln_final\.hook_in"
-)
 
 
 class TokenEffect(NamedTuple):
@@ -52,7 +46,7 @@ def logit_effect(
     Raises SaeError for a latent that is not there, and for an SAE whose rows are no directions of the residual stream.
     """
     (name,) = place(model, sae, hook)
-    if not any(_RESIDUAL.fullmatch(known) for known in hook_names(model, name)):
+    if not writes_residual(model, name):
         raise SaeError(
             f"decoder rows of an SAE at {name} are no directions of the residual stream, so they have no direct effect on "
             "logits; give an SAE of a residual stream or of an MLP's or attention's output"

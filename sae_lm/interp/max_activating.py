@@ -30,7 +30,7 @@ def fitting_hook(name: str, sae: SAE, store: Store) -> str:
         )
     same_store = (metadata.get("training") or {}).get("store_id") == store.manifest.id
     model, stored = metadata.get("model_name"), str(store.manifest.recipe.model["id"])
-    if model and not same_store and not _same_model(str(model), stored):
+    if model and not same_store and not same_model(str(model), stored):
         raise SaeError(
             f"SAE {name} was trained on model {model!r}, store {store.path} holds activations of {stored!r}; "
             "give a store of the SAE's model"
@@ -38,7 +38,7 @@ def fitting_hook(name: str, sae: SAE, store: Store) -> str:
     return hook
 
 
-def _same_model(one: str, other: str) -> bool:
+def same_model(one: str, other: str) -> bool:
     """Equal but for the owner's name; SAELens says ``gpt2-small`` where the hub says ``gpt2``."""
     one, other = (name.split("/")[-1].lower() for name in (one, other))
     return one == other or {one, other} == {"gpt2", "gpt2-small"}

@@ -7,6 +7,7 @@ cap or factor after the unembedding. So sizes are logits per unit of activation,
 Public dashboards show the same product: the models that they are made with have the norm folded in.
 """
 
+import re
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +15,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae_lm.errors import ModelError
+from sae_lm.lm.bridge import hook_names
 
+RESIDUAL = re.compile(
+    r"blocks\.\d+\.(hook_(resid_(pre|mid|post)|mlp_out|attn_out|in|out))|hook_embed|ln_final\.hook_in"
+)
+"""Hooks at which decoder rows are directions of the residual stream."""
 LATENTS_AT_ONCE = 512
 LONG = 1e3
 """Length of each entry of the rows by which a norm is tried: beside it, what a norm adds to the variance is nothing."""
@@ -29,6 +35,26 @@ class PromotedTokens(NamedTuple):
     promoted_logit: Float[Tensor, "d_sae n"]
     suppressed: Int[Tensor, "d_sae n"]
     suppressed_logit: Float[Tensor, "d_sae n"]
+
+
+def writes_residual(model: Any, hook: str) -> bool:
+    """Whether decoder rows of an SAE at this hook are directions of the residual stream. Raises ModelError."""
+    return any(RESIDUAL.fullmatch(known) for known in hook_names(model, hook))
+
+
+def check_unembeds(model: Any, hook: str, d_in: int, d_vocab: int) -> None:
+    """Raise ModelError where the rows of an SAE of this hook and width promote none of the tokens of this vocabulary."""
+    width, tokens = model.W_U.shape
+    if d_in != width or tokens != d_vocab:
+        raise ModelError(
+            f"the model given unembeds width {width} to {tokens} tokens, the SAE and store have width {d_in} and {d_vocab} "
+            "tokens; give the store's model, or none"
+        )
+    if not writes_residual(model, hook):
+        raise ModelError(
+            f"decoder rows of an SAE at {hook} are no directions of the residual stream, so they promote no tokens by "
+            "themselves; leave the model out"
+        )
 
 
 @torch.no_grad()

@@ -40,7 +40,7 @@ class Steer:
     strength: int | float = 1.0
     """in multiples of ``largest``; may be negative"""
     largest: int | float | None = None
-    """the latent's largest activation; default the SAE's ``metadata["largest_activations"]``, which SAEs of
+    """the latent's largest activation, above 0; default the SAE's ``metadata["largest_activations"]``, which SAEs of
     ``sae-lm train`` have. With 1, ``strength`` is the latent's activation itself"""
     hook: str | None = None
     """which SAE, where there are several"""
@@ -52,6 +52,11 @@ class Steer:
             value = getattr(self, name)
             if value is not None and not abs(value) < float("inf"):
                 raise SaeError(f"{name} of the steering of latent {self.latent} is {value}, expected a finite number")
+        if self.largest is not None and not self.largest > 0:
+            raise SaeError(
+                f"largest of the steering of latent {self.latent} is {self.largest:g}, expected a number above 0: where it was "
+                "searched the latent never fired; give largest=1 for a strength in units of the latent"
+            )
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sae_lm.errors import SettingsError
 from sae_lm.pages.latents_data import PageData
 from sae_lm.pages.templates import asset, encode_page, fill
 from sae_lm.runtime.files import PART, replace_folder, write_whole
@@ -24,17 +25,24 @@ PAGE_BYTES = 5_000_000
 def write_latents(path: Path, data: PageData, facts: Mapping[str, Any]) -> list[Path]:
     """Write the page whole, and its folder where it needs one; return what was written.
 
-    facts: what the template shows. A folder that an earlier page had is replaced or removed.
+    facts: what the template shows. A folder that an earlier page had is replaced or removed. Where a folder of other
+    files has its name it gets another; raises SettingsError where that is taken too.
     """
-    folder = path.with_name(f"{path.stem}_data")
+    folder, further = (path.with_name(f"{path.stem}{ending}") for ending in ("_data", "_latents_data"))
     inline = {name: to_json(chunk) for name, chunk in data.chunks.items()}
     page = encode_page(_page(data.head | {"folder": None}, inline, facts))
     with only_writer(path.absolute().parent):
         if len(page) > PAGE_BYTES:
+            if folder.exists() and not _is_ours(folder):
+                folder = further
+            if folder.exists() and not _is_ours(folder):
+                raise SettingsError(
+                    f"{folder} is where the page's data would be, and holds other files; give another --out"
+                )
             return _write_beside(path, folder, data, inline, facts)
         write_whole(path, lambda temporary: temporary.write_bytes(page) and None)
-        if _is_ours(folder):
-            shutil.rmtree(folder)
+        for earlier in filter(_is_ours, (folder, further)):
+            shutil.rmtree(earlier)
         return [path]
 
 
@@ -48,8 +56,6 @@ def _write_beside(
         for name, chunk in inline.items():
             script = f'"use strict";saeLatents("{name}",{chunk});\n'.encode()
             write_whole(aside / f"{name}.js", lambda temporary, script=script: temporary.write_bytes(script) and None)
-        if folder.exists() and not _is_ours(folder):
-            folder = path.with_name(f"{path.stem}_latents_data")
         path.unlink(missing_ok=True)
         replace_folder(aside, folder)
     finally:

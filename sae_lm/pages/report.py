@@ -209,10 +209,12 @@ def _per_concept(report: Report) -> dict[str, Any]:
 
 
 def _sweep(report: Report) -> dict[str, Any]:
-    """Per arm the fraction under other gates, mean over concepts and seeds."""
+    """Per arm the fraction of raw activations under other gates, mean over concepts, at the seed that was swept."""
     by_arm: dict[str, dict[tuple[float, float], list[float | None]]] = {}
     for entry in report["per_concept"]:
         for gate in entry.get("sweep") or ():
+            if gate["centred"]:
+                continue
             fractions = by_arm.setdefault(entry["arm"], {})
             fractions.setdefault((gate["cos"], gate["share"]), []).append(gate["fraction"])
     gates = sorted({gate for fractions in by_arm.values() for gate in fractions})

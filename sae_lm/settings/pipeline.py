@@ -117,7 +117,7 @@ class TrainSettings(Settings):
     batch_size: Count = 1024
     """rows per step"""
     lr: Annotated[float, Field(gt=0)] | None = None
-    """peak learning rate (default: .08 / sqrt(width of the rows) * sqrt(batch_size / 512), three fifths of it for adam)"""
+    """peak learning rate (default: .08 / sqrt(width of the rows) * sqrt(batch_size / 512), the root at most 2; three fifths for adam)"""
     optimizer: Literal["row_rms", "adam"] = "row_rms"
     """row_rms: one mean square per latent, no momentum; adam: as the field does, and SAEs before this version"""
     warm_up: Share = 0.05

@@ -157,6 +157,12 @@ def test_another_model_than_the_stores_and_the_saes_is_remarked(model, store, sa
     assert check(model, sae, store, tokens=300).remarks == []
 
 
+def test_the_library_names_of_gpt2_are_one_model(model, store, sae, monkeypatch):
+    monkeypatch.setattr(model.original_model.config, "_name_or_path", "gpt2")
+    found = check(model, changed(sae, metadata={"model_name": "gpt2-small"}), store, tokens=300)
+    assert not any("names the model" in remark for remark in found.remarks)
+
+
 def test_what_cannot_be_checked_is_one_sentence(model, store, sae, make_sae):
     with pytest.raises(SaeError, match="does not say which hook"):
         check(model, changed(sae, metadata={"hook_name": None}), store)

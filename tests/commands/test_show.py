@@ -211,6 +211,17 @@ def test_a_folder_of_someone_elses_is_left_alone(settings: ShowSettings, monkeyp
     assert (folder / "mine.txt").read_text() == "keep"
     assert LatentsPage(settings.out).head["folder"] == "latents_latents_data"
     assert LatentsPage(settings.out).lines(1)["top"]
+    further = settings.out.with_name("latents_latents_data")
+    with monkeypatch.context() as undone:
+        undone.setattr(latents_module, "PAGE_BYTES", 5_000_000)
+        show(settings)
+        assert not further.exists()
+    further.mkdir()
+    (further / "mine.txt").write_text("keep")
+    before = settings.out.read_bytes()
+    with pytest.raises(SettingsError, match="latents_latents_data is where the page's data would be, and holds other"):
+        show(settings)
+    assert (further / "mine.txt").read_text() == "keep" and settings.out.read_bytes() == before
 
 
 def test_codes_lie_beside_the_page_or_where_they_are_wanted(settings: ShowSettings, tmp_path: Path) -> None:

@@ -14,9 +14,9 @@ from hand_made import HOOK, WORDS, random_contexts, random_sae, write_sae, write
 from safetensors.numpy import load_file
 
 from sae_lm.cli import main
-from sae_lm.commands.export import export
+from sae_lm.commands.export import CODES, export
 from sae_lm.data.store import Store
-from sae_lm.errors import SaeError, SettingsError
+from sae_lm.errors import ModelError, SaeError, SettingsError
 from sae_lm.interop.delphi import _ranges
 from sae_lm.interop.neuronpedia import check_upload
 from sae_lm.sae.formats.saelens import save
@@ -43,8 +43,9 @@ def sae(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, SAE]:
 @pytest.fixture
 def settings(store: Store, sae: tuple[Path, SAE], tmp_path: Path) -> Any:
     def make(to: str, **changes: Any) -> ExportSettings:
-        given = {"sae": str(sae[0]), "to": to, "store": str(store.path), "out": tmp_path / "out", "device": "cpu"}
-        return ExportSettings(**{**given, **changes})
+        given = {"sae": str(sae[0]), "to": to, "out": tmp_path / "out", "device": "cpu"}
+        rows = {} if to == "gguf" else {"store": str(store.path)}
+        return ExportSettings(**{**given, **rows, **changes})
 
     return make
 
@@ -251,7 +252,7 @@ def read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
 
 def test_a_control_vector_is_the_decoder_row_of_its_block(settings: Any, sae: tuple[Path, SAE], tmp_path: Path) -> None:
     pytest.importorskip("gguf")
-    (path,) = export(settings("gguf", latents=(7,), name="llama", store=None))
+    (path,) = export(settings("gguf", latents=(7,), name="llama"))
     values, tensors = read_gguf(path)
     assert values["general.architecture"] == "controlvector"
     assert values["controlvector.model_hint"] == "llama" and values["controlvector.layer_count"] == 1
@@ -298,15 +299,22 @@ def test_the_harness_reads_a_csv_whose_sae_gives_the_row_and_the_bias(
         ("lm-eval", {"latents": (1, 2)}, "writes one latent"),
         ("lm-eval", {"latents": (1,), "store": None}, "needs a --strength, or a --store"),
         ("lm-eval", {"latents": (1,), "strength": 2.0, "module": "../x"}, "no name of a module"),
-        ("delphi", {"latents": (1,)}, "leave out --latents"),
+        ("delphi", {"latents": (1,)}, "--latents is of no use with --to delphi; leave out --latents"),
+        ("delphi", {"model": "embedded"}, "--model is of no use with --to delphi"),
+        ("gguf", {"latents": (1,), "strength": 8.0}, "--strength is of no use with --to gguf"),
+        ("lm-eval", {"latents": (1,), "name": "mine"}, "--name is of no use with --to lm-eval"),
+        ("saedashboard", {"module": "h.1"}, "--module is of no use with --to saedashboard"),
+        ("neuronpedia", {"model": "embedded"}, "unembeds width 256 to 4096 tokens, the SAE and store have width"),
         ("neuronpedia", {"store": None}, "needs a --store"),
         ("saedashboard", {"latents": (D_SAE,)}, "out of range"),
         ("neuronpedia", {"tokens": 3}, "hold no whole context"),
     ],
 )
 def test_what_a_target_lacks_is_one_sentence(settings: Any, to: str, changes: dict[str, Any], part: str) -> None:
-    with pytest.raises((SettingsError, SaeError), match=part):
-        export(settings(to, **changes))
+    given = settings(to, **changes)
+    with pytest.raises((SettingsError, SaeError, ModelError), match=part):
+        export(given)
+    assert not (given.out.parent / CODES).exists()  # before the long part of the work
 
 
 def test_what_is_there_is_not_replaced(settings: Any, tmp_path: Path) -> None:
@@ -315,6 +323,13 @@ def test_what_is_there_is_not_replaced(settings: Any, tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="exists already and is not replaced"):
         export(settings("delphi"))
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine"]
+
+
+def test_a_dashboard_names_an_sae_of_any_place_in_a_block_by_its_number(settings: Any, tmp_path: Path) -> None:
+    folder = write_store(tmp_path / "mlp", random_contexts(30, SIZE, 0), per_shard=7, hook="blocks.3.hook_mlp_out")
+    save(random_sae(len(WORDS), 10, 2, 0, hook_name="blocks.3.hook_mlp_out"), tmp_path / "m")
+    export(settings("neuronpedia", sae=str(tmp_path / "m"), store=str(folder.path)))
+    assert batches(tmp_path / "out")[0]["source"] == "3-sae-lm"
 
 
 def test_an_sae_of_another_place_has_no_steering_file(settings: Any, tmp_path: Path) -> None:

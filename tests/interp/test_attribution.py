@@ -6,6 +6,7 @@ import torch
 
 import sae_lm
 from sae_lm.errors import SaeError
+from sae_lm.interp.attribution import _Run
 
 pytestmark = pytest.mark.transformer_lens_3
 
@@ -126,6 +127,29 @@ def test_faithfulness_is_the_correlation_with_ablation_of_the_same_entries(model
     assert measured.correlation == pytest.approx(1, abs=1e-4)
     few = sae_lm.faithfulness(model, IDS, METRIC, sae, found, top=2).correlation
     assert few != few
+
+
+def test_an_attribution_of_another_run_is_refused_in_a_sentence(model, sae, make_sae):
+    found = sae_lm.attribute(model, IDS, METRIC, sae)
+    hook = "blocks.1.hook_out"
+    for given, said in [
+        ((IDS[:, :4], METRIC, sae), "prompts 2 of 6 tokens, given are 2 of 4 tokens"),
+        ((IDS[:1], METRIC, sae), "prompts 2 of 6 tokens, given are 1 of 6 tokens"),
+        ((IDS, METRIC, {"blocks.0.hook_out": sae}), f"at {hook} with 24 latents, given are blocks.0.hook_out with 24"),
+        ((IDS, METRIC, make_sae("standard", d_in=16, d_sae=20)), f"{hook} with 24 latents, given are {hook} with 20"),
+    ]:
+        with pytest.raises(SaeError, match=said):
+            sae_lm.faithfulness(model, *given, found)
+        with pytest.raises(SaeError, match=said):
+            sae_lm.attribute(model, *given, method="ablation", of=found)
+    with pytest.raises(SaeError, match="the attribution is of prompts where the metric is .*, here it is"):
+        sae_lm.faithfulness(model, IDS.flip(0), METRIC, sae, found)
+    with pytest.raises(SaeError, match="batch_size is 0"):
+        sae_lm.faithfulness(model, IDS, METRIC, sae, found, batch_size=0)
+    with pytest.raises(TypeError, match="kep"):
+        sae_lm.faithfulness(model, IDS, METRIC, sae, found, kep=None)
+    with pytest.raises(SaeError, match="tokens is a list, expected a prompt or token ids"):
+        _Run(model, ["one", "two"], METRIC, sae, "special", None)
 
 
 def test_entries_may_be_chosen_summed_over_positions_and_read(model, several):

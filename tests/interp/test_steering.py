@@ -139,6 +139,13 @@ def test_a_largest_activation_that_is_no_number_above_zero_is_not_known(model, s
     steered(model, known, sae_lm.Steer(7, "ablate"))
 
 
+@pytest.mark.parametrize("action", ["add", "clamp", "orthogonal"])
+@pytest.mark.parametrize("largest", [0, 0.0, -1.0])
+def test_a_largest_activation_of_a_latent_that_never_fired_is_refused_and_not_taken_for_no_steering(action, largest):
+    with pytest.raises(SaeError, match=r"largest .* is .*, expected a number above 0: .*; give largest=1"):
+        sae_lm.Steer(7, action, largest=largest)
+
+
 def test_an_sae_that_was_trained_here_is_steered_by_its_largest_activation_at_once(model, tiny_store, tmp_path):
     from sae_lm.settings import TrainSettings
 

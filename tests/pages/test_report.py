@@ -131,6 +131,13 @@ def test_statistics_concepts_and_settings_are_tables_and_text(tmp_path: Path) ->
     assert "held_out_from_row = 900" in text and "torch = 2" in text
 
 
+def test_the_sweep_of_gates_is_of_raw_activations_as_the_fraction_itself_is(tmp_path: Path) -> None:
+    page = page_of(make_report(), tmp_path)
+    table = page[page.index('id="sweep"') :].partition("</table>")[0]
+    cells = re.findall(r'<td class="n"[^>]*>([^<]+)</td>', table)
+    assert [float(cell) for cell in cells[:4]] == [0.5, 0.4, 0.4, 0.3]
+
+
 def test_genealogy_is_a_table_with_bars_and_trees(tmp_path: Path) -> None:
     page = page_of(make_report(), tmp_path)
     assert page.count('<svg class="shares"') == 2

@@ -333,7 +333,14 @@ def _per_concept(arm: str, seed: int, concept: str) -> dict[str, Any]:
         "false_alarms": 0.04,
         "recovered": None,
         "sweep": [
-            {"cos": cos, "share": share, "fraction": 0.5 - cos - share / 4}
+            {
+                "centred": centred,
+                "cos": cos,
+                "share": share,
+                "full": 0.1,
+                "fraction": (0.9 if centred else 0.5) - cos - share / 4,
+            }
+            for centred in (False, True)
             for cos in (0.0, 0.1)
             for share in (0.0, 0.4)
         ],

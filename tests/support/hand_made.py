@@ -20,12 +20,14 @@ WORDS = ["<bos>", " cat", " dog", "\n", HOSTILE, "\u202e\x07", "&amp;"]
 HOOK = "blocks.1.hook_out"
 
 
-def write_store(folder: Path, contexts: list[list[int]], per_shard: int = 2, scale: float = 0.25) -> Store:
+def write_store(
+    folder: Path, contexts: list[list[int]], per_shard: int = 2, scale: float = 0.25, hook: str = HOOK
+) -> Store:
     """A store of given ids whose row for token t in context c is (1 + scale c) times the unit vector t."""
     size = len(contexts[0])
     shards = []
     recipe = made_recipe(
-        {HOOK: len(WORDS)},
+        {hook: len(WORDS)},
         size,
         sum(len(context) for context in contexts),
         per_shard,
@@ -43,7 +45,7 @@ def write_store(folder: Path, contexts: list[list[int]], per_shard: int = 2, sca
         values = torch.zeros(*part.shape, len(WORDS))
         values[torch.from_numpy(kept)] = torch.eye(len(WORDS))[torch.from_numpy(part[kept]).long()] * strength[:, None]
         shard = OpenShard(index, first, blocks, kept, recipe)
-        shard.add(range(len(blocks)), {HOOK: values}, kept)
+        shard.add(range(len(blocks)), {hook: values}, kept)
         shards.append(shard.write(folder, 10**9))
     write_json(folder / "vocabulary.json", WORDS)
     save_file({"x": torch.zeros(1)}, folder / "stats.safetensors")
