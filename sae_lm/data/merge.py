@@ -8,6 +8,7 @@ from typing import Any
 
 from safetensors.torch import load_file, save_file
 
+from sae_lm.data.characters import FILE as PARTIAL
 from sae_lm.data.characters import write_partial
 from sae_lm.data.manifest import FileRecord, Manifest, ShardRecord, shard_file, write_manifest
 from sae_lm.data.store import Store, open_store
@@ -60,9 +61,9 @@ def _merge_into(temporary: Path, stores: list[Store]) -> None:
 
 
 def _check_they_match(stores: list[Store]) -> None:
-    first = stores[0].manifest.recipe.model_dump(include=MUST_MATCH)
+    first = _must_match(stores[0])
     for store in stores[1:]:
-        differing = differences(store.manifest.recipe.model_dump(include=MUST_MATCH), first)
+        differing = differences(_must_match(store), first)
         if differing:
             values = "; ".join(f"{key} is {its} and {firsts}" for key, its, firsts in differing)
             raise StoreError(
@@ -80,9 +81,15 @@ def _check_they_match(stores: list[Store]) -> None:
             seen[fingerprint] = store
 
 
+def _must_match(store: Store) -> dict[str, Any]:
+    dumped = store.manifest.recipe.model_dump(include=MUST_MATCH)
+    return {"other_special": (), **dumped}  # which is not written where there are none
+
+
 def _fingerprints(store: Store) -> list[str]:
-    """What text a store holds: commit or checksum, with the split."""
-    return [f"{text['id']} {text['split']} {text['column']} {text['fingerprint']}" for text in _texts(store)]
+    """What text a store holds: commit or checksum, with the split; a store made by hand may lack any of these."""
+    keys = ("id", "split", "column", "fingerprint")
+    return [" ".join(str(text.get(key)) for key in keys) for text in _texts(store)]
 
 
 def _texts(store: Store) -> list[dict[str, Any]]:
@@ -103,10 +110,8 @@ def _take_shard(
         except OSError:  # another disk, or one without links
             shutil.copyfile(source, out / name)
         files[name] = record.files[shard_file(hook, index)]
-        if sha256(out / name) != files[name].sha256:
-            raise StoreError(
-                f"store {store.path} is damaged: {shard_file(hook, index)}; run sae-lm verify {store.path} --repair"
-            )
+        _check_whole(store, shard_file(hook, index), out / name)
+    _check_whole(store, shard_file("tokens", index))
     tokens = load_file(store.locate(shard_file("tokens", index)))
     tokens["context"] += contexts
     tokens["document"] += documents
@@ -115,13 +120,22 @@ def _take_shard(
     return files | {name: file_record(out / name)}
 
 
+def _check_whole(store: Store, name: str, copy: Path | None = None) -> None:
+    """Raise StoreError where a file, or its copy, is not as it was written: what is made of it would pass for whole."""
+    if sha256(copy or store.locate(name)) != store.manifest.all_files()[name].sha256:
+        raise StoreError(f"store {store.path} is damaged: {name}; run sae-lm verify {store.path} --repair")
+
+
 def _manifest(stores: list[Store], shards: list[ShardRecord], contexts: int, documents: int, out: Path) -> Manifest:
     first = stores[0].manifest
     rows = sum(shard.rows for shard in shards)
     texts = [text for store in stores for text in _texts(store)]
-    fingerprint = hashlib.sha256(" ".join(text["fingerprint"] for text in texts).encode()).hexdigest()
+    fingerprint = hashlib.sha256(" ".join(str(text.get("fingerprint")) for text in texts).encode()).hexdigest()
     text = {"id": " + ".join(text["id"] for text in texts), "split": None, "column": None, "fingerprint": fingerprint}
-    recipe = first.recipe.model_copy(update={"text": {**text, "merged": texts}, "tokens": rows})
+    repeat = any(store.manifest.recipe.repeat for store in stores)
+    recipe = first.recipe.model_copy(update={"text": {**text, "merged": texts}, "tokens": rows, "repeat": repeat})
+    for name in first.files.keys() & {"vocabulary.json", PARTIAL}:
+        _check_whole(stores[0], name)
     write_whole(out / "stats.safetensors", lambda temporary: save_file(statistics(out, recipe, len(shards)), temporary))
     write_json(out / "vocabulary.json", stores[0].vocabulary)
     names = ["stats.safetensors", "vocabulary.json", *write_partial(out, stores[0].partial_tokens)]
@@ -135,5 +149,8 @@ def _manifest(stores: list[Store], shards: list[ShardRecord], contexts: int, doc
         shards=shards,
         files={name: file_record(out / name) for name in names},
         batch_size=first.batch_size,
-        versions={key: ", ".join(dict.fromkeys(s.manifest.versions[key] for s in stores)) for key in first.versions},
+        versions={
+            key: ", ".join(dict.fromkeys(s.manifest.versions.get(key, "unknown") for s in stores))
+            for key in first.versions
+        },
     )

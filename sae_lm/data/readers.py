@@ -105,8 +105,12 @@ class Files:
     def read(self, place: Any = None, column: str | None = None) -> Iterator[Row]:
         number, inside = place or (0, None)
         for index in range(number, len(self.paths)):
-            for row in _reader(self.paths[index])(self.paths[index], inside, column):
+            path, rows, lacking = self.paths[index], 0, 0
+            for row in _reader(path)(path, inside, column):
+                rows, lacking = rows + 1, lacking + (column not in row.values)
                 yield Row([index, row.place], row.values, row.ends)
+            if rows and rows == lacking and column is not None and inside is None:
+                raise ValueError(f"{path.name} has no column {column!r}, as other files here have; leave that file out")
             inside = None
 
     def knows(self, place: Any) -> bool:
@@ -162,14 +166,17 @@ def _text(path: Path, place: Any, column: str | None) -> Iterator[Row]:
     """Chunks of one document, line ends as Python reads them: \\n for \\r\\n and \\r. The last may be empty."""
     at, rest = int(place or 0), b""
     with _bytes_of(path, at) as stream:
-        while chunk := stream.read(TEXT_BYTES):
+        while chunk := stream.read(
+            TEXT_BYTES - len(rest)
+        ):  # so a chunk depends on its place alone, not on the one before
             decoder = codecs.getincrementaldecoder("utf-8")()
             content = rest + chunk
             text = decoder.decode(content)
             rest = decoder.getstate()[0]  # a character whose last bytes are in the next chunk
             if text.endswith("\r"):
                 text, rest = text[:-1], b"\r" + rest
-            yield Row(at, {"text": _with_line_ends(text)}, False)
+            if text:
+                yield Row(at, {"text": _with_line_ends(text)}, False)
             at += len(content) - len(rest)
         yield Row(at, {"text": _with_line_ends(rest.decode("utf-8"))}, True)
 

@@ -39,7 +39,7 @@ def describe_recipe(
         **shared,
         model=describe_model(source, forward.config, forward.dtype),
         tokenizer_sha256=_tokenizer_digest(tokenizer),
-        text={"id": text.id, "split": text.split, "column": text.column, "fingerprint": text.fingerprint},
+        text=text.facts(),
         forward=forward.attention,
         bos=special.bos,
         separator=special.separator,

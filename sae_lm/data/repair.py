@@ -12,8 +12,7 @@ from safetensors.torch import save_file
 from sae_lm.data.characters import FILE as PARTIAL
 from sae_lm.data.characters import partial_tokens, write_partial
 from sae_lm.data.integrity import check_files
-from sae_lm.data.manifest import MANIFEST, Manifest, read_manifest, shard_file, shard_of, write_manifest
-from sae_lm.data.partial_store import check_same
+from sae_lm.data.manifest import MANIFEST, Manifest, Recipe, read_manifest, shard_file, shard_of, write_manifest
 from sae_lm.data.recipe import settings_of, text_revision
 from sae_lm.data.shards import rows_wanted
 from sae_lm.data.store import Store
@@ -22,6 +21,7 @@ from sae_lm.data.writer import Job, ShardMaker, file_record, open_writer, statis
 from sae_lm.errors import StoreError
 from sae_lm.fields import DeviceMap
 from sae_lm.lm.source import find_model, load_tokenizer
+from sae_lm.runtime.differences import differences
 from sae_lm.runtime.files import refuse_links_out, write_json, write_whole
 
 
@@ -50,7 +50,7 @@ def repair(
     if shards:
         revision, special = text_revision(manifest.recipe), manifest.recipe.other_special
         with open_writer(settings, text_revision=revision, other_special=special) as maker:
-            check_same(store, manifest.recipe, maker.recipe)
+            _check_source(store, manifest.recipe, maker.recipe)
             for job in _jobs(Store(store, manifest), maker, shards, damaged):
                 folders = [name.split("/")[0] for name in damaged if shard_of(name) == job.number]
                 lines += _repair_shard(store, manifest, maker, job, folders)
@@ -71,6 +71,19 @@ def repair(
         lines.append("stats.safetensors: written again")
     write_manifest(store, manifest)
     return lines
+
+
+def _check_source(store: Path, recipe: Recipe, here: Recipe) -> None:
+    """Raise StoreError where model or text are not those of the store. A local one may have another name now."""
+    theirs, ours = recipe.model_dump(), here.model_dump()
+    for part, checksum in (("model", "files_sha256"), ("text", "fingerprint")):
+        if ours[part].get(checksum) and ours[part].get(checksum) == theirs[part].get(checksum):
+            ours[part]["id"] = theirs[part].get("id")
+    if differing := differences(theirs, ours):
+        raise StoreError(
+            f"{store} was cached from something else: {'; '.join(map(str, differing))}; give the model and the text that it "
+            "was cached from with --model and --text"
+        )
 
 
 def _jobs(store: Store, maker: ShardMaker, shards: list[int], damaged: list[str]) -> Iterator[Job]:

@@ -153,8 +153,9 @@ class Store:
         return canonical
 
     def moments(self, hook: str | None = None, stop: int | None = None) -> Moments:
-        """Mean row and mean squared norm of a hook, over the rows before ``stop`` (default: all)."""
+        """Mean row and mean squared norm of a hook, over the rows before ``stop`` (default: all), one at least."""
         name, stop = self.hook(hook), len(self) if stop is None else stop
+        self._check_span(min(stop - 1, 0), stop, self.first_row)
         total, squares = torch.zeros(self.hooks[name], dtype=torch.float64), 0.0
         for shard, (first, last) in enumerate(zip(self.first_row[:-1], self.first_row[1:], strict=True)):
             if last <= stop:
@@ -266,8 +267,10 @@ class Store:
         return manifest.recipe.repeat and (merged or manifest.shards[-1].next > (manifest.documents, 0))
 
     def gather(self, hook: str | None, indices: Int[Tensor, " n"]) -> Float[Tensor, "n width"]:
-        """Rows at the given numbers, in the given order; each shard is opened once."""
+        """Rows at the given numbers, in the given order; each shard is opened once. Raises StoreError for others."""
         name = self.hook(hook)
+        if len(indices):
+            self._check_span(int(indices.min()), int(indices.max()) + 1, self.first_row)
         out = torch.empty(len(indices), self.hooks[name], dtype=getattr(torch, self.manifest.recipe.dtype))
         order = indices.argsort()
         wanted = indices[order]

@@ -5,6 +5,7 @@ read any number of times, always in the same order.
 """
 
 import hashlib
+import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -30,6 +31,10 @@ PEEKED_ROWS = 16
 """A column whose first rows are empty is still recognized."""
 
 
+IDS = 2**31
+"""Ids of tokens are below: they are kept in 32 bits."""
+
+
 @dataclass(frozen=True)
 class Text:
     id: str
@@ -40,14 +45,30 @@ class Text:
     fingerprint: str
     """The commit of a hub data set; else a sha256 of the contents."""
     rows: Rows = field(repr=False, compare=False)
+    chats: bool = False
+    """whether rows are chats"""
     template: Callable[[Any], str] | None = field(default=None, repr=False, compare=False)
     """what makes text of a chat's messages"""
+    template_sha256: str | None = None
+    """of the chat template, where rows are chats: the text depends on it"""
 
     def with_chats_of(self, tokenizer: Any) -> "Text":
         """The same text, whose chats are written as this tokenizer's template does."""
-        if getattr(tokenizer, "chat_template", None) is None:
+        template = getattr(tokenizer, "chat_template", None)
+        if template is None:
             return self
-        return replace(self, template=lambda messages: tokenizer.apply_chat_template(messages, tokenize=False))
+        written = template if isinstance(template, str) else json.dumps(template, sort_keys=True)
+        digest = hashlib.sha256(written.encode()).hexdigest() if self.chats else None
+        return replace(
+            self,
+            template=lambda messages: tokenizer.apply_chat_template(messages, tokenize=False),
+            template_sha256=digest,
+        )
+
+    def facts(self) -> dict[str, str | None]:
+        """For a store's recipe: what its documents depend on."""
+        facts = {"id": self.id, "split": self.split, "column": self.column, "fingerprint": self.fingerprint}
+        return facts | ({"chat_template_sha256": self.template_sha256} if self.template_sha256 else {})
 
     def chunks(self, place: Any = None, inside: bool = False) -> Iterator[Chunk]:
         """Documents in order, as far apart as they are read; those of white space alone are left out.
@@ -85,9 +106,14 @@ class Text:
 
     def _content(self, value: Any) -> str | list[int]:
         """What is tokenized of a row's value: text, a chat as text, or token ids as they are."""
-        if value is None or isinstance(value, str):
+        if value is None or isinstance(value, str) or value == []:
             return value or ""
         if _is_tokens(value):
+            if not -IDS <= min(value) <= max(value) < IDS:
+                raise TextError(
+                    f"{self.id}: column {self.column!r} has the token id {max(value, key=abs)}, expected ids of the model's "
+                    "tokens; name another column"
+                )
             return value
         if not _is_chat(value):
             raise _not_text(self.id, self.column, value)
@@ -146,7 +172,8 @@ def open_text(text: str, split: str | None = None, column: str | None = None, re
         splits = _load_hub(text, *source, config or None)
         _check_split(text, split, map(str, splits))
         rows = Streamed(splits[split])
-    return Text(text, split, _choose_column(text, rows, column), fingerprint, rows)
+    chosen, chats = _choose_column(text, rows, column)
+    return Text(text, split, chosen, fingerprint, rows, chats)
 
 
 def _files(path: Path) -> dict[str, Path]:
@@ -208,8 +235,8 @@ def _check_split(name: str, split: str, splits: Iterable[str]) -> None:
         raise TextError(f"{name}: got split {split!r}, expected one of {', '.join(known)}")
 
 
-def _choose_column(name: str, rows: Rows, wanted: str | None) -> str:
-    """Decided on the first rows, since a streamed data set often does not know its columns."""
+def _choose_column(name: str, rows: Rows, wanted: str | None) -> tuple[str, bool]:
+    """The column, and whether it holds chats. Decided on the first rows, since a streamed data set often does not know its columns."""
     head = [row.values for row in islice(_guarded(rows.read(), name), PEEKED_ROWS)]
     if not head:
         raise _empty(name)
@@ -228,9 +255,9 @@ def _choose_column(name: str, rows: Rows, wanted: str | None) -> str:
         raise TextError(f"{name}: got column {column!r}, expected one of {', '.join(columns)}")
     for row in head:
         value = row.get(column)
-        if not (isinstance(value, str | None) or _is_chat(value) or _is_tokens(value)):
+        if not (isinstance(value, str | None) or value == [] or _is_chat(value) or _is_tokens(value)):
             raise _not_text(name, column, value)
-    return column
+    return column, _holds(head, column, _is_chat)
 
 
 def _is_chat(value: Any) -> bool:

@@ -216,8 +216,8 @@ def hook_width(bridge: TransformerBridge, name: str) -> int:
             bridge(tokens, return_type=None, **FORWARD_KWARGS)
     except Stop:
         pass
-    except ValueError as problem:  # hook points that TransformerLens keeps switched off
-        raise ModelError(f"hook {name} cannot be used: {' '.join(str(problem).split())}") from problem
+    except ValueError as problem:
+        raise _switched_off(name, problem) from problem
     if not shape:
         raise ModelError(
             f"hook {name} never fired in a forward pass; name another, such as a residual stream (blocks.0.hook_out)"
@@ -228,6 +228,11 @@ def hook_width(bridge: TransformerBridge, name: str) -> int:
             "[batch, pos, heads, d_head]; name a residual stream, an MLP's or attention's output, or hook_z"
         )
     return math.prod(shape[2:])
+
+
+def _switched_off(name: str, problem: ValueError) -> ModelError:
+    """Of hook points that TransformerLens keeps switched off."""
+    return ModelError(f"hook {name} cannot be used: {' '.join(str(problem).split())}")
 
 
 class Capture:
@@ -256,8 +261,15 @@ class Capture:
 
     def __enter__(self) -> "Capture":
         self._hooks = self.bridge.hooks(fwd_hooks=[(name, self._grab(name)) for name in self.names])
-        self._hooks.__enter__()
-        self.hooks = probe_widths(self, self.device)
+        try:
+            self._hooks.__enter__()
+        except ValueError as problem:
+            raise _switched_off(", ".join(self.names), problem) from problem
+        try:
+            self.hooks = probe_widths(self, self.device)
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *exception: Any) -> None:

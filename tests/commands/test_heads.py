@@ -8,6 +8,7 @@ from sae_lm.commands.cache import cache
 from sae_lm.commands.check import check
 from sae_lm.commands.compare import compare
 from sae_lm.comparison.foreign import read_foreign
+from sae_lm.errors import ModelError
 from sae_lm.metrics.language_model import HeldOutText, cross_entropies
 from sae_lm.sae.formats.saelens import save
 from sae_lm.settings import CompareSettings
@@ -39,6 +40,11 @@ def test_a_store_of_heads_holds_them_side_by_side(model, store):
     assert z.shape == (4, 16, 2, 8)
     rows = z.flatten(2)[~store.rowless(0, 4)]
     torch.testing.assert_close(store.rows(HOOK, 0, len(rows)), rows, rtol=1e-4, atol=1e-5)
+
+
+def test_a_hook_that_transformer_lens_keeps_switched_off_is_one_sentence(cache_settings, tmp_path):
+    with pytest.raises(ModelError, match="hook blocks.0.attn.hook_result cannot be used: .*use_attn_result"):
+        cache(cache_settings(tmp_path / "store", hooks="blocks.0.attn.hook_result", forward="bridge"))
 
 
 def test_check_and_compare_measure_the_same_cross_entropy_there(model, store, sae, tiny_model, tmp_path):

@@ -1,5 +1,7 @@
 """Stores of one configuration are laid end to end; others are refused, and nothing is left half made."""
 
+import shutil
+
 import pytest
 import torch
 
@@ -7,6 +9,7 @@ import sae_lm
 from sae_lm.cli import main
 from sae_lm.commands.cache import cache
 from sae_lm.commands.verify import verify
+from sae_lm.data.manifest import read_manifest, write_manifest
 
 
 def contents(folder):
@@ -65,3 +68,53 @@ def test_stores_that_do_not_go_together_are_not_merged(cache_settings, tiny_stor
     assert not (tmp_path / "both").exists()
     assert main(["merge", str(tiny_store), "--out", str(tmp_path / "both")]) == 2
     assert "got 1 store" in capsys.readouterr().err
+
+
+@pytest.fixture
+def two_stores(cache_settings, tiny_store, tmp_path):
+    """A store that may be changed, and one of another text that goes with it."""
+    other_text = tmp_path / "other.jsonl"
+    other_text.write_text('{"text": "' + "Quite another story about a cat and a mat. " * 40 + '"}\n')
+    other = cache(cache_settings(tmp_path / "other", text=str(other_text), tokens=200))
+    return shutil.copytree(tiny_store, tmp_path / "first"), other
+
+
+@pytest.mark.parametrize(
+    "damaged", ["tokens/00000.safetensors", "blocks.1.hook_out/00001.safetensors", "vocabulary.json"]
+)
+def test_damage_does_not_become_part_of_a_merged_store_that_passes_for_whole(two_stores, tmp_path, capsys, damaged):
+    first, other = two_stores
+    content = bytearray((first / damaged).read_bytes())
+    content[-2] ^= 1
+    (first / damaged).write_bytes(content)
+    assert main(["merge", str(first), str(other), "--out", str(tmp_path / "both")]) == 2
+    assert f"store {first} is damaged: {damaged}; run sae-lm verify" in capsys.readouterr().err
+    assert not (tmp_path / "both").exists()
+
+
+def recipe_changed(store, **changes):
+    manifest = read_manifest(store)
+    write_manifest(store, manifest.model_copy(update={"recipe": manifest.recipe.model_copy(update=changes)}))
+
+
+def test_what_must_agree_does_so_in_either_order(two_stores, tmp_path, capsys):
+    first, other = two_stores
+    recipe_changed(other, other_special=(2,))
+    for stores in ((first, other), (other, first)):
+        assert main(["merge", *map(str, stores), "--out", str(tmp_path / "both")]) == 2
+        assert "other_special is" in capsys.readouterr().err
+
+
+def test_one_repeated_text_makes_the_merged_store_one_whose_text_repeats(two_stores, tmp_path):
+    first, other = two_stores
+    recipe_changed(other, repeat=True)
+    for name, stores in (("ab", (first, other)), ("ba", (other, first))):
+        assert main(["merge", *map(str, stores), "--out", str(tmp_path / name)]) == 0
+        assert sae_lm.open_store(tmp_path / name).text_repeats
+
+
+def test_stores_that_do_not_say_all_of_their_texts_are_merged(two_stores, tmp_path):
+    first, other = two_stores
+    recipe_changed(first, text={"id": "made by hand"})
+    assert main(["merge", str(first), str(other), "--out", str(tmp_path / "both")]) == 0
+    assert len(sae_lm.open_store(tmp_path / "both", checksums=True)) == 1700

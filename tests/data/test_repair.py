@@ -51,8 +51,19 @@ def test_repair_from_another_text_is_refused_and_changes_nothing(copied_store, t
     other.write_text(text_file.read_text().replace("fox", "ox"))
     before = contents(copied_store)
     assert main(["verify", str(copied_store), "--repair", "--model", str(tiny_model), "--text", str(other)]) == 2
-    assert "holds another store: text.fingerprint is" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "was cached from something else: text.fingerprint is" in said and "delete" not in said
+    assert "give the model and the text that it was cached from with --model and --text" in said
     assert contents(copied_store) == before
+
+
+def test_repair_from_a_model_whose_folder_has_another_name_gives_the_bytes_back(
+    copied_store, tiny_store, tiny_model, text_file, tmp_path
+):
+    (copied_store / "tokens" / "00001.safetensors").unlink()
+    moved = shutil.copytree(tiny_model, tmp_path / "moved here")
+    assert main(["verify", str(copied_store), "--repair", "--model", str(moved), "--text", str(text_file)]) == 0
+    assert contents(copied_store) == contents(tiny_store)
 
 
 def test_repair_of_a_store_without_packing_with_sinks_dropped_gives_its_bytes_back(cache_settings, tmp_path, capsys):

@@ -336,3 +336,14 @@ def test_rows_that_are_not_finite_are_counted():
     rows = torch.tensor([[1.0, 2.0], [float("nan"), 0.0], [float("inf"), 1.0]])
     tensors = hook_tensors(rows)
     assert int(tensors["non_finite"]) == 2 and len(tensors["rows"]) == 3
+
+
+def test_rows_by_numbers_that_a_store_lacks_and_moments_of_none_are_refused(tiny_store):
+    store = sae_lm.open_store(tiny_store)
+    for numbers in ([0, len(store)], [-1, 0], [10**12]):
+        with pytest.raises(StoreError, match="asked for, it holds 0 to"):
+            store.gather("0", torch.tensor(numbers))
+    assert len(store.gather("0", torch.tensor([], dtype=torch.long))) == 0
+    for stop in (0, -1, len(store) + 1):
+        with pytest.raises(StoreError, match="asked for, it holds 0 to"):
+            store.moments("0", stop)

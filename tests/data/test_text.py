@@ -11,6 +11,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from sae_lm.data import readers
 from sae_lm.data.text import Text, open_text
 from sae_lm.embedded import text as embedded
 from sae_lm.errors import HubError, SaeLmError, TextError
@@ -354,3 +355,32 @@ def test_a_stream_goes_on_from_every_place_without_reading_earlier_files(folder:
 def test_a_store_is_no_text(tiny_store):
     with pytest.raises(TextError, match="is an activation store, whose files are no text"):
         open_text(str(tiny_store))
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "json", "csv", "parquet"])
+def test_a_file_of_a_folder_without_the_column_is_named_and_not_passed_over(folder: Path, suffix: str) -> None:
+    def write(name: str, **row: str) -> None:
+        path = folder / f"{name}.{suffix}"
+        if suffix == "csv":
+            path.write_text(",".join(row) + "\n" + ",".join(row.values()) + "\n")
+        else:
+            write_rows(path, row)
+
+    write("a", text="one", id="1")
+    write("b", content="two", id="2")
+    text = open_text(str(folder))
+    with pytest.raises(TextError, match=f"b.{suffix} has no column 'text', as other files here have"):
+        documents(text)
+    write("b", text="two", id="2")
+    assert documents(open_text(str(folder))) == ["one", "two"]
+
+
+def test_a_chunk_of_plain_text_depends_on_its_place_alone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(readers, "TEXT_BYTES", 61)
+    path = folder / "a.txt"
+    words = ["x" * (n % 7) + "\U0001f600\r\n" + "\u20ac" * (n % 5) + "\r" for n in range(200)]
+    path.write_bytes("".join(words).encode())
+    rows = list(open_text(str(path)).rows.read())
+    assert len(rows) > 50
+    for number, row in enumerate(rows):
+        assert next(open_text(str(path)).rows.read(row.place)) == row, number

@@ -13,7 +13,7 @@ from sae_lm.data.recipe import describe_recipe
 from sae_lm.data.tokenizer_checks import lost_letters
 from sae_lm.data.tokens import special_tokens
 from sae_lm.data.writer import open_writer
-from sae_lm.errors import ModelError, SettingsError, StoreError
+from sae_lm.errors import ModelError, SettingsError, StoreError, TextError
 from sae_lm.lm.source import find_model, load_tokenizer
 
 pytestmark = pytest.mark.transformer_lens_3
@@ -182,13 +182,46 @@ def test_chats_are_written_by_the_tokenizers_template(cache_settings, chat_model
     )
     shown = "".join(store.vocabulary[token] for token in store.blocks()[0].tolist())
     assert "<|im_start|>user\nthe" in shown
-    from sae_lm.errors import TextError
-
     with pytest.raises(TextError, match="the tokenizer has no chat template"):
         cache(cache_settings(tmp_path / "none", model=str(tiny_model), text=str(path), tokens=60))
     path.write_text('{"messages": [{"from": "user", "value": "x"}]}\n')
     with pytest.raises(TextError, match="no column holds text, chats or token ids, got columns messages"):
         cache(cache_settings(tmp_path / "none", model=str(chat_model), text=str(path), tokens=60))
+
+
+def test_a_store_of_chats_is_of_one_chat_template_and_others_know_nothing_of_it(
+    cache_settings, chat_model, marked_text, tmp_path
+):
+    from transformers import AutoTokenizer
+
+    path = tmp_path / "chats.jsonl"
+    path.write_text((json.dumps({"messages": CHAT}) + "\n") * 20)
+    of_chats = cache_settings(tmp_path / "store", model=str(chat_model), text=str(path), tokens=60)
+    of_text = cache_settings(tmp_path / "plain", model=str(chat_model), text=str(marked_text), tokens=60)
+    cache(of_chats), cache(of_text)
+    assert "chat_template_sha256" not in sae_lm.open_store(of_text.out).manifest.recipe.text
+    tokenizer = AutoTokenizer.from_pretrained(chat_model)
+    tokenizer.chat_template = TEMPLATE.replace("user", "person") + "end"
+    tokenizer.save_pretrained(chat_model)
+    with pytest.raises(StoreError, match="holds another store: text.chat_template_sha256 is"):
+        cache(of_chats)
+    cache(of_text)
+
+
+def test_empty_lists_of_messages_or_ids_are_left_out_as_empty_text_is(cache_settings, chat_model, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    for column, value in (("messages", CHAT), ("input_ids", [5, 6, 7] * 9)):
+        path.write_text("".join(json.dumps({column: v}) + "\n" for v in [[], *[value] * 20, [], *[value] * 20, []]))
+        settings = cache_settings(tmp_path / column, model=str(chat_model), text=str(path), tokens=200)
+        assert len(sae_lm.open_store(cache(settings))) == 200
+
+
+@pytest.mark.parametrize("wrong", [2**31, 3_000_000_000, 10**30, -(10**12)])
+def test_a_token_id_beyond_all_vocabularies_is_one_sentence(cache_settings, tiny_model, tmp_path, wrong):
+    path = tmp_path / "rows.jsonl"
+    path.write_text((json.dumps({"input_ids": [5, 6, wrong]}) + "\n") * 20)
+    with pytest.raises(TextError, match=f"column 'input_ids' has the token id {wrong}, expected ids"):
+        cache(cache_settings(tmp_path / "store", model=str(tiny_model), text=str(path), tokens=60))
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
