@@ -108,7 +108,7 @@ def make_sae():
             architecture=architecture,
             d_in=d_in,
             d_sae=d_sae,
-            k=k if architecture == "topk" else None,
+            k=k if architecture in ("topk", "groupmax") else None,
             metadata={"hook_name": "blocks.1.hook_out", "context_size": 16, "prepend_bos": True, **metadata},
         )
         return SAE(config, weights)

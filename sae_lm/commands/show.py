@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from sae_lm.concepts.context_labels import CONTEXTUAL
-from sae_lm.concepts.token_labels import LABELS, read_labels
+from sae_lm.concepts.rows import CONCEPTS
+from sae_lm.concepts.token_labels import read_labels
 from sae_lm.data.store import Store, open_store
 from sae_lm.errors import ModelError, SaeError, SaeLmError, SettingsError
 from sae_lm.interp.max_activating import fitting_hook
@@ -48,7 +48,7 @@ def show(settings: ShowSettings) -> Path:
     _check_latents(settings, saes[0][1])
     given = None
     if settings.labels is not None:
-        given = read_labels(settings.labels, store.vocabulary, (*LABELS, *CONTEXTUAL))
+        given = read_labels(settings.labels, store.vocabulary, CONCEPTS)
     check_folder(settings.out.absolute().parent)
     model, logits = _language_model(settings, store, saes, hooks[0], device)
     found = survey(

@@ -104,6 +104,10 @@ def _plan(settings: TrainSettings, store: Store, arms: list[Arm], teams: int, lo
     """Look at what is there, lock what is to be trained, write run.json. Raises SaeError, SettingsError."""
     recipe, out = TrainingRecipe.from_settings(settings, store, arms), settings.out
     registered = registration(settings)
+    if registered is not None:
+        from sae_lm.comparison.registered import check_claims
+
+        check_claims(registered)
     recipe = recipe.model_copy(update={"scale": kept_scale(out, recipe)})
     check_alike(out, recipe)
     groups, missing = _share_out(settings, recipe, arms, teams)
@@ -141,8 +145,14 @@ def _share_out(
     pending = {
         seed: [arm for arm in arms if not is_done(settings.out, arm, seed, recipe)] for seed in settings.seed_numbers
     }
-    missing = sum(map(len, pending.values()))
-    return _groups(pending, settings.out, settings.arms_at_once or -(-missing // teams) or 1), missing
+    most = settings.arms_at_once or max(map(len, pending.values())) or 1
+    ways = [
+        _groups(pending, settings.out, at_once)
+        for at_once in range(most, 0 if settings.arms_at_once is None else most - 1, -1)
+    ]
+    # of ways that end as early the one with the most arms together, which share their batches
+    groups = min(ways, key=lambda way: max(sum(len(group.arms) for group in way[team::teams]) for team in range(teams)))
+    return groups, sum(map(len, pending.values()))
 
 
 def _groups(pending: dict[int, list[Arm]], out: Path, at_once: int) -> list[ArmGroup]:

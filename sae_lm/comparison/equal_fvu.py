@@ -164,8 +164,10 @@ def equal_fvu_findings(entries: Sequence[EqualFvuEntry]) -> list[str]:
     if read and not sentences:
         references = " and ".join(dict.fromkeys(entry["reference"] for entry in read))
         sentences.append(f"At equal FVU no family is told apart from {references}.")
-    lines = {entry["reference"]: entry["reference_between"] for entry in read if _is_line_from_origin(entry)}
-    for reference, (start, end) in lines.items():
+    lines = {
+        (entry["rung"], entry["reference"]): entry["reference_between"] for entry in read if _is_line_from_origin(entry)
+    }
+    for (_, reference), (start, end) in lines.items():
         sentences.append(
             f"Of {reference} nothing was trained between {start} and {end}: what is read there is a straight line."
         )
@@ -173,5 +175,5 @@ def equal_fvu_findings(entries: Sequence[EqualFvuEntry]) -> list[str]:
 
 
 def _is_line_from_origin(entry: EqualFvuEntry) -> bool:
-    """Whether the reference is read between the baseline and its first point, and is not that point."""
+    """Whether the reference is read between the baseline and its first point."""
     return entry["rung"] in entry["reference_between"] and entry["change"] is not None

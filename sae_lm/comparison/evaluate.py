@@ -45,6 +45,12 @@ def batch_rows(sae: SAE) -> int:
     return max(1, ENCODED_VALUES // sae.config.d_sae)
 
 
+@torch.no_grad()
+def rows_decoded(sae: SAE, x: Float[Tensor, "n d_in"]) -> Float[Tensor, "n d_in"]:
+    """What the SAE's decoder rebuilds of rows: the rows, or what it normalises them to. Strengths are in these units."""
+    return sae.normalise(x).float().cpu() if sae.config.normalises else x
+
+
 # --- on held-out rows
 
 
@@ -139,7 +145,7 @@ def concept_figures(
     for candidates, split, k in zip(evaluation_set.candidates, splits, common, strict=True):
         codes_of_set, rows = codes[candidates.set], evaluation_set.sets[candidates.set].rows
         own, probe, main = codes_of_set.take(candidates.rows), candidates.probe.weight, split.ranking[:k]
-        at_sae = ConceptAtSae(own, candidates.x, candidates.token_id, W_dec, probe, b_dec)
+        at_sae = ConceptAtSae(own, rows_decoded(sae, candidates.x), candidates.token_id, W_dec, probe, b_dec)
         figures: dict[str, Any] = {"concept": candidates.probe.name, "latents": split.latents, "common_k": k}
         figures |= {"splits": len(split.latents), "main_f1": split.test_f1_by_k[k - 1], "f1_by_k": split.f1_by_k}
         for suffix, latents in (("", main), ("_own_k", split.latents)):
@@ -152,7 +158,7 @@ def concept_figures(
         if random:
             figures |= {"control_hole_rate": random.hole_rate, "control_fraction": random.fraction}
         if sweep:
-            centre = Centre(rows.x.mean(0), codes_of_set.mean_strength())
+            centre = Centre(rows_decoded(sae, rows.x).mean(0), codes_of_set.mean_strength())
             figures["sweep"] = [gate._asdict() for gate in gate_sweep(at_sae, main, centre)]
         if len(candidates.rows):
             parts = projections(at_sae, main)

@@ -12,10 +12,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae_lm.comparison.runs import Runs
-from sae_lm.concepts.context_labels import CONTEXTUAL
 from sae_lm.concepts.embedding import embedding_f1, input_embeddings
 from sae_lm.concepts.probes import Probe, fit_probes
 from sae_lm.concepts.rows import (
+    CONCEPTS,
     SEARCHED_PLACES,
     SPLIT_CONTEXTS,
     TEST,
@@ -26,7 +26,7 @@ from sae_lm.concepts.rows import (
     vocabulary_rows,
 )
 from sae_lm.concepts.text_units import numbered, text_units
-from sae_lm.concepts.token_labels import LABELS, read_labels
+from sae_lm.concepts.token_labels import read_labels
 from sae_lm.data.repeats import share_in_several
 from sae_lm.data.store import Store
 from sae_lm.errors import SettingsError, StoreError
@@ -188,7 +188,7 @@ def build_evaluation_set(
     model: the language model, or None. Raises SettingsError, and StoreError for a damaged store.
     """
     hook, start = runs.training["hook"], runs.training["held_out_from_row"]
-    labels = None if settings.labels is None else read_labels(settings.labels, store.vocabulary, (*LABELS, *CONTEXTUAL))
+    labels = None if settings.labels is None else read_labels(settings.labels, store.vocabulary, CONCEPTS)
     if settings.prompts and model is None:
         raise SettingsError("prompts need the language model, and model is none; leave out one of them")
     if settings.prompts:

@@ -3,8 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from jaxtyping import Float
 from torch import Tensor
 
+from sae_lm.comparison.evaluate import rows_decoded
 from sae_lm.comparison.evaluation_set import EvaluationSet
 from sae_lm.comparison.matching import is_equal_l0
 from sae_lm.data.store import Store
@@ -28,6 +30,8 @@ class ShownSae(NamedTuple):
     """of every concept in use"""
     children: list[Children]
     """of every concept set"""
+    rows: list[Float[Tensor, "n d_in"]]
+    """of every concept set, as its decoder rebuilds them"""
 
 
 def is_shown(arm: Arm, rung: Arm, ladder: Sequence[Arm], l0: Mapping[Arm, float]) -> bool:
@@ -45,7 +49,8 @@ def keep_for_explorer(
         children(codes_of_set, concepts.rows.token_id[: len(codes_of_set)], concepts.rows.child)
         for codes_of_set, concepts in zip(codes, evaluation_set.sets, strict=True)
     ]
-    return ShownSae(sae.W_dec.cpu(), codes, splits, sets)
+    rows = [rows_decoded(sae, concepts.rows.x) for concepts in evaluation_set.sets]
+    return ShownSae(sae.W_dec.cpu(), codes, splits, sets, rows)
 
 
 def explorer_entries(
@@ -63,12 +68,13 @@ def explorer_entries(
         views = {
             arm.name: View(
                 sae.codes[candidates.set],
+                sae.rows[candidates.set],
                 sae.W_dec,
                 sae.splits[number].ranking[:k],
                 sae.children[candidates.set],
             )
             for arm, sae in shown.items()
         }
-        events = explore(store, views, rows.x, rows.token_id, rows.row, candidates.rows, candidates.probe.weight)
+        events = explore(store, views, rows.token_id, rows.row, candidates.rows, candidates.probe.weight)
         entries.append({"concept": candidates.probe.name, "seed": seed, **events})
     return entries

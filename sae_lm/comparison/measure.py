@@ -111,7 +111,7 @@ def measure(settings: CompareSettings, store: Store, runs: Runs, device: str) ->
         matching=matching,
         cross_entropy=language.shared if language else None,
         probes=probes,
-        remarks=[*remarks, *filter(None, [evaluation_set.noise_unknown])],
+        remarks=[*remarks, *filter(None, [evaluation_set.noise_unknown, alone.no_controls])],
         per_concept={key: sae.per_concept for key, sae in alone.saes.items()},
         control_per_concept=alone.control.per_concept,
         grades=alone.grades,
@@ -176,6 +176,8 @@ class MeasuredSaes(NamedTuple):
     """mean squared strength of each SAE's latents"""
     grades: Grades | None
     graded: str
+    no_controls: str
+    """why they were not made, in a sentence; usually empty"""
 
 
 def _measure_saes(settings: CompareSettings, runs: Runs, evaluation_set: EvaluationSet, device: str) -> MeasuredSaes:
@@ -202,14 +204,17 @@ def _measure_saes(settings: CompareSettings, runs: Runs, evaluation_set: Evaluat
                 l0[arm] = saes[arm, seed].figures["l0"]
                 if on_concepts and len(shown) < MOST_SHOWN and is_shown(arm, rung, ladder, l0):
                     shown[arm] = keep_for_explorer(sae, *on_concepts, evaluation_set)
-            if settings.controls and on_concepts and (arm, seed) == (rung, first):
+            if settings.controls and on_concepts and (arm, seed) == (rung, first) and not sae.config.normalises:
                 grades = grade(sae, *on_concepts, settings, evaluation_set, common, targets)
             bar.update(1)
         sae = random_sae(runs.by_key[rung, first].load("cpu"), l0[rung], settings.seed).to(device)
         on_concepts = find_main_latents(sae, settings, evaluation_set)
         control = _measure_sae(sae, on_concepts, settings, evaluation_set, common, targets, sweep=True)
         bar.update(1)
-    return MeasuredSaes(saes, control, common, shown, signal, grades, f"{rung.name}, seed {first}")
+    graded, why = f"{rung.name}, seed {first}", ""
+    if settings.controls and grades is None and runs.by_key[rung, first].load("cpu").config.normalises:
+        why = f"No controls were made: {graded} normalises each activation, and an oracle cannot be planted there."
+    return MeasuredSaes(saes, control, common, shown, signal, grades, graded, why)
 
 
 def _baseline_splits(

@@ -9,8 +9,8 @@ from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 from sae_lm.comparison.frontier import Curve
-from sae_lm.comparison.matching import Matching, Values
-from sae_lm.comparison.outcomes import METRICS, PRIMARY
+from sae_lm.comparison.matching import Matching, Values, is_rung
+from sae_lm.comparison.outcomes import METRICS, NOT_OUTCOMES, NOT_TESTED, PRIMARY
 from sae_lm.comparison.runs import Runs
 from sae_lm.errors import SettingsError
 from sae_lm.fields import choice
@@ -44,14 +44,31 @@ class _Test(NamedTuple):
 def check_registered(settings: CompareSettings) -> Registered | None:
     """What the runs are held to. Raises SaeError where it was changed, SettingsError where it cannot be answered."""
     registered = read_registered(settings.runs)
-    for number, claim in enumerate(registered.claims if registered else [], 1):
-        known = PRIMARY if claim.fvu is not None else METRICS
+    if registered is not None:
+        check_claims(registered)
+    return registered
+
+
+def check_claims(registered: Registered) -> None:
+    """Raise SettingsError for a claim that no comparison decides: better before the first SAE than after the last."""
+    compared = CompareSettings.model_validate({**registered.sections.get("compare", {}), "runs": "runs", "out": "out"})
+    for number, claim in enumerate(registered.claims, 1):
+        known = [key for key in METRICS if key not in NOT_TESTED and key not in NOT_OUTCOMES]
+        where = "here"
+        if claim.fvu is not None:
+            known, where = [*PRIMARY], "at equal FVU"
+        if claim.expect == "equivalent":
+            known, where = [key for key in known if METRICS[key].unit == "share"], "for equivalence"
         if claim.metric not in known:
             raise SettingsError(
-                f"registered {registered and registered.file}: claim {number}: metric {claim.metric!r} is not measured "
-                f"{'at equal FVU' if claim.fvu is not None else 'here'}; expected {choice(claim.metric, dict.fromkeys(known))}"
+                f"registered {registered.file}: claim {number}: metric {claim.metric!r} is not tested {where}; "
+                f"expected {choice(claim.metric, dict.fromkeys(known))}"
             )
-    return registered
+        if claim.against is None and is_rung(parse_arm(claim.arm), parse_arm(compared.baseline)):
+            raise SettingsError(
+                f"registered {registered.file}: claim {number}: {claim.arm} is the baseline itself, which is compared with "
+                "nothing; name another arm, or another baseline under [compare]"
+            )
 
 
 def answer_registered(
@@ -117,7 +134,8 @@ def _difference(claim: Claim, evidence: Evidence) -> tuple[Difference, str | Non
     if match.how == "not matched":
         return nothing, "L0 not matched"
     others = match.baseline({rung: evidence.values[rung][claim.metric] for rung in match.ladder})
-    weak = [one.name for one in (arm, *match.ladder) if one in evidence.undertrained]
+    used = match.ladder if match.how == "interpolated" else [match.rung]
+    weak = [one.name for one in (arm, *used) if one in evidence.undertrained]
     return paired_difference(evidence.values[arm][claim.metric], others), _undertrained(weak)
 
 
@@ -130,6 +148,8 @@ def _at_cost(arm: Arm, against: Arm, cost: float, metric: str, evidence: Evidenc
         least, most = curve.reach
         if not least <= cost <= most:
             return nothing, f"{curve.family.name} is known at costs of {least:.3g} to {most:.3g} only"
+    if len(rungs := {curve.rung for curve in pair if curve is not None}) > 1:
+        return nothing, f"their L0 differ: they are held to {' and '.join(sorted(rung.name for rung in rungs))}"
     read = [curve.read(metric, cost).tolist() for curve in pair if curve is not None]
     between = [one for curve in pair if curve is not None for one in curve.between(cost)]
     weak = [one.name for one in dict.fromkeys(between) if one in evidence.undertrained]

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sae_lm.comparison.evaluate import rows_decoded
 from sae_lm.comparison.evaluation_set import EvaluationSet
 from sae_lm.comparison.language_model import LanguageModel
 from sae_lm.comparison.runs import Key
@@ -33,7 +34,7 @@ class Removals(NamedTuple):
     latents: Int[Tensor, "n 2"]
     """the absorber, and the other latent"""
     strength: Float[Tensor, " n"]
-    """of both, as they are taken away"""
+    """of both, as they are taken away from the activation"""
 
 
 def measure_removals(
@@ -51,15 +52,16 @@ def measure_removals(
     flips, rows, latents, strengths = [], [], [], []
     for candidates, split, k in zip(evaluation_set.candidates, splits, common, strict=True):
         own, probe = codes[candidates.set].take(candidates.rows), candidates.probe
-        concept = ConceptAtSae(own, candidates.x, candidates.token_id, W_dec, probe.weight)
+        concept = ConceptAtSae(own, rows_decoded(sae, candidates.x), candidates.token_id, W_dec, probe.weight)
         found = find_absorbers(concept, split.ranking[:k])
         x = candidates.x[found.place]
-        both = [parts_of(W_dec, latent, found.strength) for latent in (found.absorber, found.other)]
+        strength = found.strength * sae.scale(candidates.x)[found.place, 0].to(found.strength)
+        both = [parts_of(W_dec, latent, strength) for latent in (found.absorber, found.other)]
         flips.append(torch.stack([~still_says_yes(x, part, probe.weight, probe.bias) for part in both], 1))
         row = evaluation_set.sets[candidates.set].rows.row
         rows.append(torch.full_like(found.place, -1) if row is None else row[candidates.rows[found.place]])
         latents.append(torch.stack([found.absorber, found.other], 1))
-        strengths.append(found.strength)
+        strengths.append(strength)
     flipped, row = torch.cat(flips).double(), torch.cat(rows)
     generator = torch.Generator().manual_seed(derive("removals", evaluation_set.seed))
     chosen = torch.randperm(len(row), generator=generator)

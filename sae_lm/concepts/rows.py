@@ -29,14 +29,16 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from sae_lm.concepts.context_labels import contextual_labels
+from sae_lm.concepts.context_labels import CONTEXTUAL, contextual_labels
 from sae_lm.concepts.text_units import text_units
-from sae_lm.concepts.token_labels import GivenLabels, label_table
+from sae_lm.concepts.token_labels import LABELS, GivenLabels, label_table
 from sae_lm.concepts.word_forms import FORMS, form_of
 from sae_lm.data.store import Store
 from sae_lm.lm.device_map import input_device
 from sae_lm.runtime.seeds import derive
 
+CONCEPTS = (*LABELS, *CONTEXTUAL, *FORMS)
+"""Names of the concepts that are looked for without a user's labels, which may have none of these."""
 TRAIN, VALIDATION, TEST = 0, 1, 2
 SEARCHED_ROWS, SAMPLED_ROWS = 4_000_000, 65_536
 """Rows looked through for occurrences of tokens, from the store's end; rows kept, at most."""

@@ -271,8 +271,7 @@ class Store:
         name = self.hook(hook)
         if len(indices):
             self._check_span(int(indices.min()), int(indices.max()) + 1, self.first_row)
-        out = torch.empty(len(indices), self.hooks[name], dtype=getattr(torch, self.manifest.recipe.dtype))
-        order = indices.argsort()
+        out, order = self.empty_column(name, len(indices)), indices.argsort()
         wanted = indices[order]
         for shard, (first, last) in enumerate(zip(self.first_row[:-1], self.first_row[1:], strict=True)):
             low, high = (int(torch.searchsorted(wanted, edge)) for edge in (first, last))
@@ -332,9 +331,8 @@ class Store:
 
     def column_bytes(self, column: str) -> int:
         """Bytes per row."""
-        return (
-            4 if column in TOKEN_COLUMNS else self.hooks[column] * getattr(torch, self.manifest.recipe.dtype).itemsize
-        )
+        itemsize = getattr(torch, self.manifest.recipe.dtype).itemsize
+        return 4 if column in TOKEN_COLUMNS else self.hooks[column] * itemsize
 
     def read_into(self, column: str, start: int, stop: int, out: Tensor) -> None:
         """Copy rows start to stop of a column into ``out``, without torch's threads: it may run beside a model."""

@@ -43,6 +43,8 @@ class View(NamedTuple):
 
     codes: TokenCodes
     """of all sampled rows"""
+    x: Float[Tensor, "n d_in"]
+    """these rows, as the SAE's decoder rebuilds them"""
     W_dec: Float[Tensor, "d_sae d_in"]
     main: list[int]
     """main latents, strongest first: the first is the parent that absorbers are compared with"""
@@ -65,7 +67,6 @@ class _Holes(NamedTuple):
 def explore(
     store: Store,
     arms: Mapping[str, View],
-    x: Float[Tensor, "n d_in"],
     token_id: Int[Tensor, " n"],
     row: Int[Tensor, " n"],
     candidates: Int[Tensor, " found"],
@@ -74,11 +75,11 @@ def explore(
 ) -> dict[str, Any]:
     """``{"absorbers": {arm: [...]}, "events": [...]}`` of one concept and seed, ready for JSON.
 
-    x, token_id: the sampled rows, shared by all arms.
+    token_id: of the sampled rows, shared by all arms.
     row: their row numbers in the store; below 0 for a row that is not from it, which is shown without context.
     candidates: which of them have the concept, and a probe that says so.
     """
-    holes = {arm: _holes(view, x, token_id, probe, candidates) for arm, view in arms.items()}
+    holes = {arm: _holes(view, token_id, probe, candidates) for arm, view in arms.items()}
     chosen = choose(
         torch.stack([of_arm.parts.silent for of_arm in holes.values()], 1),
         torch.stack([of_arm.share for of_arm in holes.values()], 1),
@@ -155,9 +156,9 @@ def window(store: Store, row: int, token_id: int) -> tuple[str, str, str]:
     return around.before, around.token, around.after
 
 
-def _holes(view: View, x: Tensor, token_id: Tensor, probe: Tensor, candidates: Tensor) -> _Holes:
+def _holes(view: View, token_id: Tensor, probe: Tensor, candidates: Tensor) -> _Holes:
     codes = view.codes.take(candidates)
-    parts = projections(ConceptAtSae(codes, x[candidates], token_id[candidates], view.W_dec, probe), view.main)
+    parts = projections(ConceptAtSae(codes, view.x[candidates], token_id[candidates], view.W_dec, probe), view.main)
     share = torch.where(parts.whole > 0, parts.top / parts.whole, 0.0).clamp_min(0)
     latent, strength = (at_entries(values, parts.top_entry) for values in (codes.latent, codes.strength))
     return _Holes(parts, latent, share, strength, codes.columns(view.main))

@@ -9,6 +9,9 @@ The factor needs no search. A row's *gate ratio* is how far above its gate the s
 it is above 1, and turned up by a factor they fire where it is above 1 over that factor. A threshold on the strengths
 of the codes would not do: it can only turn down, and after the edit above it still left .012 to .035 fewer holes.
 
+No factor makes a latent fire where its pre-activation is negative. Where the rows above 0 are too few for the share
+that all are brought to, those follow whose ratio is nearest below 0, as if a bias were raised. So every share is reached.
+
 Why false alarms and not precision. Every rate of false alarms can be reached by every SAE; a precision cannot, and then
 nothing can be compared. It also rests on all rows without the concept, not on a ratio of two small counts. And of two
 SAEs with equal false alarms the one with fewer holes has the higher precision, so that a claim holds for precision as
@@ -67,8 +70,9 @@ def gate_ratios(
     """Of each row and each concept's main latents, the largest pre-activation over the gate that it has to pass.
 
     topk: the gate is the k-th largest pre-activation of the other latents. jumprelu: the latent's threshold. Both are
-    passed above 1. standard: a factor changes nothing there, the edit that is free is one of the bias; the largest
-    pre-activation times norm of the decoder row stands for the ratio, and the gate is passed above 0.
+    passed above 1. groupmax: the largest of the others of its block; passed above 1. standard: a factor changes nothing there, the edit that is free is one of the bias; the largest
+    pre-activation times norm of the decoder row stands for the ratio, and the gate is passed above 0. Negative where all
+    pre-activations of the main latents are.
     main: of each concept, one latent or more.
     """
     parts = [torch.stack([ratio.float().cpu() for ratio in _ratios(sae, x.to(sae.W_dec), main)], 1) for x in batches]
@@ -80,10 +84,12 @@ def _ratios(sae: SAE, x: Tensor, main: Sequence[Sequence[int]]) -> list[Tensor]:
     if architecture == "topk":
         width = min((sae.config.k or 0) + max(map(len, main)), pre.shape[1])
         largest = pre.topk(width, dim=1)
-        return [pre[:, [*own]].amax(1).relu() / _gate(largest.values, largest.indices, own, sae) for own in main]
+        return [pre[:, [*own]].amax(1) / _gate(largest.values, largest.indices, own, sae) for own in main]
     if architecture == "jumprelu":
         gates = sae.threshold.clamp_min(LEAST_GATE)
-        return [(pre[:, [*own]].relu() / gates[[*own]]).amax(1) for own in main]
+        return [(pre[:, [*own]] / gates[[*own]]).amax(1) for own in main]
+    if architecture == "groupmax":
+        return [(pre[:, [*own]] / _largest_of_others(pre, own, sae.config.k or 1)).amax(1) for own in main]
     norms = sae.W_dec.norm(dim=1)
     return [(pre[:, [*own]] * norms[[*own]]).amax(1) for own in main]
 
@@ -96,6 +102,15 @@ def _gate(values: Tensor, latents: Tensor, main: Sequence[int], sae: SAE) -> Ten
     there = place < values.shape[1]  # where there are not k others, nothing keeps a main latent from firing
     gate = values.gather(1, place.clamp_max(values.shape[1] - 1))
     return torch.where(there, gate, 0.0)[:, 0].clamp_min(LEAST_GATE)
+
+
+def _largest_of_others(pre: Tensor, main: Sequence[int], blocks: int) -> Tensor:
+    """[n, main] for each main latent the largest pre-activation in its block that is no main latent's."""
+    others = pre.clone()
+    others[:, [*main]] = -torch.inf
+    size = pre.shape[1] // blocks
+    largest = others.unflatten(1, (blocks, size)).amax(2)
+    return largest[:, [latent // size for latent in main]].clamp_min(LEAST_GATE)
 
 
 def threshold_at_false_alarms(ratio: Float[Tensor, " n"], rate: float) -> float:

@@ -310,7 +310,7 @@ def _read(text: str) -> list[Arm]:
             raise SettingsError(f"arms: {text!r} gives the balance that fvu steers; give one of them")
         if arm.arch is not None:
             check_nested(text, arm, arm.arch)
-        check_held(arm, arm.on or "decoder")
+        check_held(arm, arm.on or "")  # whose rows another one looks at is the run's to say
     return arms
 
 
@@ -336,7 +336,7 @@ def check_nested(text: str, arm: Arm, arch: str) -> None:
 def check_held(arm: Arm, penalty_on: str) -> None:
     """Refuse an arm of which nothing is left to train, or whose penalty could move nothing. Raises SettingsError.
 
-    penalty_on: whose rows its penalty looks at, ``decoder`` or ``encoder``.
+    penalty_on: whose rows its penalty looks at, ``decoder`` or ``encoder``; empty where that is not known yet.
     """
     frozen = [name for name in ("decoder", "encoder") if getattr(arm, name) == "frozen"]
     if len(frozen) == 2:

@@ -16,7 +16,7 @@ _INSIDE = {
     ".attn.c_proj.input": "attn.hook_z",
     ".attention.dense.input": "attn.hook_z",
 }
-_NORM_AFTER = re.compile(r"gemma-?[23]|olmo-?[23]", re.IGNORECASE)
+_NORM_AFTER = re.compile(r"gemma-?[23](?!b)|olmo-?[23](?!b)", re.IGNORECASE)
 """Models whose MLP and attention outputs pass a norm before they are added: ``hook_mlp_out`` is behind it, the module
 that Hugging Face calls ``mlp`` is not."""
 _DICTIONARY_LEARNING = re.compile(r"(resid_post|resid_pre|mlp_out|attn_out|attention_out)_layer_(\d+)")

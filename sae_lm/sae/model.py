@@ -153,9 +153,14 @@ class SAE(nn.Module):
                 )
             return x_hat
         if self.config.normalises:
-            mean, std, size = self._statistics(self._flattened(x).to(self.W_enc))
-            x_hat = x_hat * (std * size) + mean
+            mean, *_ = self._statistics(self._flattened(x).to(self.W_enc))
+            x_hat = x_hat * self.scale(x) + mean
         return x_hat if x.shape[-1] == self.config.d_in else x_hat.view(x.shape)
+
+    def scale(self, x: Float[Tensor, "*any"]) -> Tensor:
+        """[*batch, 1]: by what a latent's part of a reconstruction of ``normalise(x)`` is multiplied to be its part of x."""
+        _, std, size = self._statistics(self._flattened(x).to(self.W_enc))
+        return (std * size).expand(*x.shape[:-1], 1) if x.shape[-1] == self.config.d_in else std * size
 
     def _flattened(self, x: Tensor) -> Tensor:
         d_in = self.config.d_in

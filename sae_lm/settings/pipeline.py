@@ -149,7 +149,7 @@ class TrainSettings(Settings):
     checkpoint_seconds: Annotated[float, Field(ge=0)] = 300.0
     """seconds between checkpoints, from which a killed run goes on"""
     arms_at_once: Count | None = None
-    """arms of a seed that are in memory together (default: all; under torchrun as many as give every rank some)"""
+    """arms of a seed that are in memory together (default: all; under torchrun as many as let it end earliest)"""
     ranks_per_sae: Count = 1
     """under torchrun: processes that train one SAE together, each on its slice of every batch"""
     trackers: Annotated[tuple[Literal["wandb", "tensorboard"], ...], BeforeValidator(split_commas)] = ()
@@ -192,7 +192,7 @@ class CompareSettings(Settings):
     contextual: bool = True
     """concepts of a token's place as well (inside brackets, first on its line, ...)"""
     prompts: bool = False
-    """token concepts on prompts of BOS and one token each, which cover the vocabulary, instead of on the held-out text"""
+    """token concepts on prompts of BOS and one token each (the vocabulary, or 65,536 of it) instead of on the held-out text"""
     probe_gate: Share = 0.6
     """F1 on unseen token types a concept's probe needs"""
     split_gain: Share = 0.03

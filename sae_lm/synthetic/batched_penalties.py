@@ -1,6 +1,6 @@
 """The penalties of many small SAEs at once, as dense products: what the trainer's penalties are for one.
 
-The trainer's own penalties (sae_lm.sae) take one dictionary and hold no [d_sae, d_sae] matrix. Here dictionaries are
+The trainer's own penalties (sae_lm.penalties) take one dictionary and hold no [d_sae, d_sae] matrix. Here dictionaries are
 tiny and many, and a matrix of cosines for each is the fast way: one batched product for all. They are equal to
 the trainer's in value and gradient, which the tests check.
 """

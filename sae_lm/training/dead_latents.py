@@ -95,7 +95,8 @@ def resample(
     batch alone; a bias (and a threshold) becomes the mean of the others', since it has a meaning only relative to theirs.
     encoder_norm: norm of the new encoder rows, in means of the others'.
     """
-    loss = residual.square().sum(1).square().cpu()
+    # what is not finite is told where losses are logged, and here counts as no loss
+    loss = residual.square().sum(1).square().nan_to_num(0.0, 0.0, 0.0).cpu()
     loss += loss.sum() == 0  # no residual: any row will do
     rows = torch.multinomial(loss, len(dead), replacement=len(dead) > int((loss > 0).sum()), generator=generator)
     directions = centred[rows.to(dead.device)]

@@ -39,7 +39,8 @@ from sae_lm.settings import CompareSettings, TrainSettings
 WHERE_IT_RUNS = frozenset(
     ("store", "out", "device", "log_every", "arms_at_once", "checkpoint_seconds", "ranks_per_sae", "trackers")
 )
-"""Settings of train that a registered file leaves free: they change no more than rounding."""
+"""Settings of train that a registered file leaves free: they change no more than rounding, but for the store. A store is
+known by its checksum and not by its place: each SAE and the report name the one that was used."""
 WHERE_IT_COMPARES = frozenset(("runs", "out", "store", "model", "device", "narrower", "composition"))
 """The same of compare: places, and what is measured besides."""
 
@@ -168,7 +169,7 @@ def _metadata(directory: Path) -> dict[str, Any]:
 
 def _read(path: Path) -> Registered:
     try:
-        registered = Registered(path.name, path.read_text(encoding="utf-8"))
+        registered = Registered(path.name, path.read_bytes().decode("utf-8"))  # line ends too, as sha256sum reads it
     except (OSError, UnicodeDecodeError) as problem:
         why = problem.strerror if isinstance(problem, OSError) else "not UTF-8"
         raise SettingsError(f"--registered {path}: cannot be read ({why}); give a TOML file with claims") from None

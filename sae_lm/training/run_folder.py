@@ -197,7 +197,8 @@ def is_done(out: Path, arm: "Arm", seed: int, recipe: "TrainingRecipe") -> bool:
         return False
     if problems := verify_files(directory):
         raise SaeError(f"{directory} is damaged ({problems[0]}); delete it and train again")
-    _check_recipe(read_sae(directory), recipe)
+    # the k of the run is nothing to an arm that names its own
+    _check_recipe(read_sae(directory), recipe, but=PER_ARM if arm.k is not None else None)
     return True
 
 

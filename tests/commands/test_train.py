@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from recipes import training_recipe
 from safetensors.torch import load_file, save_file
 
 import sae_lm
@@ -316,3 +317,33 @@ def test_a_nan_in_a_batch_is_named_and_the_last_checkpoint_kept(train_settings, 
 def test_a_loss_that_runs_away_names_step_and_arm(train_settings):
     with pytest.raises(SaeError, match=r"arm none, seed 0: the loss became NaN or infinite by step \d+; lower --lr"):
         train(train_settings(lr=1e30, arms="none"))
+
+
+@pytest.mark.parametrize(
+    ("seeds", "arms", "teams", "longest", "together"),
+    [(3, 3, 1, 9, 3), (3, 3, 4, 3, 3), (3, 3, 5, 2, 1), (3, 3, 8, 2, 2), (1, 6, 2, 3, 3), (2, 1, 8, 1, 1)],
+)
+def test_teams_get_shares_that_let_the_last_end_earliest(
+    train_settings, monkeypatch, seeds, arms, teams, longest, together
+):
+    import sae_lm.commands.train as command
+
+    monkeypatch.setattr(command, "is_done", lambda *_: False)
+    monkeypatch.setattr(command, "read_unfinished", lambda *_: [])
+    settings = train_settings(seeds=seeds)
+    groups, missing = command._share_out(
+        settings, training_recipe(), parse_arms([f"none@k={k}" for k in range(1, arms + 1)]), teams
+    )
+    assert missing == seeds * arms == sum(len(group.arms) for group in groups)
+    assert max(sum(len(group.arms) for group in groups[team::teams]) for team in range(teams)) == longest
+    assert max(len(group.arms) for group in groups) == together
+
+
+def test_an_sae_that_names_its_own_k_is_reused_whatever_the_runs(train_settings):
+    out = train(train_settings(arms="none@k=2", tokens="1k"))
+    before = (out / "none@k=2-seed0" / "sae_weights.safetensors").stat().st_mtime_ns
+    train(train_settings(arms="none@k=2,none@k=3", tokens="1k", k=8))
+    assert (out / "none@k=2-seed0" / "sae_weights.safetensors").stat().st_mtime_ns == before
+    train(train_settings(arms="none", tokens="1k"))
+    with pytest.raises(SaeError, match="trained otherwise: k is 4, asked for 8"):
+        train(train_settings(arms="none", tokens="1k", k=8))

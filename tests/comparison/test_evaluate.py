@@ -1,5 +1,7 @@
 """sae_lm.comparison.evaluate: one SAE's figures on rows that all SAEs share."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from toys import identity_sae, toy_rows
@@ -12,25 +14,65 @@ from sae_lm.comparison.evaluation_set import (
     sample_documents,
     sum_samples,
 )
+from sae_lm.comparison.explorer import keep_for_explorer
+from sae_lm.comparison.removals import measure_removals
 from sae_lm.concepts.probes import f1, fit_probes
 from sae_lm.concepts.rows import TEST
+from sae_lm.metrics.decoder_projection import nth_decoder_projection
+from sae_lm.metrics.splitting import Split
+from sae_lm.sae.model import SAE
 
 pytestmark = pytest.mark.transformer_lens_3
+
+
+def evaluated(rows, probe):
+    of_rows = sample_documents(torch.arange(len(rows.x)), 0)
+    return EvaluationSet(
+        lambda size: iter([rows.x]),
+        of_rows,
+        sum_samples(lambda size: iter([rows.x]), of_rows),
+        [ConceptSet(rows, [0])],
+        find_candidates(0, rows, [(0, probe)], of_rows),
+        0,
+    )
+
+
+@pytest.mark.parametrize("norm", ["constant_norm_rescale", "layer_norm"])
+def test_an_sae_that_normalises_is_scored_as_one_that_does_not_on_what_it_normalises_to(norm):
+    """Rows 100 times as long, which it brings back: fraction, removals and projections are those of the plain SAE."""
+    plain = identity_sae(6, b_enc=torch.full((6,), -0.1), b_dec=torch.full((6,), 0.05))
+    W_enc, mixed = torch.eye(6) + 0.5 * torch.eye(6).roll(1, 1), torch.eye(6) + 0.3 * torch.eye(6).roll(1, 0)
+    weights = dict(plain.named_parameters()) | {"W_enc": W_enc, "W_dec": mixed}
+    plain = SAE(plain.config, weights)
+    own = SAE(replace(plain.config, normalize_activations=norm), weights)
+    rows = toy_rows([0, 2, 5])
+    rows = rows._replace(x=own.normalise(rows.x))
+    far = rows._replace(x=100 * rows.x)
+    assert torch.allclose(own.normalise(far.x), rows.x, atol=1e-3)
+    (probe,) = fit_probes(rows, min_types=50, gate=0.6)
+    found = []
+    for sae, of, weight in ((plain, rows, probe.weight), (own, far, probe.weight / 100)):
+        evaluation_set = evaluated(of, probe._replace(weight=weight))
+        codes = sae_codes(sae, evaluation_set)
+        splits = [Split([0], [0, 1, 2, 3, 4, 5], [0.5], [0.5] * 6)]
+        (figures,), _ = concept_figures(sae, codes, splits, evaluation_set, [1], sweep=True)
+        flips, _ = measure_removals(sae, codes, splits, evaluation_set, [1])
+        shown = keep_for_explorer(sae, codes, splits, evaluation_set).rows[0]
+        found.append((figures, flips, nth_decoder_projection(sae, of.x, 3), shown))
+    (figures, flips, projection, shown), (theirs, other_flips, other_projection, other_shown) = found
+    assert figures["fraction"] > 0.1 and figures["full"] > 0.1 and flips["absorbed_tokens"] > 10
+    for key in ("fraction", "full", "recovered", "hole_rate", "control_fraction"):
+        assert theirs[key] == pytest.approx(figures[key], abs=0.01), key
+    for mine, other in zip(figures["sweep"], theirs["sweep"], strict=True):
+        assert other == pytest.approx(mine, abs=0.02)
+    assert other_flips == pytest.approx(flips, abs=0.02) and other_projection == pytest.approx(projection, rel=0.01)
+    assert torch.allclose(shown, other_shown, atol=1e-3)
 
 
 def test_main_latents_are_told_with_the_number_that_all_saes_get_and_not_with_their_own():
     rows, sae = toy_rows([0, 2, 5]), identity_sae(6, b_enc=torch.full((6,), -0.1))
     (probe,) = fit_probes(rows, min_types=50, gate=0.6)
-    of_rows = sample_documents(torch.arange(len(rows.x)), 0)
-    found = find_candidates(0, rows, [(0, probe)], of_rows)
-    evaluation_set = EvaluationSet(
-        lambda size: iter([]),
-        of_rows,
-        sum_samples(lambda size: iter([rows.x]), of_rows),
-        [ConceptSet(rows, [0])],
-        found,
-        0,
-    )
+    evaluation_set = evaluated(rows, probe)
     codes = sae_codes(sae, evaluation_set)
     splits = sae_splits(codes, evaluation_set, 6, 0.03)
     for common in (1, 2, 3):

@@ -202,6 +202,8 @@ def test_claims_at_equal_fvu_are_corrected_together_and_put_into_sentences():
         for sentence in said
     )
     assert any("nothing was trained between none and none@arch=matryoshka" in sentence for sentence in said)
+    both = [*found, *(entry | {"rung": "none@k=64", "reference_between": ["none@k=64", "more"]} for entry in found)]
+    assert sum("nothing was trained between" in sentence for sentence in equal_fvu_findings(both)) == 2
     unclear = [entry | {"verdict": "not distinguishable"} for entry in found]
     assert equal_fvu_findings(unclear)[0] == "At equal FVU no family is told apart from none@arch=matryoshka."
     assert equal_fvu_findings([]) == []

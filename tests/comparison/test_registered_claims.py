@@ -33,12 +33,12 @@ def registered(*claims, settings="seeds = 6"):
 
 
 def evidence(undertrained=(), **changes):
-    """Changes in holes and in FVU of each arm from a baseline of six seeds."""
+    """Changes in holes and in FVU of each arm from a baseline of six seeds; L0 is the arm's k."""
     base = [0.5 + 0.05 * seed for seed in range(6)]
     values = {}
     for name, (holes, fvu) in {"none": (0.0, 0.0), **changes}.items():
         of_metric = {key: [math.nan] * 6 for key in METRICS}
-        of_metric["l0"] = [16.0] * 6
+        of_metric["l0"] = [float(parse_arm(name).k or 16)] * 6
         for key, by in (("equal_hole_rate", holes), ("fvu", fvu)):
             of_metric[key] = [b + by + (n if by else 0) for b, n in zip(base, NOISE, strict=True)]
         values[parse_arm(name)] = of_metric
@@ -124,9 +124,37 @@ def test_a_metric_that_is_not_measured_is_named_before_the_work(monkeypatch):
     text = registered(LOWER)
     wrong = Registered(text.file, text.text.replace("equal_hole_rate", "equal_hole_rat"))
     monkeypatch.setattr(module, "read_registered", lambda _: wrong)
-    with pytest.raises(SettingsError, match=r"claim 1: metric 'equal_hole_rat' is not measured here; .*did you mean"):
+    with pytest.raises(SettingsError, match=r"claim 1: metric 'equal_hole_rat' is not tested here; .*did you mean"):
         check_registered(CompareSettings(runs=Path("runs"), out="out"))
 
 
 def test_nothing_registered_is_no_entry():
     assert answer_registered(None, SETTINGS, runs_of([0]), evidence()) is None
+
+
+def of_two_rungs(undertrained=()):
+    """The baseline at L0 16 and 64, and an arm at each."""
+    changes = {
+        "none@k=16": (0.0, 0.0),
+        "none@k=64": (0.0, 0.0),
+        "abs_cos:1@k=16": (-0.1, 0.02),
+        "max_cos:1@k=64": (-0.02, 0.02),
+    }
+    facts = evidence(undertrained, **changes)
+    values = {arm: of for arm, of in facts.values.items() if arm.name != "none"}
+    matching = match_arms([*values], parse_arm("none"), {arm: of["l0"] for arm, of in values.items()})
+    return facts._replace(values=values, matching=matching, curves=curves(values, matching))
+
+
+def test_arms_of_different_l0_are_not_read_at_one_cost():
+    at_cost = 'arm = "abs_cos:1@k=16"\nagainst = "max_cos:1@k=64"\nfvu = 0.01\nexpect = "lower"'
+    (claim,) = answers(registered(at_cost), of_two_rungs())
+    assert claim["answer"] == "no answer (their L0 differ: they are held to none@k=16 and none@k=64)"
+
+
+def test_an_undertrained_rung_that_an_arm_is_not_held_to_takes_no_answer_away():
+    lower = 'arm = "abs_cos:1@k=16"\nexpect = "lower"'
+    (claim,) = answers(registered(lower), of_two_rungs(["none@k=64"]))
+    assert claim["holds"]
+    (weak,) = answers(registered(lower), of_two_rungs(["none@k=16"]))
+    assert weak["answer"] == "no answer (undertrained: none@k=16)"

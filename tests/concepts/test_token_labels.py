@@ -2,7 +2,7 @@
 
 import pytest
 
-from sae_lm.concepts.context_labels import CONTEXTUAL
+from sae_lm.concepts.rows import CONCEPTS
 from sae_lm.concepts.token_labels import LABELS, WORD_LISTS, read_labels
 from sae_lm.errors import SettingsError
 
@@ -71,12 +71,13 @@ def test_unknown_tokens_are_counted_and_named_once(tmp_path):
         ("string,label\ndog,inside brackets\n", "'inside brackets' is a concept already"),
         ("string,label\ndog, \n", "row 2 has 2 fields and the label ''"),
         ("string,label\ndog,digit\n", "'digit' is a concept already"),
+        ("string,label\ndog,past tense\n", "'past tense' is a concept already"),
         ("string,label\n", "has no rows below its header; expected one for each token or string"),
     ],
 )
 def test_a_table_that_cannot_serve_is_refused_in_one_sentence(tmp_path, text, message):
     with pytest.raises(SettingsError, match=message):
-        read_labels(write(tmp_path / "a.csv", text), VOCABULARY, (*LABELS, *CONTEXTUAL))
+        read_labels(write(tmp_path / "a.csv", text), VOCABULARY, CONCEPTS)
 
 
 def test_a_file_that_is_no_text_or_not_there_is_refused(tmp_path):

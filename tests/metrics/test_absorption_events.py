@@ -17,9 +17,9 @@ def store(tiny_store):
     return sae_lm.open_store(tiny_store)
 
 
-def view(dense, W_dec, main, token_id, names=None):
+def view(dense, x, W_dec, main, token_id, names=None):
     codes = as_codes(dense)
-    return View(codes, W_dec, main, children(codes, token_id, names))
+    return View(codes, x, W_dec, main, children(codes, token_id, names))
 
 
 @pytest.fixture
@@ -35,13 +35,13 @@ def two_arms(store):
     x = torch.tensor([[6.0, 8, 0], [3, 4, 0], [8, 0, 6], [5, 0, 0], [0, 1, 0]])
     baseline = torch.tensor([[0.0, 10, 0], [0, 5, 0], [0, 0, 10], [5, 0, 0], [0, 1, 0]])
     other = torch.tensor([[6.0, 8, 0], [0, 4, 0], [0, 0, 0], [5, 0, 0], [0, 1, 0]])
-    arms = {"none": view(baseline, W_dec, [0], token_id), "other": view(other, W_dec, [0], token_id)}
-    return arms, x, token_id, row
+    arms = {"none": view(baseline, x, W_dec, [0], token_id), "other": view(other, x, W_dec, [0], token_id)}
+    return arms, token_id, row
 
 
 def found(store, two_arms, **options):
-    arms, x, token_id, row = two_arms
-    return explore(store, arms, x, token_id, row, torch.tensor([0, 1, 2, 3]), torch.tensor([2.0, 0, 0]), **options)
+    arms, token_id, row = two_arms
+    return explore(store, arms, token_id, row, torch.tensor([0, 1, 2, 3]), torch.tensor([2.0, 0, 0]), **options)
 
 
 def test_an_event_says_for_every_arm_what_fires_and_what_took_over_with_what_share(store, two_arms):
@@ -59,10 +59,10 @@ def test_an_event_says_for_every_arm_what_fires_and_what_took_over_with_what_sha
 
 
 def test_a_child_is_called_what_the_user_calls_it(store, two_arms):
-    arms, x, token_id, row = two_arms
+    arms, token_id, row = two_arms
     names = {int(token_id[2]): "<mine>"}
     named = {arm: of._replace(children=children(of.codes, token_id, names)) for arm, of in arms.items()}
-    told = found(store, (named, x, token_id, row))
+    told = found(store, (named, token_id, row))
     assert told["absorbers"]["none"][1]["child"] == "<mine>"
     assert {e["arms"]["none"]["absorber"]["child"] for e in told["events"]} >= {"<mine>"}
 
@@ -75,7 +75,7 @@ def test_rows_on_which_no_arm_is_silent_are_no_events_and_those_that_differ_come
 
 
 def test_absorbers_are_counted_over_all_events_and_carry_their_child(store, two_arms):
-    _, _, token_id, _ = two_arms
+    _, token_id, _ = two_arms
     told = found(store, two_arms, events=1)["absorbers"]
     assert [(a["latent"], a["events"]) for a in told["none"]] == [(1, 2), (2, 1)]
     assert [(a["latent"], a["events"]) for a in told["other"]] == [(1, 1)]
@@ -98,9 +98,9 @@ def test_the_shape_is_what_the_report_takes_and_json_can_hold_it(store, two_arms
 
 
 def test_a_concept_without_holes_or_candidates_has_no_events(store, two_arms):
-    arms, x, token_id, row = two_arms
+    arms, token_id, row = two_arms
     for candidates in (torch.tensor([3]), torch.zeros(0, dtype=torch.long)):
-        told = explore(store, arms, x, token_id, row, candidates, torch.tensor([1.0, 0, 0]))
+        told = explore(store, arms, token_id, row, candidates, torch.tensor([1.0, 0, 0]))
         assert told == {"absorbers": {"none": [], "other": []}, "events": []}
 
 

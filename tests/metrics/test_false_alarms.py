@@ -30,24 +30,42 @@ def turned_up(sae, latents, factor):
     return SAE(sae.config, weights)
 
 
-@pytest.mark.parametrize(("architecture", "gate"), [("topk", 1.0), ("jumprelu", 1.0), ("standard", 0.0)])
+@pytest.mark.parametrize(
+    ("architecture", "gate"), [("topk", 1.0), ("jumprelu", 1.0), ("groupmax", 1.0), ("standard", 0.0)]
+)
 def test_main_latents_fire_where_the_ratio_is_above_the_gate(make_sae, architecture, gate):
-    sae = make_sae(architecture, unit=False)
+    sae = make_sae(architecture, k=5, unit=False)
     codes, ratios = encode_sparse(sae, X.split(70)), gate_ratios(sae, X.split(70), MAIN)
     for main, ratio in zip(MAIN, ratios.T, strict=True):
         fires = codes.columns(main).gt(0).any(1)
         assert torch.equal(fires, ratio > gate) and 0 < int(fires.sum()) < len(X)
 
 
-@pytest.mark.parametrize("architecture", ["topk", "jumprelu"])
+@pytest.mark.parametrize("architecture", ["topk", "jumprelu", "groupmax"])
 def test_turned_up_by_a_factor_main_latents_fire_where_the_ratio_is_above_its_inverse(make_sae, architecture):
-    sae = make_sae(architecture)
+    sae = make_sae(architecture, k=5)
     for main, ratio in zip(MAIN, gate_ratios(sae, [X], MAIN).T, strict=True):
         for factor in (0.6, 1.4):
             fires = encode_sparse(turned_up(sae, main, factor), [X]).columns(main).gt(0).any(1)
             assert torch.equal(fires, ratio > 1 / factor), (main, factor)
             edited = gate_ratios(turned_up(sae, main, factor), [X], [main])[:, 0]
             assert torch.allclose(edited, factor * ratio, rtol=1e-4)
+
+
+@pytest.mark.parametrize("architecture", ["topk", "jumprelu", "groupmax", "standard"])
+def test_every_share_of_false_alarms_is_reached_where_pre_activations_are_negative_too(make_sae, architecture):
+    sae = make_sae(architecture, k=5)
+    sae.b_enc[MAIN[0]] -= 1.5
+    ratio = gate_ratios(sae, [X], [MAIN[0]])[:, 0]
+    assert 0 < int((ratio > 0).sum()) < 0.5 * len(X)
+    for share in (0.1, 0.5, 0.9):
+        assert float((ratio > threshold_at_false_alarms(ratio, share)).double().mean()) == pytest.approx(
+            share, abs=0.01
+        )
+    below = ratio[ratio < 0]
+    pre = sae.pre_activations(X)[:, MAIN[0][0]][ratio < 0]
+    if architecture in ("jumprelu", "standard"):
+        assert torch.equal(below.argsort(), pre.argsort()), "the nearest to firing first"
 
 
 def test_where_nothing_competes_every_pre_activation_above_0_fires(make_sae):

@@ -120,7 +120,11 @@ def test_a_decoder_that_is_held_within_a_cosine_of_1_is_frozen():
         ("none@decoder=soft", "decoder 'soft'"),
         ("none@encoder=0.8", "encoder '0.8' .* expected frozen"),
         ("none@decoder=frozen@encoder=frozen", "no directions left to train; freeze the decoder or the encoder"),
-        ("max_cos@decoder=frozen", "a penalty on a frozen decoder, which it cannot move; write none@decoder=frozen"),
+        (
+            "max_cos@on=decoder@decoder=frozen",
+            "a penalty on a frozen decoder, which it cannot move; write none@decoder=",
+        ),
+        ("max_cos@decoder=frozen@encoder=frozen", "no directions left to train"),
         ("max_cos@on=decoder/encoder@encoder=frozen", "a penalty on a frozen encoder"),
         ("align@encoder=frozen", "a penalty on a frozen encoder"),
         ("align@on=encoder", "align has no option 'on'"),

@@ -251,8 +251,8 @@ def gemma_scope(folder, place="layer_20/width_16k/average_l0_71") -> Written:
 def gemma_scope_embedding(folder) -> Written:
     path, _ = gemma_scope(folder, "embedding/width_4k/average_l0_6")
     n = numbers()
-    n["W_enc"], n["W_dec"] = n["W_enc"] / math.sqrt(D), n["W_dec"] * math.sqrt(D)
-    return path, plain(n, above(n["threshold"]), False)
+    # the hook shows embeddings times sqrt(D), the SAE is of embeddings as they are stored
+    return path, plain(n, above(n["threshold"]), False, 1 / math.sqrt(D))
 
 
 def gemma_scope_2(folder) -> Written:

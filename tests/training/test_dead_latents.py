@@ -95,3 +95,14 @@ def test_a_dead_latents_threshold_comes_down_to_the_others_mean_and_never_rises(
     assert log_threshold.tolist() == [0.0, -0.5, -1.0, -7.0]
     lower_thresholds(log_threshold, torch.arange(4))  # nobody to take the mean of
     assert log_threshold.tolist() == [0.0, -0.5, -1.0, -7.0]
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_a_row_that_is_not_finite_is_drawn_for_no_latent_and_ends_nothing_here(bad):
+    w, (centred, residual) = weights(), batch()
+    residual[2] = bad
+    resample(residual, centred, w, DEAD, torch.Generator().manual_seed(0), encoder_norm=0.2)
+    unit = centred[2] / centred[2].norm()
+    assert not torch.isclose(w.W_dec[DEAD] @ unit, torch.ones(5).double()).any()
+    residual[:] = bad
+    resample(residual, centred, w, DEAD, torch.Generator().manual_seed(0), encoder_norm=0.2)

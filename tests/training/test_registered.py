@@ -1,5 +1,6 @@
 """What is fixed before the first SAE stays fixed."""
 
+import hashlib
 import json
 
 import pytest
@@ -119,6 +120,12 @@ def test_text_altered_in_run_json_is_seen(settings):
         (FIXED.replace('expect = "lower"', 'expect = "less"'), "claim 1: expect: Input should be 'lower', 'higher'"),
         (FIXED.replace('arm = "abs_cos:1"', 'arm = "max_cos:1"'), 'claim 1: "max_cos:1" is none of the arms'),
         (FIXED.replace('arm = "abs_cos:1"', 'arm = "abs"'), "claim 1: arm: "),
+        (FIXED.replace("equal_hole_rate", "equal_hole_rat"), "claim 1: metric 'equal_hole_rat' is not tested here; "),
+        (FIXED.replace("equal_hole_rate", "seed_stability"), "claim 1: metric 'seed_stability' is not tested here; "),
+        (FIXED.replace("equal_hole_rate", "composition_null"), "metric 'composition_null' is not tested here; "),
+        (FIXED.replace('"lower"', '"equivalent"').replace("equal_hole_rate", "splits"), "is not tested for equivalence; "),
+        (FIXED.replace("equal_hole_rate", "l0") + 'against = "none"\nfvu = 0.01\n', "'l0' is not tested at equal FVU; "),
+        (FIXED.replace('arm = "abs_cos:1"', 'arm = "none"'), "claim 1: none is the baseline itself, which is compared"),
         (FIXED + "fvu = 0.005\n", "claim 1: claim: expected `against` and `fvu` together"),
         (FIXED + "cost = 1\n", "claim 1: cost: unknown key, expected one of sentence"),
         (FIXED.split("[[claim]]")[0], "claims nothing; expected a [[claim]] or more"),
@@ -140,3 +147,10 @@ def test_one_file_is_both_configuration_and_registration(tiny_store, tmp_path, r
     assert main([*words, "--store", str(tiny_store), "--out", str(out)]) == 0
     assert main([*words, "--store", str(tiny_store), "--out", str(out), "--seeds", "1"]) == 2
     assert "fixes the settings: seeds is 2, asked for 1" in capsys.readouterr().err
+
+
+def test_the_checksum_is_that_of_the_file_whatever_its_line_ends(settings, registered):
+    registered.write_bytes(FIXED.replace("\n", "\r\n").encode())
+    kept = read_registered(train(settings()))
+    assert kept.sha256 == hashlib.sha256(registered.read_bytes()).hexdigest()
+    train(settings())

@@ -160,5 +160,11 @@ def test_what_would_move_held_rows_or_penalise_frozen_ones_is_refused(settings):
     for arms in ("none,none@decoder=0.8", "none@encoder=frozen"):
         with pytest.raises(SettingsError, match="resample_every is 5, which gives dead latents new .* holds them at"):
             train(settings(arms, resample_every=5))
-    with pytest.raises(SettingsError, match="has a penalty on a frozen encoder, which it cannot move"):
-        train(settings("max_cos@encoder=frozen", penalty_on="encoder"))
+    for one in ("encoder", "decoder"):
+        with pytest.raises(SettingsError, match=f"has a penalty on a frozen {one}, which it cannot move"):
+            train(settings(f"max_cos@{one}=frozen", penalty_on=one))
+
+
+def test_a_penalty_on_encoders_is_on_no_frozen_decoder(settings):
+    out = train(settings("none,max_cos:0.25@decoder=frozen", penalty_on="encoder"))
+    assert (out / "max_cos_0.25@decoder=frozen-seed0").is_dir()

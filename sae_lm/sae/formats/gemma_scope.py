@@ -1,7 +1,8 @@
 """Read SAEs of Gemma Scope (the first): ``params.npz``, of which the repository's name says all else.
 
-JumpReLU with a threshold per latent; b_dec is not subtracted from the input. SAEs of embeddings were trained on embeddings
-times sqrt(d_in), which the hook shows without that factor: it is folded in.
+JumpReLU with a threshold per latent; b_dec is not subtracted from the input. SAEs of embeddings were trained on
+embeddings as they are stored, and the hook shows them times sqrt(d_in): that factor is folded in, into b_dec too. SAELens
+leaves b_dec as it is, and so rebuilds (sqrt(d_in) - 1) b_dec too little.
 """
 
 import math
@@ -36,9 +37,11 @@ def read(source: Source) -> SAE:
             hook = f"blocks.{layer[1]}.{_HOOKS[found[3]]}"
     bridge, original = source.place(hook, "the repository's name" if found else "no file or name")
     if bridge == "hook_embed" and "embedding" in source.identity:
-        weights["W_enc"], weights["W_dec"] = weights["W_enc"] / math.sqrt(d_in), weights["W_dec"] * math.sqrt(d_in)
-        weights["b_dec"] = weights["b_dec"]
-        source.note(f"input scaled: W_enc / sqrt({d_in}), W_dec * sqrt({d_in}), as SAELens reads SAEs of embeddings")
+        weights["W_enc"] = weights["W_enc"] / math.sqrt(d_in)
+        weights |= {name: weights[name] * math.sqrt(d_in) for name in ("W_dec", "b_dec")}
+        source.note(
+            f"input scaled: W_enc / sqrt({d_in}), W_dec and b_dec * sqrt({d_in}), which SAELens leaves b_dec without"
+        )
     if l0 := re.search(r"average_l0_(\d+)", source.identity):
         metadata["claimed_l0"] = int(l0[1])
     source.note("b_dec not subtracted from the input: Gemma Scope")
