@@ -134,8 +134,11 @@ def _about_unknown(verb: str, word: str) -> str:
     """What to say of a word that is no setting's."""
     if not word.startswith("-"):
         return f"unexpected argument {word!r}; lists are comma separated (--hooks a,b), overrides read {verb}.key=value"
-    known = choice(word.split("=")[0].replace("_", "-"), {flag(key): None for key in VERBS[verb].model_fields})
-    return f"unknown argument {word!r}; expected {known}"
+    given, fields = word.split("=")[0].replace("_", "-"), VERBS[verb].model_fields
+    if key := next((key for key, field in fields.items() if is_positional(field) and given == flag(key)), None):
+        return f"{given} is no flag: give {key} by itself, as sae-lm {verb} {key.upper()}"
+    known = {flag(key): None for key, field in fields.items() if not is_positional(field)}
+    return f"unknown argument {word!r}; expected {choice(given, known)}"
 
 
 def _settings_of(verb: str, overrides: list[re.Match[str]]) -> dict[str, str]:

@@ -51,6 +51,9 @@ def test_a_malformed_count_is_refused(text):
     ("argv", "says"),
     [
         (["cache", "--hokks", "a"], "unknown argument '--hokks'; expected '--hooks'"),
+        (["compare", "--runs", "x"], "--runs is no flag: give runs by itself, as sae-lm compare RUNS"),
+        (["show", "--sae=x"], "--sae is no flag: give sae by itself, as sae-lm show SAE"),
+        (["merge", "--stores", "a", "b"], "--stores is no flag: give stores by itself, as sae-lm merge STORES"),
         (["cache", "--out", "x"], "--hooks is required"),
         (
             ["train", "--store", "a", "--out", "b", "--d-sae", "-5"],
