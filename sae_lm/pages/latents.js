@@ -435,6 +435,7 @@
       card.replaceChildren(...parts);
       if (row !== null) showRow(row);
     } catch (problem) {
+      if (mine !== drawing) return;
       card.replaceChildren(make("header", {}, head3), make("p", { className: "warning", textContent: problem.message }));
     }
   }
