@@ -112,7 +112,6 @@ def _saelens_converters() -> Iterator[tuple[str, Callable[[Path], Case]]]:
     gemma = "google/gemma-scope-2b-pt-res"
     table = {
         "gemma_scope": ("gemma_2_sae_huggingface_loader", gemma, "layer_20/width_16k/average_l0_71"),
-        "gemma_scope of embeddings": ("gemma_2_sae_huggingface_loader", gemma, "embedding/width_4k/average_l0_6"),
         "gemma_scope_2": ("gemma_3_sae_huggingface_loader", "google/gemma-scope-2-1b-pt", "resid_post/layer_12_width_16k_l0_big"),
         "qwen_scope": ("qwen_scope_sae_huggingface_loader", f"Qwen/SAE-Res-Qwen3-1.7B-Base-W32K-L0_{K}", "layer7.sae.pt"),
         "goodfire": ("get_goodfire_huggingface_loader", "Goodfire/Llama-3.1-8B-Instruct-SAE-l19",
