@@ -174,6 +174,8 @@ def push(store: Path, repo_id: str, *, private: bool = True, revision: str | Non
     last = {MANIFEST: committed, CARD: _card(manifest, address_of(repo_id, revision)).encode()}
     if operations := [CommitOperationAdd(name, last[name]) for name in last if name not in pushed]:
         branch.commit(f"Complete activation store {manifest.id[:12]}", operations)
+        if MANIFEST not in branch.tree():
+            raise HubError(f"the data set {repo_id!r} did not keep {MANIFEST}, though it said so; push again")
     return address_of(repo_id, branch.head)
 
 
