@@ -4,9 +4,10 @@ Tokens are huggingface_hub's business: none is read, kept or named here, and non
 as some quote a malformed token or an address with its password.
 """
 
+from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sae_lm.errors import HubError, StoreError
 from sae_lm.hub.errors import WAIT, Kind, answering_within, called, endpoint, one_sentence
@@ -58,12 +59,17 @@ def list_files(repo_id: str, commit: str) -> list[str]:
 
     with without_notices(), one_sentence(f"listing the model {repo_id!r}", repo_id, "model"):
         paths = HfApi().list_repo_files(repo_id, revision=commit)
-    if not all(isinstance(path, str) for path in paths):  # huggingface_hub passes on what it gets
+    _check_names(paths, f"listing the model {repo_id!r}")
+    return paths
+
+
+def _check_names(paths: Iterable[Any], doing: str) -> None:
+    """Raise HubError where a list of files holds something else: huggingface_hub passes on what it gets."""
+    if not all(isinstance(path, str) for path in paths):
         raise HubError(
-            f"listing the model {repo_id!r} failed: {endpoint()} answers with something else than names of files; "
+            f"{doing} failed: {endpoint()} answers with something else than names of files; "
             "run the same again, or see whether HF_ENDPOINT names a hub"
         )
-    return paths
 
 
 def models_of(repo_id: str) -> list[str]:
@@ -106,7 +112,9 @@ class Branch:
 
         with quiet(), one_sentence(self.doing, self.repo_id, self.kind):
             entries = self.api.list_repo_tree(self.repo_id, repo_type=self.kind, revision=self.head, recursive=True)
-            return {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
+            found = [entry for entry in entries if isinstance(entry, RepoFile)]
+        _check_names([entry.path for entry in found], self.doing)
+        return {entry.path: entry for entry in found}
 
     def send(self, operations: list["CommitOperationAdd"]) -> None:
         """Upload what goes to the hub's storage for large files and is not there; the rest goes with the commit."""

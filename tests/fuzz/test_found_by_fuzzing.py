@@ -17,11 +17,12 @@ import sae_lm
 from sae_lm.cli import parse
 from sae_lm.commands.inspect import inspect
 from sae_lm.commands.verify import verify
+from sae_lm.data import remote
 from sae_lm.data.manifest import MANIFEST, read_manifest, write_manifest
 from sae_lm.data.partial_store import _read_place, read_partial_store
 from sae_lm.data.writer import file_record
 from sae_lm.errors import HubError, SaeError, SaeLmError, SettingsError, StoreError
-from sae_lm.hub.repository import list_files
+from sae_lm.hub.repository import Branch, list_files
 from sae_lm.hub.revision import pin
 from sae_lm.metrics.stored_codes import store_codes
 from sae_lm.runtime.files import read_json, write_json
@@ -302,3 +303,24 @@ def test_a_hub_that_falls_silent_is_waited_for_in_bounds(monkeypatch):
         with pytest.raises(HubError, match="listing the model 'me/saes' failed: no answer from"):
             list_files("me/saes", "c" * 40)
         assert time.monotonic() - began < 20
+
+
+def test_a_hub_that_lists_files_without_names_is_told_before_a_push(store, monkeypatch):
+    from huggingface_hub import HfApi
+    from huggingface_hub.hf_api import RepoFile
+
+    entry = RepoFile(path="a", size=1, oid="0")
+    entry.path = True
+    monkeypatch.setattr(HfApi, "list_repo_tree", lambda *_, **__: [entry])
+    branch = SimpleNamespace(doing="pushing", repo_id="me/acts", kind="dataset", api=HfApi(), head="0" * 40)
+    with pytest.raises(HubError, match="pushing failed: .* answers with something else than names of files"):
+        Branch.tree(branch)
+
+
+def test_a_push_whose_last_commit_came_to_nothing_is_not_told_as_done(store, monkeypatch):
+    silent = SimpleNamespace(tree=dict, commit=lambda *_: None, head="0" * 40)
+    monkeypatch.setattr(remote, "Branch", lambda *_: silent)
+    monkeypatch.setattr(remote, "_is_kept", lambda *_: True)
+    monkeypatch.setattr(remote, "_send", lambda *_: None)
+    with pytest.raises(HubError, match="did not keep manifest.json, though it said so; push again"):
+        remote.push(store, "me/acts")
