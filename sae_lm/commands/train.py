@@ -145,22 +145,23 @@ def _share_out(
     pending = {
         seed: [arm for arm in arms if not is_done(settings.out, arm, seed, recipe)] for seed in settings.seed_numbers
     }
-    most = settings.arms_at_once or max(map(len, pending.values())) or 1
-    ways = [
-        _groups(pending, settings.out, at_once)
-        for at_once in range(most, 0 if settings.arms_at_once is None else most - 1, -1)
-    ]
+    unfinished = {seed: read_unfinished(settings.out, seed) for seed in pending}
+    most = max(map(len, pending.values())) or 1
+    sizes = [settings.arms_at_once] if settings.arms_at_once else range(most, 0, -1)
+    ways = [_groups(pending, unfinished, at_once) for at_once in sizes]
     # of ways that end as early the one with the most arms together, which share their batches
     groups = min(ways, key=lambda way: max(sum(len(group.arms) for group in way[team::teams]) for team in range(teams)))
     return groups, sum(map(len, pending.values()))
 
 
-def _groups(pending: dict[int, list[Arm]], out: Path, at_once: int) -> list[ArmGroup]:
-    """Groups with a checkpoint as they were, then the other arms of each seed, ``at_once`` of them together."""
+def _groups(
+    pending: dict[int, list[Arm]], unfinished: dict[int, list[tuple[list[str], list[str]]]], at_once: int
+) -> list[ArmGroup]:
+    """Groups with a checkpoint as they were (``unfinished``, by seed), then the other arms of each seed, ``at_once`` of them together."""
     groups = []
     for seed, arms in pending.items():
         rest = list(arms)
-        for names, reference_names in read_unfinished(out, seed):
+        for names, reference_names in unfinished[seed]:
             begun = [parse_arm(name) for name in names]
             if any(arm in rest for arm in begun):
                 groups.append(ArmGroup(seed, begun, [parse_arm(name) for name in reference_names]))

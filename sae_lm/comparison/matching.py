@@ -38,6 +38,11 @@ class Match(NamedTuple):
     ladder: Mapping[Arm, Sequence[float]]
     """rung -> L0 per seed"""
 
+    @property
+    def used(self) -> list[Arm]:
+        """The rungs that differences are from: all of the ladder where it is interpolated, else one."""
+        return [*self.ladder] if self.how == "interpolated" else [self.rung]
+
     def baseline(self, values: Mapping[Arm, Sequence[float]]) -> list[float]:
         """A metric of the rungs, per seed -> what the arm is compared with, per seed; NaN where it is not known."""
         if self.how != "interpolated":

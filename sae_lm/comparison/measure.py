@@ -207,12 +207,13 @@ def _measure_saes(settings: CompareSettings, runs: Runs, evaluation_set: Evaluat
             if settings.controls and on_concepts and (arm, seed) == (rung, first) and not sae.config.normalises:
                 grades = grade(sae, *on_concepts, settings, evaluation_set, common, targets)
             bar.update(1)
-        sae = random_sae(runs.by_key[rung, first].load("cpu"), l0[rung], settings.seed).to(device)
+        graded_sae = runs.by_key[rung, first].load("cpu")
+        sae = random_sae(graded_sae, l0[rung], settings.seed).to(device)
         on_concepts = find_main_latents(sae, settings, evaluation_set)
         control = _measure_sae(sae, on_concepts, settings, evaluation_set, common, targets, sweep=True)
         bar.update(1)
     graded, why = f"{rung.name}, seed {first}", ""
-    if settings.controls and grades is None and runs.by_key[rung, first].load("cpu").config.normalises:
+    if settings.controls and graded_sae.config.normalises:
         why = f"No controls were made: {graded} normalises each activation, and an oracle cannot be planted there."
     return MeasuredSaes(saes, control, common, shown, signal, grades, graded, why)
 

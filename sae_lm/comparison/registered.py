@@ -51,7 +51,7 @@ def check_registered(settings: CompareSettings) -> Registered | None:
 
 def check_claims(registered: Registered) -> None:
     """Raise SettingsError for a claim that no comparison decides: better before the first SAE than after the last."""
-    compared = CompareSettings.model_validate({**registered.sections.get("compare", {}), "runs": "runs", "out": "out"})
+    baseline = parse_arm(registered.comparison.baseline)
     for number, claim in enumerate(registered.claims, 1):
         known = [key for key in METRICS if key not in NOT_TESTED and key not in NOT_OUTCOMES]
         where = "here"
@@ -64,7 +64,7 @@ def check_claims(registered: Registered) -> None:
                 f"registered {registered.file}: claim {number}: metric {claim.metric!r} is not tested {where}; "
                 f"expected {choice(claim.metric, dict.fromkeys(known))}"
             )
-        if claim.against is None and is_rung(parse_arm(claim.arm), parse_arm(compared.baseline)):
+        if claim.against is None and is_rung(parse_arm(claim.arm), baseline):
             raise SettingsError(
                 f"registered {registered.file}: claim {number}: {claim.arm} is the baseline itself, which is compared with "
                 "nothing; name another arm, or another baseline under [compare]"
@@ -98,9 +98,8 @@ def _lacking(registered: Registered, settings: CompareSettings, runs: Runs) -> s
     seeds = train.seed_numbers
     if missing := [seed for seed in seeds if seed not in runs.seeds]:
         return f"{len(seeds) - len(missing)} of {len(seeds)} seeds are there"
-    asked = CompareSettings.model_validate({**sections.get("compare", {}), "runs": "runs", "out": "out"})
     held = set(CompareSettings.model_fields) - WHERE_IT_COMPARES
-    mine, theirs = (made.model_dump(mode="json", include=held) for made in (settings, asked))
+    mine, theirs = (made.model_dump(mode="json", include=held) for made in (settings, registered.comparison))
     if differing := differences(theirs, mine):
         return f"compared with other settings than registered: {differing[0]}"
     return None
@@ -134,8 +133,7 @@ def _difference(claim: Claim, evidence: Evidence) -> tuple[Difference, str | Non
     if match.how == "not matched":
         return nothing, "L0 not matched"
     others = match.baseline({rung: evidence.values[rung][claim.metric] for rung in match.ladder})
-    used = match.ladder if match.how == "interpolated" else [match.rung]
-    weak = [one.name for one in (arm, *used) if one in evidence.undertrained]
+    weak = [one.name for one in (arm, *match.used) if one in evidence.undertrained]
     return paired_difference(evidence.values[arm][claim.metric], others), _undertrained(weak)
 
 

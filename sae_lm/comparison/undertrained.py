@@ -64,9 +64,7 @@ def find_undertrained(values: Values) -> dict[Arm, Undertrained]:
 
 def taints(arm: Arm, matching: Matching, undertrained: Mapping[Arm, Undertrained]) -> bool:
     """Whether a difference of this arm is of undertrained SAEs: its own, or those that it is taken from."""
-    match = matching.matches[arm]
-    others = match.ladder if match.how == "interpolated" else [match.rung]
-    return arm in undertrained or any(rung in undertrained for rung in others)
+    return any(one in undertrained for one in (arm, *matching.matches[arm].used))
 
 
 def reason(of: Sequence[Undertrained]) -> str:

@@ -110,9 +110,10 @@ def _take_shard(
         except OSError:  # another disk, or one without links
             shutil.copyfile(source, out / name)
         files[name] = record.files[shard_file(hook, index)]
-        _check_whole(store, shard_file(hook, index), out / name)
-    _check_whole(store, shard_file("tokens", index))
-    tokens = load_file(store.locate(shard_file("tokens", index)))
+        _check_whole(store, shard_file(hook, index), files[name], out / name)
+    whole = shard_file("tokens", index)
+    _check_whole(store, whole, record.files[whole])
+    tokens = load_file(store.locate(whole))
     tokens["context"] += contexts
     tokens["document"] += documents
     name = shard_file("tokens", number)
@@ -120,9 +121,9 @@ def _take_shard(
     return files | {name: file_record(out / name)}
 
 
-def _check_whole(store: Store, name: str, copy: Path | None = None) -> None:
+def _check_whole(store: Store, name: str, record: FileRecord, copy: Path | None = None) -> None:
     """Raise StoreError where a file, or its copy, is not as it was written: what is made of it would pass for whole."""
-    if sha256(copy or store.locate(name)) != store.manifest.all_files()[name].sha256:
+    if sha256(copy or store.locate(name)) != record.sha256:
         raise StoreError(f"store {store.path} is damaged: {name}; run sae-lm verify {store.path} --repair")
 
 
@@ -135,7 +136,7 @@ def _manifest(stores: list[Store], shards: list[ShardRecord], contexts: int, doc
     repeat = any(store.manifest.recipe.repeat for store in stores)
     recipe = first.recipe.model_copy(update={"text": {**text, "merged": texts}, "tokens": rows, "repeat": repeat})
     for name in first.files.keys() & {"vocabulary.json", PARTIAL}:
-        _check_whole(stores[0], name)
+        _check_whole(stores[0], name, first.files[name])
     write_whole(out / "stats.safetensors", lambda temporary: save_file(statistics(out, recipe, len(shards)), temporary))
     write_json(out / "vocabulary.json", stores[0].vocabulary)
     names = ["stats.safetensors", "vocabulary.json", *write_partial(out, stores[0].partial_tokens)]

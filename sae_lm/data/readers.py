@@ -166,9 +166,8 @@ def _text(path: Path, place: Any, column: str | None) -> Iterator[Row]:
     """Chunks of one document, line ends as Python reads them: \\n for \\r\\n and \\r. The last may be empty."""
     at, rest = int(place or 0), b""
     with _bytes_of(path, at) as stream:
-        while chunk := stream.read(
-            TEXT_BYTES - len(rest)
-        ):  # so a chunk depends on its place alone, not on the one before
+        # with what is left over a chunk has TEXT_BYTES, so that it depends on its place alone
+        while chunk := stream.read(TEXT_BYTES - len(rest)):
             decoder = codecs.getincrementaldecoder("utf-8")()
             content = rest + chunk
             text = decoder.decode(content)

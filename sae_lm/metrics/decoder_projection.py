@@ -13,10 +13,10 @@ PROJECTIONS = 1 << 23
 
 @torch.no_grad()
 def nth_decoder_projection(sae: SAE, x: Float[Tensor, "rows d_in"], n: int) -> float:
-    """The projection of x - b_dec, x as the SAE normalises it, on decoder directions that n latents per row exceed on average (s_n^dec).
+    """The projection of x - b_dec on decoder directions that n latents per row exceed on average (s_n^dec).
 
-    That is the (n * rows + 1)-th largest of all rows' projections together. From "Sparse but Wrong" (2508.16560, appendix;
-    ``nth_decoder_projection`` in its code): where L0 is too low or too high, decoder rows mix features, and a row then
+    Rows are taken as the SAE normalises them. It is the (n * rows + 1)-th largest of all rows' projections together.
+    From "Sparse but Wrong" (2508.16560, appendix; ``nth_decoder_projection`` in its code): where L0 is too low or too high, decoder rows mix features, and a row then
     projects on latents that are not there; of SAEs that differ in L0 alone, the one with the right L0 has the least.
     n has to be larger than any L0 compared, and the same for all SAEs. differs: of rows of any norm the direction is
     taken, which for unit rows is the same.

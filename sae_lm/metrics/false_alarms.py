@@ -70,9 +70,9 @@ def gate_ratios(
     """Of each row and each concept's main latents, the largest pre-activation over the gate that it has to pass.
 
     topk: the gate is the k-th largest pre-activation of the other latents. jumprelu: the latent's threshold. Both are
-    passed above 1. groupmax: the largest of the others of its block; passed above 1. standard: a factor changes nothing there, the edit that is free is one of the bias; the largest
-    pre-activation times norm of the decoder row stands for the ratio, and the gate is passed above 0. Negative where all
-    pre-activations of the main latents are.
+    passed above 1, and so is groupmax's: the largest of the others of the latent's block. standard: a factor changes
+    nothing there, the edit that is free is one of the bias; the largest pre-activation times norm of the decoder row
+    stands for the ratio, and the gate is passed above 0. Negative where all pre-activations of the main latents are.
     main: of each concept, one latent or more.
     """
     parts = [torch.stack([ratio.float().cpu() for ratio in _ratios(sae, x.to(sae.W_dec), main)], 1) for x in batches]

@@ -84,6 +84,11 @@ class Registered(NamedTuple):
         return parse_toml(self.text, f"registered {self.file}")
 
     @property
+    def comparison(self) -> CompareSettings:
+        """How it is to be compared; places are free. Raises SettingsError."""
+        return CompareSettings.model_validate({**self.sections.get("compare", {}), "runs": "runs", "out": "out"})
+
+    @property
     def claims(self) -> list[Claim]:
         """Raises SettingsError for one that cannot be decided."""
         entries = self.sections.get("claim")
@@ -176,7 +181,7 @@ def _read(path: Path) -> Registered:
     for section in ("train", "compare"):
         if not isinstance(registered.sections.get(section, {}), dict):
             raise SettingsError(f"registered {path.name}: {section} is a value, expected a section [{section}]")
-    CompareSettings.model_validate({**registered.sections.get("compare", {}), "runs": "runs", "out": "out"})
+    _ = registered.comparison  # before anything is trained under it
     return registered
 
 

@@ -16,10 +16,15 @@ def contents(folder):
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+def another_store(cache_settings, tmp_path):
+    """Of the same settings and another text."""
+    text = tmp_path / "other.jsonl"
+    text.write_text('{"text": "' + "Quite another story about a cat and a mat. " * 40 + '"}\n')
+    return cache(cache_settings(tmp_path / "other", text=str(text), tokens=200))
+
+
 def test_merged_stores_hold_the_rows_of_both(cache_settings, tiny_store, tmp_path, capsys):
-    other_text = tmp_path / "other.jsonl"
-    other_text.write_text('{"text": "' + "Quite another story about a cat and a mat. " * 40 + '"}\n')
-    other = cache(cache_settings(tmp_path / "other", text=str(other_text), tokens=200))
+    other = another_store(cache_settings, tmp_path)
     assert main(["merge", str(tiny_store), str(other), "--out", str(tmp_path / "both")]) == 0
     both, first, second = (sae_lm.open_store(path, checksums=True) for path in (tmp_path / "both", tiny_store, other))
     assert verify(tmp_path / "both") == [] and len(both) == 1700
@@ -38,9 +43,7 @@ def test_merged_stores_hold_the_rows_of_both(cache_settings, tiny_store, tmp_pat
 def test_a_merge_that_fails_leaves_nothing_and_touches_nobodys_files(cache_settings, tiny_store, tmp_path, monkeypatch):
     from sae_lm.data import merge as merging
 
-    other_text = tmp_path / "other.jsonl"
-    other_text.write_text('{"text": "' + "Quite another story about a cat and a mat. " * 40 + '"}\n')
-    other = cache(cache_settings(tmp_path / "other", text=str(other_text), tokens=200))
+    other = another_store(cache_settings, tmp_path)
     (tmp_path / "both.part").mkdir()
     (tmp_path / "both.part" / "mine.txt").write_text("mine")
     before = contents(tmp_path)
@@ -73,10 +76,7 @@ def test_stores_that_do_not_go_together_are_not_merged(cache_settings, tiny_stor
 @pytest.fixture
 def two_stores(cache_settings, tiny_store, tmp_path):
     """A store that may be changed, and one of another text that goes with it."""
-    other_text = tmp_path / "other.jsonl"
-    other_text.write_text('{"text": "' + "Quite another story about a cat and a mat. " * 40 + '"}\n')
-    other = cache(cache_settings(tmp_path / "other", text=str(other_text), tokens=200))
-    return shutil.copytree(tiny_store, tmp_path / "first"), other
+    return shutil.copytree(tiny_store, tmp_path / "first"), another_store(cache_settings, tmp_path)
 
 
 @pytest.mark.parametrize(
