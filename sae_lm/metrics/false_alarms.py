@@ -80,18 +80,27 @@ def gate_ratios(
 
 
 def _ratios(sae: SAE, x: Tensor, main: Sequence[Sequence[int]]) -> list[Tensor]:
-    pre, architecture = sae.pre_activations(x), sae.config.architecture
+    architecture = sae.config.architecture
+    if architecture in ("jumprelu", "standard"):
+        return _ratios_alone(sae, x, main)
+    pre = sae.pre_activations(x)
     if architecture == "topk":
         width = min((sae.config.k or 0) + max(map(len, main)), pre.shape[1])
         largest = pre.topk(width, dim=1)
         return [pre[:, [*own]].amax(1) / _gate(largest.values, largest.indices, own, sae) for own in main]
-    if architecture == "jumprelu":
-        gates = sae.threshold.clamp_min(LEAST_GATE)
-        return [(pre[:, [*own]] / gates[[*own]]).amax(1) for own in main]
-    if architecture == "groupmax":
-        return [(pre[:, [*own]] / _largest_of_others(pre, own, sae.config.k or 1)).amax(1) for own in main]
-    norms = sae.W_dec.norm(dim=1)
-    return [(pre[:, [*own]] * norms[[*own]]).amax(1) for own in main]
+    return [(pre[:, [*own]] / _largest_of_others(pre, own, sae.config.k or 1)).amax(1) for own in main]
+
+
+def _ratios_alone(sae: SAE, x: Tensor, main: Sequence[Sequence[int]]) -> list[Tensor]:
+    """Where no other latent decides whether one fires, the others' pre-activations are not made."""
+    latents = sorted({latent for own in main for latent in own})
+    place = {latent: number for number, latent in enumerate(latents)}
+    pre = sae.pre_activations(x, latents)
+    if sae.config.architecture == "jumprelu":
+        ratios = pre / sae.threshold[latents].clamp_min(LEAST_GATE)
+    else:
+        ratios = pre * sae.W_dec[latents].norm(dim=1)
+    return [ratios[:, [place[latent] for latent in own]].amax(1) for own in main]
 
 
 def _gate(values: Tensor, latents: Tensor, main: Sequence[int], sae: SAE) -> Tensor:

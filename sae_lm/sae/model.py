@@ -170,12 +170,17 @@ class SAE(nn.Module):
             return x.flatten(-2)
         raise SaeError(f"activation has width {x.shape[-1]}, this SAE was trained on width {d_in}")
 
-    def pre_activations(self, x: Float[Tensor, "*any"]) -> Float[Tensor, "*batch d_sae"]:
-        """Before it is decided which latents fire; x as `normalise` takes it."""
+    def pre_activations(
+        self, x: Float[Tensor, "*any"], latents: Sequence[int] | None = None
+    ) -> Float[Tensor, "*batch latents"]:
+        """Before it is decided which latents fire; x as `normalise` takes it. latents: some alone, in this order."""
         x = self.normalise(x)
         if self.config.apply_b_dec_to_input:
             x = x - self.b_dec
-        return nn.functional.linear(x, self.W_enc.T, self.b_enc)  # one pass over what comes out, not two
+        W_enc, b_enc = self.W_enc, self.b_enc
+        if latents is not None:
+            W_enc, b_enc = W_enc[:, [*latents]], b_enc[[*latents]]
+        return nn.functional.linear(x, W_enc.T, b_enc)  # one pass over what comes out, not two
 
     def encode(self, x: Float[Tensor, "*any"]) -> Float[Tensor, "*batch d_sae"]:
         """Latent activations, dense, >= 0, of x [*batch, d_in]."""

@@ -68,6 +68,15 @@ def test_every_share_of_false_alarms_is_reached_where_pre_activations_are_negati
         assert torch.equal(below.argsort(), pre.argsort()), "the nearest to firing first"
 
 
+@pytest.mark.parametrize("architecture", ["jumprelu", "standard"])
+def test_ratios_of_latents_that_fire_by_themselves_are_those_of_all_pre_activations(make_sae, architecture):
+    sae = make_sae(architecture, k=5, unit=False)
+    pre = sae.pre_activations(X)
+    every = pre / sae.threshold if architecture == "jumprelu" else pre * sae.W_dec.norm(dim=1)
+    plain = torch.stack([every[:, main].amax(1) for main in MAIN], 1)
+    assert torch.allclose(gate_ratios(sae, X.split(70), MAIN), plain, rtol=1e-5, atol=1e-6)
+
+
 def test_where_nothing_competes_every_pre_activation_above_0_fires(make_sae):
     sae = make_sae(k=10)
     ratio = gate_ratios(sae, [X], [[3, 5]])[:, 0]
