@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import cast
 
 from sae_lm.comparison.foreign import is_foreign, read_foreign
+from sae_lm.comparison.kept import kept_parts
 from sae_lm.comparison.measure import measure
 from sae_lm.comparison.registered import check_registered
 from sae_lm.comparison.report import make_report
@@ -33,7 +34,8 @@ LATENTS = "latents.html"
 def compare(settings: CompareSettings) -> Report:
     """Measure every SAE below ``settings.runs``; write report.json, .csv, .html and figures/; return the report.
 
-    The files are made aside and moved to their places together, over those of an earlier report.
+    The files are made aside and moved to their places together, over those of an earlier report. What is measured is
+    kept until then, so that the same command goes on where a killed one was (`sae_lm.comparison.kept`).
     A folder of SAEs of other programs is measured too, each SAE for itself (`sae_lm.comparison.foreign`).
     Where an arm lacks a seed, the seeds that all arms have are compared, and "partial" says so. Raises SaeError for a
     folder without runs, runs of different stores or hooks, a missing baseline; SettingsError for a device without
@@ -55,8 +57,14 @@ def compare(settings: CompareSettings) -> Report:
         if (settings.out / name).is_dir():
             raise SaeLmError(f"{settings.out / name} is a folder, where the report's file would be; give another --out")
     runs.check()
-    report = make_report(settings, store, runs, measure(settings, store, runs, device), registered)
+    kept = kept_parts(settings, store, runs)
+    if parts := kept.parts():
+        print(
+            f"{parts} parts of an unfinished comparison are in {kept.folder}; those of these SAEs and settings are used"
+        )
+    report = make_report(settings, store, runs, measure(settings, store, runs, kept, device), registered)
     _write(report, settings.out)
+    kept.remove()
     return cast(Report, Comparison(report))
 
 

@@ -8,6 +8,7 @@ import torch
 
 from sae_lm.comparison.evaluate import BootstrapValues
 from sae_lm.comparison.evaluation_set import SAMPLES
+from sae_lm.comparison.kept import Kept
 from sae_lm.comparison.runs import Key, Loaded, Runs
 from sae_lm.data.store import Store
 from sae_lm.errors import SaeError
@@ -61,7 +62,7 @@ class CrossEntropies(NamedTuple):
 
 
 def measure_cross_entropies(
-    settings: CompareSettings, store: Store, runs: Runs, model: LanguageModel, device: str
+    settings: CompareSettings, store: Store, runs: Runs, model: LanguageModel, kept: Kept, device: str
 ) -> CrossEntropies:
     """Cross-entropies on held-out contexts.
 
@@ -73,8 +74,15 @@ def measure_cross_entropies(
     stop = min(store.manifest.contexts, first + settings.ce_contexts)
     blocks = store.blocks(first, stop)
     text = HeldOutText(blocks, store.special(blocks) | store.rowless(first, stop), hook, mean)
-    with Progress("in the language model", len(blocks) * len(runs.by_key), "context") as bar:
-        parts = spliced_entropies(model.bridge, text, Loaded(runs.by_key, device), bar.update)
+    total = len(blocks) * len(runs.by_key)
+    with Progress("in the language model", total, "context") as bar:
+
+        def measured() -> list[list[CrossEntropy]]:
+            return [*spliced_entropies(model.bridge, text, Loaded(runs.by_key, device), bar.update).values()]
+
+        of_saes = kept.part("cross-entropies", [run.directory for run in runs.by_key.values()], measured)
+        bar.update(total - bar.done)
+    parts = {key: [CrossEntropy(*part) for part in of_sae] for key, of_sae in zip(runs.by_key, of_saes, strict=True)}
     pooled = {key: pooled_entropy(of_blocks) for key, of_blocks in parts.items()}
     one = next(iter(pooled.values()))
     shared = {"tokens": one.tokens, "clean": one.clean, "ablated": one.ablated, "mean_ablated": one.mean_ablated}

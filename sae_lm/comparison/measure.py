@@ -5,6 +5,8 @@ is measured before anything else is. Every part returns its figures; they are me
 """
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 from jaxtyping import Bool, Float
@@ -24,12 +26,13 @@ from sae_lm.comparison.evaluate import (
 )
 from sae_lm.comparison.evaluation_set import EvaluationSet, build_evaluation_set
 from sae_lm.comparison.explorer import MOST_SHOWN, ShownSae, explorer_entries, is_shown, keep_for_explorer
+from sae_lm.comparison.kept import Kept
 from sae_lm.comparison.language_model import boot_model, measure_cross_entropies
 from sae_lm.comparison.matching import Matching, ladder_of, match_arms
 from sae_lm.comparison.outcomes import METRICS
 from sae_lm.comparison.pairs import compare_seeds, compare_widths, genealogies, take_rows
 from sae_lm.comparison.removals import Removals, measure_removal_costs, measure_removals
-from sae_lm.comparison.runs import Key, Loaded, Runs, read_narrower
+from sae_lm.comparison.runs import Key, Run, Runs, read_narrower
 from sae_lm.comparison.undertrained import training_figures
 from sae_lm.concepts.probes import Probe
 from sae_lm.data.store import Store
@@ -78,19 +81,17 @@ class Measured(NamedTuple):
     explorer: list[dict[str, Any]]
 
 
-def measure(settings: CompareSettings, store: Store, runs: Runs, device: str) -> Measured:
+def measure(settings: CompareSettings, store: Store, runs: Runs, kept: Kept, device: str) -> Measured:
     """Raises SettingsError and SaeError for what the user gave, before the long part of the work."""
     narrower = read_narrower(settings.narrower, runs) if settings.narrower else None
     if narrower:
         narrower.check()
     model = None if settings.model == "none" else boot_model(settings, store, device)
     evaluation_set, probes, remarks = build_evaluation_set(settings, store, runs, model and model.bridge)
-    language = model and measure_cross_entropies(settings, store, runs, model, device)
-    alone = _measure_saes(settings, runs, evaluation_set, device)
+    language = model and measure_cross_entropies(settings, store, runs, model, kept, device)
+    alone = _measure_saes(settings, runs, evaluation_set, kept, device)
     removals = {key: sae.removals for key, sae in alone.saes.items() if sae.removals}
-    costs = model and measure_removal_costs(
-        settings, store, runs.training["hook"], model, removals, Loaded(runs.by_key, device)
-    )
+    costs = model and measure_removal_costs(settings, store, runs, model, removals, kept, device)
     own_figures = {key: sae.figures for key, sae in alone.saes.items()}
     alive = {key: sae.fired for key, sae in alone.saes.items()}
     l0 = {arm: [own_figures[arm, seed]["l0"] for seed in runs.seeds] for arm in runs.arms}
@@ -180,37 +181,74 @@ class MeasuredSaes(NamedTuple):
     """why they were not made, in a sentence; usually empty"""
 
 
-def _measure_saes(settings: CompareSettings, runs: Runs, evaluation_set: EvaluationSet, device: str) -> MeasuredSaes:
+class _Yardstick(NamedTuple):
+    """What every SAE is measured with."""
+
+    settings: CompareSettings
+    evaluation_set: EvaluationSet
+    common: list[int]
+    """of each concept the number of main latents"""
+    targets: list[OperatingPoint]
+    """of each concept the operating point they are brought to"""
+    device: str
+
+
+@dataclass
+class _Subject:
+    """An SAE of the runs; it is loaded, and its main latents found, when they are asked for: a kept one is not."""
+
+    run: Run
+    yardstick: _Yardstick
+    splits: list[Split] | None
+    """its main latents, where they are known already"""
+
+    @cached_property
+    def sae(self) -> SAE:
+        return self.run.load(self.yardstick.device)
+
+    @cached_property
+    def on_concepts(self) -> OnConcepts | None:
+        return find_main_latents(self.sae, self.yardstick.settings, self.yardstick.evaluation_set, self.splits)
+
+    def measured(self, sweep: bool) -> tuple[MeasuredSae, Float[Tensor, " d_sae"]]:
+        """And the mean squared strength of each latent."""
+        measured = _measure_sae(self.sae, self.on_concepts, self.yardstick, sweep)
+        if self.run.arm.label is None:
+            measured.figures.update(training_figures(self.sae, self.run.seed, measured.fired))
+        rows = take_rows(self.yardstick.evaluation_set.read(batch_rows(self.sae)))
+        return measured, mean_square_strength(self.sae, rows)
+
+
+def _measure_saes(
+    settings: CompareSettings, runs: Runs, evaluation_set: EvaluationSet, kept: Kept, device: str
+) -> MeasuredSaes:
     """Every SAE, then the control, which has the L0 of the baseline's middle rung."""
     ladder = ladder_of(runs.baseline, runs.arms, runs.baseline)
     rung, first = ladder[len(ladder) // 2], runs.seeds[0]
-    splits, points = _baseline_splits(settings, runs, ladder, evaluation_set, device)
+    splits, points = _baseline_splits(settings, runs, ladder, evaluation_set, kept, device)
     common = common_counts(list(splits.values()))
-    targets = common_points(points, common)
+    yardstick = _Yardstick(settings, evaluation_set, common, common_points(points, common), device)
     saes: dict[Key, MeasuredSae] = {}
     shown: dict[Arm, ShownSae] = {}
-    signal: dict[Key, Tensor] = {}
+    signal: dict[Key, Float[Tensor, " d_sae"]] = {}
     l0: dict[Arm, float] = {}
     grades: Grades | None = None
     with Progress("comparing", len(runs.by_key) + 1, "SAE") as bar:
         for (arm, seed), run in runs.by_key.items():
-            sae = run.load(device)
-            on_concepts = find_main_latents(sae, settings, evaluation_set, splits.get((arm, seed)))
-            saes[arm, seed] = _measure_sae(sae, on_concepts, settings, evaluation_set, common, targets, seed == first)
-            if arm.label is None:
-                saes[arm, seed].figures.update(training_figures(sae, seed, saes[arm, seed].fired))
-            signal[arm, seed] = mean_square_strength(sae, take_rows(evaluation_set.read(batch_rows(sae))))
-            if seed == first:
+            subject = _Subject(run, yardstick, splits.get((arm, seed)))
+            part = kept.part(f"{arm.name}, seed {seed}", [run.directory], partial(subject.measured, seed == first))
+            saes[arm, seed], signal[arm, seed] = _as_measured(part[0], device), part[1]
+            if seed == first and evaluation_set.candidates:
                 l0[arm] = saes[arm, seed].figures["l0"]
-                if on_concepts and len(shown) < MOST_SHOWN and is_shown(arm, rung, ladder, l0):
-                    shown[arm] = keep_for_explorer(sae, *on_concepts, evaluation_set)
-            if settings.controls and on_concepts and (arm, seed) == (rung, first) and not sae.config.normalises:
-                grades = grade(sae, *on_concepts, settings, evaluation_set, common, targets)
+                if len(shown) < MOST_SHOWN and is_shown(arm, rung, ladder, l0):
+                    assert subject.on_concepts
+                    shown[arm] = keep_for_explorer(subject.sae, *subject.on_concepts, evaluation_set)
+                if settings.controls and arm == rung and not subject.sae.config.normalises:
+                    grades = _grade(subject)
             bar.update(1)
         graded_sae = runs.by_key[rung, first].load("cpu")
-        sae = random_sae(graded_sae, l0[rung], settings.seed).to(device)
-        on_concepts = find_main_latents(sae, settings, evaluation_set)
-        control = _measure_sae(sae, on_concepts, settings, evaluation_set, common, targets, sweep=True)
+        sae = random_sae(graded_sae, saes[rung, first].figures["l0"], settings.seed).to(device)
+        control = _measure_sae(sae, find_main_latents(sae, settings, evaluation_set), yardstick, sweep=True)
         bar.update(1)
     graded, why = f"{rung.name}, seed {first}", ""
     if settings.controls and graded_sae.config.normalises:
@@ -218,33 +256,45 @@ def _measure_saes(settings: CompareSettings, runs: Runs, evaluation_set: Evaluat
     return MeasuredSaes(saes, control, common, shown, signal, grades, graded, why)
 
 
+def _as_measured(part: list[Any], device: str) -> MeasuredSae:
+    """From what `Kept.part` gives."""
+    figures, bootstrap_values, fired, nearest, per_concept, removals = part
+    return MeasuredSae(
+        figures, bootstrap_values, fired.to(device), nearest, per_concept, removals and Removals(*removals)
+    )
+
+
 def _baseline_splits(
-    settings: CompareSettings, runs: Runs, ladder: Sequence[Arm], evaluation_set: EvaluationSet, device: str
+    settings: CompareSettings,
+    runs: Runs,
+    ladder: Sequence[Arm],
+    evaluation_set: EvaluationSet,
+    kept: Kept,
+    device: str,
 ) -> tuple[dict[Key, list[Split]], list[list[list[OperatingPoint]]]]:
     """The main latents of the baseline's SAEs, and of each its operating points (`points_of_sae`); none where no concept
     is in use."""
     splits: dict[Key, list[Split]] = {}
     points: list[list[list[OperatingPoint]]] = []
+
+    def found(run: Run) -> tuple[list[Split], list[list[OperatingPoint]]]:
+        on_concepts = find_main_latents(run.load(device), settings, evaluation_set)
+        assert on_concepts, "there is a concept in use"
+        return on_concepts[1], points_of_sae(*on_concepts, evaluation_set)
+
     rungs = {key: run for key, run in runs.by_key.items() if key[0] in ladder and evaluation_set.candidates}
     with Progress("main latents of the baseline", len(rungs), "SAE") as bar:
         for key, run in rungs.items():
-            if on_concepts := find_main_latents(run.load(device), settings, evaluation_set):
-                splits[key] = on_concepts[1]
-                points.append(points_of_sae(*on_concepts, evaluation_set))
+            of_sae, of_points = kept.part("main latents", [run.directory], partial(found, run))
+            splits[key] = [Split(*split) for split in of_sae]
+            points.append([[OperatingPoint(*point) for point in concept] for concept in of_points])
             bar.update(1)
     return splits, points
 
 
-def _measure_sae(
-    sae: SAE,
-    on_concepts: OnConcepts | None,
-    settings: CompareSettings,
-    evaluation_set: EvaluationSet,
-    common: Sequence[int],
-    targets: Sequence[OperatingPoint],
-    sweep: bool,
-) -> MeasuredSae:
-    """common, targets: of each concept the number of main latents, and the operating point they are brought to. sweep: the gates of the absorption fraction too."""
+def _measure_sae(sae: SAE, on_concepts: OnConcepts | None, yardstick: _Yardstick, sweep: bool) -> MeasuredSae:
+    """sweep: the gates of the absorption fraction too."""
+    settings, evaluation_set, common, targets, _ = yardstick
     held_out = held_out_figures(sae, evaluation_set)
     figures, bootstrap_values = dict(held_out.figures), dict(held_out.bootstrap_values)
     per_concept: list[dict[str, Any]] = []
@@ -262,3 +312,9 @@ def _measure_sae(
     check_metrics(bootstrap_values, "an SAE's noise")
     check_metrics(figures, "an SAE")
     return MeasuredSae(figures, bootstrap_values, held_out.fired, held_out.nearest, per_concept, removals)
+
+
+def _grade(subject: _Subject) -> Grades:
+    assert subject.on_concepts, "there is a concept in use"
+    settings, evaluation_set, common, targets, _ = subject.yardstick
+    return grade(subject.sae, *subject.on_concepts, settings, evaluation_set, common, targets)

@@ -1,6 +1,7 @@
 """Measure what becomes of absorbed tokens without their absorber: the probe's decision, and the model's next token."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -9,8 +10,9 @@ from torch import Tensor
 
 from sae_lm.comparison.evaluate import rows_decoded
 from sae_lm.comparison.evaluation_set import EvaluationSet
+from sae_lm.comparison.kept import Kept
 from sae_lm.comparison.language_model import LanguageModel
-from sae_lm.comparison.runs import Key
+from sae_lm.comparison.runs import Key, Run, Runs
 from sae_lm.data.store import Store
 from sae_lm.metrics.absorption import ConceptAtSae
 from sae_lm.metrics.causal import find_absorbers, parts_of, removal_divergences, still_says_yes
@@ -76,22 +78,28 @@ def measure_removals(
 def measure_removal_costs(
     settings: CompareSettings,
     store: Store,
-    hook: str,
+    runs: Runs,
     model: LanguageModel,
     removals: Mapping[Key, Removals],
-    saes: Mapping[Key, SAE],
+    kept: Kept,
+    device: str,
 ) -> dict[Key, dict[str, float]]:
     """KL divergence of the language model's next token, mean over a sample of the absorbed tokens of each SAE."""
+
+    def cost(run: Run, sample: Removals) -> dict[str, float]:
+        blocks, position = _contexts(store, sample.row)
+        W_dec = run.load(device).W_dec
+        removed = [parts_of(W_dec, latent.to(W_dec.device), sample.strength) for latent in sample.latents.T]
+        absorber, other = removal_divergences(model.bridge, runs.training["hook"], blocks, position, removed)
+        return {"absorber_kl": float(absorber.mean()), "other_kl": float(other.mean())}
+
     figures: dict[Key, dict[str, float]] = {}
     with Progress("without absorbers", len(removals), "SAE") as bar:
         for key, sample in removals.items():
             sample = Removals(*(values[: settings.ce_contexts] for values in sample))
             if len(sample.row):
-                blocks, position = _contexts(store, sample.row)
-                W_dec = saes[key].W_dec
-                removed = [parts_of(W_dec, latent.to(W_dec.device), sample.strength) for latent in sample.latents.T]
-                absorber, other = removal_divergences(model.bridge, hook, blocks, position, removed)
-                figures[key] = {"absorber_kl": float(absorber.mean()), "other_kl": float(other.mean())}
+                run = runs.by_key[key]
+                figures[key] = kept.part("without absorbers", [run.directory], partial(cost, run, sample))
             bar.update(1)
     return figures
 

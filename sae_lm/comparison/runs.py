@@ -70,10 +70,14 @@ KEPT_BYTES = 1 << 31
 """SAEs of up to this size together are loaded once."""
 
 
+def files_of(sae: Path) -> list[Path]:
+    """An SAE's files, sorted: of a directory, or the one file."""
+    return sorted(file for file in sae.rglob("*") if file.is_file()) if sae.is_dir() else [sae]
+
+
 def size_of(sae: Path) -> int:
-    """Bytes of an SAE's files: of a directory, or of one file."""
-    files = [file for file in sae.rglob("*") if file.is_file()] if sae.is_dir() else [sae]
-    return sum(file.stat().st_size for file in files)
+    """Bytes of an SAE's files."""
+    return sum(file.stat().st_size for file in files_of(sae))
 
 
 class Loaded(Mapping[Key, SAE]):

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from compare_runs import HOOK, comparing, two_arms
 from safetensors.torch import load_file, save_file
 
@@ -16,10 +17,14 @@ from sae_lm.commands.compare import compare
 from sae_lm.commands.train import train
 from sae_lm.comparison.concept_subsets import OF_CLEAR
 from sae_lm.comparison.controls import ORDERED
+from sae_lm.comparison.kept import kept_parts
 from sae_lm.comparison.outcomes import METRICS, NOT_OUTCOMES
+from sae_lm.comparison.runs import Run, read_runs
+from sae_lm.data.store import open_store
 from sae_lm.errors import SaeError, SaeLmError, SettingsError, StoreError
 from sae_lm.pages.difference_entries import DifferenceEntry
 from sae_lm.pages.schema import ArmEntry, ConceptEntry, GenealogyEntry, GradesEntry, PerConcept, Report
+from sae_lm.penalties.arms import parse_arm
 from sae_lm.runtime.files import write_whole
 from sae_lm.sae.formats.saelens import save
 from sae_lm.settings import TrainSettings
@@ -251,7 +256,8 @@ def test_a_report_is_of_one_comparison_whenever_it_is_interrupted(runs, tmp_path
         at_the_end.setattr("sae_lm.pages.figures.write_figures", interrupted)
         with pytest.raises(KeyboardInterrupt):
             compare(first.model_copy(update={"seed": 5}))
-    assert {path: path.read_bytes() for path in first.out.rglob("*") if path.is_file()} == before
+    now = {path: path.read_bytes() for path in first.out.rglob("*") if path.is_file()}
+    assert {path: whole for path, whole in now.items() if path.parent.name != "measured"} == before
 
     def one_figure(report, folder):
         write_whole(folder / "seeds.png", Path.touch)
@@ -263,6 +269,55 @@ def test_a_report_is_of_one_comparison_whenever_it_is_interrupted(runs, tmp_path
     now = {path.name for path in first.out.rglob("*") if path.is_file()}
     assert now == {"report.json", "report.csv", "report.html", "mine.png", "seeds.png"}
     assert json.loads((first.out / "report.json").read_text())["settings"]["seed"] == 5
+
+
+def test_a_comparison_that_was_killed_goes_on_with_what_it_had_measured(
+    report, runs, tiny_model, tmp_path, monkeypatch, capsys
+):
+    settings, loads = comparing(runs, tmp_path / "out", model=str(tiny_model), ce_contexts=24), []
+    load = Run.load
+
+    def counted(run, device):
+        loads.append(run)
+        if len(loads) > 8 + 4 + 3:  # for the cross-entropies, for the baseline's main latents, and three SAEs
+            raise KeyboardInterrupt
+        return load(run, device)
+
+    with monkeypatch.context() as killed, pytest.raises(KeyboardInterrupt):
+        killed.setattr(Run, "load", counted)
+        compare(settings)
+    parts = sorted((settings.out / "measured").iterdir())
+    assert len(parts) == 1 + 4 + 3
+    parts[2].write_bytes(parts[2].read_bytes().replace(b"0", b"1", 1))
+    monkeypatch.setattr(Run, "load", lambda run, device: loads.append(run) or load(run, device))
+    loads.clear()
+    finished = compare(settings)
+    assert "8 parts of an unfinished comparison are in" in capsys.readouterr().out
+    assert {k: v for k, v in finished.items() if k != "settings"} == {
+        k: v for k, v in report[0].items() if k != "settings"
+    }
+    assert not (settings.out / "measured").exists()
+
+
+def test_parts_of_other_settings_or_saes_are_measured_anew(runs, tiny_store, tmp_path):
+    store, settings = open_store(tiny_store), comparing(runs, tmp_path)
+    found = read_runs(runs, "none")
+    kept, saes = kept_parts(settings, store, found), [found.by_key[parse_arm("max_cos:0.5@k=4"), 1].directory]
+    value = {"figures": {"fvu": 0.1, "none": math.nan}, "fired": torch.tensor([True, False]), "none": torch.zeros(0)}
+    first = kept.part("an SAE", saes, lambda: value)
+    assert first["fired"].tolist() == [True, False] and math.isnan(first["figures"]["none"])
+    assert first["none"].dtype == torch.float32 and first["none"].shape == (0,)
+
+    def unwanted():
+        raise AssertionError
+
+    again = kept_parts(settings.model_copy(update={"out": tmp_path, "fvu_cost": (0.1,)}), store, found)
+    assert again.part("an SAE", saes, unwanted)["figures"]["fvu"] == 0.1
+    others = [run.directory for run in found.by_key.values()][:1]
+    for changes in ({"seed": 9}, {"tokens": 7}, {"max_k": 3}):
+        other = kept_parts(settings.model_copy(update=changes), store, found)
+        assert other.part("an SAE", saes, lambda: 7) == 7, changes
+    assert kept.part("another thing", saes, lambda: 8) == 8 and kept.part("an SAE", others, lambda: 9) == 9
 
 
 @pytest.mark.parametrize("prompts", [False, True], ids=["found among the concepts' rows", "among all"])
