@@ -19,6 +19,7 @@ def demo_settings(out: Path) -> tuple[CacheSettings, TrainSettings, CompareSetti
             seeds=3,
             tokens=1_000_000,
             held_out=0.2,
+            parallel=2,
             out=runs,
         ),
         CompareSettings(runs=runs, out=report, ce_contexts=96),

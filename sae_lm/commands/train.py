@@ -1,6 +1,7 @@
 """sae-lm train: train SAEs from a stored set of activations, all arms of a seed side by side on the same batches."""
 
 import shutil
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import NamedTuple
 import torch
 
 from sae_lm.data.store import Store, open_store
-from sae_lm.errors import SettingsError
+from sae_lm.errors import SettingsError, Stopped
 from sae_lm.interp.steering import LARGEST, largest_activations
 from sae_lm.penalties.arms import Arm, parse_arm, parse_arms
 from sae_lm.runtime.device import pick_device
@@ -63,10 +64,13 @@ def train(settings: TrainSettings) -> Path:
             raise SettingsError(
                 f"batch_size is {settings.batch_size}, which ranks_per_sae {team.size} does not divide; give a multiple"
             )
+        parallel = _parallel(settings, ranks, device)
         teams, number = ranks.size // team.size, ranks.rank // team.size
-        plan = ranks.decided(lambda: _plan(settings, store, arms, teams, locks))
+        plan = ranks.decided(lambda: _plan(settings, store, arms, teams * parallel, locks))
         with report_out_of_memory(device, OUT_OF_MEMORY):
-            seconds = _train_groups(_Place(ranks, team, device), plan.groups[number::teams], plan, settings, store)
+            seconds = _train_groups(
+                _Place(ranks, team, device, parallel), plan.groups[number::teams], plan, settings, store
+            )
         everyones = ranks.gather(seconds)
         if ranks.rank == 0:
             locks.close()
@@ -85,6 +89,8 @@ class _Place(NamedTuple):
     ranks: Ranks
     team: Team
     device: str
+    parallel: int
+    """groups at once"""
 
 
 class _Plan(NamedTuple):
@@ -195,13 +201,69 @@ def _train_groups(
             team=place.team,
             registered=plan.registered,
         )
+        if place.parallel > 1:
+            return sum_seconds(_train_at_once(place.parallel, groups, plan, settings, run))
         for done, group in enumerate(groups):
             if done and place.team.agree(bool(stop_request)):  # it came in the last step of the group before
-                raise stop_request.stop(
-                    f"{done} of {len(groups)} groups of SAEs are finished in {settings.out}; run the same command again to go on"
-                )
+                raise _stopped_between(done, groups, run)
             seconds.append(_train_and_save(group, plan.start, settings, run))
     return sum_seconds(seconds)
+
+
+def _stopped_between(done: int, groups: list[ArmGroup], run: TrainingRun) -> Stopped:
+    return run.stop_request.stop(
+        f"{done} of {len(groups)} groups of SAEs are finished in {run.out}; run the same command again to go on"
+    )
+
+
+def _parallel(settings: TrainSettings, ranks: Ranks, device: str) -> int:
+    """How many groups at once: an accelerator is busy with one."""
+    if settings.parallel > 1 and ranks.size > 1:
+        raise SettingsError(
+            f"parallel is {settings.parallel} under torchrun, with {ranks.size} processes; it is for one process, leave it out"
+        )
+    if settings.parallel > 1 and "wandb" in settings.trackers:
+        raise SettingsError(
+            f"parallel is {settings.parallel}, and W&B takes one group at a time; leave out one of them"
+        )
+    return settings.parallel if device == "cpu" else 1
+
+
+def _train_at_once(
+    parallel: int, groups: list[ArmGroup], plan: _Plan, settings: TrainSettings, run: TrainingRun
+) -> list[dict[str, float]]:
+    """Several groups in threads of their own, among which torch's threads are shared out; in any order.
+
+    Parts of a step that keep one core busy then run beside those of another group. Where one fails, the others end at
+    their next step with a checkpoint.
+    """
+    threads = torch.get_num_threads()
+
+    def work(group: ArmGroup) -> dict[str, float]:
+        if run.stop_request:
+            raise _stopped_between(sum(future.done() for future in futures), groups, run)
+        try:
+            return _train_and_save(group, plan.start, settings, run)
+        except BaseException:
+            run.stop_request.asked = True
+            raise
+
+    torch.set_num_threads(max(1, threads // parallel))
+    futures: list[Future[dict[str, float]]] = []
+    try:
+        with ThreadPoolExecutor(parallel) as pool:
+            futures += [pool.submit(work, group) for group in groups]
+            try:
+                wait(futures)
+            except BaseException:  # the second Ctrl-C
+                run.stop_request.asked = True
+                raise
+        problems = [problem for future in futures if (problem := future.exception()) is not None]
+        if problems:
+            raise min(problems, key=lambda problem: isinstance(problem, Stopped))  # what failed, not what it stopped
+        return [future.result() for future in futures]
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _train_and_save(

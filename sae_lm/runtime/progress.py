@@ -1,6 +1,7 @@
 """Progress of long work: a bar with rate and ETA on a terminal, plain lines when piped."""
 
 import sys
+import threading
 import time
 from typing import Any
 
@@ -18,6 +19,7 @@ class Progress:
         self.first = done
         self.postfix: dict[str, Any] = {}
         self.silent = silent
+        self._lock = threading.Lock()  # several threads may work at it
         self.bar = (
             tqdm(desc=label, total=total, initial=done, unit=unit, unit_scale=True, dynamic_ncols=True)
             if sys.stderr.isatty() and not silent
@@ -25,14 +27,15 @@ class Progress:
         )
 
     def update(self, amount: int, **postfix: Any) -> None:
-        self.done += amount
-        self.postfix.update(postfix)
-        if self.bar is not None:
-            self.bar.set_postfix(self.postfix, refresh=False)
-            self.bar.update(amount)
-        elif time.monotonic() - self.last_line > SECONDS_BETWEEN_LINES and not self.silent:
-            self.last_line = time.monotonic()
-            self._line()
+        with self._lock:
+            self.done += amount
+            self.postfix.update(postfix)
+            if self.bar is not None:
+                self.bar.set_postfix(self.postfix, refresh=False)
+                self.bar.update(amount)
+            elif time.monotonic() - self.last_line > SECONDS_BETWEEN_LINES and not self.silent:
+                self.last_line = time.monotonic()
+                self._line()
 
     def _line(self, ended: bool = False) -> None:
         seconds = max(time.monotonic() - self.began, 1e-9)

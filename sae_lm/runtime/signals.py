@@ -16,9 +16,11 @@ class StopRequest:
     def __init__(self, until: str) -> None:
         self.until = until
         self.signal: int | None = None
+        self.asked = False
+        """by this program itself: what runs beside it failed"""
 
     def __bool__(self) -> bool:
-        return self.signal is not None
+        return self.asked or self.signal is not None
 
     def stop(self, done: str) -> Stopped:
         """What to raise at the safe point; ``done`` says what is kept."""

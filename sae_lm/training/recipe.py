@@ -28,6 +28,7 @@ NOT_IN_RECIPE = (
     "first_seed",
     "registered",
     "arms_at_once",
+    "parallel",
     "checkpoint_seconds",
     "ranks_per_sae",
     "trackers",

@@ -37,7 +37,17 @@ from sae_lm.sae.folder import CONFIG, sae_directories
 from sae_lm.settings import CompareSettings, TrainSettings
 
 WHERE_IT_RUNS = frozenset(
-    ("store", "out", "device", "log_every", "arms_at_once", "checkpoint_seconds", "ranks_per_sae", "trackers")
+    (
+        "store",
+        "out",
+        "device",
+        "log_every",
+        "arms_at_once",
+        "parallel",
+        "checkpoint_seconds",
+        "ranks_per_sae",
+        "trackers",
+    )
 )
 """Settings of train that a registered file leaves free: they change no more than rounding, but for the store. A store is
 known by its checksum and not by its place: each SAE and the report name the one that was used."""

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import sae_lm
 from sae_lm.commands.train import train
 from sae_lm.errors import SaeError, SettingsError, Stopped
 from sae_lm.penalties.arms import parse_arms
+from sae_lm.runtime.distributed import Ranks
 from sae_lm.runtime.files import sha256
 from sae_lm.settings import TrainSettings
 
@@ -157,6 +159,63 @@ def test_arms_one_at_a_time_are_the_arms_together(train_settings):
         train(train_settings("apart", arms=ARMS, arms_at_once=1))
     )  # the steered arm has its baseline beside it
     assert apart == together
+
+
+@pytest.fixture
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_groups_at_once_give_the_bits_of_one_after_another_stopped_or_not(train_settings, monkeypatch):
+    whole = contents(train(train_settings("whole", seeds=3)))
+    assert contents(train(train_settings("at once", seeds=3, parallel=2))) == whole
+    settings = train_settings(seeds=3, parallel=3)
+    with monkeypatch.context() as patch, pytest.raises(Stopped, match="kept in|groups of SAEs are finished"):
+        stop_at(20, patch)
+        train(settings)
+    assert len(list(settings.out.glob("*-seed?"))) < 6
+    assert contents(train(settings)) == whole
+    assert torch.get_num_threads() == 1
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_where_one_group_fails_those_beside_it_keep_a_checkpoint_and_go_on(train_settings, monkeypatch):
+    from sae_lm.training.trainer import ArmTraining
+
+    whole = contents(train(train_settings("whole", seeds=2, arms="none")))
+    settings, real, beside = train_settings(seeds=2, arms="none", parallel=2), ArmTraining.step, threading.Event()
+
+    def step(self, x, number):
+        if self.seed == 1 and number == 3:
+            assert beside.wait(60)
+            raise SaeError("the loss became NaN")
+        if self.seed == 0 and number == 5:
+            beside.set()
+        if self.seed == 0 and number > 5:
+            time.sleep(0.05)
+        real(self, x, number)
+
+    with monkeypatch.context() as patch, pytest.raises(SaeError, match="the loss became NaN"):
+        patch.setattr(ArmTraining, "step", step)
+        train(settings)
+    assert [int(kept.name) > 5 for kept in settings.out.glob("state/*/[0-9]*")] == [True]
+    assert contents(train(settings)) == whole
+
+
+def test_groups_at_once_are_for_one_process_on_the_cpu(train_settings):
+    import sae_lm.commands.train as command
+
+    settings = train_settings(parallel=2)
+    assert command._parallel(settings, Ranks(0, 1, 0), "cpu") == 2
+    assert command._parallel(settings, Ranks(0, 1, 0), "cuda:0") == 1
+    with pytest.raises(SettingsError, match="parallel is 2 under torchrun, with 3 processes; .* leave it out"):
+        command._parallel(settings, Ranks(0, 3, 0), "cpu")
+    with pytest.raises(SettingsError, match="parallel is 2, and W&B takes one group at a time"):
+        command._parallel(settings.model_copy(update={"trackers": ("wandb",)}), Ranks(0, 1, 0), "cpu")
 
 
 def test_ladders_are_arms_of_one_line(train_settings):
