@@ -33,7 +33,7 @@ CLAIM = "claim"
 """The one section that is no verb's (sae_lm.training.registered)."""
 LESS_MEMORY = {
     "cache": "give a smaller --batch-size, --context-size or --shard-tokens, or fewer --hooks",
-    "train": "give a smaller --batch-size, fewer --arms-at-once or a smaller --d-sae",
+    "train": "give a smaller --batch-size, fewer --arms-at-once, less --parallel or a smaller --d-sae",
     "compare": "give fewer --tokens, a smaller --per-type or fewer --ce-contexts",
     "show": "give fewer --tokens or --contexts, or name --latents",
     "export": "give fewer --tokens or name --latents",

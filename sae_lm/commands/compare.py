@@ -57,14 +57,14 @@ def compare(settings: CompareSettings) -> Report:
         if (settings.out / name).is_dir():
             raise SaeLmError(f"{settings.out / name} is a folder, where the report's file would be; give another --out")
     runs.check()
-    kept = kept_parts(settings, store, runs)
-    if parts := kept.parts():
-        print(
-            f"{parts} parts of an unfinished comparison are in {kept.folder}; those of these SAEs and settings are used"
-        )
-    report = make_report(settings, store, runs, measure(settings, store, runs, kept, device), registered)
-    _write(report, settings.out)
-    kept.remove()
+    with kept_parts(settings, store, runs, device) as kept:
+        if parts := kept.parts():
+            print(
+                f"{len(parts)} parts of an unfinished comparison are in {kept.folder}; those of these SAEs and settings are used"
+            )
+        report = make_report(settings, store, runs, measure(settings, store, runs, kept, device), registered)
+        _write(report, settings.out)
+        kept.remove()
     return cast(Report, Comparison(report))
 
 

@@ -1,7 +1,8 @@
 """sae-lm train: train SAEs from a stored set of activations, all arms of a seed side by side on the same batches."""
 
 import shutil
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+import threading
+import time
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -64,7 +65,7 @@ def train(settings: TrainSettings) -> Path:
             raise SettingsError(
                 f"batch_size is {settings.batch_size}, which ranks_per_sae {team.size} does not divide; give a multiple"
             )
-        parallel = _parallel(settings, ranks, device)
+        parallel = _parallel(settings, len(arms), ranks, device)
         teams, number = ranks.size // team.size, ranks.rank // team.size
         plan = ranks.decided(lambda: _plan(settings, store, arms, teams * parallel, locks))
         with report_out_of_memory(device, OUT_OF_MEMORY):
@@ -80,7 +81,9 @@ def train(settings: TrainSettings) -> Path:
     return settings.out
 
 
-OUT_OF_MEMORY = "give a smaller --batch-size, fewer --arms-at-once or a smaller --d-sae; finished SAEs are kept"
+OUT_OF_MEMORY = (
+    "give a smaller --batch-size, fewer --arms-at-once, less --parallel or a smaller --d-sae; finished SAEs are kept"
+)
 
 
 class _Place(NamedTuple):
@@ -156,8 +159,21 @@ def _share_out(
     sizes = [settings.arms_at_once] if settings.arms_at_once else range(most, 0, -1)
     ways = [_groups(pending, unfinished, at_once) for at_once in sizes]
     # of ways that end as early the one with the most arms together, which share their batches
-    groups = min(ways, key=lambda way: max(sum(len(group.arms) for group in way[team::teams]) for team in range(teams)))
+    groups = min(ways, key=lambda way: max(map(_work, _shares(way, teams))))
     return groups, sum(map(len, pending.values()))
+
+
+def _work(groups: list[ArmGroup]) -> int:
+    """SAEs that are trained, those that are not kept too."""
+    return sum(len(group.names()) for group in groups)
+
+
+def _shares(groups: list[ArmGroup], teams: int) -> list[list[ArmGroup]]:
+    """Each group goes to the team that has least to do so far, as it would if teams took the next when they are free."""
+    shares: list[list[ArmGroup]] = [[] for _ in range(teams)]
+    for group in groups:
+        min(shares, key=_work).append(group)
+    return shares
 
 
 def _groups(
@@ -216,54 +232,68 @@ def _stopped_between(done: int, groups: list[ArmGroup], run: TrainingRun) -> Sto
     )
 
 
-def _parallel(settings: TrainSettings, ranks: Ranks, device: str) -> int:
-    """How many groups at once: an accelerator is busy with one."""
-    if settings.parallel > 1 and ranks.size > 1:
+def _parallel(settings: TrainSettings, arms: int, ranks: Ranks, device: str) -> int:
+    """How many groups at once: an accelerator is busy with one, and torchrun has shared them out already.
+
+    Not more than the command's SAEs, those that are finished counted too: a run that goes on has the threads it had.
+    """
+    parallel = min(settings.parallel, arms * settings.seeds) if device == "cpu" and ranks.size == 1 else 1
+    if parallel > 1 and "wandb" in settings.trackers:
         raise SettingsError(
-            f"parallel is {settings.parallel} under torchrun, with {ranks.size} processes; it is for one process, leave it out"
+            f"parallel is {settings.parallel}, and W&B takes one group at a time; give parallel 1, or another tracker"
         )
-    if settings.parallel > 1 and "wandb" in settings.trackers:
-        raise SettingsError(
-            f"parallel is {settings.parallel}, and W&B takes one group at a time; leave out one of them"
-        )
-    return settings.parallel if device == "cpu" else 1
+    return parallel
+
+
+SECONDS_TO_END = 5.0
+"""What threads are given to come to the end of a step when they are to stop at once."""
 
 
 def _train_at_once(
     parallel: int, groups: list[ArmGroup], plan: _Plan, settings: TrainSettings, run: TrainingRun
 ) -> list[dict[str, float]]:
-    """Several groups in threads of their own, among which torch's threads are shared out; in any order.
+    """Several groups in threads of their own, among which torch's threads are shared out; each takes the next group.
 
     Parts of a step that keep one core busy then run beside those of another group. Where one fails, the others end at
     their next step with a checkpoint.
     """
-    threads = torch.get_num_threads()
+    threads, waiting, guard = torch.get_num_threads(), list(reversed(groups)), threading.Lock()
+    seconds: list[dict[str, float]] = []
+    problems: list[BaseException] = []
 
-    def work(group: ArmGroup) -> dict[str, float]:
-        if run.stop_request:
-            raise _stopped_between(sum(future.done() for future in futures), groups, run)
+    def work() -> None:
         try:
-            return _train_and_save(group, plan.start, settings, run)
-        except BaseException:
+            while True:
+                with guard:
+                    if not waiting:
+                        return
+                    if run.stop_request:
+                        raise _stopped_between(len(groups) - len(waiting), groups, run)
+                    group = waiting.pop()
+                seconds.append(_train_and_save(group, plan.start, settings, run))
+        except BaseException as problem:
             run.stop_request.asked = True
-            raise
+            problems.append(problem)
 
     torch.set_num_threads(max(1, threads // parallel))
-    futures: list[Future[dict[str, float]]] = []
+    workers = [threading.Thread(target=work, daemon=True) for _ in range(parallel)]  # daemons hold up no end
     try:
-        with ThreadPoolExecutor(parallel) as pool:
-            futures += [pool.submit(work, group) for group in groups]
-            try:
-                wait(futures)
-            except BaseException:  # the second Ctrl-C
-                run.stop_request.asked = True
-                raise
-        problems = [problem for future in futures if (problem := future.exception()) is not None]
-        if problems:
-            raise min(problems, key=lambda problem: isinstance(problem, Stopped))  # what failed, not what it stopped
-        return [future.result() for future in futures]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            while worker.is_alive():
+                worker.join(0.2)  # between waits a signal is seen, on Windows too
+    except BaseException:
+        run.stop_request.asked = True
+        ends = time.monotonic() + SECONDS_TO_END
+        for worker in workers:
+            worker.join(max(0.0, ends - time.monotonic()))
+        raise
     finally:
         torch.set_num_threads(threads)
+    if problems:
+        raise min(problems, key=lambda problem: isinstance(problem, Stopped))  # what failed, not what it stopped
+    return seconds
 
 
 def _train_and_save(

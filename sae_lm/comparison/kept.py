@@ -1,94 +1,137 @@
 """Keep what was measured until the report is written, so that a comparison that was killed goes on where it was.
 
 Measuring is the long part: minutes for each large SAE. Every part is a file of its own in the folder ``measured``
-beside the report. Its name is a checksum of all that its figures depend on: what was measured, the SAEs' files, store,
-settings and versions. So a part of anything else is never taken for it, whoever left it there. The file's first line is a
-checksum of the rest, and a damaged part is measured anew. When the report is there, the folder goes.
+beside the report. Its name is a checksum of all that its figures depend on: what was measured, the SAEs, store,
+settings, device, and the code itself. So a part of anything else is never taken for it, whoever left it there. The
+file's first line is a checksum of the rest, and a damaged part is measured anew. When the report is there, parts go.
 """
 
 import hashlib
 import json
-import shutil
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
 from sae_lm.comparison.matching import ladder_of
-from sae_lm.comparison.runs import Runs, files_of
+from sae_lm.comparison.runs import Run, Runs, files_of
 from sae_lm.data.store import Store
-from sae_lm.runtime.files import sha256, write_whole
+from sae_lm.runtime.files import PART, check_folder, sha256, write_whole
+from sae_lm.runtime.locks import held_if_free
 from sae_lm.settings import CompareSettings
-from sae_lm.training.run_folder import versions
 
 FOLDER = "measured"
-WORDED_LATER = {"out", "runs", "store", "narrower", "controls", "equivalence", "fvu_cost"}
+OURS = re.compile(rf"[0-9a-f]{{32}}\.json({re.escape(PART)})?")
+"""Names of parts, whole or not. Nothing else in the folder is touched."""
+WORDED_LATER = {"out", "runs", "store", "narrower", "controls", "equivalence", "fvu_cost", "device"}
 """Settings on which no part depends, or whose content counts instead."""
+LIBRARIES = ("torch", "transformers", "transformer-lens", "scipy")
 
 
 class Kept(NamedTuple):
     """Parts that were measured."""
 
-    folder: Path
+    folder: Path | None
+    """None: another process keeps its parts there, and this one none"""
     of: str
-    """checksum of store, settings, versions and the baseline's SAEs: what all parts depend on"""
+    """checksum of what all parts depend on: store, settings, device, code, and the baseline's SAEs"""
     saes: dict[Path, str]
-    """checksums of SAEs' files, as far as they were asked for"""
+    """checksums of SAEs, as far as they were asked for"""
 
-    def part(self, what: str, saes: Sequence[Path], measure: Callable[[], Any]) -> Any:
+    def part(self, what: str, runs: Sequence[Run], measure: Callable[[], Any]) -> Any:
         """What was measured of these SAEs, or else what ``measure`` gives, which is kept.
 
         It is made of tensors and of what JSON has; tuples come back as lists, keys as text, tensors on the CPU.
         """
-        of_saes = [self.checksum(sae) for sae in saes]
+        if self.folder is None:
+            return _parsed(_written(measure()))
+        of_saes = [self.checksum(run) for run in runs]
         path = self.folder / f"{_checksum(json.dumps([self.of, what, of_saes]))[:32]}.json"
-        known, value = _read(path)
-        if known:
-            return value
-        text = json.dumps(measure(), default=_packed)
-        write_whole(path, lambda temporary: temporary.write_text(f"{_checksum(text)}\n{text}\n", encoding="utf-8"))
-        return json.loads(text, object_hook=_unpacked)
+        text = _read(path)
+        if text is None:
+            text = _written(measure())
+            whole = f"{_checksum(text)}\n{text}\n"
+            write_whole(path, lambda temporary: temporary.write_text(whole, encoding="utf-8"))
+        return _parsed(text)
 
-    def parts(self) -> int:
-        """How many there are, of these SAEs and settings or not."""
-        return len(list(self.folder.glob("*.json"))) if self.folder.is_dir() else 0
+    def parts(self) -> list[Path]:
+        """All that are there, of these SAEs and settings or not."""
+        return [path for path in self.folder.iterdir() if OURS.fullmatch(path.name)] if self.folder else []
 
     def remove(self) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
+        for path in self.parts():
+            path.unlink(missing_ok=True)
 
-    def checksum(self, sae: Path) -> str:
-        if sae not in self.saes:
-            self.saes[sae] = _checksum(json.dumps([[file.name, sha256(file)] for file in files_of(sae)]))
-        return self.saes[sae]
+    def checksum(self, run: Run) -> str:
+        """Of an SAE's files; of one of another program, whose settings may stand anywhere, of what is loaded."""
+        if run.directory not in self.saes:
+            files = [[file.name, sha256(file)] for file in files_of(run.directory)] if run.arm.label is None else []
+            self.saes[run.directory] = _checksum(json.dumps(files)) if files else _of_weights(run)
+        return self.saes[run.directory]
 
 
-def kept_parts(settings: CompareSettings, store: Store, runs: Runs) -> Kept:
-    """Those of earlier comparisons into the same folder, if any."""
-    kept = Kept(settings.out / FOLDER, "", {})
+@contextmanager
+def kept_parts(settings: CompareSettings, store: Store, runs: Runs, device: str) -> Iterator[Kept]:
+    """Parts of earlier comparisons into the same folder, if any. Two at once do not share them: one keeps none."""
+    folder = settings.out / FOLDER
+    check_folder(folder)
+    kept = Kept(folder, "", {})
     ladder = ladder_of(runs.baseline, runs.arms, runs.baseline)
     of = {
         "settings": settings.model_dump(mode="json", exclude=WORDED_LATER),
         "labels": settings.labels and sha256(settings.labels),
-        "store": store.manifest.id,
-        "versions": versions(),
+        "store": [
+            store.manifest.id,
+            *(runs.training[key] for key in ("hook", "held_out_from_row", "held_out_from_context")),
+        ],
+        "device": torch.device(device).type,
+        "code": _of_code(),
         # all SAEs are brought to the baseline's number of main latents and their false alarms
-        "baseline": [kept.checksum(run.directory) for (arm, _), run in runs.by_key.items() if arm in ladder],
+        "baseline": [kept.checksum(run) for (arm, _), run in runs.by_key.items() if arm in ladder],
         "first seed": runs.seeds[0],
     }
-    return kept._replace(of=_checksum(json.dumps(of)))
+    try:
+        with held_if_free(folder) as held:
+            yield kept._replace(of=_checksum(json.dumps(of)), folder=folder if held else None)
+    finally:
+        with suppress(OSError):
+            folder.rmdir()  # where nothing is in it
 
 
-def _read(path: Path) -> tuple[bool, Any]:
-    """Whether the part is there and whole, and it."""
+def _of_code() -> list[Any]:
+    root = Path(__file__).parents[1]
+    code = [_checksum(path.read_text(encoding="utf-8")) for path in sorted(root.rglob("*.py"))]
+    return [_checksum("".join(code)), *(version(name) for name in LIBRARIES)]
+
+
+def _of_weights(run: Run) -> str:
+    sae = run.load("cpu")
+    digest = hashlib.sha256(repr(sae.config).encode())
+    for name, weight in sae.named_parameters():
+        digest.update(name.encode() + weight.detach().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _read(path: Path) -> str | None:
+    """The part, if it is there and whole."""
     try:
         expected, _, text = path.read_text(encoding="utf-8").partition("\n")
     except (OSError, UnicodeDecodeError):
-        return False, None
+        return None
     text = text.removesuffix("\n")
-    if _checksum(text) != expected:
-        return False, None
-    return True, json.loads(text, object_hook=_unpacked)
+    return text if _checksum(text) == expected else None
+
+
+def _written(value: Any) -> str:
+    return json.dumps(value, default=_packed)
+
+
+def _parsed(text: str) -> Any:
+    return json.loads(text, object_hook=_unpacked)
 
 
 def _checksum(text: str) -> str:

@@ -1,7 +1,8 @@
 """Measure what each SAE costs the language model: its cross-entropy on held-out text with the SAE in place."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -74,15 +75,15 @@ def measure_cross_entropies(
     stop = min(store.manifest.contexts, first + settings.ce_contexts)
     blocks = store.blocks(first, stop)
     text = HeldOutText(blocks, store.special(blocks) | store.rowless(first, stop), hook, mean)
-    total = len(blocks) * len(runs.by_key)
-    with Progress("in the language model", total, "context") as bar:
-
-        def measured() -> list[list[CrossEntropy]]:
-            return [*spliced_entropies(model.bridge, text, Loaded(runs.by_key, device), bar.update).values()]
-
-        of_saes = kept.part("cross-entropies", [run.directory for run in runs.by_key.values()], measured)
-        bar.update(total - bar.done)
-    parts = {key: [CrossEntropy(*part) for part in of_sae] for key, of_sae in zip(runs.by_key, of_saes, strict=True)}
+    loaded, every = Loaded(runs.by_key, device), list(runs.by_key.values())
+    size = max(1, min(CONTEXTS, len(blocks) // BLOCKS))
+    by_block = []
+    with Progress("in the language model", len(blocks) * len(every), "context") as bar:
+        for number, block in enumerate(text.split(size)):
+            measured = partial(_in_order, model.bridge, block, loaded, size)
+            by_block.append(kept.part(f"cross-entropies of block {number}", every, measured))
+            bar.update(len(block.blocks) * len(every))
+    parts = {key: [CrossEntropy(*of_saes[place]) for of_saes in by_block] for place, key in enumerate(runs.by_key)}
     pooled = {key: pooled_entropy(of_blocks) for key, of_blocks in parts.items()}
     one = next(iter(pooled.values()))
     shared = {"tokens": one.tokens, "clean": one.clean, "ablated": one.ablated, "mean_ablated": one.mean_ablated}
@@ -97,13 +98,8 @@ BLOCKS, CONTEXTS = 12, 16
 """For the noise of the cross-entropy: blocks of contexts, at least; contexts in each, at most."""
 
 
-def spliced_entropies(
-    model: Any, text: HeldOutText, saes: Mapping[Name, SAE], tell: Callable[[int], object]
-) -> dict[Name, list[CrossEntropy]]:
-    """`cross_entropies` of each block of contexts."""
-    size = max(1, min(CONTEXTS, len(text.blocks) // BLOCKS))
-    parts = [cross_entropies(model, part, saes, size, tell) for part in text.split(size)]
-    return {name: [part[name] for part in parts] for name in saes}
+def _in_order(model: Any, text: HeldOutText, saes: Mapping[Name, SAE], size: int) -> list[CrossEntropy]:
+    return [*cross_entropies(model, text, saes, size).values()]
 
 
 def pooled_entropy(parts: Sequence[CrossEntropy], weight: Sequence[float] | None = None) -> CrossEntropy:

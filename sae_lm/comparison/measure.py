@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sae_lm.comparison.concept_subsets import subset_figures
-from sae_lm.comparison.controls import Grades, grade
+from sae_lm.comparison.controls import GradedSae, Grades, grade
 from sae_lm.comparison.equal_alarms import all_concept_figures, common_points, points_of_sae
 from sae_lm.comparison.evaluate import (
     BootstrapValues,
@@ -236,7 +236,7 @@ def _measure_saes(
     with Progress("comparing", len(runs.by_key) + 1, "SAE") as bar:
         for (arm, seed), run in runs.by_key.items():
             subject = _Subject(run, yardstick, splits.get((arm, seed)))
-            part = kept.part(f"{arm.name}, seed {seed}", [run.directory], partial(subject.measured, seed == first))
+            part = kept.part(f"{arm.name}, seed {seed}", [run], partial(subject.measured, seed == first))
             saes[arm, seed], signal[arm, seed] = _as_measured(part[0], device), part[1]
             if seed == first and evaluation_set.candidates:
                 l0[arm] = saes[arm, seed].figures["l0"]
@@ -244,7 +244,8 @@ def _measure_saes(
                     assert subject.on_concepts
                     shown[arm] = keep_for_explorer(subject.sae, *subject.on_concepts, evaluation_set)
                 if settings.controls and arm == rung and not subject.sae.config.normalises:
-                    grades = _grade(subject)
+                    of_saes, planted = kept.part("controls", [run], partial(_grade, subject))
+                    grades = Grades([GradedSae(*sae) for sae in of_saes], [(name, found) for name, found in planted])
             bar.update(1)
         graded_sae = runs.by_key[rung, first].load("cpu")
         sae = random_sae(graded_sae, saes[rung, first].figures["l0"], settings.seed).to(device)
@@ -285,7 +286,7 @@ def _baseline_splits(
     rungs = {key: run for key, run in runs.by_key.items() if key[0] in ladder and evaluation_set.candidates}
     with Progress("main latents of the baseline", len(rungs), "SAE") as bar:
         for key, run in rungs.items():
-            of_sae, of_points = kept.part("main latents", [run.directory], partial(found, run))
+            of_sae, of_points = kept.part("main latents", [run], partial(found, run))
             splits[key] = [Split(*split) for split in of_sae]
             points.append([[OperatingPoint(*point) for point in concept] for concept in of_points])
             bar.update(1)

@@ -99,7 +99,7 @@ def measure_removal_costs(
             sample = Removals(*(values[: settings.ce_contexts] for values in sample))
             if len(sample.row):
                 run = runs.by_key[key]
-                figures[key] = kept.part("without absorbers", [run.directory], partial(cost, run, sample))
+                figures[key] = kept.part("without absorbers", [run], partial(cost, run, sample))
             bar.update(1)
     return figures
 

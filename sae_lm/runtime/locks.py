@@ -64,6 +64,19 @@ def only_writer(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+@contextmanager
+def held_if_free(folder: Path) -> Iterator[bool]:
+    """Hold the lock of a folder for as long as the block takes, unless another process does; whether it is held."""
+    if fcntl is None:
+        yield True
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        yield take_lock(descriptor, folder)
+    finally:
+        os.close(descriptor)
+
+
 @cache
 def _say_there_are_none(folder: Path, why: str | None) -> None:
     print(

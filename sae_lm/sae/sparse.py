@@ -129,7 +129,12 @@ class SparseCode:
 
 
 def csr(starts: Tensor, columns: Tensor, values: Tensor, shape: tuple[int, int]) -> Tensor:
-    """A sparse matrix in CSR form; without torch's warning that the layout is in beta."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
-        return torch.sparse_csr_tensor(starts, columns, values, shape, check_invariants=False)
+    """A sparse matrix in CSR form."""
+    return torch.sparse_csr_tensor(starts, columns, values, shape, check_invariants=False)
+
+
+with warnings.catch_warnings():
+    # torch says once in a process that the layout is in beta; here, since several threads may make matrices later, and
+    # filters of warnings are of all threads
+    warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+    csr(torch.zeros(2, dtype=torch.long), torch.zeros(0, dtype=torch.long), torch.zeros(0), (1, 1))

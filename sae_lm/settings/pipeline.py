@@ -149,10 +149,11 @@ class TrainSettings(Settings):
     checkpoint_seconds: Annotated[float, Field(ge=0)] = 300.0
     """seconds between checkpoints, from which a killed run goes on"""
     arms_at_once: Count | None = None
-    """arms of a seed that are in memory together (default: all; under torchrun as many as let it end earliest)"""
+    """arms of a seed that are trained together (default: all; of several processes, or with `parallel`, as many as let
+    it end earliest)"""
     parallel: Count = 1
-    """groups of arms trained at once on the CPU, which is faster: each has its part of the threads. An accelerator takes
-    one group after another"""
+    """groups of arms trained at once on the CPU, which is faster: each has its part of the threads. An accelerator, and
+    each of torchrun's processes, takes one group after another"""
     ranks_per_sae: Count = 1
     """under torchrun: processes that train one SAE together, each on its slice of every batch"""
     trackers: Annotated[tuple[Literal["wandb", "tensorboard"], ...], BeforeValidator(split_commas)] = ()

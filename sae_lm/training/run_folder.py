@@ -67,10 +67,6 @@ PER_ARM = "k"
 difference between arms would be its."""
 
 
-def versions() -> dict[str, str]:
-    return {name: version(name) for name in ("sae_lm", "torch")}
-
-
 def sae_folder(arm: "Arm", seed: int) -> str:
     """Name of an SAE's directory: ``max_cos_0.25-seed0``."""
     return f"{arm.name.replace(':', '_')}-seed{seed}"
@@ -99,7 +95,7 @@ def write_run(
             "store": str(settings.store),
             "facts": recipe.record(),
             "registered": registered.record() if registered else None,
-            "versions": versions(),
+            "versions": {name: version(name) for name in ("sae_lm", "torch")},
         },
     )
 
@@ -234,5 +230,5 @@ def sae_metadata(
         **({"held": held} if held else {}),
         **({"registered": registered.sha256} if registered else {}),
         "training": recipe.record(),
-        "versions": versions(),
+        "versions": {name: version(name) for name in ("sae_lm", "torch")},
     }

@@ -31,7 +31,7 @@ ARMS, K, BATCH = "none,max_cos:0.25", 32, 2048
 CONTEXT = 128
 PARTS = {
     "sae_lm.comparison.evaluate": ("quality", "geometry", "encode_sparse", "split_counts"),
-    "sae_lm.comparison.language_model": ("spliced_entropies",),
+    "sae_lm.comparison.language_model": ("cross_entropies",),
     "sae_lm.comparison.measure": (
         "concept_figures",
         "compare_seeds",

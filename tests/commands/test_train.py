@@ -56,11 +56,12 @@ def stop_at(step, monkeypatch):
     """Send this process SIGTERM before a step, as a cluster would."""
     from sae_lm.training.trainer import ArmTraining
 
-    real, sent = ArmTraining.step, []
+    real, sent, guard = ArmTraining.step, [], threading.Lock()
 
     def counted(self, x, number):
-        if number == step and not sent:  # a second one would end the process
-            sent.append(os.kill(os.getpid(), signal.SIGTERM))
+        with guard:
+            if number == step and not sent:  # a second one would end the process
+                sent.append(os.kill(os.getpid(), signal.SIGTERM))
         real(self, x, number)
 
     monkeypatch.setattr(ArmTraining, "step", counted)
@@ -174,12 +175,27 @@ def test_groups_at_once_give_the_bits_of_one_after_another_stopped_or_not(train_
     whole = contents(train(train_settings("whole", seeds=3)))
     assert contents(train(train_settings("at once", seeds=3, parallel=2))) == whole
     settings = train_settings(seeds=3, parallel=3)
-    with monkeypatch.context() as patch, pytest.raises(Stopped, match="kept in|groups of SAEs are finished"):
+    with monkeypatch.context() as patch, pytest.raises(Stopped, match=r"kept in|groups of SAEs are finished"):
         stop_at(20, patch)
         train(settings)
     assert len(list(settings.out.glob("*-seed?"))) < 6
     assert contents(train(settings)) == whole
-    assert torch.get_num_threads() == 1
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_groups_at_once_share_out_the_threads_and_give_them_back(train_settings, monkeypatch):
+    from sae_lm.training.trainer import ArmTraining
+
+    real, seen = ArmTraining.step, []
+    monkeypatch.setattr(
+        ArmTraining, "step", lambda self, x, number: seen.append(torch.get_num_threads()) or real(self, x, number)
+    )
+    torch.set_num_threads(5)
+    train(train_settings(arms="none", seeds=2, tokens="1k", parallel=2))
+    assert set(seen) == {2} and torch.get_num_threads() == 5
+    seen.clear()
+    train(train_settings("one", arms="none", tokens="1k", parallel=2))
+    assert set(seen) == {5}, "there is one SAE to train"
 
 
 @pytest.mark.usefixtures("one_thread")
@@ -209,13 +225,35 @@ def test_where_one_group_fails_those_beside_it_keep_a_checkpoint_and_go_on(train
 def test_groups_at_once_are_for_one_process_on_the_cpu(train_settings):
     import sae_lm.commands.train as command
 
-    settings = train_settings(parallel=2)
-    assert command._parallel(settings, Ranks(0, 1, 0), "cpu") == 2
-    assert command._parallel(settings, Ranks(0, 1, 0), "cuda:0") == 1
-    with pytest.raises(SettingsError, match="parallel is 2 under torchrun, with 3 processes; .* leave it out"):
-        command._parallel(settings, Ranks(0, 3, 0), "cpu")
-    with pytest.raises(SettingsError, match="parallel is 2, and W&B takes one group at a time"):
-        command._parallel(settings.model_copy(update={"trackers": ("wandb",)}), Ranks(0, 1, 0), "cpu")
+    settings = train_settings(parallel=3)
+    assert command._parallel(settings, 4, Ranks(0, 1, 0), "cpu") == 3
+    assert command._parallel(settings, 2, Ranks(0, 1, 0), "cpu") == 2
+    assert command._parallel(settings, 4, Ranks(0, 1, 0), "cuda:0") == 1
+    assert command._parallel(settings, 4, Ranks(0, 3, 0), "cpu") == 1
+    tracked = settings.model_copy(update={"trackers": ("wandb",)})
+    assert command._parallel(tracked, 4, Ranks(0, 1, 0), "cuda:0") == 1
+    with pytest.raises(SettingsError, match="parallel is 3, and W&B takes one group at a time; give parallel 1"):
+        command._parallel(tracked, 4, Ranks(0, 1, 0), "cpu")
+
+
+def test_the_second_signal_ends_groups_at_once_within_seconds(train_settings):
+    settings = train_settings(tokens="200M", arms="none", seeds=2, parallel=2)
+    flags = [f"--{name.replace('_', '-')}={','.join(value) if isinstance(value, tuple) else value}"
+             for name, value in settings.model_dump().items() if value not in (None, ())]  # fmt: skip
+    code = (
+        "import sys, time\nfrom sae_lm.training import group\nreal = group.write_checkpoint\n"
+        "group.write_checkpoint = lambda *a: (time.sleep(60), real(*a))\n"
+        f"from sae_lm.cli import main\nsys.exit(main({['train', *flags]!r}))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
+    logs = [settings.out / f"none-seed{seed}.metrics.jsonl" for seed in (0, 1)]
+    while process.poll() is None and not all(log.exists() and log.read_text() for log in logs):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=30)[1]
+    assert process.returncode == 130 and "Traceback" not in said, said[-2000:]
 
 
 def test_ladders_are_arms_of_one_line(train_settings):
@@ -380,7 +418,15 @@ def test_a_loss_that_runs_away_names_step_and_arm(train_settings):
 
 @pytest.mark.parametrize(
     ("seeds", "arms", "teams", "longest", "together"),
-    [(3, 3, 1, 9, 3), (3, 3, 4, 3, 3), (3, 3, 5, 2, 1), (3, 3, 8, 2, 2), (1, 6, 2, 3, 3), (2, 1, 8, 1, 1)],
+    [
+        (3, 3, 1, 9, 3),
+        (3, 3, 2, 5, 2),
+        (3, 3, 4, 3, 3),
+        (3, 3, 5, 2, 2),
+        (3, 3, 8, 2, 2),
+        (1, 6, 2, 3, 3),
+        (2, 1, 8, 1, 1),
+    ],
 )
 def test_teams_get_shares_that_let_the_last_end_earliest(
     train_settings, monkeypatch, seeds, arms, teams, longest, together
@@ -394,8 +440,20 @@ def test_teams_get_shares_that_let_the_last_end_earliest(
         settings, training_recipe(), parse_arms([f"none@k={k}" for k in range(1, arms + 1)]), teams
     )
     assert missing == seeds * arms == sum(len(group.arms) for group in groups)
-    assert max(sum(len(group.arms) for group in groups[team::teams]) for team in range(teams)) == longest
+    shares = command._shares(groups, teams)
+    assert max(sum(len(group.arms) for group in share) for share in shares) == longest
+    assert sorted(map(id, groups)) == sorted(id(group) for share in shares for group in share)
     assert max(len(group.arms) for group in groups) == together
+
+
+def test_a_baseline_that_is_trained_along_counts_when_groups_are_made(train_settings, monkeypatch):
+    import sae_lm.commands.train as command
+
+    monkeypatch.setattr(command, "is_done", lambda *_: False)
+    monkeypatch.setattr(command, "read_unfinished", lambda *_: [])
+    arms = parse_arms(["none", "max_cos:0.1@fvu=0.01"])
+    groups, _ = command._share_out(train_settings(), training_recipe(), arms, 2)
+    assert [group.names() for group in groups] == [[arm.name for arm in arms]], "apart, three would be trained"
 
 
 def test_an_sae_that_names_its_own_k_is_reused_whatever_the_runs(train_settings):
