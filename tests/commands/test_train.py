@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -13,58 +12,22 @@ import pytest
 import torch
 from recipes import training_recipe
 from safetensors.torch import load_file, save_file
+from train_runs import HOOK, contents, flags_of, settings_for, stop_at, untimed
 
 import sae_lm
 from sae_lm.commands.train import train
 from sae_lm.errors import SaeError, SettingsError, Stopped
 from sae_lm.penalties.arms import parse_arms
-from sae_lm.runtime.distributed import Ranks
 from sae_lm.runtime.files import sha256
-from sae_lm.settings import TrainSettings
 
 SUPPORT = Path(__file__).parents[1] / "support"
-HOOK = "blocks.1.hook_out"
 ARMS = "none,max_cos:0.25@fvu=0.01,none@arch=batchtopk,none@arch=matryoshka,coactive@arch=relu,none@arch=jumprelu"
 """Every architecture, a controller, a penalty with memory, one with codes."""
-
-TIMED = ("rows_per_second", "penalty_share")
 
 
 @pytest.fixture
 def train_settings(tiny_store, tmp_path):
-    def make(out="runs", **changes):
-        values = {"store": tiny_store, "hook": HOOK, "d_sae": 64, "k": 4, "arms": "none,max_cos:0.5", "seeds": 1, "tokens": "6k",
-                  "batch_size": 100, "lr": 2e-3, "dead_after": 500, "log_every": 7, "out": tmp_path / out}  # fmt: skip
-        return TrainSettings(**{**values, **changes})
-
-    return make
-
-
-def contents(folder):
-    """Every file but for what the clock says."""
-    files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    del files["run.json"]
-    return {name: untimed(text) if name.endswith(".jsonl") else text for name, text in files.items()}
-
-
-def untimed(log):
-    lines = [json.loads(line) for line in log.splitlines()]
-    return [{name: value for name, value in line.items() if name not in TIMED} for line in lines]
-
-
-def stop_at(step, monkeypatch):
-    """Send this process SIGTERM before a step, as a cluster would."""
-    from sae_lm.training.trainer import ArmTraining
-
-    real, sent, guard = ArmTraining.step, [], threading.Lock()
-
-    def counted(self, x, number):
-        with guard:
-            if number == step and not sent:  # a second one would end the process
-                sent.append(os.kill(os.getpid(), signal.SIGTERM))
-        real(self, x, number)
-
-    monkeypatch.setattr(ArmTraining, "step", counted)
+    return lambda out="runs", **changes: settings_for(**{"store": tiny_store, "out": tmp_path / out, **changes})
 
 
 def test_training_stopped_at_any_step_ends_with_the_same_bits(train_settings, monkeypatch):
@@ -162,100 +125,6 @@ def test_arms_one_at_a_time_are_the_arms_together(train_settings):
     assert apart == together
 
 
-@pytest.fixture
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.mark.usefixtures("one_thread")
-def test_groups_at_once_give_the_bits_of_one_after_another_stopped_or_not(train_settings, monkeypatch):
-    whole = contents(train(train_settings("whole", seeds=3)))
-    assert contents(train(train_settings("at once", seeds=3, parallel=2))) == whole
-    settings = train_settings(seeds=3, parallel=3)
-    with monkeypatch.context() as patch, pytest.raises(Stopped, match=r"kept in|groups of SAEs are finished"):
-        stop_at(20, patch)
-        train(settings)
-    assert len(list(settings.out.glob("*-seed?"))) < 6
-    assert contents(train(settings)) == whole
-
-
-@pytest.mark.usefixtures("one_thread")
-def test_groups_at_once_share_out_the_threads_and_give_them_back(train_settings, monkeypatch):
-    from sae_lm.training.trainer import ArmTraining
-
-    real, seen = ArmTraining.step, []
-    monkeypatch.setattr(
-        ArmTraining, "step", lambda self, x, number: seen.append(torch.get_num_threads()) or real(self, x, number)
-    )
-    torch.set_num_threads(5)
-    train(train_settings(arms="none", seeds=2, tokens="1k", parallel=2))
-    assert set(seen) == {2} and torch.get_num_threads() == 5
-    seen.clear()
-    train(train_settings("one", arms="none", tokens="1k", parallel=2))
-    assert set(seen) == {5}, "there is one SAE to train"
-
-
-@pytest.mark.usefixtures("one_thread")
-def test_where_one_group_fails_those_beside_it_keep_a_checkpoint_and_go_on(train_settings, monkeypatch):
-    from sae_lm.training.trainer import ArmTraining
-
-    whole = contents(train(train_settings("whole", seeds=2, arms="none")))
-    settings, real, beside = train_settings(seeds=2, arms="none", parallel=2), ArmTraining.step, threading.Event()
-
-    def step(self, x, number):
-        if self.seed == 1 and number == 3:
-            assert beside.wait(60)
-            raise SaeError("the loss became NaN")
-        if self.seed == 0 and number == 5:
-            beside.set()
-        if self.seed == 0 and number > 5:
-            time.sleep(0.05)
-        real(self, x, number)
-
-    with monkeypatch.context() as patch, pytest.raises(SaeError, match="the loss became NaN"):
-        patch.setattr(ArmTraining, "step", step)
-        train(settings)
-    assert [int(kept.name) > 5 for kept in settings.out.glob("state/*/[0-9]*")] == [True]
-    assert contents(train(settings)) == whole
-
-
-def test_groups_at_once_are_for_one_process_on_the_cpu(train_settings):
-    import sae_lm.commands.train as command
-
-    settings = train_settings(parallel=3)
-    assert command._parallel(settings, 4, Ranks(0, 1, 0), "cpu") == 3
-    assert command._parallel(settings, 2, Ranks(0, 1, 0), "cpu") == 2
-    assert command._parallel(settings, 4, Ranks(0, 1, 0), "cuda:0") == 1
-    assert command._parallel(settings, 4, Ranks(0, 3, 0), "cpu") == 1
-    tracked = settings.model_copy(update={"trackers": ("wandb",)})
-    assert command._parallel(tracked, 4, Ranks(0, 1, 0), "cuda:0") == 1
-    with pytest.raises(SettingsError, match="parallel is 3, and W&B takes one group at a time; give parallel 1"):
-        command._parallel(tracked, 4, Ranks(0, 1, 0), "cpu")
-
-
-def test_the_second_signal_ends_groups_at_once_within_seconds(train_settings):
-    settings = train_settings(tokens="200M", arms="none", seeds=2, parallel=2)
-    flags = [f"--{name.replace('_', '-')}={','.join(value) if isinstance(value, tuple) else value}"
-             for name, value in settings.model_dump().items() if value not in (None, ())]  # fmt: skip
-    code = (
-        "import sys, time\nfrom sae_lm.training import group\nreal = group.write_checkpoint\n"
-        "group.write_checkpoint = lambda *a: (time.sleep(60), real(*a))\n"
-        f"from sae_lm.cli import main\nsys.exit(main({['train', *flags]!r}))"
-    )
-    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
-    logs = [settings.out / f"none-seed{seed}.metrics.jsonl" for seed in (0, 1)]
-    while process.poll() is None and not all(log.exists() and log.read_text() for log in logs):
-        time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    time.sleep(0.5)
-    process.send_signal(signal.SIGINT)
-    said = process.communicate(timeout=30)[1]
-    assert process.returncode == 130 and "Traceback" not in said, said[-2000:]
-
-
 def test_ladders_are_arms_of_one_line(train_settings):
     runs = train(train_settings(arms="none@k=2/4,max_cos:0.1/1", tokens="1k"))
     assert sorted(path.name for path in runs.glob("*-seed0")) == [
@@ -268,8 +137,7 @@ def test_ladders_are_arms_of_one_line(train_settings):
 
 def started(settings, ranks, threads=1):
     """`sae-lm train` under torchrun."""
-    flags = [f"--{name.replace('_', '-')}={','.join(value) if isinstance(value, tuple) else value}"
-             for name, value in settings.model_dump().items() if value not in (None, ())]  # fmt: skip
+    flags = flags_of(settings)
     run = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={ranks}", "--standalone"]
     return subprocess.Popen(
         [*run, "-m", "sae_lm", "train", *flags],
@@ -383,8 +251,7 @@ def test_a_tracker_whose_library_is_missing_is_refused_before_the_work(train_set
 
 def test_a_signal_from_outside_ends_training_with_a_checkpoint(train_settings):
     settings = train_settings(tokens="2M", arms="none")
-    flags = [f"--{name.replace('_', '-')}={','.join(value) if isinstance(value, tuple) else value}"
-             for name, value in settings.model_dump().items() if value not in (None, ())]  # fmt: skip
+    flags = flags_of(settings)
     process = subprocess.Popen([sys.executable, "-m", "sae_lm", "train", *flags], stderr=subprocess.PIPE, text=True)
     log = settings.out / "none-seed0.metrics.jsonl"
     while process.poll() is None and not (log.exists() and log.read_text()):
@@ -444,16 +311,6 @@ def test_teams_get_shares_that_let_the_last_end_earliest(
     assert max(sum(len(group.arms) for group in share) for share in shares) == longest
     assert sorted(map(id, groups)) == sorted(id(group) for share in shares for group in share)
     assert max(len(group.arms) for group in groups) == together
-
-
-def test_a_baseline_that_is_trained_along_counts_when_groups_are_made(train_settings, monkeypatch):
-    import sae_lm.commands.train as command
-
-    monkeypatch.setattr(command, "is_done", lambda *_: False)
-    monkeypatch.setattr(command, "read_unfinished", lambda *_: [])
-    arms = parse_arms(["none", "max_cos:0.1@fvu=0.01"])
-    groups, _ = command._share_out(train_settings(), training_recipe(), arms, 2)
-    assert [group.names() for group in groups] == [[arm.name for arm in arms]], "apart, three would be trained"
 
 
 def test_an_sae_that_names_its_own_k_is_reused_whatever_the_runs(train_settings):
