@@ -69,9 +69,8 @@ def train(settings: TrainSettings) -> Path:
         teams, number = ranks.size // team.size, ranks.rank // team.size
         plan = ranks.decided(lambda: _plan(settings, store, arms, teams * parallel, locks))
         with report_out_of_memory(device, OUT_OF_MEMORY):
-            seconds = _train_groups(
-                _Place(ranks, team, device, parallel), plan.groups[number::teams], plan, settings, store
-            )
+            mine = _shares(plan.groups, teams)[number]
+            seconds = _train_groups(_Place(ranks, team, device, parallel), mine, plan, settings, store)
         everyones = ranks.gather(seconds)
         if ranks.rank == 0:
             locks.close()
