@@ -176,7 +176,12 @@ class Faults:
         """What is wrong with what a disturbed run has left: it says that it is whole, and is not. Empty where all is well."""
         out = self.out(name)
         if name == "compare" and (out / "report.html").is_file():
-            found = {key: content for key, content in state(self.works[name], out).items() if ".part" not in key}
+            unfinished = (".part", "measured/")
+            found = {
+                key: content
+                for key, content in state(self.works[name], out).items()
+                if not any(mark in key for mark in unfinished)
+            }
             return "" if found in (self.older, self.whole[name]) else "a page lies beside another comparison's files"
         commits = {"push": "manifest.json", "push SAE": "layer/first/cfg.json"}
         if name in commits and (out / commits[name]).is_file() and (what := self._what_differs(name)):
