@@ -290,7 +290,7 @@ def test_a_comparison_that_was_killed_goes_on_with_what_it_had_measured(
     parts = {path: path.read_text() for path in (settings.out / "measured").iterdir()}
     blocks = sum('"tensor"' not in text and "splits" not in text for text in parts.values()) - 4
     assert len(parts) == blocks + 4 + 1 + 5 and blocks >= 12, "main latents, controls, SAEs"
-    damaged = next(path for path, text in parts.items() if "hole_rate" in text)
+    damaged = next(path for path, text in parts.items() if "hole_rate" in text and '"tensor"' in text)
     damaged.write_text(parts[damaged].replace("0", "1", 1))
     (settings.out / "measured" / "mine.json").write_text("mine")
     monkeypatch.setattr(Run, "load", load)

@@ -100,7 +100,9 @@ def test_the_second_signal_ends_groups_at_once_within_seconds(train_settings):
     settings = train_settings(tokens="200M", arms="none", seeds=2, parallel=2)
     flags = flags_of(settings)
     code = (
-        "import sys, time\nfrom sae_lm.training import group\nreal = group.write_checkpoint\n"
+        # a shell may have started these tests in the background, where SIGINT is ignored, by children too
+        "import signal, sys, time\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from sae_lm.training import group\nreal = group.write_checkpoint\n"
         "group.write_checkpoint = lambda *a: (time.sleep(60), real(*a))\n"
         f"from sae_lm.cli import main\nsys.exit(main({['train', *flags]!r}))"
     )
