@@ -1,7 +1,7 @@
 """Measure what each SAE costs the language model: its cross-entropy on held-out text with the SAE in place."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -13,10 +13,9 @@ from sae_lm.comparison.kept import Kept
 from sae_lm.comparison.runs import Key, Loaded, Runs
 from sae_lm.data.store import Store
 from sae_lm.errors import SaeError
-from sae_lm.metrics.language_model import CrossEntropy, HeldOutText, Name, cross_entropies
+from sae_lm.metrics.language_model import CrossEntropy, HeldOutText, cross_entropies
 from sae_lm.metrics.statistics import resamples
 from sae_lm.runtime.progress import Progress
-from sae_lm.sae.model import SAE
 from sae_lm.settings import CompareSettings
 
 
@@ -80,9 +79,12 @@ def measure_cross_entropies(
     by_block = []
     with Progress("in the language model", len(blocks) * len(every), "context") as bar:
         for number, block in enumerate(text.split(size)):
-            measured = partial(_in_order, model.bridge, block, loaded, size)
-            by_block.append(kept.part(f"cross-entropies of block {number}", every, measured))
-            bar.update(len(block.blocks) * len(every))
+            done = bar.done + len(block.blocks) * len(every)
+            measured = partial(cross_entropies, model.bridge, block, loaded, size, bar.update)
+            by_block.append(
+                kept.part(f"cross-entropies of block {number}", every, lambda of=measured: [*of().values()])
+            )
+            bar.update(done - bar.done)  # of a block that was measured before
     parts = {key: [CrossEntropy(*of_saes[place]) for of_saes in by_block] for place, key in enumerate(runs.by_key)}
     pooled = {key: pooled_entropy(of_blocks) for key, of_blocks in parts.items()}
     one = next(iter(pooled.values()))
@@ -96,10 +98,6 @@ def measure_cross_entropies(
 
 BLOCKS, CONTEXTS = 12, 16
 """For the noise of the cross-entropy: blocks of contexts, at least; contexts in each, at most."""
-
-
-def _in_order(model: Any, text: HeldOutText, saes: Mapping[Name, SAE], size: int) -> list[CrossEntropy]:
-    return [*cross_entropies(model, text, saes, size).values()]
 
 
 def pooled_entropy(parts: Sequence[CrossEntropy], weight: Sequence[float] | None = None) -> CrossEntropy:

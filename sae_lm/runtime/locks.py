@@ -4,7 +4,7 @@ import errno
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import cache
 from pathlib import Path
 from typing import IO
@@ -53,26 +53,23 @@ def only_writer(folder: Path) -> Iterator[None]:
 
     For what is written within moments.
     """
-    if fcntl is None:
+    with _held(folder, wait=True):
         yield
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        take_lock(descriptor, folder, wait=True)
-        yield
-    finally:
-        os.close(descriptor)
+
+
+def held_if_free(folder: Path) -> AbstractContextManager[bool]:
+    """Hold the lock of a folder for as long as the block takes, unless another process does; whether it is held."""
+    return _held(folder, wait=False)
 
 
 @contextmanager
-def held_if_free(folder: Path) -> Iterator[bool]:
-    """Hold the lock of a folder for as long as the block takes, unless another process does; whether it is held."""
+def _held(folder: Path, wait: bool) -> Iterator[bool]:
     if fcntl is None:
         yield True
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        yield take_lock(descriptor, folder)
+        yield take_lock(descriptor, folder, wait=wait)
     finally:
         os.close(descriptor)
 
