@@ -27,7 +27,7 @@ from sae_lm.settings import CompareSettings
 FOLDER = "measured"
 OURS = re.compile(rf"[0-9a-f]{{32}}\.json({re.escape(PART)})?")
 """Names of parts, whole or not. Nothing else in the folder is touched."""
-WORDED_LATER = {"out", "runs", "store", "narrower", "controls", "equivalence", "fvu_cost", "device"}
+NOT_IN_PARTS = {"out", "runs", "store", "narrower", "controls", "equivalence", "fvu_cost", "device"}
 """Settings on which no part depends, or whose content counts instead."""
 LIBRARIES = ("torch", "transformers", "transformer-lens", "scipy")
 
@@ -82,7 +82,7 @@ def kept_parts(settings: CompareSettings, store: Store, runs: Runs, device: str)
     kept = Kept(folder, "", {})
     ladder = ladder_of(runs.baseline, runs.arms, runs.baseline)
     of = {
-        "settings": settings.model_dump(mode="json", exclude=WORDED_LATER),
+        "settings": settings.model_dump(mode="json", exclude=NOT_IN_PARTS),
         "labels": settings.labels and sha256(settings.labels),
         "store": [
             store.manifest.id,

@@ -19,21 +19,22 @@ if TYPE_CHECKING:
 MIN_BATCHES = 2000
 """By default, where the store is small. measured on the demo's store (2048 latents, k 16, batches of 512): FVU on
 held-out rows .184 after 488 batches, .150 after 1953."""
-NOT_IN_RECIPE = (
-    "out",
-    "device",
-    "log_every",
-    "arms",
-    "seeds",
-    "first_seed",
-    "registered",
-    "arms_at_once",
-    "parallel",
-    "checkpoint_seconds",
-    "ranks_per_sae",
-    "trackers",
-    "store",
+WHERE_IT_RUNS = frozenset(
+    (
+        "store",
+        "out",
+        "device",
+        "log_every",
+        "arms_at_once",
+        "parallel",
+        "checkpoint_seconds",
+        "ranks_per_sae",
+        "trackers",
+    )
 )
+"""Settings of train that a registered file leaves free: they change no more than rounding, but for the store. A store is
+known by its checksum and not by its place: each SAE and the report name the one that was used."""
+NOT_IN_RECIPE = WHERE_IT_RUNS | {"arms", "seeds", "first_seed", "registered"}
 """Settings that may differ between the runs of one folder: they do not change what an SAE is (another device
 changes its rounding)."""
 

@@ -35,22 +35,8 @@ from sae_lm.runtime.files import read_json
 from sae_lm.runtime.toml import parse_toml
 from sae_lm.sae.folder import CONFIG, sae_directories
 from sae_lm.settings import CompareSettings, TrainSettings
+from sae_lm.training.recipe import WHERE_IT_RUNS
 
-WHERE_IT_RUNS = frozenset(
-    (
-        "store",
-        "out",
-        "device",
-        "log_every",
-        "arms_at_once",
-        "parallel",
-        "checkpoint_seconds",
-        "ranks_per_sae",
-        "trackers",
-    )
-)
-"""Settings of train that a registered file leaves free: they change no more than rounding, but for the store. A store is
-known by its checksum and not by its place: each SAE and the report name the one that was used."""
 WHERE_IT_COMPARES = frozenset(("runs", "out", "store", "model", "device", "narrower", "composition"))
 """The same of compare: places, and what is measured besides."""
 
