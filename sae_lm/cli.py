@@ -25,21 +25,12 @@ from pydantic.fields import FieldInfo
 from sae_lm.errors import SaeLmError, SaeLmWarning, SettingsError, Stopped
 from sae_lm.fields import choice, describe, flag, is_positional
 from sae_lm.runtime.distributed import exit_now, is_one_of_many
-from sae_lm.runtime.memory import out_of_memory_sentence, raised_by_memory
+from sae_lm.runtime.memory import LESS_MEMORY, out_of_memory_sentence, raised_by_memory
 from sae_lm.runtime.toml import parse_toml
 from sae_lm.settings import VERBS, make_settings
 
 CLAIM = "claim"
 """The one section that is no verb's (sae_lm.training.registered)."""
-LESS_MEMORY = {
-    "cache": "give a smaller --batch-size, --context-size or --shard-tokens, or fewer --hooks",
-    "train": "give a smaller --batch-size, fewer --arms-at-once, less --parallel or a smaller --d-sae",
-    "compare": "give fewer --tokens, a smaller --per-type or fewer --ce-contexts",
-    "show": "give fewer --tokens or --contexts, or name --latents",
-    "export": "give fewer --tokens or name --latents",
-    "check": "give fewer --tokens",
-}
-"""Verb -> what makes it take less."""
 OVERRIDE = re.compile(r"([a-z_]+)\.([a-z_]+)=(.*)", re.DOTALL)
 EXAMPLES = """\
 examples:

@@ -16,7 +16,7 @@ from sae_lm.interp.steering import LARGEST, largest_activations
 from sae_lm.penalties.arms import Arm, parse_arm, parse_arms
 from sae_lm.runtime.device import pick_device
 from sae_lm.runtime.distributed import Ranks, Team, join_ranks
-from sae_lm.runtime.memory import report_out_of_memory
+from sae_lm.runtime.memory import LESS_MEMORY, report_out_of_memory
 from sae_lm.runtime.progress import Progress
 from sae_lm.runtime.signals import stop_on_signal
 from sae_lm.runtime.timing import sum_seconds, timing_line
@@ -68,7 +68,7 @@ def train(settings: TrainSettings) -> Path:
         parallel = _parallel(settings, len(arms), ranks, device)
         teams, number = ranks.size // team.size, ranks.rank // team.size
         plan = ranks.decided(lambda: _plan(settings, store, arms, teams * parallel, locks))
-        with report_out_of_memory(device, OUT_OF_MEMORY):
+        with report_out_of_memory(device, f"{LESS_MEMORY['train']}; finished SAEs are kept"):
             mine = _shares(plan.groups, teams)[number]
             seconds = _train_groups(_Place(ranks, team, device, parallel), mine, plan, settings, store)
         everyones = ranks.gather(seconds)
@@ -78,11 +78,6 @@ def train(settings: TrainSettings) -> Path:
     if ranks.rank == 0:
         _say_how_it_went(settings, arms, plan, sum_seconds(everyones))
     return settings.out
-
-
-OUT_OF_MEMORY = (
-    "give a smaller --batch-size, fewer --arms-at-once, less --parallel or a smaller --d-sae; finished SAEs are kept"
-)
 
 
 class _Place(NamedTuple):

@@ -22,6 +22,15 @@ WORDS = (
 ASKED = re.compile(r"(?:allocate|mmap) ([\d.]+) (bytes|[KMGT]iB)")
 UNITS = {unit: 1024**power for power, unit in enumerate(("bytes", "KiB", "MiB", "GiB", "TiB"))}
 SAID = "memory ran out"
+LESS_MEMORY = {
+    "cache": "give a smaller --batch-size, --context-size or --shard-tokens, or fewer --hooks",
+    "train": "give a smaller --batch-size, fewer --arms-at-once, less --parallel or a smaller --d-sae",
+    "compare": "give fewer --tokens, a smaller --per-type or fewer --ce-contexts",
+    "show": "give fewer --tokens or --contexts, or name --latents",
+    "export": "give fewer --tokens or name --latents",
+    "check": "give fewer --tokens",
+}
+"""Verb -> what makes it take less, as advice."""
 
 
 def is_out_of_memory(problem: BaseException) -> bool:

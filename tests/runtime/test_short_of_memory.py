@@ -9,7 +9,7 @@ import pytest
 
 from sae_lm import cli
 from sae_lm.errors import SaeError
-from sae_lm.runtime.memory import is_out_of_memory
+from sae_lm.runtime.memory import LESS_MEMORY, is_out_of_memory
 from sae_lm.settings import VERBS
 
 TORCH = (
@@ -74,9 +74,9 @@ def test_another_error_of_ours_is_still_a_traceback(problem, monkeypatch):
         cli.main(["inspect", "a"])
 
 
-@pytest.mark.parametrize("verb", cli.LESS_MEMORY)
+@pytest.mark.parametrize("verb", LESS_MEMORY)
 def test_what_is_advised_are_settings_of_that_command(verb):
-    flags = re.findall(r"--([a-z-]+)", cli.LESS_MEMORY[verb])
+    flags = re.findall(r"--([a-z-]+)", LESS_MEMORY[verb])
     assert flags and {flag.replace("-", "_") for flag in flags} <= VERBS[verb].model_fields.keys()
 
 
