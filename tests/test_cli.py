@@ -147,7 +147,7 @@ EVERY_SETTING = {
     "train": {
         "store": "hf://datasets/me/acts@v1", "hook": "blocks.1.hook_out", "d_sae": 64, "k": 3, "arch": "matryoshka",
         "widths": "16,64", "sparsity_coefficient": 1e-5, "bandwidth": 0.1, "arms": "none,max_cos:0.5@arch=relu",
-        "seeds": 2, "first_seed": 4, "registered": "fixed.toml", "tokens": 9, "batch_size": 8, "lr": 1 / 3, "optimizer": "adam", "warm_up": 0.5, "decay": 0.0, "held_out": 0.3,
+        "seeds": 2, "first_seed": 4, "registered": "fixed.toml", "tokens": 9, "batch_size": 8, "lr": 1 / 3, "optimizer": "adam", "whiten": False, "warm_up": 0.5, "decay": 0.0, "held_out": 0.3,
         "penalty_every": 1, "penalty_start": 0.1, "penalty_warm_up": 0.2, "penalty_on": "encoder", "aux_coefficient": 0,
         "aux_k": 4, "dead_after": 5, "resample_every": 6, "matmul": "float32", "log_every": 7, "checkpoint_seconds": 0.5,
         "arms_at_once": 1, "parallel": 3, "ranks_per_sae": 2, "trackers": "wandb,tensorboard", "device": "cpu", "out": "train.k=3",

@@ -42,6 +42,7 @@ from sae_lm.training.run_folder import (
 from sae_lm.training.state import ArmGroup, read_unfinished, remove_finished
 from sae_lm.training.trackers import Track, check_trackers, read_lines
 from sae_lm.training.trainer import ArmTraining
+from sae_lm.training.whitening import whitening_matrix
 
 
 def train(settings: TrainSettings) -> Path:
@@ -96,6 +97,8 @@ class _Plan(NamedTuple):
     recipe: TrainingRecipe
     start: torch.Tensor
     """the initial b_dec of every arm [d_in], float64; empty where nothing is to be trained"""
+    whitening: torch.Tensor | None
+    """[d_in, d_in]; None where nothing is to be trained, or without it"""
     groups: list[ArmGroup]
     missing: int
     """SAEs that are to be trained"""
@@ -124,10 +127,13 @@ def _plan(settings: TrainSettings, store: Store, arms: list[Arm], teams: int, lo
     wanted = len(arms) * settings.seeds
     if missing < wanted:
         print(f"{wanted - missing} of {wanted} SAEs are there already; reused", flush=True)
-    start = torch.empty(0)
+    start, whitening = torch.empty(0), None
     if groups:
-        start = store.moments(recipe.hook, recipe.held_out_from_row).mean / recipe.scale
-    return _Plan(recipe, start, groups, missing, registered)
+        mean = store.moments(recipe.hook, recipe.held_out_from_row).mean
+        start = mean / recipe.scale
+        if recipe.whiten:
+            whitening = whitening_matrix(store, recipe.hook, recipe.held_out_from_row, mean)
+    return _Plan(recipe, start, whitening, groups, missing, registered)
 
 
 def _say_how_it_went(settings: TrainSettings, arms: list[Arm], plan: _Plan, seconds: dict[str, float]) -> None:
@@ -216,7 +222,7 @@ def _train_groups(
         for done, group in enumerate(groups):
             if done and place.team.agree(bool(stop_request)):  # it came in the last step of the group before
                 raise _stopped_between(done, groups, run)
-            seconds.append(_train_and_save(group, plan.start, settings, run))
+            seconds.append(_train_and_save(group, plan, settings, run))
     return sum_seconds(seconds)
 
 
@@ -264,7 +270,7 @@ def _train_at_once(
                     if run.stop_request:
                         raise _stopped_between(len(groups) - len(waiting), groups, run)
                     group = waiting.pop()
-                seconds.append(_train_and_save(group, plan.start, settings, run))
+                seconds.append(_train_and_save(group, plan, settings, run))
         except BaseException as problem:
             run.stop_request.asked = True
             problems.append(problem)
@@ -290,13 +296,11 @@ def _train_at_once(
     return seconds
 
 
-def _train_and_save(
-    group: ArmGroup, start: torch.Tensor, settings: TrainSettings, run: TrainingRun
-) -> dict[str, float]:
-    """start: the initial b_dec of every arm. Returns seconds by part of the step."""
+def _train_and_save(group: ArmGroup, plan: _Plan, settings: TrainSettings, run: TrainingRun) -> dict[str, float]:
+    """Returns seconds by part of the step."""
     recipe, writes = run.recipe, run.team.rank == 0
     every = (*group.arms, *group.reference_arms)
-    trainers = [ArmTraining(arm, group.seed, recipe, start, run.device, run.team) for arm in every]
+    trainers = [ArmTraining(arm, group.seed, recipe, plan.start, run.device, run.team, plan.whitening) for arm in every]
     tracks = [_track(settings, recipe, arm, group.seed) for arm in group.arms] if writes else []
     seconds = train_group(group, trainers, tracks, run)
     if writes:

@@ -120,6 +120,8 @@ class TrainSettings(Settings):
     """peak learning rate (default: .08 / sqrt(width of the rows) * sqrt(batch_size / 512), the root at most 2; three fifths for adam)"""
     optimizer: Literal["row_rms", "adam"] = "row_rms"
     """row_rms: one mean square per latent, no momentum; adam: as the field does, and SAEs before this version"""
+    whiten: bool = True
+    """take the encoder's gradient with whitened rows, so that its steps do not follow the few directions that vary most"""
     warm_up: Share = 0.05
     """share of the steps in which the learning rate rises"""
     decay: Share = 0.2

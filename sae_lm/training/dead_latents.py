@@ -32,11 +32,13 @@ def auxk(
     dead: Weights,
     k: int,
     team: Team = SINGLE,
+    whitened: Float[Tensor, "batch d_in"] | None = None,
 ) -> tuple[Float[Tensor, ""], Weights]:
     """AuxK (Gao et al. 2024, 2406.04093, section A.2): let the dead latents explain the SAE's residual x - x_hat.
 
     Mean over the batch of |residual - z W_dec|^2 over that of |residual - mean residual|^2, where z are the k largest
-    pre-activations of the dead latents (`dead_sae`), and 0 where negative. ``residual`` is a constant.
+    pre-activations of the dead latents (`dead_sae`), and 0 where negative. ``residual`` is a constant. ``whitened``
+    stands for ``centred`` in the encoder's gradient, as in `batch_result`.
 
     Returns the loss and its gradient for the dead latents (none for b_dec); of a team's member those of its slice,
     whose mean over the team is the whole batch's. These are the products of a
@@ -58,7 +60,7 @@ def auxk(
     upstream = (unexplained * (-2 / scale)).to(W_dec.dtype)
     grad_pre = (upstream @ W_dec.T).mul_(z > 0)
     gradient = Weights(
-        encoder=(grad_pre.T @ x).to(residual.dtype),
+        encoder=(grad_pre.T @ (x if whitened is None else whitened.to(x.dtype))).to(residual.dtype),
         b_enc=grad_pre.sum(0, dtype=residual.dtype),
         W_dec=(z.T @ upstream).to(residual.dtype),
         b_dec=torch.zeros_like(dead.b_dec),

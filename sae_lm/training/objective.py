@@ -63,6 +63,7 @@ def batch_result(
     prefix_weights: Float[Tensor, " slices"] | None = None,
     pull: Callable[[Tensor], Tensor] | None = None,
     only_rows: bool = False,
+    whitened: Float[Tensor, "batch d_in"] | None = None,
 ) -> BatchResult:
     """Loss and gradient for rows less b_dec and the entries of their code.
 
@@ -72,6 +73,7 @@ def batch_result(
     prefix_weights: of the nested prefixes' errors, with sum 1; None: all alike.
     pull: what is added to the gradient for the code's values, given these. The loss is without what it is of.
     only_rows: give the gradients of encoder and W_dec for the latents that have an entry alone, if these are few.
+    whitened: the rows that stand for ``centred`` in the encoder's gradient (sae_lm.training.whitening).
     """
     batch = len(centred)
     pre = code.products(weights.encoder, centred).add_(weights.b_enc[code.latent])
@@ -98,7 +100,7 @@ def batch_result(
     if rows is not None and len(rows) > FEW * code.d_sae:
         rows = None
     gradient = Weights(
-        encoder=code.transposed_product(grad_pre, centred, rows),
+        encoder=code.transposed_product(grad_pre, centred if whitened is None else whitened, rows),
         b_enc=grad_b_enc,
         W_dec=code.transposed_product(values, bags, rows),
         b_dec=upstream[:, 0].sum(0) - weights.encoder.T @ grad_b_enc,

@@ -90,6 +90,8 @@ class TrainingRecipe(BaseModel):
     """peak learning rate"""
     optimizer: str = "adam"
     """row_rms or adam (sae_lm.training.optimizer)"""
+    whiten: bool = False
+    """whether the encoder's gradient is taken with whitened rows (sae_lm.training.whitening)"""
     warm_up: float
     """share of the steps in which the learning rate rises"""
     decay: float
@@ -171,11 +173,15 @@ class TrainingRecipe(BaseModel):
         return self.model_dump(mode="json")
 
     def differences(self, stored: Mapping[str, Any], *, but: str | None = None) -> list[SettingDifference]:
-        """Where a recipe that was recorded, maybe by another version, is another than this one; ``but`` one field."""
+        """Where a recipe that was recorded, maybe by another version, is another than this one; ``but`` one field.
+
+        A field that the record lacks has its default, which is what versions without that field did.
+        """
         wanted = {key: value for key, value in self.record().items() if key != but}
         if "scale" in wanted and is_same_scale(stored.get("scale"), self.scale):
             wanted["scale"] = stored["scale"]
-        return differences(stored, wanted)
+        before = {name: field.default for name, field in type(self).model_fields.items() if not field.is_required()}
+        return differences(before | dict(stored), wanted)
 
 
 def is_same_scale(stored: Any, scale: float) -> bool:

@@ -58,8 +58,9 @@ class ArmTraining:
         start: Float[Tensor, " d_in"],
         device: str,
         team: Team = SINGLE,
+        whitening: Float[Tensor, "d_in d_in"] | None = None,
     ) -> None:
-        """start: the initial b_dec, the mean activation in scaled units."""
+        """start: the initial b_dec, the mean activation in scaled units. whitening: sae_lm.training.whitening."""
         d_sae = recipe.d_sae
         self.team, self.timer, self.rows_taken = team, StepTimer(device), 0
         self.arm, self.seed, self.recipe = arm, seed, recipe
@@ -76,6 +77,9 @@ class ArmTraining:
         self.first_rows = self.weights.W_dec.clone() if isinstance(arm.decoder, float) else None
         """where rows that are held near their start started; drawn from the seed, so in no checkpoint"""
         self.optimizer = make_optimizer(recipe.optimizer, self.named)
+        self.whitening = None
+        if whitening is not None and "encoder" in self.named:
+            self.whitening = whitening.to(device, recipe.matmul_dtype)
         self.rows_since_fired = torch.zeros(d_sae, dtype=torch.long, device=device)
         self.firing_frequency = torch.zeros(d_sae, device=device)
         self.dead = torch.zeros(0, dtype=torch.long, device=device)
@@ -104,6 +108,7 @@ class ArmTraining:
         centred = x - self.weights.b_dec
         if step == 0:
             self._start_sparse(centred)
+        whitened = self._whitened(centred)
         self._look_for_dead(step)
         self.prefixes.draw()
         code = self._code(centred, step)
@@ -121,9 +126,10 @@ class ArmTraining:
             self.prefixes.weights,
             pull,
             self._only_rows(due),
+            whitened,
         )
         mark("sparse forward and backward")
-        self._revive(result, centred, step)
+        self._revive(result, centred, whitened, step)
         mark("dead latents")
         if due and pull is None:
             self._apply_penalty(code, result.values, step)
@@ -136,6 +142,11 @@ class ArmTraining:
             self.control.observe(self.parts["l0"])
             self.parts["sparsity"] = sparsity
         mark("optimizer")
+
+    def _whitened(self, centred: Tensor) -> Tensor | None:
+        if self.whitening is None:
+            return None
+        return (centred.to(self.whitening.dtype) @ self.whitening).to(centred.dtype)
 
     def _apply_penalty(self, code: SparseCode, values: Tensor, step: int) -> None:
         """Compute the penalty's gradient at the steps that do; `_update` adds it."""
@@ -219,7 +230,7 @@ class ArmTraining:
         alone = self.team.size == 1 and self.firing_frequency.is_cpu and self.optimizer.takes_rows
         return alone and not penalised and not len(self.dead)
 
-    def _revive(self, result: BatchResult, centred: Tensor, step: int) -> None:
+    def _revive(self, result: BatchResult, centred: Tensor, whitened: Tensor | None, step: int) -> None:
         """AuxK's gradient, and at its steps resampling, for the latents that are dead."""
         recipe = self.recipe
         if not len(self.dead):
@@ -239,7 +250,7 @@ class ArmTraining:
         elif recipe.aux_coefficient:
             shift = self.threshold if self.arch == "relu" else 0.0
             dead = dead_sae(self.weights, self.dead, recipe.matmul_dtype, shift)
-            loss, gradient = auxk(result.residual, centred, dead, recipe.aux_k, self.team)
+            loss, gradient = auxk(result.residual, centred, dead, recipe.aux_k, self.team, whitened)
             self.parts["aux"] = loss
             for name in ("encoder", "b_enc", "W_dec"):
                 whole = getattr(result.gradient, name)

@@ -48,7 +48,7 @@ def held_out_first(store_path: str, hook: str | None, unseen: int) -> torch.Tens
 def read_options(text: str) -> dict[str, Any]:
     """``lr=4e-3,batch=512,optimizer=adam`` as a job's entries."""
     pairs = dict(pair.split("=") for pair in text.split(",") if pair)
-    kinds = {"lr": float, "batch": int, "k": int, "d_sae": int, "rows": int}
+    kinds = {"lr": float, "batch": int, "k": int, "d_sae": int, "rows": int, "whiten": int}
     return {key: kinds.get(key, str)(value) for key, value in pairs.items()}
 
 

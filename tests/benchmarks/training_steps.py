@@ -27,7 +27,7 @@ def ours(job: dict[str, Any], start: Tensor) -> tuple[Step, Rebuild]:
     from sae_lm.penalties.arms import parse_arm
     from sae_lm.training.trainer import ArmTraining
 
-    run = ArmTraining(parse_arm(job["arm"]), 0, recipe(job), start, job["device"])
+    run = ArmTraining(parse_arm(job["arm"]), 0, recipe(job), start, job["device"], whitening=whitening(job, start))
     steps = iter(range(10**9))
 
     def rebuild(x: Tensor) -> Tensor:
@@ -49,7 +49,7 @@ def twin(job: dict[str, Any], start: Tensor) -> tuple[Step, Rebuild]:
     first = ArmTraining(parse_arm("none"), 0, shared, start, job["device"])
     weights = Weights(*(one if one is None else one.detach().clone().requires_grad_() for one in first.weights))
     optimizer = make_optimizer(shared.optimizer, {n: one for n, one in weights._asdict().items() if one is not None})
-    steps = iter(range(10**9))
+    steps, turn = iter(range(10**9)), whitening(job, start)
 
     def rebuild(x: Tensor) -> Tensor:
         _, z = dense_loss("topk", x, weights.encoder.T, *weights[1:4], k=shared.k)
@@ -58,10 +58,22 @@ def twin(job: dict[str, Any], start: Tensor) -> tuple[Step, Rebuild]:
     def step(x: Tensor) -> None:
         loss, _ = dense_loss("topk", x, weights.encoder.T, *weights[1:4], k=shared.k)
         gradient = Weights(*torch.autograd.grad(loss, weights[:4]))
+        if turn is not None:
+            gradient = gradient._replace(encoder=gradient.encoder @ turn.to(gradient.encoder))
         number = next(steps)
         optimizer.update(gradient, None, number, shared.learning_rate(number))
 
     return step, rebuild
+
+
+def whitening(job: dict[str, Any], mean: Tensor) -> Tensor | None:
+    """As `sae-lm train` has it, of the first rows."""
+    from sae_lm.training.whitening import ROWS, inverse_root
+
+    if not job.get("whiten", 1):
+        return None
+    rows = load_file(job["rows"])["rows"][:ROWS].double() - mean.cpu()
+    return inverse_root(rows.T @ rows, len(rows))
 
 
 def recipe(job: dict[str, Any]) -> Any:

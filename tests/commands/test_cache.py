@@ -4,7 +4,8 @@ import json
 
 import pytest
 import torch
-from cache_runs import cache_until_shard, contents, flags
+from cache_runs import cache_until_shard, contents
+from command_line import flags_of
 from conftest import TEXTS
 
 import sae_lm
@@ -248,7 +249,7 @@ def test_settings_survive_the_way_over_the_command_line(cache_settings, tmp_path
     from sae_lm.cli import parse
 
     settings = cache_settings(tmp_path / "store", pack=False, repeat=True, drop_sinks=7.5)
-    assert parse(["cache", *flags(settings)]) == ("cache", settings)
+    assert parse(["cache", *flags_of(settings)]) == ("cache", settings)
     assert json.loads(settings.model_dump_json())["hooks"] == list(settings.hooks)
 
 

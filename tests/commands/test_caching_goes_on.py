@@ -9,7 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
-from cache_runs import cache_until_shard, contents, flags
+from cache_runs import cache_until_shard, contents
+from command_line import flags_of
 from conftest import TEXTS
 
 import sae_lm
@@ -54,7 +55,7 @@ def test_what_a_killed_run_was_writing_is_deleted_by_the_next(cache_settings, tm
 def test_a_signal_ends_the_run_after_the_shard_and_the_next_run_goes_on(cache_settings, tmp_path, number):
     settings = cache_settings(tmp_path / "store", tokens=5000, shard_tokens=32, batch_size=1)
     process = subprocess.Popen(
-        [sys.executable, "-m", "sae_lm", "cache", *flags(settings)], stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "sae_lm", "cache", *flags_of(settings)], stderr=subprocess.PIPE, text=True
     )
     records = settings.out / PROGRESS
     while process.poll() is None and len(list(records.glob("0*.json"))) < 3:
@@ -76,7 +77,7 @@ def test_a_full_disk_is_one_sentence_and_the_run_can_go_on(cache_settings, tmp_p
 import resource, sys
 from sae_lm.cli import main
 resource.setrlimit(resource.RLIMIT_FSIZE, (6000, resource.RLIM_INFINITY))
-sys.exit(main(["cache", *{flags(settings)!r}]))
+sys.exit(main(["cache", *{flags_of(settings)!r}]))
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
     assert done.returncode == 2, done.stderr
@@ -88,7 +89,9 @@ sys.exit(main(["cache", *{flags(settings)!r}]))
 
 def test_two_processes_do_not_write_one_store(cache_settings, tmp_path, tiny_store):
     settings = cache_settings(tmp_path / "store", tokens=5000, shard_tokens=32, batch_size=1)
-    process = subprocess.Popen([sys.executable, "-m", "sae_lm", "cache", *flags(settings)], stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sae_lm", "cache", *flags_of(settings)], stderr=subprocess.DEVNULL
+    )
     while process.poll() is None and len(list((settings.out / PROGRESS).glob("0*.json"))) < 2:
         time.sleep(0.005)
     with pytest.raises(StoreError, match=r"another process is writing .*; wait for its end, or give another --out"):
@@ -104,7 +107,7 @@ def torchrun(ranks, settings, **kill):
     command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={ranks}", "--standalone"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
-        [*command, "-m", "sae_lm", "cache", *flags(settings)],
+        [*command, "-m", "sae_lm", "cache", *flags_of(settings)],
         env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
     )  # fmt: skip
     while kill and process.poll() is None and len(list((settings.out / PROGRESS).glob("0*.json"))) < kill["shards"]:

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from command_line import flags_of
 from recipes import training_recipe
 from safetensors.torch import load_file, save_file
-from train_runs import HOOK, contents, flags_of, settings_for, stop_at, untimed
+from train_runs import HOOK, contents, settings_for, stop_at, untimed
 
 import sae_lm
 from sae_lm.commands.train import train

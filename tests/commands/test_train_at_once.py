@@ -8,8 +8,9 @@ import time
 
 import pytest
 import torch
+from command_line import flags_of
 from recipes import training_recipe
-from train_runs import contents, flags_of, settings_for, stop_at
+from train_runs import contents, settings_for, stop_at
 
 from sae_lm.commands.train import train
 from sae_lm.errors import SaeError, SettingsError, Stopped

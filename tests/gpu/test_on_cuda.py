@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from command_line import flags_of
 from conftest import save_tiny_model
 from recipes import training_recipe
 from safetensors.torch import load_file
@@ -89,8 +90,7 @@ def test_every_arm_trains_here_to_what_it_is_on_the_cpu(train_settings):
 def test_a_training_killed_here_goes_on(train_settings):
     arms = "none,max_cos:0.25@fvu=0.01,align:0.1,none@arch=matryoshka@prefixes=2"
     settings = train_settings("killed", arms=arms, tokens=60_000, checkpoint_seconds=0.2, log_every=10)
-    flags = [f"--{name.replace('_', '-')}={','.join(value) if isinstance(value, tuple) else value}"
-             for name, value in settings.model_dump().items() if value not in (None, ())]  # fmt: skip
+    flags = flags_of(settings)
     process = subprocess.Popen([sys.executable, "-m", "sae_lm", "train", *flags], cwd=ROOT)
     while process.poll() is None and not list(settings.out.glob("state/seed0-*/[0-9]*/state.json")):
         time.sleep(0.05)

@@ -17,12 +17,6 @@ def settings_for(**given):
     return TrainSettings(**{**values, **given})
 
 
-def flags_of(settings):
-    """The same on the command line."""
-    return [f"--{name.replace('_', '-')}={','.join(value) if isinstance(value, tuple) else value}"
-            for name, value in settings.model_dump().items() if value not in (None, ())]  # fmt: skip
-
-
 def contents(folder):
     """Every file but for what the clock says."""
     files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}

@@ -12,6 +12,7 @@ import time
 
 import pytest
 import torch
+from command_line import flags_of
 from safetensors.torch import load_file
 
 from sae_lm.commands.train import train
@@ -95,8 +96,7 @@ def test_two_processes_that_train_one_folder_at_once_end_with_a_sentence_or_with
     settings = train_settings(arms="none,max_cos:0.5,sq_cos", tokens=6000)
     (tmp_path / "settings.json").write_text(settings.model_dump_json())
     script = "import sys; from sae_lm.cli import main; sys.exit(main(sys.argv[1:]))"
-    flags = [f"--{name.replace('_', '-')}={','.join(value) if isinstance(value, tuple) else value}"
-             for name, value in settings.model_dump().items() if value not in (None, ())]  # fmt: skip
+    flags = flags_of(settings)
     started = [
         subprocess.Popen(
             [sys.executable, "-c", script, "train", *flags], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True

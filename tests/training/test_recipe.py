@@ -10,7 +10,7 @@ from sae_lm.settings import TrainSettings
 from sae_lm.training.recipe import NOT_IN_RECIPE, TrainingRecipe, default_lr
 
 WRITTEN = [
-    "hook", "d_sae", "k", "arch", "widths", "sparsity_coefficient", "bandwidth", "tokens", "batch_size", "lr", "optimizer", "warm_up", "decay",
+    "hook", "d_sae", "k", "arch", "widths", "sparsity_coefficient", "bandwidth", "tokens", "batch_size", "lr", "optimizer", "whiten", "warm_up", "decay",
     "held_out", "penalty_every", "penalty_start", "penalty_warm_up", "penalty_on", "aux_coefficient", "aux_k", "dead_after",
     "resample_every", "matmul", "store_id", "held_out_from_context", "held_out_from_row", "scale",
 ]  # fmt: skip
@@ -53,12 +53,11 @@ def test_a_recipe_of_another_version_is_compared_in_what_both_know():
     recipe = training_recipe(k=4)
     stored = recipe.record()
     assert recipe.differences({**stored, "of a later version": 1}) == []
-    del stored["widths"]  # of an earlier version, and None by default
+    del stored["widths"], stored["whiten"]  # of an earlier version, which did what is their default
     assert recipe.differences(stored) == []
-    del stored["bandwidth"]
-    assert [str(one) for one in recipe.differences({**stored, "k": 5})] == [
-        "k is 5, asked for 4",
-        "bandwidth is null, asked for 0.03",
+    assert [str(one) for one in training_recipe(k=5, whiten=True).differences(stored)] == [
+        "k is 4, asked for 5",
+        "whiten is false, asked for true",
     ]
     assert recipe.differences({**recipe.record(), "k": 5}, but="k") == []
 
