@@ -5,6 +5,10 @@ in the others, and so would each step, whichever latent takes it. Gradients are 
 with the rows themselves: only the way there changes. Benchmarks are in tests/benchmarks/README.md.
 """
 
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -13,8 +17,9 @@ from sae_lm.data.store import Store
 
 ROWS, ROWS_PER_DIMENSION = 32_768, 8
 """Training rows that the covariance is taken from, whichever are more."""
-TOGETHER = 64
-"""... as stretches of so many rows, whose places are drawn: a disk is read at some hundred places."""
+SHARDS, TOGETHER = 8, 64
+"""... of about so many shards, if these have them, since a store may come from the hub shard by shard; and so many rows
+in a stretch."""
 SHRINKAGE = 0.01
 """Share of the mean variance that is added to every direction's, at least. measured on SmolLM2: .01 and .1 end alike."""
 
@@ -24,13 +29,13 @@ def whitening_matrix(store: Store, hook: str, stop: int, mean: Float[Tensor, " d
 
     mean: of these rows, in the store's units.
     """
-    rows = min(stop, max(ROWS, ROWS_PER_DIMENSION * len(mean)))
+    stretches = _stretches(store.first_row, stop, max(ROWS, ROWS_PER_DIMENSION * len(mean)))
     covariance = torch.zeros(len(mean), len(mean), dtype=torch.float64)
-    for first in _stretches(rows, stop):
-        centred = store.rows(hook, first, min(first + TOGETHER, stop)).double() - mean
+    for first, last in stretches:
+        centred = store.rows(hook, first, last).double() - mean
         centred = centred[centred.isfinite().all(1)]  # one that is not stops training at its batch, which is named
         covariance.addmm_(centred.T, centred)
-    return inverse_root(covariance, rows)
+    return inverse_root(covariance, sum(last - first for first, last in stretches))
 
 
 def inverse_root(covariance: Float[Tensor, "d_in d_in"], rows: int) -> Float[Tensor, "d_in d_in"]:
@@ -44,9 +49,12 @@ def inverse_root(covariance: Float[Tensor, "d_in d_in"], rows: int) -> Float[Ten
     return (directions * (variances + shrinkage).rsqrt() @ directions.T).bfloat16()
 
 
-def _stretches(rows: int, stop: int) -> list[int]:
-    """First rows of the stretches, ascending; all of a small store."""
-    if rows == stop:
-        return list(range(0, stop, TOGETHER))
-    draw = torch.Generator().manual_seed(0)
-    return torch.randint(stop - TOGETHER, (rows // TOGETHER,), generator=draw).sort().values.tolist()
+def _stretches(first_row: Sequence[int], stop: int, rows: int) -> list[tuple[int, int]]:
+    """First and last row of about so many rows before ``stop``: of some shards, drawn among all of their stretches."""
+    spans = [(first, min(last, stop)) for first, last in pairwise(first_row) if first < stop]
+    needed = max(SHARDS, math.ceil(rows * len(spans) / stop))
+    spans = spans[:: max(1, len(spans) // needed)]
+    every = [(row, min(row + TOGETHER, last)) for first, last in spans for row in range(first, last, TOGETHER)]
+    order = torch.randperm(len(every), generator=torch.Generator().manual_seed(0))
+    before = torch.tensor([last - first for first, last in every])[order].cumsum(0)
+    return [every[i] for i in order[: int((before < rows).sum()) + 1].sort().values.tolist()]

@@ -9,7 +9,7 @@ from sae_lm.data.store import open_store
 from sae_lm.penalties.arms import parse_arm
 from sae_lm.training.dead_latents import auxk, dead_sae
 from sae_lm.training.objective import batch_result
-from sae_lm.training.whitening import SHRINKAGE, TOGETHER, _stretches, inverse_root, whitening_matrix
+from sae_lm.training.whitening import SHARDS, SHRINKAGE, TOGETHER, _stretches, inverse_root, whitening_matrix
 
 
 def uneven_rows(n, d, seed=0):
@@ -65,12 +65,23 @@ def test_of_a_small_store_all_training_rows_are_taken_and_none_that_is_held_out(
     )
 
 
-def test_of_a_large_store_stretches_all_over_it_are_taken():
-    first = _stretches(32_768, 10_000_000)
-    assert len(first) == 32_768 // TOGETHER and first == sorted(first) and first == _stretches(32_768, 10_000_000)
-    assert first[0] < 200_000 and 9_800_000 < first[-1] <= 10_000_000 - TOGETHER
-    halves = sum(one < 5_000_000 for one in first)
-    assert 200 < halves < 312
+def test_of_a_large_store_stretches_of_few_shards_all_over_it_are_taken():
+    shard = 500_001  # no multiple of a stretch
+    first_row = [shard * i for i in range(101)]
+    stop = 99 * shard + 7
+    found = _stretches(first_row, stop, 32_768)
+    assert len(found) == 32_768 // TOGETHER and found == sorted(set(found))
+    assert found == _stretches(first_row, stop, 32_768)
+    shards = {first // shard for first, _ in found}
+    assert SHARDS <= len(shards) < 2 * SHARDS and min(shards) == 0 and max(shards) > 85
+    assert all(first // shard == (last - 1) // shard and first < last <= stop for first, last in found)
+
+
+def test_of_few_rows_each_is_taken_once():
+    found = _stretches([0, 100, 130, 1000], 500, 32_768)
+    assert [row for first, last in found for row in range(first, last)] == list(range(500))
+    small_shards = _stretches([10 * i for i in range(1001)], 10_000, 5000)
+    assert sum(last - first for first, last in small_shards) == 5000
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
