@@ -3,7 +3,7 @@
 import pytest
 import torch
 from reference import dense_loss
-from small_trainings import ARCHITECTURES, batches, made, recipe
+from small_trainings import ARCHITECTURES, batches, made, recipe, sparse_batches
 
 from sae_lm.data.store import open_store
 from sae_lm.penalties.arms import parse_arm
@@ -136,3 +136,21 @@ def test_a_frozen_encoder_pays_nothing_for_it():
         is None
     )
     assert type(made())(parse_arm("none"), 0, recipe(), torch.zeros(8), "cpu", whitening=P).whitening is not None
+
+
+def test_rows_that_vary_unevenly_are_learned_better_with_it():
+    draw = torch.Generator().manual_seed(3)
+    turn = torch.linalg.qr(torch.randn(16, 16, generator=draw)).Q
+    data = [x @ turn * torch.logspace(-0.7, 0.7, 16) @ turn.T for x in sparse_batches(200, rows=64, d_in=16)]
+    rows = torch.cat(data)
+    scale = (rows - rows.mean(0)).square().sum(1).mean().sqrt()
+    fvu = {}
+    for whitening in (None, inverse_root(covariance(rows.double()), len(rows))):
+        run = made(h=recipe(steps=200), d_in=16)
+        run.whitening = whitening if whitening is None else whitening.float()
+        errors = []
+        for step, x in enumerate(data):
+            run.step(x / scale, step)
+            errors.append(float(run.parts["fvu"]))
+        fvu[whitening is None] = sum(errors[-20:]) / 20
+    assert fvu[False] < 0.95 * fvu[True]
