@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from sae_lm.data.manifest import MANIFEST, PROGRESS, RECIPE, Recipe, ShardRecord, read_manifest
 from sae_lm.data.tokens import Place
 from sae_lm.errors import StoreError
-from sae_lm.runtime.differences import differences
+from sae_lm.runtime.differences import differences, in_words
 from sae_lm.runtime.files import PART, PROBE, clear_probes, parse_json, read_json, refuse_links_out, write_json
 from sae_lm.runtime.locks import open_lock, take_lock
 
@@ -189,6 +189,4 @@ def _files_are_whole(out: Path, record: ShardRecord) -> bool:
 def check_same(out: Path, stored: Recipe, wanted: Recipe) -> None:
     """Raise StoreError naming every setting in which a store differs from the one asked for."""
     if differing := differences(stored.model_dump(), wanted.model_dump()):
-        raise StoreError(
-            f"{out} holds another store: {'; '.join(map(str, differing))}; give another --out or delete the folder"
-        )
+        raise StoreError(f"{out} holds another store: {in_words(differing)}; give another --out or delete the folder")

@@ -21,7 +21,7 @@ from sae_lm.data.writer import Job, ShardMaker, file_record, open_writer, statis
 from sae_lm.errors import StoreError
 from sae_lm.fields import DeviceMap
 from sae_lm.lm.source import find_model, load_tokenizer
-from sae_lm.runtime.differences import differences
+from sae_lm.runtime.differences import differences, in_words
 from sae_lm.runtime.files import refuse_links_out, write_json, write_whole
 
 
@@ -81,7 +81,7 @@ def _check_source(store: Path, recipe: Recipe, here: Recipe) -> None:
             ours[part]["id"] = theirs[part].get("id")
     if differing := differences(theirs, ours):
         raise StoreError(
-            f"{store} was cached from something else: {'; '.join(map(str, differing))}; give the model and the text that it "
+            f"{store} was cached from something else: {in_words(differing)}; give the model and the text that it "
             "was cached from with --model and --text"
         )
 

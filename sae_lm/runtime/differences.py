@@ -1,8 +1,13 @@
 """Compare settings that were stored with settings that are wanted, and say which of them differ."""
 
 import json
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
+
+MOST_NAMED = 4
+"""Settings that a sentence names."""
+CHECKSUM = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{52}\b")
 
 
 class SettingDifference(NamedTuple):
@@ -14,8 +19,19 @@ class SettingDifference(NamedTuple):
     wanted: Any
 
     def __str__(self) -> str:
-        stored, wanted = (json.dumps(value, ensure_ascii=False, default=str) for value in (self.stored, self.wanted))
-        return f"{self.key} is {stored}, asked for {wanted}"
+        return f"{self.key} is {_shown(self.stored)}, asked for {_shown(self.wanted)}"
+
+
+def _shown(value: Any) -> str:
+    """As JSON, checksums cut to what tells them apart."""
+    return CHECKSUM.sub(r"\1...", json.dumps(value, ensure_ascii=False, default=str))
+
+
+def in_words(differing: Sequence[SettingDifference]) -> str:
+    """The first of them, and how many more there are: for a sentence that a user reads."""
+    named = "; ".join(map(str, differing[:MOST_NAMED]))
+    more = len(differing) - MOST_NAMED
+    return f"{named}; and {more} more" if more > 0 else named
 
 
 def differences(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[SettingDifference]:

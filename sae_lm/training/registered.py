@@ -30,7 +30,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from sae_lm.errors import SaeError, SettingsError
 from sae_lm.fields import choice
 from sae_lm.penalties.arms import parse_arm, parse_arms
-from sae_lm.runtime.differences import differences
+from sae_lm.runtime.differences import differences, in_words
 from sae_lm.runtime.files import read_json
 from sae_lm.runtime.toml import parse_toml
 from sae_lm.sae.folder import CONFIG, sae_directories
@@ -130,7 +130,7 @@ def registration(settings: TrainSettings) -> Registered | None:
     mine, theirs = (made.model_dump(mode="json", include=set(held)) for made in (settings, asked))
     if differing := differences(theirs, mine):
         raise SettingsError(
-            f"registered {wanted.file} fixes the settings: {'; '.join(map(str, differing))}; "
+            f"registered {wanted.file} fixes the settings: {in_words(differing)}; "
             "leave them as registered, or give another --out"
         )
     return wanted

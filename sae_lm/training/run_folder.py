@@ -49,6 +49,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sae_lm.errors import SaeError
+from sae_lm.runtime.differences import in_words
 from sae_lm.runtime.files import read_json, write_json
 from sae_lm.sae.folder import CONFIG, sae_directories
 from sae_lm.settings import TrainSettings
@@ -170,7 +171,7 @@ def check_beside_others(out: Path, recipe: "TrainingRecipe") -> None:
     facts = read_json(out / RUN, SaeError, "a folder of runs").get("facts") if (out / RUN).exists() else None
     if isinstance(facts, dict) and (differing := recipe.differences(facts, but=PER_ARM)):
         raise SaeError(
-            f"another process is training in {out} otherwise: {'; '.join(map(str, differing))}; "
+            f"another process is training in {out} otherwise: {in_words(differing)}; "
             "wait for its end, or give another --out"
         )
 
@@ -204,9 +205,7 @@ def is_done(out: Path, arm: "Arm", seed: int, recipe: "TrainingRecipe") -> bool:
 
 def _check_recipe(sae: SaeRecord, recipe: "TrainingRecipe", but: str | None = None) -> None:
     if differing := recipe.differences(sae.training or {}, but=but):
-        raise SaeError(
-            f"{sae.directory} was trained otherwise: {'; '.join(map(str, differing))}; give another --out or delete it"
-        )
+        raise SaeError(f"{sae.directory} was trained otherwise: {in_words(differing)}; give another --out or delete it")
 
 
 def sae_metadata(

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from sae_lm.errors import SaeError, SaeLmError
 from sae_lm.penalties.arms import Arm, parse_arm
+from sae_lm.runtime.differences import in_words
 from sae_lm.runtime.distributed import SINGLE, Team
 from sae_lm.runtime.files import PART, present, read_json, sha256, whole_folder, write_json
 from sae_lm.training.locks import remove_locks
@@ -96,7 +97,7 @@ def restore(
         ) from None
     if differing := recipe.differences(stored_recipe):
         raise SaeError(
-            f"{group.folder(out)} was begun otherwise: {'; '.join(map(str, differing))}; "
+            f"{group.folder(out)} was begun otherwise: {in_words(differing)}; "
             "give the same settings, another --out, or delete it"
         )
     try:

@@ -1,6 +1,6 @@
 """sae_lm.runtime.differences: what is said of settings that are not those asked for."""
 
-from sae_lm.runtime.differences import SettingDifference, differences
+from sae_lm.runtime.differences import SettingDifference, differences, in_words
 
 
 def said(stored, wanted):
@@ -33,3 +33,13 @@ def test_nested_settings_are_named_by_their_path_and_other_keys_by_their_names()
 
 def test_a_value_in_place_of_several_differs():
     assert said({"text": "a"}, {"text": {"id": "a"}}) == ['text is "a", asked for {"id": "a"}']
+
+
+def test_a_sentence_names_four_settings_says_how_many_more_there_are_and_cuts_checksums():
+    wanted = {"a": 1, "b": 2, "c": "5e" * 32, "d": 4, "e": 5, "f": 6}
+    first = (
+        'a is null, asked for 1; b is null, asked for 2; c is null, asked for "5e5e5e5e5e5e..."; d is null, asked for 4'
+    )
+    assert in_words(differences({}, wanted)) == f"{first}; and 2 more"
+    assert in_words(differences({"e": 5, "f": 6}, wanted)) == first
+    assert in_words(differences({}, {"k": "ab" * 33})) == f'k is null, asked for "{"ab" * 33}"'  # no checksum
