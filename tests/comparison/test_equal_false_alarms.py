@@ -54,6 +54,7 @@ def report(tiny_store, tmp_path_factory):
         "batch_size": 64,
         "lr": 3e-3,
         "optimizer": "adam",
+        "whiten": False,
     }
     runs = train(
         TrainSettings(
