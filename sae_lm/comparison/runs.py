@@ -14,6 +14,7 @@ from sae_lm.sae.formats.saelens import check
 from sae_lm.sae.load import load
 from sae_lm.sae.model import SAE
 from sae_lm.settings import CompareSettings
+from sae_lm.training.recipe import with_defaults
 from sae_lm.training.run_folder import PER_ARM, read_run, read_saes, sae_folder
 
 MUST_MATCH = {
@@ -212,7 +213,7 @@ def _read_saes(folder: Path) -> tuple[dict[Key, Run], list[str]]:
             raise SaeError(
                 f"{directory} and {runs[arm, seed].directory} are both {name} with seed {seed}; delete one of them"
             )
-        runs[arm, seed] = Run(arm, seed, directory, training, architecture)
+        runs[arm, seed] = Run(arm, seed, directory, with_defaults(training), architecture)
     if not runs:
         said = f" that can be compared ({' '.join(partial)})" if partial else " yet"
         raise SaeError(f"runs {folder} hold no SAE{said}; run sae-lm train --out {folder} again")

@@ -173,15 +173,17 @@ class TrainingRecipe(BaseModel):
         return self.model_dump(mode="json")
 
     def differences(self, stored: Mapping[str, Any], *, but: str | None = None) -> list[SettingDifference]:
-        """Where a recipe that was recorded, maybe by another version, is another than this one; ``but`` one field.
-
-        A field that the record lacks has its default, which is what versions without that field did.
-        """
+        """Where a recipe that was recorded, maybe by another version, is another than this one; ``but`` one field."""
         wanted = {key: value for key, value in self.record().items() if key != but}
         if "scale" in wanted and is_same_scale(stored.get("scale"), self.scale):
             wanted["scale"] = stored["scale"]
-        before = {name: field.default for name, field in type(self).model_fields.items() if not field.is_required()}
-        return differences(before | dict(stored), wanted)
+        return differences(with_defaults(stored), wanted)
+
+
+def with_defaults(recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """A recorded recipe, with the defaults of the fields that its version did not have: that is what it did."""
+    fields = TrainingRecipe.model_fields.items()
+    return {name: field.default for name, field in fields if not field.is_required()} | dict(recorded)
 
 
 def is_same_scale(stored: Any, scale: float) -> bool:

@@ -91,6 +91,17 @@ def test_saes_of_different_stores_hooks_widths_or_training_are_refused_by_name(t
         read_runs(folder, "none")
 
 
+def test_saes_of_a_version_without_a_setting_are_compared_with_those_that_have_what_that_version_did(tmp_path):
+    folder = fake_runs(tmp_path, WHOLE, arms=("none", "abs_cos:1", "max_cos:1"))
+    for seed in range(3):
+        fake_run(folder, "max_cos:1", seed, whiten=False)
+    assert len(read_runs(folder, "none").by_key) == 9
+    shutil.rmtree(folder / "max_cos_1-seed2")
+    fake_run(folder, "max_cos:1", 2, whiten=True)
+    with pytest.raises(SaeError, match="differ in their whiten .False: .*; True: max_cos_1-seed2"):
+        read_runs(folder, "none")
+
+
 def test_the_baseline_may_be_spelt_without_its_default_coefficient(tmp_path):
     runs = read_runs(fake_runs(tmp_path, WHOLE), "abs_cos")
     assert (runs.baseline.name, names(runs)) == ("abs_cos:1", ["abs_cos:1", "none"])
