@@ -187,6 +187,6 @@ def _files_are_whole(out: Path, record: ShardRecord) -> bool:
 
 
 def check_same(out: Path, stored: Recipe, wanted: Recipe) -> None:
-    """Raise StoreError naming every setting in which a store differs from the one asked for."""
+    """Raise StoreError naming settings in which a store differs from the one asked for."""
     if differing := differences(stored.model_dump(), wanted.model_dump()):
         raise StoreError(f"{out} holds another store: {in_words(differing)}; give another --out or delete the folder")
