@@ -104,7 +104,7 @@ def saelens(job: dict[str, Any], start: Tensor) -> tuple[Step, Rebuild]:
     sae = TopKTrainingSAE(TopKTrainingSAEConfig(d_in=job["d_in"], d_sae=job["d_sae"], k=job["k"], device=job["device"]))
     config = SAETrainerConfig(
         total_training_samples=job["steps"] * job["batch"], train_batch_size_samples=job["batch"],
-        lr=job["lr"], lr_warm_up_steps=job["steps"] // 20, lr_decay_steps=job["steps"] // 5, device=job["device"],
+        lr=job["lr"], lr_end=0.0, lr_warm_up_steps=job["steps"] // 20, lr_decay_steps=job["steps"] // 5, device=job["device"],
         autocast=job["matmul"] == "bfloat16", logger=LoggingConfig(log_to_wandb=False),
     )  # fmt: skip
     trainer = SAETrainer(cfg=config, sae=sae, data_provider=iter(()))
