@@ -35,7 +35,9 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--samples", type=Path, default=Path("soak.jsonl"), help="what was taken, as JSON lines")
     parser.add_argument("--picture", type=Path, help="PNG or SVG of it")
-    parser.add_argument("--read-whole", action="store_true", help="read the bytes of tensors by another way: see ReadWhole")
+    parser.add_argument(
+        "--read-whole", action="store_true", help="read the bytes of tensors by another way: see ReadWhole"
+    )
     parser.add_argument("--judge", action="store_true", help="only judge and draw the samples that are there")
     options = parser.parse_args()
     if options.read_whole:
