@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from sae_lm.pages.difference_entries import DifferenceEntry, verdict_text
 from sae_lm.pages.schema import Report
+from sae_lm.pages.text import k_name
 
 TONE_COUNT, MARK_COUNT = 9, 6
 """Colours and marks that figures can tell apart; the first colour is the baseline's."""
@@ -252,6 +253,6 @@ def nearest_panels(report: Report) -> dict[int | None, list[Chart]]:
         variants = dict.fromkeys(report["arms"][name]["variant"] for name in here if name not in base)
         for variant in variants or {report["baseline"]: None}:
             own = [name for name in here if name not in base and report["arms"][name]["variant"] == variant]
-            chart = nearest_cosines(report, base + own, f"{variant}, k = {k}" if len(ks) > 1 else variant)
+            chart = nearest_cosines(report, base + own, f"{variant}, k = {k_name(k)}" if len(ks) > 1 else variant)
             panels.setdefault(k, []).extend([chart] if chart else [])
     return {k: charts for k, charts in panels.items() if charts}

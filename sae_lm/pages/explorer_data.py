@@ -15,16 +15,20 @@ LETTERS = 300
 def explorer_json(report: Report, room: int) -> str:
     """The explorer's data as JSON that stands in a page, of at most ``room`` bytes: first seeds, first events first.
 
-    entries: [concept, seed, [absorbers of each arm], [[before, token, after, [side of each arm]], ...]].
+    entries: [concept, seed, [absorbers of each arm], [[before, token, after, [side of each arm]], ...]]. Arms are those
+    that events were taken of, which are some of the report's. null stands for one that was not in an entry.
     """
-    arms = order_arms(report)
-    others = [arm for arm in arms if not is_baseline(report, arm)]
     explored = sorted(report["explorer"], key=lambda entry: entry["seed"])
+    arms = [arm for arm in order_arms(report) if any(arm in entry["absorbers"] for entry in explored)]
+    others = [arm for arm in arms if not is_baseline(report, arm)]
     entries, queue = [], []
     for entry in explored:
-        absorbers = [[_absorber(latent) for latent in entry["absorbers"].get(arm, ())] for arm in arms]
+        of = entry["absorbers"]
+        absorbers = [[_absorber(latent) for latent in of[arm]] if arm in of else None for arm in arms]
         entries.append([visible(entry["concept"]), entry["seed"], absorbers, []])
         queue += [(entry["seed"], turn, entries[-1][3], event) for turn, event in enumerate(entry["events"])]
+    if not arms:
+        return "null"
     right = others[0] if others else arms[-1]
     left = next((a for a in arms if a not in others and report["arms"][a]["k"] == report["arms"][right]["k"]), arms[0])
     data = {"arms": [visible(arm) for arm in arms], "entries": entries, "left": arms.index(left)}
@@ -37,7 +41,7 @@ def explorer_json(report: Report, room: int) -> str:
             break
         events.append(packed)
         shown += 1
-    return _json(data | {"shown": shown, "left_out": len(queue) - shown}) if entries else "null"
+    return _json(data | {"shown": shown, "left_out": len(queue) - shown})
 
 
 def _event(event: Mapping[str, Any], arms: Sequence[str]) -> list[Any]:

@@ -44,7 +44,7 @@
       ? Promise.resolve(JSON.parse(inline.textContent))
       : new Promise((resolve, reject) => {
         waiting.set(name, resolve);
-        document.head.append(make("script", { src: `${head.folder}/${name}.js`, onerror: () => {
+        document.head.append(make("script", { src: `./${encodeURIComponent(head.folder)}/${name}.js`, onerror: () => {
           known.delete(name);
           reject(new Error(`${head.folder}/${name}.js could not be read; keep the folder ${head.folder} beside this page`));
         } }));
@@ -356,7 +356,7 @@
   async function group(title, of, latent, entry, lines, numbers, at) {
     const box = make("section", {}, make("h4", { textContent: title }));
     if (!numbers.length) {
-      const none = at === NEAR ? "None found: it fires wherever its label holds, or has no label." : "none";
+      const none = at === NEAR ? "None found among the rows looked at, or it has no label." : "none";
       box.append(make("p", { className: "soft", textContent: none }));
       return box;
     }

@@ -132,11 +132,12 @@
 
   function absorbers(entry, arm) {
     const list = make("ul", { className: "findings" });
-    for (const [latent, events, precision, probe, parent, child] of entry[2][arm] || []) {
+    const measured = entry[2][arm];
+    for (const [latent, events, precision, probe, parent, child] of measured || []) {
       list.append(make("li", {}, "latent ", make("b", { textContent: latent }), `, ${events} events, fires most on `, quoted(child),
         ` (${percent(precision)} of its firings), cosine with the probe ${figure(probe)}, with the parent ${figure(parent)}`));
     }
-    const empty = make("p", { className: "soft", textContent: "none" });
+    const empty = make("p", { className: "soft", textContent: measured ? "none" : "not measured" });
     return make("div", { className: "side" }, make("h4", {}, make("bdi", { textContent: arms[arm] })), list.childElementCount ? list : empty);
   }
 

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from sae_lm.pages.charts import mean
-from sae_lm.pages.text import MARKS, number, p_value, signed, spread, visible
+from sae_lm.pages.text import MARKS, k_name, number, p_value, signed, spread, visible
 from sae_lm.runtime.files import write_whole
 
 
@@ -26,7 +26,7 @@ def fill(template: str, **values: Any) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"number": number, "signed": signed, "spread": spread, "visible": visible}
-    environment.filters |= {"mean": mean, "p_value": p_value}
+    environment.filters |= {"mean": mean, "p_value": p_value, "k_name": k_name}
     environment.globals["marks"] = MARKS
     return environment.get_template(template).render(**values)
 

@@ -76,7 +76,7 @@ def text_table(report: Report) -> str:
     lines = [*_wrap("; ".join(f"{term} {fact}" for term, fact in summary_rows(report))), "", *_wrap(report["answer"])]
     if report["registered"]:
         for claim in report["registered"]["claims"]:
-            lines += _wrap(f"registered: {claim['sentence']} {claim['answer'].capitalize()}.")
+            lines += _wrap(f"registered: {claim['sentence']} {claim['answer'][:1].upper()}{claim['answer'][1:]}.")
     lines += [""] * bool(report["partial"]) + [
         line for sentence in report["partial"] for line in _wrap(f"partial: {sentence}")
     ]

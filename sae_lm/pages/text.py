@@ -15,6 +15,11 @@ def visible(text: object, most: int = 0) -> str:
 MARKS = {"lower": "▼", "higher": "▲", "equivalent": "=", "not distinguishable": "≈", "L0 not matched": "≠"}
 
 
+def k_name(k: int | None) -> str:
+    """k of an arm; of architectures that have none, as another program's jumprelu, ``free``."""
+    return "free" if k is None else str(k)
+
+
 def number(value: float | int | None, digits: int | None = None) -> str:
     """Four digits or so, '-' for a missing number."""
     if value is None:

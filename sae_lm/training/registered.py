@@ -35,9 +35,11 @@ from sae_lm.runtime.files import read_json
 from sae_lm.runtime.toml import parse_toml
 from sae_lm.sae.folder import CONFIG, sae_directories
 from sae_lm.settings import CompareSettings, TrainSettings
-from sae_lm.training.recipe import WHERE_IT_RUNS
+from sae_lm.training.recipe import WHERE_IT_RUNS, with_defaults
 
-WHERE_IT_COMPARES = frozenset(("runs", "out", "store", "model", "device", "narrower", "composition"))
+WHERE_IT_COMPARES = frozenset(
+    ("runs", "out", "store", "model", "device", "device_map", "narrower", "composition", "controls")
+)
 """The same of compare: places, and what is measured besides."""
 
 
@@ -124,7 +126,7 @@ def registration(settings: TrainSettings) -> Registered | None:
         _refuse_where_trained(settings.out, wanted, earlier)
     _check_claims(wanted, settings)
     asked = TrainSettings.model_validate(
-        {**wanted.sections.get("train", {}), "store": settings.store, "out": settings.out}
+        {**_not_yet_known(settings.out), **wanted.sections.get("train", {}), "store": settings.store, "out": settings.out}
     )
     held = TrainSettings.model_fields.keys() - WHERE_IT_RUNS - {"registered"}
     mine, theirs = (made.model_dump(mode="json", include=set(held)) for made in (settings, asked))
@@ -134,6 +136,16 @@ def registration(settings: TrainSettings) -> Registered | None:
             "leave them as registered, or give another --out"
         )
     return wanted
+
+
+def _not_yet_known(out: Path) -> dict[str, Any]:
+    """Settings that the version which began this folder did not have, as it trained: what a file leaves open is these."""
+    if not (out / "run.json").exists():
+        return {}
+    facts = read_json(out / "run.json", SaeError, "a folder of runs (written by sae-lm train)").get("facts")
+    if not isinstance(facts, dict):
+        return {}
+    return {name: value for name, value in with_defaults(facts).items() if name not in facts}
 
 
 def read_registered(out: Path) -> Registered | None:

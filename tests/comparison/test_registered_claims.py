@@ -109,6 +109,9 @@ def test_undertrained_saes_missing_seeds_and_other_settings_answer_nothing():
     assert weak["answer"] == "no answer (undertrained: abs_cos:1)"
     (few,) = answers(registered(LOWER), evidence(**changes), seeds=[0, 1, 2, 3])
     assert few["answer"] == "no answer (4 of 6 seeds are there)"
+    places = CompareSettings(runs="runs", out="out", device_map="auto", controls=False)
+    (free,) = answers(registered(LOWER), evidence(**changes), settings=places)
+    assert free["holds"]
     other = CompareSettings(runs="runs", out="out", probe_gate=0.5)
     (differs,) = answers(registered(LOWER), evidence(**changes), settings=other)
     assert differs["answer"].startswith("no answer (compared with other settings than registered: probe_gate is 0.6")

@@ -205,6 +205,29 @@ def test_of_several_k_the_explorer_begins_with_arms_of_one(tmp_path: Path) -> No
     assert (data["arms"][data["left"]], data["arms"][data["right"]]) == ("none@k=16", "abs_cos:1@k=16")
 
 
+def test_the_explorer_has_the_arms_alone_that_events_were_taken_of(tmp_path: Path) -> None:
+    report = make_report(("none", "abs_cos:1", "max_cos:1"), (8, 16))
+    for entry in report["explorer"]:
+        for arm in [arm for arm in entry["absorbers"] if "k=8" in arm or "max_cos" in arm]:
+            del entry["absorbers"][arm]
+            for event in entry["events"]:
+                del event["arms"][arm]
+    del report["explorer"][0]["absorbers"]["abs_cos:1@k=16"]
+    data = data_of(page_of(report, tmp_path))
+    assert data["arms"] == ["none@k=16", "abs_cos:1@k=16"] and (data["left"], data["right"]) == (0, 1)
+    assert data["entries"][0][2][1] is None, "not measured is another thing than no absorber"
+    assert data["entries"][1][2][1] is not None
+
+
+def test_an_arm_without_k_is_called_free(tmp_path: Path) -> None:
+    report = make_report(("none", "abs_cos:1"), (8, 16))
+    for name, arm in report["arms"].items():
+        if "k=8" in name:
+            arm["k"] = None
+    page = page_of(report, tmp_path)
+    assert "k = free" in page and "k = None" not in page and ">None<" not in page
+
+
 def test_a_report_of_twenty_arms_at_three_k_stays_below_five_megabytes(tmp_path: Path) -> None:
     page = page_of(make_report(MANY, (8, 16, 32), concepts=4), tmp_path)
     assert len(page.encode()) < PAGE_BYTES < 5_000_000

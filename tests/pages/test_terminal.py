@@ -108,3 +108,9 @@ def test_of_many_findings_the_terminal_shows_the_first_and_counts_the_rest() -> 
 
 def test_text_on_a_terminal_holds_no_control_characters() -> None:
     assert not re.search("[\x00-\x09\x0b-\x1f\u202e\ud800]", text_table(hostile_report()))
+
+
+def test_a_registered_answer_keeps_its_capitals() -> None:
+    claim = {"sentence": "abs_cos has fewer holes.", "answer": "no answer (L0 not matched)"}
+    text = text_table(make_report() | {"registered": {"file": "fixed.toml", "sha256": "0" * 64, "claims": [claim]}})
+    assert "registered: abs_cos has fewer holes. No answer (L0 not matched)." in " ".join(text.split())
