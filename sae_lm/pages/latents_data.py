@@ -212,7 +212,7 @@ def _pairs(latents: np.ndarray, values: np.ndarray) -> list[list[int | float]]:
 
 def context_entry(store: Store, survey: Survey, number: int, tokens: Names) -> list[Any]:
     """[number, first row on the page's rows, [[position, document]...] where one begins, positions without a row, characters of
-    several tokens as [first, last, text], ids of the page in base64 as uint32]."""
+    several tokens as [first, last, text], ids of the page in base64, as uint16 where all fit, else uint32]."""
     ids = store.blocks(number, number + 1)[0].tolist()
     low, high = np.searchsorted(survey.context, [number, number + 1])
     position = survey.position[low:high]

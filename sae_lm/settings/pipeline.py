@@ -233,6 +233,6 @@ class DemoSettings(Settings):
     out: Path = Path("sae_lm_demo")
     """folder for the store, the runs and the report; what is there already is reused"""
     full: bool = False
-    """toy: every arm, with curves over coefficients, instead of a short list; about ten minutes"""
+    """toy: every arm, with curves over coefficients, instead of a short list; about a quarter of an hour"""
     seeds: Annotated[int, BeforeValidator(parse_count), Field(ge=2)] = 6
     """toy: runs per arm"""
