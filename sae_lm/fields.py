@@ -49,7 +49,7 @@ def split_numbers(value: object) -> object:
 Count = Annotated[int, BeforeValidator(parse_count), Field(gt=0, le=10**15)]
 Names = Annotated[tuple[str, ...], BeforeValidator(split_commas), Field(min_length=1)]
 Hooks = Annotated[tuple[str, ...], BeforeValidator(split_hooks), Field(min_length=1)]
-Numbers = Annotated[tuple[int, ...], BeforeValidator(split_commas)]
+Numbers = Annotated[tuple[int, ...], BeforeValidator(split_commas), Field(min_length=1)]
 Costs = Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], ...], BeforeValidator(split_numbers)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -77,6 +77,8 @@ def sentence_of(model: type[BaseModel], error: Any, verb: str | None) -> str:
     if field is not None and error["type"] == "missing":
         return f"{who}: {name} is required ({describe(field)})"
     reason = error["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    if error["type"] == "too_short":
+        reason = "one or more, separated by commas"
     return f"{who}: {name}: got {error['input']!r}; expected {reason.removeprefix('expected ')}"
 
 

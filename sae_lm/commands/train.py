@@ -13,7 +13,7 @@ import torch
 from sae_lm.data.store import Store, open_store
 from sae_lm.errors import SettingsError, Stopped
 from sae_lm.interp.steering import LARGEST, largest_activations
-from sae_lm.penalties.arms import Arm, parse_arm, parse_arms
+from sae_lm.penalties.arms import Arm, parse_arms
 from sae_lm.runtime.device import pick_device
 from sae_lm.runtime.distributed import Ranks, Team, join_ranks
 from sae_lm.runtime.memory import LESS_MEMORY, report_out_of_memory
@@ -29,6 +29,7 @@ from sae_lm.training.locks import only_trainer, only_writer_of_run, others_at_wo
 from sae_lm.training.recipe import TrainingRecipe
 from sae_lm.training.registered import Registered, registration
 from sae_lm.training.run_folder import (
+    all_seeds,
     check_alike,
     check_beside_others,
     is_done,
@@ -109,6 +110,7 @@ class _Plan(NamedTuple):
 def _plan(settings: TrainSettings, store: Store, arms: list[Arm], teams: int, locks: ExitStack) -> _Plan:
     """Look at what is there, lock what is to be trained, write run.json. Raises SaeError, SettingsError."""
     recipe, out = TrainingRecipe.from_settings(settings, store, arms), settings.out
+    all_seeds(settings)  # refused before each is looked for
     registered = registration(settings)
     if registered is not None:
         from sae_lm.comparison.registered import check_claims
@@ -176,22 +178,22 @@ def _shares(groups: list[ArmGroup], teams: int) -> list[list[ArmGroup]]:
     return shares
 
 
-def _groups(
-    pending: dict[int, list[Arm]], unfinished: dict[int, list[tuple[list[str], list[str]]]], at_once: int
-) -> list[ArmGroup]:
-    """Groups with a checkpoint as they were (``unfinished``, by seed), then the other arms of each seed, ``at_once`` of them together."""
+def _groups(pending: dict[int, list[Arm]], unfinished: dict[int, list[list[str]]], at_once: int) -> list[ArmGroup]:
+    """The arms of each seed, ``at_once`` of them together at most.
+
+    unfinished: of each seed the names of arms that have a checkpoint together, from which they go on at one step.
+    """
     groups = []
-    for seed, arms in pending.items():
-        rest = list(arms)
-        for names, reference_names in unfinished[seed]:
-            begun = [parse_arm(name) for name in names]
-            if any(arm in rest for arm in begun):
-                groups.append(ArmGroup(seed, begun, [parse_arm(name) for name in reference_names]))
-                rest = [arm for arm in rest if arm not in begun]
-        for first in range(0, len(rest), at_once):
-            together = rest[first : first + at_once]
-            baselines = dict.fromkeys(arm.baseline for arm in together if arm.fvu is not None)
-            groups.append(ArmGroup(seed, together, [arm for arm in baselines if arm not in together]))
+    for seed, rest in pending.items():
+        alike = []
+        for names in unfinished[seed]:
+            alike.append([arm for arm in rest if arm.name in names])
+            rest = [arm for arm in rest if arm.name not in names]
+        for arms in (*alike, rest):
+            for first in range(0, len(arms), at_once):
+                together = arms[first : first + at_once]
+                baselines = dict.fromkeys(arm.baseline for arm in together if arm.fvu is not None)
+                groups.append(ArmGroup(seed, together, [arm for arm in baselines if arm not in together]))
     return groups
 
 
@@ -330,6 +332,10 @@ def with_largest(sae: SAE, store: Store, tokens: int) -> SAE:
 
 def _track(settings: TrainSettings, recipe: TrainingRecipe, arm: Arm, seed: int) -> Track:
     of_arm = {"arm": arm.name, "penalty": arm.penalty, "coefficient": arm.coefficient, "seed": seed}
+    widths = list(arm.widths) if arm.widths else None
+    own = {"k": arm.k, "arch": arm.arch, "widths": widths, "penalty_every": arm.every, "penalty_on": arm.on}
+    own |= {"penalty_start": arm.start, "penalty_warm_up": arm.warm_up}
+    of_arm |= {name: value for name, value in own.items() if value is not None}
     return Track(settings.out / log_file(arm, seed), settings.trackers, recipe.record() | of_arm)
 
 

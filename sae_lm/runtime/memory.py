@@ -24,7 +24,7 @@ UNITS = {unit: 1024**power for power, unit in enumerate(("bytes", "KiB", "MiB", 
 SAID = "memory ran out"
 LESS_MEMORY = {
     "cache": "give a smaller --batch-size, --context-size or --shard-tokens, or fewer --hooks",
-    "train": "give a smaller --batch-size, fewer --arms-at-once, less --parallel or a smaller --d-sae",
+    "train": "give fewer --arms-at-once or less --parallel, or a smaller --batch-size or --d-sae with another --out",
     "compare": "give fewer --tokens, a smaller --per-type or fewer --ce-contexts",
     "show": "give fewer --tokens or --contexts, or name --latents",
     "export": "give fewer --tokens or name --latents",

@@ -24,7 +24,6 @@ WHERE_IT_RUNS = frozenset(
         "store",
         "out",
         "device",
-        "log_every",
         "arms_at_once",
         "parallel",
         "checkpoint_seconds",
@@ -34,10 +33,12 @@ WHERE_IT_RUNS = frozenset(
 )
 """Settings of train that a registered file leaves free: they change no more than rounding, but for the store. A store is
 known by its checksum and not by its place: each SAE and the report name the one that was used."""
-NOT_IN_RECIPE = WHERE_IT_RUNS | {"arms", "seeds", "first_seed", "registered"}
+NOT_IN_RECIPE = WHERE_IT_RUNS | {"arms", "seeds", "first_seed", "registered", "log_every"}
 """Settings that may differ between the runs of one folder: they do not change what an SAE is (another device
-changes its rounding)."""
+changes its rounding). A registered file holds log_every: whether an SAE counts as undertrained is read off its log."""
 
+WITH_SPARSITY = ("relu", "jumprelu")
+"""Architectures whose loss has a sparsity coefficient: a controller aims at k with it, unless it is fixed."""
 
 SCALE_ROUNDING = 1e-9
 """Relative difference up to which scales are equal: a sum of n rows in float64 is known to about n * 1e-16 at worst."""
@@ -186,13 +187,27 @@ def with_defaults(recorded: Mapping[str, Any]) -> dict[str, Any]:
     return {name: field.default for name, field in fields if not field.is_required()} | dict(recorded)
 
 
+def aimed_k(training: Mapping[str, Any], architecture: str, own: int | None = None) -> Any:
+    """Active latents per row that training aimed at; None where a fixed sparsity coefficient left them open.
+
+    training: the recorded recipe, of whatever version or program. architecture: as it was trained. own: its arm's k.
+    """
+    if architecture in WITH_SPARSITY and training.get("sparsity_coefficient"):
+        return None
+    return own or training.get("k")
+
+
 def is_same_scale(stored: Any, scale: float) -> bool:
     """Whether two scales are of one sum, which another number of threads adds up in another order."""
     return isinstance(stored, float) and math.isclose(stored, scale, rel_tol=SCALE_ROUNDING)
 
 
 def _check_latents(settings: TrainSettings, arms: list[Arm]) -> None:
-    """Raises SettingsError where k or the nested widths do not fit the number of latents, or an arm its architecture."""
+    """Raises SettingsError where k or the nested widths do not fit the number of latents, or an arm its architecture.
+
+    Also where a setting is heeded by no arm: it would be recorded as what the SAEs were trained with.
+    """
+    _check_heeded(settings, arms)
     k = max(arm.k or settings.k for arm in arms)
     if k > settings.d_sae:
         raise SettingsError(f"k is {k}, more than the {settings.d_sae} latents of d_sae; give a smaller one")
@@ -206,6 +221,28 @@ def _check_latents(settings: TrainSettings, arms: list[Arm]) -> None:
         if arm.widths is not None and arm.widths[-1] != settings.d_sae:
             raise SettingsError(
                 f"arms: the widths of {arm.name!r} end at {arm.widths[-1]}; expected d_sae ({settings.d_sae}) as the last"
+            )
+
+
+def _check_heeded(settings: TrainSettings, arms: list[Arm]) -> None:
+    architectures = {arm.arch or settings.arch for arm in arms}
+    if settings.widths is not None and "matryoshka" not in architectures:
+        raise SettingsError(
+            f"widths is {', '.join(map(str, settings.widths))}, and no arm is matryoshka, which alone has nested prefixes; "
+            "leave it out, or give --arch matryoshka"
+        )
+    if settings.sparsity_coefficient is None:
+        return
+    if architectures.isdisjoint(WITH_SPARSITY):
+        raise SettingsError(
+            f"sparsity_coefficient is {settings.sparsity_coefficient:g}, and no arm is {' or '.join(WITH_SPARSITY)}, which "
+            f"alone have one; leave it out, or give --arch {WITH_SPARSITY[0]}"
+        )
+    for arm in arms:
+        if arm.k is not None and (arm.arch or settings.arch) in WITH_SPARSITY:
+            raise SettingsError(
+                f"arms: {arm.name!r} aims at k, which sparsity_coefficient {settings.sparsity_coefficient:g} leaves open; "
+                "leave one of them out"
             )
 
 

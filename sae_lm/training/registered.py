@@ -3,21 +3,22 @@
 It is a TOML file as ``--config`` takes it, with one ``[[claim]]`` or more beside ``[train]`` and ``[compare]``::
 
     [[claim]]
-    sentence = "At equal L0, silent:1@anchored has fewer holes at equal false alarms than no penalty."
+    sentence = "At equal L0, silent:1 has fewer holes at equal false alarms than no penalty."
     metric = "equal_hole_rate"
-    arm = "silent:1@anchored"
+    arm = "silent:1"
     expect = "lower"
 
     [[claim]]
     sentence = "At +.005 FVU it has fewer than matryoshka."
     metric = "equal_hole_rate"
-    arm = "silent:1@anchored"
+    arm = "silent:1"
     against = "none@arch=matryoshka"
     fvu = 0.005
     expect = "lower"
 
 Every ``train`` into the folder is held to its settings. The file's text goes into ``run.json``, its SHA-256 into
-each SAE's metadata, so that neither can be changed afterwards without being seen.
+each SAE's metadata, so that neither can be changed afterwards without being seen. Of labels that ``[compare]`` names
+the SHA-256 goes into ``run.json`` too: their content is held, wherever they lie.
 """
 
 import hashlib
@@ -31,7 +32,7 @@ from sae_lm.errors import SaeError, SettingsError
 from sae_lm.fields import choice
 from sae_lm.penalties.arms import parse_arm, parse_arms
 from sae_lm.runtime.differences import differences, in_words
-from sae_lm.runtime.files import read_json
+from sae_lm.runtime.files import read_json, sha256
 from sae_lm.runtime.toml import parse_toml
 from sae_lm.sae.folder import CONFIG, sae_directories
 from sae_lm.settings import CompareSettings, TrainSettings
@@ -72,6 +73,8 @@ class Registered(NamedTuple):
     file: str
     """name of the file"""
     text: str
+    labels: str | None = None
+    """SHA-256 of the file of labels that [compare] names, as it was then; None where it names none or was not asked"""
 
     @property
     def sha256(self) -> str:
@@ -80,6 +83,11 @@ class Registered(NamedTuple):
     @property
     def sections(self) -> dict[str, Any]:
         return parse_toml(self.text, f"registered {self.file}")
+
+    @property
+    def training(self) -> TrainSettings:
+        """How it is to be trained; places are free. Raises SettingsError."""
+        return TrainSettings.model_validate({**self.sections.get("train", {}), "store": "store", "out": "out"})
 
     @property
     def comparison(self) -> CompareSettings:
@@ -107,9 +115,9 @@ class Registered(NamedTuple):
             key, said = "arm", str(problem)
         raise SettingsError(f"registered {self.file}: claim {number}: {key}: {said}") from None
 
-    def record(self) -> dict[str, str]:
+    def record(self) -> dict[str, str | None]:
         """As run.json has it under ``registered``."""
-        return {"file": self.file, "sha256": self.sha256, "text": self.text}
+        return {"file": self.file, "sha256": self.sha256, "text": self.text, "labels": self.labels}
 
 
 def registration(settings: TrainSettings) -> Registered | None:
@@ -119,14 +127,17 @@ def registration(settings: TrainSettings) -> Registered | None:
     SAEs were there before it. None where nothing is registered.
     """
     earlier = read_registered(settings.out)
-    wanted = earlier if settings.registered is None else _read(settings.registered)
+    wanted = earlier if settings.registered is None else _register(settings.registered, settings.out, earlier)
     if wanted is None:
         return None
-    if wanted.text != (earlier.text if earlier else None):
-        _refuse_where_trained(settings.out, wanted, earlier)
     _check_claims(wanted, settings)
     asked = TrainSettings.model_validate(
-        {**_not_yet_known(settings.out), **wanted.sections.get("train", {}), "store": settings.store, "out": settings.out}
+        {
+            **_not_yet_known(settings.out),
+            **wanted.sections.get("train", {}),
+            "store": settings.store,
+            "out": settings.out,
+        }
     )
     held = TrainSettings.model_fields.keys() - WHERE_IT_RUNS - {"registered"}
     mine, theirs = (made.model_dump(mode="json", include=set(held)) for made in (settings, asked))
@@ -157,7 +168,8 @@ def read_registered(out: Path) -> Registered | None:
         return None
     if not isinstance(entry, dict) or not all(isinstance(entry.get(key), str) for key in ("file", "sha256", "text")):
         raise SaeError(f"{out / 'run.json'}: what is registered is not understood; expected file, sha256 and text")
-    registered = Registered(entry["file"], entry["text"])
+    labels = entry.get("labels")
+    registered = Registered(entry["file"], entry["text"], labels if isinstance(labels, str) else None)
     if registered.sha256 != entry["sha256"]:
         raise SaeError(
             f"{out / 'run.json'}: the registered text was changed, its SHA-256 is {registered.sha256[:12]}, "
@@ -193,11 +205,15 @@ def _read(path: Path) -> Registered:
     return registered
 
 
-def _refuse_where_trained(out: Path, wanted: Registered, earlier: Registered | None) -> None:
+def _register(path: Path, out: Path, earlier: Registered | None) -> Registered:
+    """A file and its labels as they are now; once an SAE is begun what was registered before, and no other."""
+    wanted = _read(path)
     trained = [directory.name for directory in sae_directories(out)] if out.is_dir() else []
     begun = sorted(file.name.removesuffix(".metrics.jsonl") for file in out.glob("*.metrics.jsonl"))
     if not (first := next(iter([*trained, *begun]), None)):
-        return
+        return wanted._replace(labels=_checksum_of_labels(wanted))
+    if earlier is not None and earlier.text == wanted.text:
+        return earlier
     if earlier is None:
         raise SettingsError(
             f"registered {wanted.file} comes after {first} was begun in {out}; it has to be there before the first SAE, "
@@ -207,6 +223,17 @@ def _refuse_where_trained(out: Path, wanted: Registered, earlier: Registered | N
         f"registered {wanted.file} was changed since {first} was begun in {out} (SHA-256 {wanted.sha256[:12]}, "
         f"registered {earlier.sha256[:12]}); restore the file, or give another --out"
     )
+
+
+def _checksum_of_labels(registered: Registered) -> str | None:
+    labels = registered.comparison.labels
+    try:
+        return None if labels is None else sha256(labels)
+    except OSError as problem:
+        raise SettingsError(
+            f"registered {registered.file}: labels {labels} cannot be read ({problem.strerror}); expected the CSV file "
+            "that the comparison is to use"
+        ) from None
 
 
 def _check_claims(registered: Registered, settings: TrainSettings) -> None:

@@ -48,7 +48,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sae_lm.errors import SaeError
+from sae_lm.errors import SaeError, SettingsError
 from sae_lm.runtime.differences import in_words
 from sae_lm.runtime.files import read_json, write_json
 from sae_lm.sae.folder import CONFIG, sae_directories
@@ -81,24 +81,45 @@ def log_file(arm: "Arm", seed: int) -> str:
 def write_run(
     settings: TrainSettings, recipe: "TrainingRecipe", arms: "list[Arm]", registered: "Registered | None" = None
 ) -> None:
-    """Write run.json, with the arms and seeds of earlier commands. Raises SaeError for one that is not understood."""
+    """Write run.json, with the arms and seeds of earlier commands. Raises as `all_seeds` does."""
     settings.out.mkdir(parents=True, exist_ok=True)
-    earlier = read_run(settings.out) if (settings.out / RUN).exists() else {"arms": []}
-    seeds = [(settings.seed_numbers.start, settings.seed_numbers.stop)]
-    seeds += [(earlier.get("first_seed", 0), earlier["seeds"])] if earlier["arms"] else []
+    earlier = _earlier(settings.out)
+    seeds = all_seeds(settings)
     write_json(
         settings.out / RUN,
         {
             "settings": settings.model_dump(mode="json"),
             "arms": list(dict.fromkeys([*earlier["arms"], *(arm.name for arm in arms)])),
-            "first_seed": min(first for first, _ in seeds),
-            "seeds": max(end for _, end in seeds),
+            "first_seed": seeds.start,
+            "seeds": seeds.stop,
             "store": str(settings.store),
             "facts": recipe.record(),
             "registered": registered.record() if registered else None,
             "versions": {name: version(name) for name in ("sae_lm", "torch")},
         },
     )
+
+
+def _earlier(out: Path) -> dict[str, Any]:
+    return read_run(out) if (out / RUN).exists() else {"arms": []}
+
+
+def all_seeds(settings: TrainSettings) -> range:
+    """From the least seed that was ever asked for in this folder to the largest.
+
+    Raises SettingsError where they lie too far apart, SaeError for a run.json that is not understood.
+    """
+    earlier, asked = _earlier(settings.out), settings.seed_numbers
+    first, end = asked.start, asked.stop
+    if earlier["arms"]:
+        first, end = min(first, earlier.get("first_seed", 0)), max(end, earlier["seeds"])
+    if end - first > MOST_SEEDS:
+        raise SettingsError(
+            f"first_seed is {asked.start} and seeds {settings.seeds}, with which {settings.out} has seeds {first} to "
+            f"{end - 1}; expected at most {MOST_SEEDS} from the least to the largest; give fewer --seeds, a nearer "
+            "--first-seed or another --out"
+        )
+    return range(first, end)
 
 
 def read_run(folder: Path) -> dict[str, Any]:

@@ -1,5 +1,8 @@
 """Checkpoints of a group of arms: written whole, two kept, damaged ones passed over, continued from bit for bit.
 
+An arm's state depends on no other arm's, but for a steered one's baseline. So a later command goes on with those arms of
+a checkpoint that it asks for, in whatever groups, and what it does not ask for stays.
+
 A group's folder ``state/seedN-DIGEST`` holds a folder ``000000123`` for the checkpoint before step 123::
 
     000.safetensors     state of each arm, in the group's order (ArmTraining.state)
@@ -8,7 +11,7 @@ A group's folder ``state/seedN-DIGEST`` holds a folder ``000000123`` for the che
 """
 
 import hashlib
-import re
+import json
 import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -45,40 +48,60 @@ class ArmGroup(NamedTuple):
 
     def folder(self, out: Path) -> Path:
         """Where its checkpoints are."""
-        digest = hashlib.sha256(" ".join(self.names()).encode()).hexdigest()[:12]
+        kept, along = ([arm.name for arm in arms] for arms in (self.arms, self.reference_arms))
+        digest = hashlib.sha256(json.dumps([kept, along]).encode()).hexdigest()[:12]
         return out / STATE_FOLDER / f"seed{self.seed}-{digest}"
 
 
 def checkpoints(group: ArmGroup, out: Path) -> list[Path]:
-    """Folders of a group's checkpoints, the newest last."""
-    return [path for path in present(group.folder(out), "[0-9]*") if path.suffix != PART]
+    """Folders of the checkpoints that a group can go on from, the newest last: its own, and those of more arms."""
+    found = []
+    for folder in present(out / STATE_FOLDER, f"seed{group.seed}-*"):
+        kept, along = _names(folder) or ([], [])
+        holds = all(arm.name in kept for arm in group.arms)
+        holds = holds and all(arm.name in (*kept, *along) for arm in group.reference_arms)
+        if holds or folder == group.folder(out):
+            found += _whole(folder)
+    return sorted(found, key=lambda path: path.name)
+
+
+def _whole(folder: Path) -> list[Path]:
+    """Of a group's folder those that are not half-written, the newest last."""
+    return [path for path in present(folder, "[0-9]*") if path.suffix != PART]
 
 
 def write_checkpoint(
     group: ArmGroup, trainers: list[ArmTraining], out: Path, recipe: TrainingRecipe, step: int
 ) -> None:
-    """Write the states of all arms before ``step``; older checkpoints but one are deleted afterwards."""
+    """Write the states of all arms before ``step``; older checkpoints but one, and what a kill left, are deleted then."""
     folder = group.folder(out) / f"{step:09d}"
     names = {"arms": [arm.name for arm in group.arms], "shadows": [arm.name for arm in group.reference_arms]}
     notes = {"seed": group.seed, **names, "step": step, "facts": recipe.record()}
     with whole_folder(folder) as temporary:
         files = {}
         for index, trainer in enumerate(trainers):
-            name = f"{index:03d}.safetensors"
+            name = _state_file(index)
             # a number may stand in the state under two names, and safetensors keeps no memory twice
             state = {key: value.contiguous() if value.ndim else value.clone() for key, value in trainer.state().items()}
             tensors = {key: value.cpu() for key, value in state.items()}
             save_file(tensors, temporary / name)
             files[name] = sha256(temporary / name)
         write_json(temporary / STATE, {**notes, "files": files})
-    for old in present(group.folder(out), "[0-9]*")[:-KEPT_CHECKPOINTS]:
-        shutil.rmtree(old)
+    kept = _whole(folder.parent)[-KEPT_CHECKPOINTS:]
+    for path in present(folder.parent, "[0-9]*"):
+        if path not in kept:
+            shutil.rmtree(path)
+
+
+def _state_file(index: int) -> str:
+    """Of an arm, by its place in the group."""
+    return f"{index:03d}.safetensors"
 
 
 def restore(
     group: ArmGroup, trainers: list[ArmTraining], out: Path, recipe: TrainingRecipe, team: Team = SINGLE
 ) -> int:
-    """Put the arms into the newest whole checkpoint of their group and return the step that comes next; 0 without one.
+    """Put the arms into the newest whole checkpoint that has them and return the step that comes next; 0 without one.
 
     Of a team the first member chooses it: on a shared disk another may see another one as the newest.
     Raises SaeError where the checkpoint is of another recipe, or of a version that keeps other things.
@@ -87,9 +110,9 @@ def restore(
     name = team.decided(lambda: _newest_whole(group, out, read))
     if name is None:
         return 0
-    folder = group.folder(out) / name
+    folder = out / STATE_FOLDER / name
     try:
-        step, stored_recipe, states = read.get(name) or _read_checkpoint(folder)
+        step, stored_recipe, states = read.get(name) or _read_checkpoint(folder, group)
     except DAMAGE as problem:
         raise SaeError(
             f"{folder} is whole to the first process of the team and cannot be read by another ({problem}); "
@@ -97,7 +120,7 @@ def restore(
         ) from None
     if differing := recipe.differences(stored_recipe):
         raise SaeError(
-            f"{group.folder(out)} was begun otherwise: {in_words(differing)}; "
+            f"{folder.parent} was begun otherwise: {in_words(differing)}; "
             "give the same settings, another --out, or delete it"
         )
     try:
@@ -106,7 +129,7 @@ def restore(
     except (KeyError, ValueError, TypeError, RuntimeError) as problem:
         raise SaeError(
             f"checkpoint {folder} does not hold what this version continues from ({problem}); go on with the "
-            f"version that wrote it, or delete {group.folder(out)}"
+            f"version that wrote it, or delete {folder.parent}"
         ) from None
     if team.rank == 0:
         print(f"seed {group.seed}: continuing at step {step:,}", flush=True)
@@ -119,40 +142,42 @@ DAMAGE = (SaeLmError, OSError, KeyError, SafetensorError)
 
 
 def _newest_whole(group: ArmGroup, out: Path, read: dict[str, _Checkpoint]) -> str | None:
-    """Name of the newest checkpoint that its checksums vouch for; what it holds is put into ``read``."""
+    """Folder in ``state/`` of the newest checkpoint that its checksums vouch for; what it holds is put into ``read``."""
     for folder in reversed(checkpoints(group, out)):
+        name = folder.relative_to(out / STATE_FOLDER).as_posix()
         try:
-            read[folder.name] = _read_checkpoint(folder)
+            read[name] = _read_checkpoint(folder, group)
         except DAMAGE as problem:
             print(f"a damaged checkpoint is passed over: {problem}", flush=True)
             continue
-        return folder.name
+        return name
     return None
 
 
-def _read_checkpoint(folder: Path) -> _Checkpoint:
-    """The next step, the training recipe and the arms' states. Raises SaeError, KeyError and so on for a damaged one."""
+def _read_checkpoint(folder: Path, group: ArmGroup) -> _Checkpoint:
+    """The next step, the training recipe and the states of a group's arms, whichever others it holds.
+
+    Raises SaeError, KeyError and so on for a damaged one.
+    """
     state = read_json(folder / STATE, SaeError, "a checkpoint")
-    step, facts, files = (state.get(key) for key in ("step", "facts", "files"))
-    named = isinstance(files, dict) and all(re.fullmatch(r"\d{3,}\.safetensors", name) for name in files)
+    step, facts, files, *names = (state.get(key) for key in ("step", "facts", "files", "arms", "shadows"))
     if not isinstance(step, int) or isinstance(step, bool) or not 0 <= step < 10**15:
         raise SaeError(f"{folder / STATE} is not understood: its step is {step!r}")
-    if not isinstance(facts, dict) or not isinstance(files, dict) or not named:
+    held = [name for some in names if isinstance(some, list) for name in some]
+    if not isinstance(facts, dict) or not isinstance(files, dict) or any(name not in held for name in group.names()):
         raise SaeError(f"{folder / STATE} is not understood")
-    for name, checksum in files.items():
-        if sha256(folder / name) != checksum:
+    wanted = [_state_file(held.index(name)) for name in group.names()]
+    for name in wanted:
+        if sha256(folder / name) != files[name]:
             raise SaeError(f"{folder / name} does not match its checksum")
-    return step, facts, [load_file(folder / name) for name in sorted(files)]
+    return step, facts, [load_file(folder / name) for name in wanted]
 
 
-def read_unfinished(out: Path, seed: int) -> list[tuple[list[str], list[str]]]:
-    """Names of the arms and of the reference arms of each group of a seed that has a checkpoint."""
-    groups = []
-    for folder in present(out / STATE_FOLDER, f"seed{seed}-*"):
-        names = _names(folder)
-        if names is not None and names not in groups:
-            groups.append(names)
-    return groups
+def read_unfinished(out: Path, seed: int) -> list[list[str]]:
+    """Names of the arms of each group of a seed that has a checkpoint, the group that has come furthest first."""
+    newest = [whole[-1] for folder in present(out / STATE_FOLDER, f"seed{seed}-*") if (whole := _whole(folder))]
+    newest.sort(key=lambda path: path.name, reverse=True)
+    return [names[0] for path in newest if (names := _names(path.parent)) is not None]
 
 
 def _names(folder: Path) -> tuple[list[str], list[str]] | None:
@@ -180,7 +205,7 @@ def remove_finished(out: Path, others_at_work: bool) -> None:
         if names is not None:
             done = all((out / sae_folder(parse_arm(name), seed)).exists() for name in names[0])
         else:
-            done = not others_at_work and not [path for path in present(folder, "[0-9]*") if path.suffix != PART]
+            done = not others_at_work and not _whole(folder)
         if done:
             shutil.rmtree(folder, ignore_errors=True)
     for file in present(out / STATE_FOLDER, "*.wandb"):  # which run a tracker goes on with

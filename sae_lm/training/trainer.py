@@ -290,9 +290,10 @@ class ArmTraining:
         """
         figures = {name: float(value) for name, value in self.parts.items()}
         if not all(map(torch.isfinite, self.parts.values())):
+            coefficient = "the arm's coefficient, or " if self.arm.coefficient else ""
             raise SaeError(
                 f"arm {self.arm.name}, seed {self.seed}: the loss became NaN or infinite by step {step}; "
-                "lower --lr or the arm's coefficient (finished SAEs are kept)"
+                f"lower {coefficient}--lr with another --out (finished SAEs are kept)"
             )
         dead = self.rows_since_fired >= self.recipe.dead_after
         if self.arch in ("batchtopk", "matryoshka"):

@@ -46,7 +46,7 @@ def test_memory_that_runs_out_ends_a_command_in_one_sentence(problem, how_much, 
     assert cli.main(["train", "--store", "a", "--out", "b"]) == 2
     said = capsys.readouterr().err
     assert said.startswith("sae-lm: error: memory ran out in `sae-lm train` (") and said.count("\n") == 1
-    assert how_much in said and "give a smaller --batch-size" in said
+    assert how_much in said and "give fewer --arms-at-once" in said
     assert said.endswith("run the same command again: what is finished is kept\n")
 
 

@@ -181,14 +181,15 @@ def test_a_member_of_a_team_takes_the_checkpoint_that_the_first_has_chosen(train
 
     class Second(Team):
         def gather_objects(self, value):
-            return [("000000012", None), value]
+            return [(f"{begun.folder(settings.out).name}/000000012", None), value]
 
     settings = train_settings(checkpoint_seconds=0)
     stopped(settings, 12, monkeypatch)  # the checkpoints of steps 12 and 13 are kept
     arm = parse_arm("none")
+    begun = ArmGroup(0, [arm], [])
     recipe = TrainingRecipe.from_settings(settings, open_store(tiny_store), [arm])
     trainer = ArmTraining(arm, 0, recipe, torch.zeros(16), "cpu")
-    assert restore(ArmGroup(0, [arm], []), [trainer], settings.out, recipe, Second(1, 2, None)) == 12
+    assert restore(begun, [trainer], settings.out, recipe, Second(1, 2, None)) == 12
     tensors = load_file(next(settings.out.glob("state/*/000000012/000.safetensors")))
     assert torch.equal(trainer.weights.W_dec, tensors["weights.W_dec"])
 
@@ -218,7 +219,7 @@ def test_memory_that_runs_out_is_told_as_that_and_not_as_a_lost_rank(train_setti
 
     monkeypatch.setattr(ArmTraining, "step", runs_out)
     with pytest.raises(
-        SaeLmError, match=r"memory ran out on cpu .*Tried to allocate 2.00 GiB.*; give a smaller --batch-size"
+        SaeLmError, match=r"memory ran out on cpu .*Tried to allocate 2.00 GiB.*; give fewer --arms-at-once"
     ):
         train(train_settings())
 

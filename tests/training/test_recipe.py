@@ -5,6 +5,7 @@ import pytest
 from recipes import training_recipe
 
 from sae_lm.data.store import open_store
+from sae_lm.errors import SettingsError
 from sae_lm.penalties.arms import parse_arms
 from sae_lm.settings import TrainSettings
 from sae_lm.training.recipe import NOT_IN_RECIPE, TrainingRecipe, default_lr
@@ -66,3 +67,26 @@ def test_the_default_learning_rate_turns_a_row_by_as_much_at_any_width_and_stops
     assert default_lr(1024, 512, "row_rms") * 32 == pytest.approx(default_lr(64, 512, "row_rms") * 8)
     assert default_lr(64, 8192, "row_rms") == default_lr(64, 2048, "row_rms") == 2 * default_lr(64, 512, "row_rms")
     assert default_lr(64, 512, "adam") == pytest.approx(0.006)
+
+
+@pytest.mark.parametrize(
+    ("arms", "changes", "said"),
+    [
+        ("none@arch=relu@k=8", {"sparsity_coefficient": 0.1}, "arms: 'none@arch=relu@k=8' aims at k, which sparsity_coef"),
+        ("none@k=8", {"sparsity_coefficient": 0.1, "arch": "jumprelu"}, "arms: 'none@k=8' aims at k, which sparsity_coef"),
+        ("none,none@arch=batchtopk", {"sparsity_coefficient": 0.1}, "sparsity_coefficient is 0.1, and no arm is relu or"),
+        ("none,none@arch=relu", {"widths": "8,64"}, "widths is 8, 64, and no arm is matryoshka, which alone has nested"),
+        ("none@arch=matryoshka", {"widths": ()}, "widths: got .*; expected one or more, separated by commas"),
+    ],
+)  # fmt: skip
+def test_a_setting_that_no_arm_heeds_is_refused(tiny_store, arms, changes, said):
+    with pytest.raises(SettingsError, match=said):
+        settings = TrainSettings(store=tiny_store, hook="1", d_sae=64, arms=arms, out=tiny_store, **changes)
+        TrainingRecipe.from_settings(settings, open_store(tiny_store), parse_arms(settings.arms))
+
+
+def test_a_sparsity_coefficient_and_widths_are_for_those_arms_that_heed_them(tiny_store):
+    arms, changes = "none@k=8,none@arch=relu,none@arch=matryoshka@k=8", {"sparsity_coefficient": 0.1, "widths": "8,64"}
+    settings = TrainSettings(store=tiny_store, hook="1", d_sae=64, arms=arms, out=tiny_store, **changes)
+    recipe = TrainingRecipe.from_settings(settings, open_store(tiny_store), parse_arms(settings.arms))
+    assert (recipe.sparsity_coefficient, recipe.widths) == (0.1, (8, 64))

@@ -8,10 +8,12 @@ import pytest
 
 from sae_lm.cli import main
 from sae_lm.commands.train import train
+from sae_lm.comparison.registered import check_claims
 from sae_lm.comparison.runs import read_runs
 from sae_lm.errors import SaeError, SettingsError
 from sae_lm.settings import TrainSettings
-from sae_lm.training.registered import not_registered, read_registered
+from sae_lm.training import registered as of_registered
+from sae_lm.training.registered import Registered, not_registered, read_registered
 
 FIXED = """
 [train]
@@ -93,7 +95,9 @@ def test_what_is_registered_holds_when_the_flag_is_left_out(settings):
         train(settings(registered=None, seeds=3))
 
 
-@pytest.mark.parametrize("change", [{"lr": 1e-3}, {"tokens": "2k"}, {"arms": "none,abs_cos:1,max_cos:1"}])
+@pytest.mark.parametrize(
+    "change", [{"lr": 1e-3}, {"tokens": "2k"}, {"arms": "none,abs_cos:1,max_cos:1"}, {"log_every": 9}]
+)
 def test_no_setting_that_matters_may_differ_from_the_file(settings, change):
     with pytest.raises(SettingsError, match=f"registered fixed.toml fixes the settings: {next(iter(change))} is"):
         train(settings(**change))
@@ -140,6 +144,18 @@ def test_a_file_that_cannot_be_held_to_is_one_sentence(settings, registered, wro
         train(settings())
     assert said in str(refused.value)
     assert not settings().out.exists()
+
+
+def test_the_example_in_the_docstring_is_a_file_that_can_be_held_to():
+    _, _, example = of_registered.__doc__.partition("::\n")
+    text = "\n".join(line[4:] for line in example.splitlines() if line.startswith("    ") or not line)
+    claims = Registered("example.toml", text).claims
+    arms = {name for claim in claims for name in (claim.arm, claim.against) if name}
+    whole = Registered("example.toml", f"[train]\narms = {json.dumps(['none', *sorted(arms)])}\n{text}")
+    assert len(whole.claims) == 2 and {"silent:1", "none@arch=matryoshka"} == arms
+    check_claims(whole)
+    settings = TrainSettings(store="s", out="o", arms=whole.sections["train"]["arms"])
+    of_registered._check_claims(whole, settings)
 
 
 def test_one_file_is_both_configuration_and_registration(tiny_store, tmp_path, registered, capsys):

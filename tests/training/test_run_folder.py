@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from sae_lm.commands.train import train
+from sae_lm.errors import SettingsError
 from sae_lm.penalties.arms import parse_arm
 from sae_lm.settings import TrainSettings
 from sae_lm.training import run_folder
@@ -72,3 +73,13 @@ def test_reading_a_folder_of_runs_needs_neither_torch_nor_the_trainer(runs):
         "print([m for m in ('torch', 'numpy', 'sae_lm.training.trainer', 'sae_lm.data.store') if m in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout == "[]\n"
+
+
+@pytest.mark.parametrize("asked", [{"first_seed": 123_456}, {"seeds": 200_000}, {"seeds": 10**14}])
+def test_seeds_that_lie_so_far_apart_that_nothing_would_read_them_are_refused_before_the_work(runs, asked):
+    before = (runs / "run.json").read_text()
+    settings = TrainSettings(**{**json.loads(before)["settings"], **asked})
+    with pytest.raises(SettingsError, match=r"seeds 0 to \d+; expected at most 100000 .*--first-seed or another"):
+        train(settings)
+    assert (runs / "run.json").read_text() == before
+    read_run(runs)
