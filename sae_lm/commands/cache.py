@@ -16,8 +16,9 @@ from safetensors.torch import save_file
 
 from sae_lm.data.characters import partial_tokens, write_partial
 from sae_lm.data.manifest import MANIFEST, Manifest, Recipe, write_manifest
-from sae_lm.data.partial_store import PartialStore, check_folder, open_for_writing
-from sae_lm.data.repeats import TOLD, share_seen_before
+from sae_lm.data.partial_store import PartialStore, check_folder, open_for_writing, stored_recipe
+from sae_lm.data.recipe import text_revision
+from sae_lm.data.repeats import remark_on_copies
 from sae_lm.data.shards import OpenShard
 from sae_lm.data.store import Store, open_store
 from sae_lm.data.tokenizer_checks import remarks
@@ -29,7 +30,7 @@ from sae_lm.runtime.files import check_disk, free_bytes, write_json, write_whole
 from sae_lm.runtime.progress import Progress
 from sae_lm.runtime.signals import stop_on_signal
 from sae_lm.runtime.threads import WriteBehind, read_ahead
-from sae_lm.settings import CacheSettings, TrainSettings
+from sae_lm.settings import CacheSettings
 
 
 def cache(settings: CacheSettings) -> Path:
@@ -40,9 +41,10 @@ def cache(settings: CacheSettings) -> Path:
     after the current shard.
     """
     _check_out(settings)
+    begun = _begun_at(settings)
     with (
         join_ranks() as ranks,
-        open_writer(settings, local_rank=ranks.local_rank if ranks.size > 1 else None) as maker,
+        open_writer(settings, local_rank=ranks.local_rank if ranks.size > 1 else None, text_revision=begun) as maker,
         open_for_writing(settings.out, maker.recipe, lock=ranks.rank == 0) as state,
     ):
         if state is None:
@@ -65,12 +67,20 @@ def _check_out(settings: CacheSettings) -> None:
         )
 
 
+def _begun_at(settings: CacheSettings) -> str | None:
+    """The commit of a text of the hub that the store was begun with, though the text may have a newer one now."""
+    recipe = stored_recipe(settings.out)
+    named = (settings.text, settings.split or "train")
+    same = recipe is not None and (recipe.text.get("id"), recipe.text.get("split")) == named
+    return text_revision(recipe) if recipe is not None and same else None
+
+
 def _write_store(maker: ShardMaker, state: PartialStore, ranks: Ranks) -> None:
     """Cache the shards that are missing, with all ranks, and commit the store."""
     if ranks.rank == 0:
         _check_space(maker.recipe, state)
         if not state.records:  # a run that goes on has said it
-            of_text = remarks(maker.tokenizer, maker.text, maker.recipe.model["d_vocab"])
+            of_text = remarks(maker.tokenizer, maker.text, maker.recipe)
             for remark in filter(None, (maker.forward.remark, *of_text)):
                 print(f"note: {remark}", file=sys.stderr, flush=True)
         state.begin(maker.batch_size, maker.sink_norms() if maker.recipe.drop_sinks else {})
@@ -210,8 +220,6 @@ def _commit(state: PartialStore, words: list[str], partial: dict[int, bytes]) ->
         print(line, flush=True)
 
 
-HELD_OUT: float = TrainSettings.model_fields["held_out"].default
-"""Share of a store at its end that ``train`` holds out unless told otherwise."""
 EXTREME = 10.0
 """Multiple of a hook's median norm, the one that ``--drop-sinks`` is usually given."""
 
@@ -225,12 +233,8 @@ def what_is_left_out(store: Store) -> Iterator[str]:
             f"{special:,} special tokens have no row, those that documents spell out (marks of chats) among them; "
             "--keep-special keeps them"
         )
-    share = None if store.text_repeats else share_seen_before(store, round(len(store) * (1 - HELD_OUT)))
-    if share is not None and share > TOLD:
-        yield (
-            f"{share:.0%} of the text of the last {HELD_OUT:.0%} of the rows, which training holds out, stands word for word in the "
-            "rows before it, so that figures of held-out rows will be too good; text without copies has none of this"
-        )
+    if copies := remark_on_copies(store):
+        yield copies
     for hook in store.hooks if recipe.drop_sinks is None else ():
         if extreme := store.rows_beyond(EXTREME, hook):
             yield (

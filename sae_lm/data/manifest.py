@@ -52,7 +52,8 @@ ZEROS = "0" * 64
 LARGEST = 2**48
 """No count may be larger: it would be a mistake, and memory is asked for by such numbers."""
 _MODEL = {"id": str, "revision": str | None, "architecture": str, "dtype": str, "n_layers": int, "d_vocab": int}
-_TEXT = {"id": str, "split": str | None, "column": str | None, "fingerprint": str | None, "chat_template_sha256": str}
+_TEXT = {"id": str, "split": str | None, "column": str | None, "fingerprint": str | None,
+         "chat_template_sha256": str, "chat_day": str}  # fmt: skip
 """Key of a recipe's facts -> what a reader takes it for, where it is there: a store made by hand may lack it."""
 
 
@@ -89,7 +90,7 @@ class Recipe(_Part):
     """id, revision, architecture, dtype, processing, n_layers, d_model, d_vocab, files_sha256 (of a local model)"""
     tokenizer_sha256: str
     text: dict[str, Any]
-    """id, split, column, fingerprint; of chats chat_template_sha256"""
+    """id, split, column, fingerprint; of chats chat_template_sha256, and chat_day where the template writes a date"""
     forward: str
     """whose forward pass, which attention: ``huggingface sdpa``, ``bridge eager``"""
     context_size: int

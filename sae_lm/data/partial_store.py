@@ -50,7 +50,8 @@ def open_for_writing(out: Path, recipe: Recipe, *, lock: bool = True) -> Iterato
 
 @contextmanager
 def _only_writer(out: Path) -> Iterator[None]:
-    """Hold the store's lock. Raises StoreError where another process holds it."""
+    """Hold the store's lock. Raises StoreError where another process holds it, or where it is a link out of the store."""
+    refuse_links_out(out, [LOCK], StoreError)
     with open_lock(out / LOCK) as file:
         if not take_lock(file, out):
             raise StoreError(f"another process is writing {out}; wait for its end, or give another --out")
@@ -161,20 +162,27 @@ def _read_place(file: Path) -> Place | None:
         return None
 
 
+def stored_recipe(out: Path) -> Recipe | None:
+    """The recipe of a whole or unfinished store; None where there is none. Raises StoreError for a damaged one."""
+    if (out / MANIFEST).exists():
+        return read_manifest(out).recipe
+    if not (out / RECIPE).exists():
+        return None
+    content = read_json(out / RECIPE, StoreError, "an activation store")
+    try:
+        return Recipe.model_validate(content.get("recipe"))
+    except ValidationError:
+        raise _not_understood(out) from None
+
+
 def _is_finished(out: Path, recipe: Recipe) -> bool:
     """Whether there is a whole store. Raises StoreError where a whole or unfinished one is of another recipe."""
-    if (out / MANIFEST).exists():
-        check_same(out, read_manifest(out).recipe, recipe)
-        shutil.rmtree(out / PROGRESS, ignore_errors=True)  # a kill between the commit and the end leaves it
-        return True
-    if (out / RECIPE).exists():
-        content = read_json(out / RECIPE, StoreError, "an activation store")
-        try:
-            stored = Recipe.model_validate(content.get("recipe"))
-        except ValidationError:
-            raise _not_understood(out) from None
+    finished = (out / MANIFEST).exists()
+    if (stored := stored_recipe(out)) is not None:
         check_same(out, stored, recipe)
-    return False
+    if finished:
+        shutil.rmtree(out / PROGRESS, ignore_errors=True)  # a kill between the commit and the end leaves it
+    return finished
 
 
 def _not_understood(out: Path) -> StoreError:
@@ -189,4 +197,6 @@ def _files_are_whole(out: Path, record: ShardRecord) -> bool:
 def check_same(out: Path, stored: Recipe, wanted: Recipe) -> None:
     """Raise StoreError naming settings in which a store differs from the one asked for."""
     if differing := differences(stored.model_dump(), wanted.model_dump()):
-        raise StoreError(f"{out} holds another store: {in_words(differing)}; give another --out or delete the folder")
+        moved = [one.key for one in differing] == ["model.revision"] and stored.model.get("revision")
+        go_on = f"give --revision {moved} to go on with it, " if moved else "give "
+        raise StoreError(f"{out} holds another store: {in_words(differing)}; {go_on}another --out or delete the folder")

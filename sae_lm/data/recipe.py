@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from sae_lm.data.manifest import Manifest, Recipe
+from sae_lm.data.readers import Listed
 from sae_lm.data.text import Text
 from sae_lm.data.tokenizer_checks import check_ids
 from sae_lm.data.tokens import special_tokens
@@ -60,23 +61,20 @@ def settings_of(
     recipe = manifest.recipe
     if "merged" in recipe.text:
         raise StoreError(f"{out} was merged from several stores; repair those and merge them again")
-    if missing := {"id", "revision", "dtype"} - {*recipe.model} | {"id", "split", "column"} - {*recipe.text}:
+    missing = {"id", "revision", "dtype"} - {*recipe.model} | {"id", "split", "column", "fingerprint"} - {*recipe.text}
+    if missing:
         raise StoreError(
             f"{out} does not say all that it was cached from ({', '.join(sorted(missing))}); cache it again"
         )
-    local_model = recipe.model["revision"] is None and recipe.model["id"] != "embedded"
-    if local_model and model is None:
-        raise StoreError(
-            f"{out} was cached from a local model named {recipe.model['id']!r}; give its folder with --model"
-        )
+    name, revision = model_of(recipe, out, model)
     local_text = recipe.text["split"] is None
     if local_text and text is None:
         raise StoreError(f"{out} was cached from a local text named {recipe.text['id']!r}; give its path with --text")
     shared: dict[str, Any] = {name: getattr(recipe, name) for name in SHARED}
     return CacheSettings(
         **shared,
-        model=model or recipe.model["id"],
-        revision=recipe.model["revision"],
+        model=name,
+        revision=revision,
         text=text or recipe.text["id"],
         split=recipe.text["split"],
         text_column=recipe.text["column"],
@@ -88,6 +86,32 @@ def settings_of(
         shard_tokens=recipe.shard_contexts * recipe.context_size,
         device=device,
         out=out,
+    )
+
+
+def model_of(recipe: Recipe, out: Path, model: str | None = None) -> tuple[str, str | None]:
+    """Where the language model of a store is found, and its revision. model: where it is now.
+
+    Raises StoreError where it was a local one, and is not named.
+    """
+    name, revision = recipe.model.get("id"), recipe.model.get("revision")
+    if model is None and (name is None or (revision is None and name != "embedded")):
+        raise StoreError(f"{out} was cached from a local model named {name!r}; give its folder with --model")
+    name = model or str(name)
+    return name, None if name == "embedded" or Path(name).expanduser().is_dir() else revision
+
+
+def recorded_text(recipe: Recipe) -> Text:
+    """The text of a store as the recipe knows it, without its documents."""
+    facts = recipe.text
+    return Text(
+        facts["id"],
+        facts["split"],
+        facts["column"],
+        facts["fingerprint"],
+        Listed([]),
+        template_sha256=facts.get("chat_template_sha256"),
+        dated="chat_day" in facts,
     )
 
 

@@ -27,7 +27,7 @@ from sae_lm.hub.repository import SCHEME, Branch, address_of, download
 from sae_lm.hub.revision import pin
 from sae_lm.lm.hooks import expand_hooks
 from sae_lm.runtime.differences import differences
-from sae_lm.runtime.files import PART, free_bytes, sha256, write_whole
+from sae_lm.runtime.files import PART, free_bytes, refuse_links_out, sha256, write_whole
 from sae_lm.runtime.progress import Progress
 
 if TYPE_CHECKING:
@@ -105,6 +105,7 @@ def pull(address: str, out: Path, hooks: tuple[str, ...] | None = None) -> Path:
     manifest, rewritten = (remote.manifest, {}) if hooks is None else _only(remote, hooks)
     files = manifest.all_files()
     _check_folder(out, remote.address, manifest)
+    refuse_links_out(out, {STAGING, *(name.split("/")[0] for name in files)}, StoreError)
     out.mkdir(parents=True, exist_ok=True)
 
     def fetch(name: str) -> int:

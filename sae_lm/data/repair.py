@@ -5,6 +5,7 @@ A shard's tokens are enough to run the model on it again. The text is read where
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors.torch import save_file
@@ -13,7 +14,7 @@ from sae_lm.data.characters import FILE as PARTIAL
 from sae_lm.data.characters import partial_tokens, write_partial
 from sae_lm.data.integrity import check_files
 from sae_lm.data.manifest import MANIFEST, Manifest, Recipe, read_manifest, shard_file, shard_of, write_manifest
-from sae_lm.data.recipe import settings_of, text_revision
+from sae_lm.data.recipe import model_of, recorded_text, settings_of, text_revision
 from sae_lm.data.shards import rows_wanted
 from sae_lm.data.store import Store
 from sae_lm.data.tokens import START, Block, vocabulary
@@ -35,36 +36,42 @@ def repair(
     """Write the damaged files of a store anew and return a line for each.
 
     model, text: where they are now; needed if the store was cached from local ones, whose paths it does not
-    record. Raises StoreError where they are not the ones it was cached from. Values computed by other hardware
+    record, and if they are needed for what is damaged: the text for tokens, the model for rows, its tokenizer for
+    the vocabulary. Raises StoreError where they are not the ones it was cached from. Values computed by other hardware
     or versions may differ by rounding; the manifest then takes the new checksums, and the line says so.
     """
     manifest = read_manifest(store)
+    recipe = manifest.recipe
     damaged = sorted(check_files(store, manifest).damaged)
-    shards = sorted({index for name in damaged if (index := shard_of(name)) is not None})
     if not damaged:
         return []
     refuse_links_out(store, [*damaged, "stats.safetensors", MANIFEST], StoreError)
-    settings = settings_of(manifest, store, model=model, text=text, device=device)
-    settings = settings.model_copy(update={"device_map": device_map})
     lines = []
-    if shards:
-        revision, special = text_revision(manifest.recipe), manifest.recipe.other_special
-        with open_writer(settings, text_revision=revision, other_special=special) as maker:
-            _check_source(store, manifest.recipe, maker.recipe)
-            for job in _jobs(Store(store, manifest), maker, shards, damaged):
+    if shards := sorted({index for name in damaged if (index := shard_of(name)) is not None}):
+        opened = Store(store, manifest)
+        from_text = [number for number in shards if _stored_job(opened, number, damaged) is None]
+        named = text if from_text else recipe.text.get("id")
+        settings = settings_of(manifest, store, model=model, text=named, device=device)
+        settings = settings.model_copy(update={"device_map": device_map})
+        source: dict[str, Any] = (
+            {"text_revision": text_revision(recipe)} if from_text else {"text": recorded_text(recipe)}
+        )
+        with open_writer(settings, **source, other_special=recipe.other_special) as maker:
+            _check_source(store, recipe, maker.recipe)
+            for job in _jobs(opened, maker, shards, from_text, damaged):
                 folders = [name.split("/")[0] for name in damaged if shard_of(name) == job.number]
                 lines += _repair_shard(store, manifest, maker, job, folders)
     for name in ("vocabulary.json", PARTIAL):
         if name in damaged:
-            tokenizer = load_tokenizer(find_model(settings.model, settings.revision))
-            words = vocabulary(tokenizer, manifest.recipe.model["d_vocab"])
+            tokenizer = load_tokenizer(find_model(*model_of(recipe, store, model)))
+            words = vocabulary(tokenizer, recipe.model["d_vocab"])
             if name == PARTIAL:
                 write_partial(store, partial_tokens(tokenizer, words))
             else:
                 write_json(store / name, words)
             lines.append(f"{name}: written again")
     if "stats.safetensors" in damaged or lines:
-        stats = statistics(store, manifest.recipe, len(manifest.shards))
+        stats = statistics(store, recipe, len(manifest.shards))
         write_whole(store / "stats.safetensors", lambda temporary: save_file(stats, temporary))
         manifest.files["stats.safetensors"] = file_record(store / "stats.safetensors")
     if "stats.safetensors" in damaged:
@@ -86,14 +93,12 @@ def _check_source(store: Path, recipe: Recipe, here: Recipe) -> None:
         )
 
 
-def _jobs(store: Store, maker: ShardMaker, shards: list[int], damaged: list[str]) -> Iterator[Job]:
+def _jobs(
+    store: Store, maker: ShardMaker, shards: list[int], from_text: list[int], damaged: list[str]
+) -> Iterator[Job]:
     """The shards to be cached again: those whose tokens are whole, then those that are tokenized anew."""
-    from_text = []
     for number in shards:
-        job = None if shard_file("tokens", number) in damaged else _stored_job(store, number)
-        if job is None:
-            from_text.append(number)
-        else:
+        if job := _stored_job(store, number, damaged):
             yield job
     if from_text:
         records = {index: record for index, record in enumerate(store.manifest.shards) if index not in from_text}
@@ -103,8 +108,10 @@ def _jobs(store: Store, maker: ShardMaker, shards: list[int], damaged: list[str]
                 return
 
 
-def _stored_job(store: Store, number: int) -> Job | None:
-    """A shard by its tokens in the store; None where they do not tell all that the model was run on."""
+def _stored_job(store: Store, number: int, damaged: list[str]) -> Job | None:
+    """A shard by its tokens in the store; None where they are damaged, or do not tell all that the model was run on."""
+    if shard_file("tokens", number) in damaged:
+        return None
     manifest, recipe = store.manifest, store.manifest.recipe
     record, first = manifest.shards[number], store.first_context[number]
     if recipe.drop_sinks and number == len(manifest.shards) - 1:

@@ -12,6 +12,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from sae_lm.data.store import Store
+from sae_lm.settings import TrainSettings
 
 RUN = 32
 """Tokens in a row that two texts hardly have in common by chance; a power of two."""
@@ -22,6 +23,8 @@ FEWEST_RUNS = 20
 MOST_BEFORE, MOST_AFTER = 1 << 25, 1 << 20
 """Rows that are looked at before a row, and from it on."""
 AT_ONCE = 1 << 22
+HELD_OUT: float = TrainSettings.model_fields["held_out"].default
+"""Share of a store at its end that ``train`` holds out unless told otherwise."""
 TOLD = 0.1
 """Share from which on it is told: licences and the like are less of most text (4.6% of the embedded one)."""
 
@@ -58,6 +61,17 @@ def share_seen_before(store: Store, start: int) -> float | None:
     for ids in _token_ids(store, max(0, start - MOST_BEFORE), start):
         seen |= np.isin(wanted, runs(ids)[1])
     return float(counts[seen].sum() / counts.sum())
+
+
+def remark_on_copies(store: Store) -> str | None:
+    """A line on held-out text that stands in the rows before it; None where there is little, or the text repeats."""
+    share = None if store.text_repeats else share_seen_before(store, round(len(store) * (1 - HELD_OUT)))
+    if share is None or share <= TOLD:
+        return None
+    return (
+        f"{share:.0%} of the text of the last {HELD_OUT:.0%} of the rows, which training holds out, stands word for word in the "
+        "rows before it, so that figures of held-out rows will be too good; text without copies has none of this"
+    )
 
 
 def share_in_several(token_id: Int[Tensor, " rows"], unit: Int[Tensor, " rows"]) -> float:

@@ -31,6 +31,15 @@ PEEKED_ROWS = 16
 """A column whose first rows are empty is still recognized."""
 
 
+DAY = "2024-07-26"
+"""The day that chat templates are told it is: a text stays the same whenever it is read."""
+_WRITTEN = {"%Y": "2024", "%y": "24", "%m": "07", "%B": "July", "%b": "Jul", "%d": "26", "%j": "208", "%A": "Friday",
+            "%a": "Fri", "%F": DAY, "%H": "00", "%M": "00", "%S": "00"}  # fmt: skip
+_SAME_DAY = "{% macro strftime_now(format) %}{{ format"
+_SAME_DAY += "".join(f"|replace('{code}', '{written}')" for code, written in _WRITTEN.items())
+_SAME_DAY += " }}{% endmacro %}"
+"""Takes the place of the function of transformers; jinja drops the line end behind it."""
+
 IDS = 2**31
 """Ids of tokens are below: they are kept in 32 bits."""
 
@@ -51,24 +60,32 @@ class Text:
     """what makes text of a chat's messages"""
     template_sha256: str | None = None
     """of the chat template, where rows are chats: the text depends on it"""
+    dated: bool = False
+    """whether rows are chats into which the template writes today's date: `DAY` is written instead"""
 
     def with_chats_of(self, tokenizer: Any) -> "Text":
         """The same text, whose chats are written as this tokenizer's template does."""
         template = getattr(tokenizer, "chat_template", None)
         if template is None:
             return self
-        written = template if isinstance(template, str) else json.dumps(template, sort_keys=True)
+        written, default = template, template
+        if not isinstance(template, str):
+            written, default = json.dumps(template, sort_keys=True), template.get("default", "")
         digest = hashlib.sha256(written.encode()).hexdigest() if self.chats else None
+        asks = "strftime_now" in default
+        of_one_day = f"{_SAME_DAY}\n{default}" if asks else None
         return replace(
             self,
-            template=lambda messages: tokenizer.apply_chat_template(messages, tokenize=False),
+            template=lambda chat: tokenizer.apply_chat_template(chat, tokenize=False, chat_template=of_one_day),
             template_sha256=digest,
+            dated=asks and self.chats,
         )
 
     def facts(self) -> dict[str, str | None]:
         """For a store's recipe: what its documents depend on."""
         facts = {"id": self.id, "split": self.split, "column": self.column, "fingerprint": self.fingerprint}
-        return facts | ({"chat_template_sha256": self.template_sha256} if self.template_sha256 else {})
+        of_chats = {"chat_template_sha256": self.template_sha256, "chat_day": DAY if self.dated else None}
+        return facts | {key: value for key, value in of_chats.items() if value}
 
     def chunks(self, place: Any = None, inside: bool = False) -> Iterator[Chunk]:
         """Documents in order, as far apart as they are read; those of white space alone are left out.
@@ -123,7 +140,11 @@ class Text:
                 "take the model's instruct version, or name a column of text with --text-column"
             )
         try:
-            return self.template(value)
+            written = self.template(value)
+            written.encode()  # half a character cannot be tokenized
+            return written
+        except UnicodeEncodeError as error:
+            raise _unreadable(self.id, error) from error
         except Exception as error:  # a template refuses roles by jinja's errors, of several kinds
             raise _unreadable(self.id, error, "; the tokenizer's chat template does not take this chat") from error
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from sae_lm.data.manifest import Recipe
 from sae_lm.data.text import Text
 from sae_lm.errors import ModelError
 
@@ -30,8 +31,9 @@ def check_ids(ids: np.ndarray, size: int, tokenizer: Any, where: str) -> None:
         )
 
 
-def remarks(tokenizer: Any, text: Text, size: int) -> Iterator[str]:
+def remarks(tokenizer: Any, text: Text, recipe: Recipe) -> Iterator[str]:
     """Sentences on what may go wrong, or has gone wrong, with this tokenizer on this text; usually none."""
+    size = recipe.model["d_vocab"]
     if beyond := sorted(index for index in tokenizer.get_vocab().values() if index >= size):
         shown = ", ".join(f"{tokenizer.convert_ids_to_tokens(index)!r} (id {index})" for index in beyond[:NAMED])
         rest = f" and {len(beyond) - NAMED:,} more" if len(beyond) > NAMED else ""
@@ -40,6 +42,11 @@ def remarks(tokenizer: Any, text: Text, size: int) -> Iterator[str]:
             "a document that holds one will end caching"
         )
     heads = [chunk.content for chunk in islice(text.chunks(), TRIED_DOCUMENTS)]
+    if recipe.bos not in (None, recipe.separator) and any(_first_id(head, tokenizer) == recipe.bos for head in heads):
+        yield (
+            f"documents of text {text.id!r} begin with the token {tokenizer.convert_ids_to_tokens(recipe.bos)!r} that every "
+            "context is given as well, so that it stands there twice; --no-prepend-bos gives contexts none"
+        )
     whole = "\n".join(head[:TRIED_CHARACTERS] for head in heads if isinstance(head, str))
     if (lost := lost_letters(whole, tokenizer)) > LOST:
         yield (
@@ -48,9 +55,18 @@ def remarks(tokenizer: Any, text: Text, size: int) -> Iterator[str]:
         )
 
 
+def _first_id(content: str | list[int], tokenizer: Any) -> int | None:
+    ids: list[int] = content if isinstance(content, list) else _encoded(content[:TRIED_CHARACTERS], tokenizer)
+    return ids[0] if ids else None
+
+
+def _encoded(text: str, tokenizer: Any) -> list[int]:
+    return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+
+
 def lost_letters(text: str, tokenizer: Any) -> float:
     """Share of the letters and digits of a text that its decoded tokens lack; case, accents and spaces do not count."""
-    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    ids = _encoded(text, tokenizer)
     before = _letters(text)
     lost = before - _letters(tokenizer.decode(ids, clean_up_tokenization_spaces=False))
     return sum(lost.values()) / max(1, sum(before.values()))

@@ -194,20 +194,22 @@ def open_writer(
     *,
     local_rank: int | None = None,
     text_revision: str | None = None,
+    text: Text | None = None,
     other_special: tuple[int, ...] | None = None,
 ) -> Iterator[ShardMaker]:
     """Open the model, its tokenizer and the text that ``settings`` name; the model is hooked inside the block.
 
     local_rank: of several processes on this machine, which take one GPU each.
     text_revision: commit of a text of the hub (default: the newest).
+    text: one that need not be opened, as none of it is read (`sae_lm.data.recipe.recorded_text`).
     other_special: of the store that is repaired (default: what the tokenizer calls special).
     Raises ModelError, TextError, HubError, SettingsError for what cannot be opened.
     """
     check_device_map(settings.device_map, settings.device, one_of_many=local_rank is not None)
     source = find_model(settings.model, settings.revision)
-    text = open_text(settings.text, settings.split, settings.text_column, text_revision)
+    opened = text or open_text(settings.text, settings.split, settings.text_column, text_revision)
     tokenizer = load_tokenizer(source)
-    text = text.with_chats_of(tokenizer)
+    text = text or opened.with_chats_of(tokenizer)
     device, dtype = settings.device, getattr(torch, settings.model_dtype)
     if settings.device_map is None:
         device = pick_device(device, local_rank)

@@ -33,11 +33,17 @@ class ModelSource(NamedTuple):
 def find_model(name: str, revision: str | None = None) -> ModelSource:
     """``embedded``, a folder in Hugging Face format, or a hub id, pinned. Nothing is loaded yet.
 
-    Raises ModelError for a folder that holds no model, HubError for what the hub does not have.
+    Raises ModelError for a folder that holds no model and for a revision of what has none, HubError for what the hub
+    does not have.
     """
+    folder = Path(name).expanduser()
+    if revision is not None and (name == "embedded" or folder.is_dir()):
+        raise ModelError(
+            f"model {name!r} is {'built in' if name == 'embedded' else 'a folder'} and has no revisions, got revision "
+            f"{revision!r}; leave the revision out, or give a hub id"
+        )
     if name == "embedded":
         return ModelSource(str(MODEL_DIR), name, None)
-    folder = Path(name).expanduser()
     if not folder.is_dir():
         pinned = pin(name, "model", revision)
         return ModelSource(str(pinned.local or name), name, pinned.revision)

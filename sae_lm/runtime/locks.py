@@ -9,6 +9,8 @@ from functools import cache
 from pathlib import Path
 from typing import IO
 
+from sae_lm.errors import SaeLmError
+
 try:
     import fcntl
 except ImportError:  # Windows
@@ -31,20 +33,32 @@ def take_lock(file: IO[str] | int, folder: Path, *, wait: bool = False) -> bool:
     return True
 
 
+LOCK_FLAGS = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
 TRIES = 100
 """Times that the folder of a lock may vanish, removed by another process that ends, between its making and its use."""
 
 
 def open_lock(path: Path) -> IO[str]:
-    """Open the file that a lock is taken on; its folder is made."""
+    """Open the file that a lock is taken on, without a change to what it holds; its folder is made.
+
+    Raises SaeLmError where it is a link: nothing is made at its other end.
+    """
     for _ in range(TRIES):
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            return path.open("w")
+            return _opened(path)
         except (FileNotFoundError, FileExistsError):
             continue
+    return _opened(path)
+
+
+def _opened(path: Path) -> IO[str]:
     path.parent.mkdir(parents=True, exist_ok=True)
-    return path.open("w")
+    try:
+        return open(path, "r+", opener=lambda name, _: os.open(name, LOCK_FLAGS, 0o666))
+    except OSError:
+        if path.is_symlink():
+            raise SaeLmError(f"{path} is a link, expected a file to lock; delete the link") from None
+        raise
 
 
 @contextmanager

@@ -104,6 +104,18 @@ def test_an_unfinished_store_whose_folder_is_a_link_is_not_cleaned(cache_setting
     assert (tmp_path / "mine" / "letter.txt").read_text() == "precious"
 
 
+@pytest.mark.parametrize("link", ["progress", "progress/lock"])
+def test_no_lock_is_made_or_emptied_through_a_link_out_of_a_store(cache_settings, tmp_path, link):
+    settings, mine = cache_settings(tmp_path / "store"), tmp_path / "mine"
+    mine.mkdir()
+    (mine / "lock").write_text("precious")
+    (settings.out / link).parent.mkdir(parents=True)
+    (settings.out / link).symlink_to(mine if link == "progress" else mine / "lock")
+    with pytest.raises(StoreError, match=r"store/progress/lock is a link out of"):
+        cache(settings)
+    assert (mine / "lock").read_text() == "precious" and len(list(mine.iterdir())) == 1
+
+
 @pytest.mark.parametrize("name", ["C:/x", "c:x", "../x", "/x", "a\\x"])
 def test_names_that_leave_a_store_on_any_system_are_refused(tiny_store, tmp_path, name):
     out = shutil.copytree(tiny_store, tmp_path / "store")

@@ -118,3 +118,43 @@ def test_stores_that_do_not_say_all_of_their_texts_are_merged(two_stores, tmp_pa
     recipe_changed(first, text={"id": "made by hand"})
     assert main(["merge", str(first), str(other), "--out", str(tmp_path / "both")]) == 0
     assert len(sae_lm.open_store(tmp_path / "both", checksums=True)) == 1700
+
+
+LOCAL = {"id": "a.jsonl", "split": None, "column": "text", "fingerprint": "1" * 64}
+ON_HUB = {"id": "someone/lines", "split": "train", "column": "text", "fingerprint": "1" * 40}
+EMBEDDED = {"id": "embedded", "split": "train", "column": "text", "fingerprint": "2" * 64}
+
+
+@pytest.mark.parametrize(
+    ("one", "changes", "same"),
+    [
+        (LOCAL, {"id": "b"}, True),
+        (LOCAL, {"fingerprint": "3" * 64}, False),
+        (LOCAL, {"column": "title"}, False),
+        (LOCAL, ON_HUB, False),
+        (ON_HUB, {"fingerprint": "2" * 40}, True),
+        (ON_HUB, {"split": "test"}, False),
+        (ON_HUB, {"id": "someone/others"}, False),
+        (EMBEDDED, {"split": "all", "fingerprint": "3" * 64}, True),
+        (EMBEDDED, {"split": "held_out", "fingerprint": "3" * 64}, False),
+        ({"id": "made by hand"}, {}, True),
+        ({"id": "made by hand"}, {"id": "another"}, False),
+    ],
+)
+def test_a_text_is_not_merged_with_itself_or_a_part_of_it(two_stores, tmp_path, capsys, one, changes, same):
+    first, other = two_stores
+    recipe_changed(first, text=one)
+    recipe_changed(other, text={**one, **changes})
+    for number, stores in enumerate(((first, other), (other, first))):
+        code = main(["merge", *map(str, stores), "--out", str(tmp_path / f"both{number}")])
+        assert code == (2 if same else 0)
+        assert ("hold rows of the same text" in capsys.readouterr().err) == same
+
+
+def test_copies_that_no_recipe_tells_of_are_told_after_merging(cache_settings, tiny_store, text_file, tmp_path, capsys):
+    shutil.copy(text_file, tmp_path / "another name.jsonl")
+    other = cache(cache_settings(tmp_path / "other", text=str(tmp_path / "another name.jsonl")))
+    capsys.readouterr()
+    assert main(["merge", str(tiny_store), str(other), "--out", str(tmp_path / "both")]) == 0
+    said = capsys.readouterr().out
+    assert "of the text of the last 10% of the rows, which training holds out, stands word for word" in said

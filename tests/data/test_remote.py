@@ -314,3 +314,10 @@ def test_a_password_in_the_address_of_the_hub_is_not_shown(tmp_path, tiny_store,
         refused(said[name], "HubError", "no answer from http://127.0.0.1", "(status 500)")
     paths = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert paths and not [path for path in paths if TOKEN.encode() in path.read_bytes()]
+
+
+def test_nothing_is_pulled_through_a_link_out_of_the_folder(failing):
+    for name in ("tokens", "pull.part"):
+        said = failing[f"link out, {name}"]
+        assert said.startswith("StoreError: ") and "is a link out of" in said
+    assert failing["link out wrote"] == []

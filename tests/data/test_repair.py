@@ -75,6 +75,43 @@ def test_repair_of_a_store_without_packing_with_sinks_dropped_gives_its_bytes_ba
     assert contents(settings.out) == before
 
 
+def test_repair_asks_for_no_text_where_tokens_are_whole(copied_store, tiny_store, tiny_model, capsys):
+    victim = copied_store / "blocks.1.hook_out" / "00002.safetensors"
+    victim.write_bytes(b"\0" * 100)
+    (copied_store / "vocabulary.json").unlink()
+    assert main(["verify", str(copied_store), "--repair"]) == 2
+    assert "cached from a local model named 'tiny-gpt2'; give its folder with --model" in capsys.readouterr().err
+    assert main(["verify", str(copied_store), "--repair", "--model", str(tiny_model)]) == 0
+    assert contents(copied_store) == contents(tiny_store)
+    (copied_store / "tokens" / "00002.safetensors").unlink()
+    assert main(["verify", str(copied_store), "--repair", "--model", str(tiny_model)]) == 2
+    assert "a local text named 'documents.jsonl'; give its path with --text" in capsys.readouterr().err
+
+
+def test_repair_of_the_statistics_asks_for_neither_model_nor_text(copied_store, tiny_store):
+    (copied_store / "stats.safetensors").unlink()
+    assert main(["verify", str(copied_store), "--repair"]) == 0
+    assert contents(copied_store) == contents(tiny_store)
+
+
+def test_statistics_and_vocabulary_of_a_merged_store_are_written_again(
+    cache_settings, tiny_store, tiny_model, tmp_path, capsys
+):
+    text = tmp_path / "other.jsonl"
+    text.write_text(json.dumps({"text": "Quite another story about a cat and a mat. " * 20}) + "\n")
+    other = cache(cache_settings(tmp_path / "other", text=str(text), tokens=100))
+    both = str(tmp_path / "both")
+    assert main(["merge", str(tiny_store), str(other), "--out", both]) == 0
+    before = contents(tmp_path / "both")
+    for name in ("stats.safetensors", "vocabulary.json"):
+        (tmp_path / "both" / name).unlink()
+    assert main(["verify", both, "--repair", "--model", str(tiny_model)]) == 0
+    assert contents(tmp_path / "both") == before
+    (tmp_path / "both" / "tokens" / "00000.safetensors").unlink()
+    assert main(["verify", both, "--repair", "--model", str(tiny_model)]) == 2
+    assert "was merged from several stores; repair those" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("changes", [{}, {"pack": False}, {"drop_sinks": 1.2}, {"pack": False, "drop_sinks": 1.2}])
 def test_repair_of_activations_tokenizes_nothing(cache_settings, tmp_path, monkeypatch, changes):
     settings = cache_settings(tmp_path / "store", tokens=900, **changes)

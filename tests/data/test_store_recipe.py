@@ -3,7 +3,7 @@
 import pytest
 
 from sae_lm.data.manifest import Manifest, Recipe
-from sae_lm.data.recipe import SHARED, settings_of, text_revision
+from sae_lm.data.recipe import SHARED, model_of, settings_of, text_revision
 from sae_lm.data.writer import open_writer
 from sae_lm.errors import SettingsError, StoreError
 from sae_lm.settings import CacheSettings
@@ -67,6 +67,16 @@ def test_only_a_text_of_the_hub_has_a_revision(cache_settings, tmp_path):
     assert text_revision(recipe.model_copy(update={"text": embedded})) is None
     on_hub = {**embedded, "id": "someone/lines", "split": "train", "fingerprint": "1" * 40}
     assert text_revision(recipe.model_copy(update={"text": on_hub})) == "1" * 40
+
+
+def test_a_model_of_the_hub_that_is_in_a_folder_now_has_no_revision(cache_settings, tmp_path, tiny_model):
+    with open_writer(cache_settings(tmp_path)) as maker:
+        recipe = maker.recipe.model_copy(
+            update={"model": {**maker.recipe.model, "id": "me/tiny", "revision": "1" * 40}}
+        )
+    assert model_of(recipe, tmp_path) == ("me/tiny", "1" * 40)
+    assert model_of(recipe, tmp_path, str(tiny_model)) == (str(tiny_model), None)
+    assert model_of(recipe, tmp_path, "embedded") == ("embedded", None)
 
 
 def test_a_context_longer_than_the_models_is_refused(cache_settings, tmp_path):

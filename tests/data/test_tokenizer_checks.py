@@ -2,14 +2,18 @@
 
 import json
 import shutil
+from contextlib import contextmanager
+from datetime import datetime
 from importlib.metadata import version
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 import sae_lm
 from sae_lm.commands.cache import cache
 from sae_lm.data.recipe import describe_recipe
+from sae_lm.data.text import open_text
 from sae_lm.data.tokenizer_checks import lost_letters
 from sae_lm.data.tokens import special_tokens
 from sae_lm.data.writer import open_writer
@@ -25,8 +29,6 @@ TEMPLATE = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] 
 @pytest.fixture
 def chat_model(tiny_model, tmp_path):
     """The tiny model with marks of chats in place of two tokens that its text never needs."""
-    from transformers import AutoTokenizer
-
     folder = shutil.copytree(tiny_model, tmp_path / "chat-model")
     content = json.loads((folder / "tokenizer.json").read_text())
     words = {token: index for token, index in content["model"]["vocab"].items() if index < 280}
@@ -138,7 +140,7 @@ def test_positions_of_padding_are_not_the_contexts(tiny_model, cache_settings, t
     if version("transformer-lens").startswith("3."):
         pytest.skip("TransformerLens 3 boots no RoBERTa")
     """RoBERTa counts positions from behind the padding's id: of 34 position embeddings 32 are for tokens."""
-    from transformers import AutoTokenizer, RobertaConfig, RobertaForMaskedLM
+    from transformers import RobertaConfig, RobertaForMaskedLM
 
     folder = tmp_path / "roberta"
     small = {"num_hidden_layers": 2, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32}
@@ -156,7 +158,7 @@ def test_positions_of_padding_are_not_the_contexts(tiny_model, cache_settings, t
 
 
 def test_a_model_that_sees_is_cached_by_the_language_model_within(tiny_model, cache_settings, tmp_path):
-    from transformers import AutoTokenizer, Gemma3Config, Gemma3ForConditionalGeneration
+    from transformers import Gemma3Config, Gemma3ForConditionalGeneration
 
     folder = tmp_path / "gemma"
     small = {"num_hidden_layers": 2, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32}
@@ -192,8 +194,6 @@ def test_chats_are_written_by_the_tokenizers_template(cache_settings, chat_model
 def test_a_store_of_chats_is_of_one_chat_template_and_others_know_nothing_of_it(
     cache_settings, chat_model, marked_text, tmp_path
 ):
-    from transformers import AutoTokenizer
-
     path = tmp_path / "chats.jsonl"
     path.write_text((json.dumps({"messages": CHAT}) + "\n") * 20)
     of_chats = cache_settings(tmp_path / "store", model=str(chat_model), text=str(path), tokens=60)
@@ -206,6 +206,90 @@ def test_a_store_of_chats_is_of_one_chat_template_and_others_know_nothing_of_it(
     with pytest.raises(StoreError, match="holds another store: text.chat_template_sha256 is"):
         cache(of_chats)
     cache(of_text)
+
+
+@contextmanager
+def clock_at(year, month, day):
+    """In which chat templates are told that it is this day."""
+    from transformers.utils import chat_template_utils
+
+    class Clock(datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return cls(year, month, day)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chat_template_utils, "datetime", Clock)
+        yield
+
+
+def chats_of(folder, path):
+    """Documents and facts of a text, as the tokenizer of a folder writes its chats."""
+    text = open_text(str(path)).with_chats_of(AutoTokenizer.from_pretrained(folder))
+    return list(text.documents()), text.facts()
+
+
+DATED = """  {% macro head() %}{{ strftime_now('%d %b %Y') }} {{ strftime_now('%Y-%m-%d') }}{% endmacro %}
+
+  {% if strftime_now is defined %}It is {{ head() }}.{% endif %}
+"""
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_chats_whose_template_writes_a_date_are_the_same_on_every_day(chat_model, tmp_path, several):
+    tokenizer = AutoTokenizer.from_pretrained(chat_model)
+    tokenizer.chat_template = {"default": DATED + TEMPLATE, "tool_use": TEMPLATE} if several else DATED + TEMPLATE
+    tokenizer.save_pretrained(chat_model)
+    path = tmp_path / "chats.jsonl"
+    path.write_text(json.dumps({"messages": CHAT}) + "\n")
+    with clock_at(2026, 1, 2):
+        written, facts = chats_of(chat_model, path)
+    with clock_at(2027, 3, 4):
+        assert chats_of(chat_model, path) == (written, facts)
+    with clock_at(2024, 7, 26):
+        assert written == [tokenizer.apply_chat_template(CHAT, tokenize=False)]
+    assert "It is 26 Jul 2024 2024-07-26." in written[0] and facts["chat_day"] == "2024-07-26"
+
+
+def test_a_text_knows_of_a_day_only_where_its_chats_ask_for_one(chat_model, tmp_path):
+    chats, plain = tmp_path / "chats.jsonl", tmp_path / "plain.jsonl"
+    chats.write_text(json.dumps({"messages": CHAT}) + "\n")
+    plain.write_text('{"text": "the quick fox"}\n')
+    assert "chat_day" not in chats_of(chat_model, chats)[1]
+    tokenizer = AutoTokenizer.from_pretrained(chat_model)
+    tokenizer.chat_template = DATED + TEMPLATE
+    tokenizer.save_pretrained(chat_model)
+    assert "chat_day" not in chats_of(chat_model, plain)[1] and "chat_day" in chats_of(chat_model, chats)[1]
+
+
+def test_half_a_character_in_a_chat_is_one_sentence(chat_model, tmp_path):
+    path = tmp_path / "chats.jsonl"
+    path.write_text('{"messages": [{"role": "user", "content": "\\ud800 alone"}]}\n')
+    with pytest.raises(TextError, match="chats.jsonl: cannot be read, UnicodeEncodeError: [^;]*$"):
+        chats_of(chat_model, path)
+
+
+@pytest.mark.parametrize(
+    ("row", "prepend", "told"),
+    [
+        ({"messages": CHAT}, True, True),
+        ({"messages": CHAT}, False, False),
+        ({"input_ids": [280, 5, 6, 7] * 9}, True, True),
+        ({"input_ids": [5, 6, 7] * 9}, True, False),
+    ],
+)
+def test_documents_that_bring_their_own_bos_are_told_of_unless_contexts_have_none(
+    cache_settings, chat_model, tmp_path, capsys, row, prepend, told
+):
+    tokenizer = AutoTokenizer.from_pretrained(chat_model)
+    tokenizer.bos_token = "<|im_start|>"
+    tokenizer.chat_template = "{{ bos_token }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    tokenizer.save_pretrained(chat_model)
+    path = tmp_path / "rows.jsonl"
+    path.write_text((json.dumps(row) + "\n") * 20)
+    cache(cache_settings(tmp_path / "store", model=str(chat_model), text=str(path), tokens=60, prepend_bos=prepend))
+    said = capsys.readouterr().err
+    assert ("begin with the token '<|im_start|>' that every context is given as well" in said) == told
 
 
 def test_empty_lists_of_messages_or_ids_are_left_out_as_empty_text_is(cache_settings, chat_model, tmp_path):

@@ -177,7 +177,7 @@ def run(script: str, hub: HubStandIn, home: Path) -> dict[str, Any]:
     done = subprocess.run(command, env=inherited | settings, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert TOKEN not in done.stdout + done.stderr
-    return {**json.loads(done.stdout), "stderr": done.stderr}
+    return {**json.loads(done.stdout.splitlines()[-1]), "stderr": done.stderr}
 
 
 @pytest.fixture(scope="module")
@@ -377,3 +377,64 @@ def test_a_password_in_the_address_is_not_shown_when_a_stream_breaks(tmp_path: P
     lines.write_text('{"text": "one"}\n' * 3)
     said = run(BROKEN, HubStandIn(tmp_path / "hub"), tmp_path / "home")
     assert said["broken"].startswith("TextError: someone/lines: cannot be read") and "500" in said["broken"]
+
+
+MOVED = """
+from pathlib import Path
+from hub_stand_in import HubStandIn
+from sae_lm.commands.cache import cache
+from sae_lm.data.shards import OpenShard
+from sae_lm.settings import CacheSettings
+
+root, home = Path(sys.argv[1]), Path(os.environ["HF_HOME"])
+hub = HubStandIn(root)
+os.environ["HF_ENDPOINT"] = hub.endpoint
+write = OpenShard.write
+
+def store(name, shards=99, **changes):
+    def until(self, *arguments):
+        if self.index == shards:
+            raise KeyboardInterrupt
+        return write(self, *arguments)
+    OpenShard.write = until
+    settings = {"model": "someone/tiny", "text": "someone/lines", "hooks": "0", "tokens": 200, "context_size": 16}
+    try:
+        return str(cache(CacheSettings(**settings | changes, shard_tokens=32, out=home.parent / name)))
+    except KeyboardInterrupt:
+        return "interrupted"
+
+with hub:
+    note("whole", store, "whole")
+    note("part", store, "part", shards=3)
+    hub.push("datasets", "someone/lines", "main", "a card", {"README.md": b"# Lines"})
+    note("goes on", store, "part")
+    note("reused", store, "whole")
+    note("new", store, "new")
+    note("other text", store, "new", text="embedded", split="train")
+    hub.push("models", "someone/tiny", "main", "a card", {"README.md": b"# Tiny"})
+    note("model moved", store, "new")
+    commit = said["model moved"].partition("--revision ")[2].split()[0]
+    note("model at its commit", store, "new", revision=commit)
+finish()
+"""
+
+
+def test_caching_goes_on_with_the_commit_of_a_text_that_has_moved_on_since(tmp_path: Path, tiny_model: Path) -> None:
+    root = tmp_path / "hub"
+    shutil.copytree(tiny_model, root / "models/someone/tiny")
+    lines = root / "datasets/someone/lines/train.jsonl"
+    lines.parent.mkdir(parents=True)
+    lines.write_text("".join(json.dumps({"text": f"line {number} of a text"}) + "\n" for number in range(80)))
+    hub = HubStandIn(root)
+    first = hub.commit("datasets", "someone/lines")
+    said = run(MOVED, hub, tmp_path / "home")
+    whole, part, new = (tmp_path / name for name in ("whole", "part", "new"))
+    assert said["part"] == "interrupted" and said["goes on"] == str(part) and said["reused"] == str(whole)
+    for file in (path for path in whole.rglob("*") if path.is_file()):
+        assert (part / file.relative_to(whole)).read_bytes() == file.read_bytes(), file
+    commits = [
+        json.loads((store / "manifest.json").read_text())["recipe"]["text"]["fingerprint"] for store in (part, new)
+    ]
+    assert commits[0] == first != commits[1]
+    assert said["other text"].startswith("StoreError: ") and "text.id is" in said["other text"]
+    assert "; give --revision " in said["model moved"] and said["model at its commit"] == str(new)

@@ -4,7 +4,8 @@ import errno
 
 import pytest
 
-from sae_lm.runtime.locks import take_lock
+from sae_lm.errors import SaeLmError
+from sae_lm.runtime.locks import open_lock, take_lock
 from sae_lm.training.locks import only_trainer, only_writer_of_run
 
 fcntl = pytest.importorskip("fcntl")
@@ -29,3 +30,13 @@ def test_a_held_lock_is_another_process(tmp_path, monkeypatch, number):
     monkeypatch.setattr(fcntl, "flock", refuse(number))
     with (tmp_path / "lock").open("w") as file:
         assert not take_lock(file, tmp_path)
+
+
+def test_a_file_is_not_emptied_to_lock_it_and_no_link_is_followed(tmp_path):
+    (tmp_path / "lock").write_text("kept")
+    (tmp_path / "link").symlink_to(tmp_path / "new")
+    with open_lock(tmp_path / "lock") as file:
+        assert take_lock(file, tmp_path)
+    with pytest.raises(SaeLmError, match="link is a link, expected a file to lock; delete the link"):
+        open_lock(tmp_path / "link")
+    assert (tmp_path / "lock").read_text() == "kept" and not (tmp_path / "new").exists()

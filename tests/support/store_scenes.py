@@ -251,6 +251,12 @@ with hub:
     note("a file", pull, address, folder / "notes/thesis.txt")
     note("no such hook", pull, address, folder / "never", ("blocks.2.hook_out",))
     note("no hook at all", pull, address, folder / "never", ("blocks.x",))
+    (folder / "mine").mkdir()
+    for name in ("tokens", "pull.part"):
+        (folder / f"linked {name}").mkdir()
+        (folder / f"linked {name}" / name).symlink_to(folder / "mine")
+        note(f"link out, {name}", pull, address, folder / f"linked {name}")
+    said["link out wrote"] = [path.name for path in (folder / "mine").rglob("*")]
     free, shutil.disk_usage = shutil.disk_usage, lambda path: type("Usage", (), {"free": 1000})
     note("disk full", pull, address, folder / "never")
     shutil.disk_usage = free
