@@ -13,21 +13,22 @@ from sae_lm.interp.max_activating import fitting_hook
 from sae_lm.interp.promoted_tokens import PromotedTokens, check_unembeds, promoted_tokens
 from sae_lm.runtime.device import pick_device
 from sae_lm.runtime.files import check_folder
-from sae_lm.sae.load import load
+from sae_lm.sae.load import load_as_recorded
 from sae_lm.sae.model import SAE
 from sae_lm.settings import ExportSettings
 
 CODES = "latent_codes"
 """Folder beside the output in which codes are kept for the next call."""
-_DASHBOARD = {"store", "latents", "tokens", "model", "name", "codes"}
+_ROWS = {"store", "tokens", "codes"}
+_DASHBOARD = {*_ROWS, "latents", "model", "name"}
 READ = {
     "neuronpedia": _DASHBOARD,
     "saedashboard": _DASHBOARD,
-    "delphi": {"store", "tokens", "codes"},
+    "delphi": _ROWS,
     "gguf": {"latents", "name"},
-    "lm-eval": {"latents", "strength", "module", "store", "tokens", "codes"},
+    "lm-eval": {*_ROWS, "latents", "strength", "module"},
 }
-"""Target -> settings that it reads, beside those that all do."""
+"""Target -> settings that it reads, beside those that all do; rows only where no strength is given."""
 
 
 def export(settings: ExportSettings) -> list[Path]:
@@ -39,16 +40,18 @@ def export(settings: ExportSettings) -> list[Path]:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise SettingsError(f"--out {out} exists already and is not replaced; give another folder, or remove it")
     steering = settings.to in ("gguf", "lm-eval")
-    for name in sorted(settings.model_fields_set - READ[settings.to] - {"sae", "to", "device", "out"}):
+    read = READ[settings.to] - (_ROWS if settings.strength is not None else set())
+    for name in sorted(settings.model_fields_set - read - {"sae", "to", "device", "out"}):
         if getattr(settings, name) is not None:
-            raise SettingsError(f"--{name} is of no use with --to {settings.to}; leave out --{name}")
+            beside = " with a --strength" if name in READ[settings.to] else ""
+            raise SettingsError(f"--{name} is of no use with --to {settings.to}{beside}; leave out --{name}")
     if steering and len(settings.latents or ()) != 1:
         raise SettingsError(f"--to {settings.to} writes one latent; name it with --latents 12")
     if settings.store is None and settings.to != "gguf" and not (steering and settings.strength is not None):
         needs = "a --strength, or a --store to take it from" if steering else "a --store, whose rows are shown"
         raise SettingsError(f"--to {settings.to} needs {needs}")
     device = pick_device(settings.device)
-    sae = load(settings.sae, device)
+    sae = load_as_recorded(settings.sae, device)
     if wrong := [latent for latent in settings.latents or () if not 0 <= latent < sae.config.d_sae]:
         raise SettingsError(
             f"--latents: {', '.join(map(str, wrong))} out of range, {settings.sae} has latents 0 to {sae.config.d_sae - 1}"

@@ -9,7 +9,7 @@ from sae_lm.data.store import Store, open_store
 from sae_lm.pages.terminal import columns
 from sae_lm.pages.text import visible
 from sae_lm.runtime.seeds import derive
-from sae_lm.sae.load import load
+from sae_lm.sae.load import load_as_recorded
 from sae_lm.sae.locations import is_one_sae
 from sae_lm.sae.model import SAE
 from sae_lm.settings import InspectSettings
@@ -24,7 +24,7 @@ QUALITY_BATCH = 2048
 def inspect(path: str, rows: int = 5) -> str:
     """A human's summary of a store (a folder or an hf:// address) with ``rows`` decoded rows, or of an SAE."""
     if not path.startswith("hf://") and (is_one_sae(Path(path)) or is_sae(Path(path))):
-        return _shown(_sae(load(path, "cpu")))
+        return _shown(_sae(load_as_recorded(path, "cpu")))
     return _shown(_store(open_store(path), rows))
 
 

@@ -19,7 +19,7 @@ from sae_lm.pages.latents_data import page_data
 from sae_lm.pages.text import visible
 from sae_lm.runtime.device import pick_device
 from sae_lm.runtime.files import check_folder
-from sae_lm.sae.load import load
+from sae_lm.sae.load import load_as_recorded
 from sae_lm.sae.model import SAE
 from sae_lm.settings import ShowSettings, command_line
 
@@ -39,7 +39,7 @@ def show(settings: ShowSettings) -> Path:
     store = open_store(settings.store)
     device = pick_device(settings.device)
     paths = [settings.sae] if settings.beside is None else [settings.sae, settings.beside]
-    saes = [(_name(path, paths), load(path, device)) for path in paths]
+    saes = [(_name(path, paths), load_as_recorded(path, device)) for path in paths]
     hooks = [fitting_hook(path, sae, store) for path, (_, sae) in zip(paths, saes, strict=True)]
     if len(set(hooks)) > 1:
         raise SaeError(

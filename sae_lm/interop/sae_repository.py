@@ -19,7 +19,7 @@ from sae_lm.hub.repository import Branch, download_from_model
 from sae_lm.runtime.files import read_json, sha256
 from sae_lm.sae.folder import CONFIG, WEIGHTS
 from sae_lm.sae.formats.saelens import changed_since_saved, save
-from sae_lm.sae.load import load
+from sae_lm.sae.load import load_as_recorded
 from sae_lm.sae.model import SAE
 
 CARD = "README.md"
@@ -52,7 +52,7 @@ def push_sae(path: Path, place: str, *, private: bool = True, revision: str | No
     from huggingface_hub import CommitOperationAdd
 
     repo_id, folder = _place(place)
-    sae = load(path, "cpu")
+    sae = load_as_recorded(path, "cpu")
     if (path / CONFIG).is_file() and changed_since_saved(read_json(path / CONFIG, SaeError, "an SAE directory")):
         raise SaeError(
             f"{path / CONFIG} was changed or damaged since it was saved: its content does not match its checksum; "

@@ -31,8 +31,14 @@ def write_gguf(sae: SAE, latent: int, out: Path, model: str) -> Path:
     """A control vector for ``llama-cli --control-vector-scaled FILE:STRENGTH``: the latent's decoder row.
 
     model: the architecture that llama.cpp compares with its model's, as ``llama``. The strength is in units of the
-    latent's activation. Needs the package gguf. Raises SaeError for the first block, which llama.cpp does not steer.
+    latent's activation. Needs the package gguf. Raises SaeError for the first block, which llama.cpp does not steer, and
+    for an SAE of rescaled activations: what a latent adds there depends on the token.
     """
+    if sae.config.normalize_activations != "none":
+        raise SaeError(
+            f"the SAE rescales each activation ({sae.config.normalize_activations}), so that no one vector is what a latent "
+            "adds; export one whose normalize_activations is none"
+        )
     if find_spec("gguf") is None:
         raise SaeError("a control vector is written by the package gguf, which is not installed; run pip install gguf")
     from gguf import GGUFWriter  # pyright: ignore[reportMissingImports]

@@ -8,7 +8,7 @@ one backward pass (attribution patching). Integrated gradients average the gradi
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 import torch
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 Metric: TypeAlias = "Callable[[Float[Tensor, 'batch pos d_vocab']], Tensor]"
 """Logits -> one number for each prompt [batch], or one number where there is one prompt."""
-SAME_METRIC = 1e-2
-"""Difference, relative and absolute, up to which a metric is the same: other batches and devices round otherwise."""
+SAME = 1e-2
+"""Difference, relative and absolute, up to which a metric or an activation is the same: other devices round otherwise."""
 Edit = Callable[[Tensor], Tensor]
 """Latents [batch, pos, d_sae] -> latents to go on with."""
 
@@ -132,10 +132,12 @@ def attribute(
     method: "gradient": one forward and one backward pass. "integrated": ``steps`` of both for each SAE; the
         attributions of one SAE sum up to what the metric loses without all of its latents. "ablation": exact, a forward
         pass for each latent that fires (``batch_size`` of them at once).
-    of: ablate the entries of this attribution of the same prompts only, such as ``attribution.head(50)``.
+    of: ablate the entries of this attribution of the same prompts only, such as ``attribution.head(50)``; it may be of
+        another metric.
 
     With several SAEs a latent's attribution is that of all its effects, those by way of later SAEs' latents and errors
-    included. Raises SaeError for a metric that does not give one number for each prompt.
+    included. Raises SaeError for a metric that does not give one number for each prompt, and for an ``of`` of other
+    prompts or SAEs.
     """
     if method not in ("gradient", "integrated", "ablation"):
         raise SaeError(f"method is {method!r}, expected gradient, integrated or ablation")
@@ -143,9 +145,7 @@ def attribute(
         raise SaeError(f"steps is {steps} and batch_size {batch_size}; both must be at least 1")
     run = _Run(model, tokens, metric, saes, keep, attention_mask)
     if method == "ablation":
-        if of is not None:
-            _check_fits(of, run)
-        found = run.firing(method) if of is None else of
+        found = run.firing(method) if of is None else _of_run(of, run)
         return _sorted(found, _ablated(run, found, batch_size), method)
     gradients = _gradients(run) if method == "gradient" else _integrated(run, steps)
     found = run.firing(method)
@@ -175,21 +175,20 @@ def faithfulness(
         raise SaeError(f"batch_size is {batch_size}, expected at least 1")
     first = attribution.head(top)
     run = _Run(model, tokens, metric, saes, keep, attention_mask)
-    _check_fits(first, run)
-    clean = run.clean[0].float().cpu()
-    if not torch.allclose(first.metric, clean, rtol=SAME_METRIC, atol=SAME_METRIC):
+    here = _of_run(first, run)
+    if not torch.allclose(first.metric, here.metric, rtol=SAME, atol=SAME):
         raise SaeError(
-            f"the attribution is of prompts where the metric is {_few(first.metric)}, here it is {_few(clean)}; give the "
-            "prompts and the metric that it was made with"
+            f"the attribution is of a metric that is {_few(first.metric)}, here it is {_few(here.metric)}; give the prompts "
+            "and the metric that it was made with"
         )
-    ablated = _ablated(run, first, batch_size)
+    ablated = _ablated(run, here, batch_size)
     pair = torch.stack([first.attribution, ablated]).double()
     varies = len(first) > 2 and bool((pair.std(1) > 0).all())
     return Faithfulness(float(torch.corrcoef(pair)[0, 1]) if varies else float("nan"), first.attribution, ablated)
 
 
-def _check_fits(found: Attribution, run: "_Run") -> None:
-    """Raise SaeError for an attribution of other SAEs, or of prompts of another shape."""
+def _of_run(found: Attribution, run: "_Run") -> Attribution:
+    """The same entries with this run's metric and activations. Raises SaeError for one of other SAEs or prompts."""
     theirs = dict(zip(found.hooks, found.widths, strict=True))
     ours = {name: one.sae.config.d_sae for name, one in run.spliced.items()}
     if theirs != ours:
@@ -198,6 +197,20 @@ def _check_fits(found: Attribution, run: "_Run") -> None:
     if found.shape != tuple(run.tokens.shape):
         told = (f"{prompts} of {length} tokens" for prompts, length in (found.shape, tuple(run.tokens.shape)))
         raise SaeError("the attribution is of prompts {}, given are {}; give the same".format(*told))
+    own = torch.empty_like(found.activation)
+    for number, name in enumerate(found.hooks):
+        rows = found.hook == number
+        at = found.prompt[rows], found.position[rows], found.latent[rows]
+        own[rows] = run.latents[name][at].float().cpu()
+    other = (~torch.isclose(found.activation, own, rtol=SAME, atol=SAME)).nonzero().flatten()
+    if len(other):
+        entry = int(other[0])
+        raise SaeError(
+            f"latent {found.latent[entry]} has activation {found.activation[entry]:.4g} in the attribution at prompt "
+            f"{found.prompt[entry]}, position {found.position[entry]}, here it is {own[entry]:.4g}; give the prompts, the "
+            "SAEs and the positions left alone that it was made with"
+        )
+    return replace(found, metric=run.clean[0].float().cpu(), activation=own)
 
 
 def _few(values: Tensor) -> str:
@@ -219,18 +232,20 @@ class _Run:
             )
         self.tokens = tokens[None] if tokens.ndim == 1 else tokens
         self.spliced = {name: SplicedSAE(sae) for name, sae in place(model, saes).items()}
-        self.latents: dict[str, Tensor] = {}
+        self.latents: dict[str, Tensor] = {}  # 0 where activations are left alone
         self.kept: Tensor | None = None
         with ExitStack() as stack, torch.no_grad():
             marks = stack.enter_context(kept_positions(model, keep))
             for name in self.spliced:
                 stack.enter_context(replace_activation(model, name, self._note(name, marks)))
             self.clean = self.values(self.logits(1), 1)
+        self.latents = {name: self.latents[name] for name in self.spliced}  # hooks fire in the model's order
 
     def _note(self, name: str, marks: Callable[[Tensor], Tensor | None]) -> Callable[[Tensor], Tensor]:
         def note(x: Tensor) -> Tensor:
-            self.latents[name] = self.spliced[name].at(x.device).encode(x.flatten(2))
+            z = self.spliced[name].at(x.device).encode(x.flatten(2))
             self.kept = marks(x)
+            self.latents[name] = z if self.kept is None else z.masked_fill(self.kept.to(z.device)[..., None], 0.0)
             return x
 
         return note
@@ -287,8 +302,7 @@ class _Run:
         """Every latent that fires where activations are not left alone; attributions are 0."""
         columns: list[Tensor] = []
         for number, z in enumerate(self.latents.values()):
-            fires = z > 0 if self.kept is None else (z > 0) & ~self.kept.to(z.device)[..., None]
-            place = fires.nonzero().cpu()
+            place = (z > 0).nonzero().cpu()
             columns.append(torch.cat([torch.full((len(place), 1), number), place], 1))
         hook, prompt, position, latent = torch.cat(columns).unbind(1)
         strength = torch.cat(

@@ -17,7 +17,12 @@ def chunk_rows(store: Store, sae: SAE) -> int:
 def fitting_hook(name: str, sae: SAE, store: Store) -> str:
     """The store's name for the hook that the SAE was trained on. Raises SaeError where the two do not fit."""
     metadata = sae.config.metadata
-    hook = canonical_hook(str(metadata.get("hook_name")))
+    if not metadata.get("hook_name"):
+        raise SaeError(
+            f"SAE {name} does not say which hook it is for, store {store.path} holds {', '.join(store.hooks)}; "
+            "give sae_lm.load its hook, or run sae-lm convert with --hook first"
+        )
+    hook = canonical_hook(str(metadata["hook_name"]))
     if hook not in store.hooks:
         raise SaeError(
             f"SAE {name} is for hook {hook!r} (metadata.hook_name of its cfg.json), store {store.path} holds "

@@ -88,11 +88,12 @@ class Bar(NamedTuple):
 
 @torch.no_grad()
 def concept_directions(x: Float[Tensor, "n d_in"], labels: Bool[Tensor, "n concepts"]) -> list[Direction]:
-    """The line of each concept over some rows; one solve for all."""
+    """The line of each concept over some rows; one solve for all. It is 0 where the rows do not vary."""
     x, y = x.double(), labels.double()
     centred, target = x - x.mean(0), y - y.mean(0)
     covariance = centred.T @ centred / len(x)
-    covariance += RIDGE * covariance.diagonal().mean() * torch.eye(x.shape[1], dtype=torch.float64)
+    ridge = RIDGE * float(covariance.diagonal().mean()) or 1.0
+    covariance += ridge * torch.eye(x.shape[1], dtype=torch.float64)
     weight = torch.linalg.solve(covariance, centred.T @ target / len(x))
     read = centred @ weight
     with_it = (read * y).sum(0) / y.sum(0).clamp_min(1)

@@ -95,13 +95,11 @@ def survey(
     contexts: int,
     folder: Path,
     model: Any = None,
-    latents: Sequence[int] | None = None,
     given: GivenLabels | None = None,
 ) -> Survey:
     """Measure one or two SAEs on the store's last ``tokens`` rows.
 
     contexts: best contexts kept of each latent. folder: where codes are kept. model: a bridge, for promoted tokens.
-    latents: whose near misses are looked for (default: of all).
     """
     start = max(0, len(store) - tokens)
     columns = store.tokens(start)
@@ -115,8 +113,7 @@ def survey(
             of_sae, d_sae, start, token_id, context, len(store.vocabulary), rules.places, contexts
         )
         labels = best_rules(statistics, rules)
-        wanted = range(d_sae) if latents is None else latents
-        missed = near_misses(of_sae, statistics, labels, rules, token_id, sae.W_dec, wanted, NEAR_MISSES)
+        missed = near_misses(of_sae, statistics, labels, rules, token_id, sae.W_dec, range(d_sae), NEAR_MISSES)
         W_enc, W_dec = (weight.detach().float().cpu() for weight in (sae.W_enc, sae.W_dec))
         surveyed.append(
             SurveyedSae(

@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from numbers import Integral, Real
@@ -29,6 +30,8 @@ FORMATS = (
     "connor_rob",
 )
 """Each is a module of ``sae_lm.sae.formats`` with a function ``read(source)``."""
+_ASKS = re.compile(r"; give (?:the )?(hook|k|format|input_scale)\b")
+"""In an error: which option would tell what the files leave open."""
 
 
 def load(
@@ -83,6 +86,17 @@ def load(
         raise source.error(str(problem)) from None
     _check_given(source, sae)
     return sae.to(device)
+
+
+def load_as_recorded(path: str | os.PathLike[str], device: str) -> SAE:
+    """`load` for commands that cannot be told what the files leave open: the error names the command that can."""
+    try:
+        return load(path, device)
+    except SaeError as problem:
+        if asked := _ASKS.search(str(problem)):
+            flag = "--" + asked[1].replace("_", "-")
+            raise SaeError(f"{problem}, or run sae-lm convert with {flag} first") from None
+        raise
 
 
 def _check_kinds(path: object, device: object, format: object, hook: object, k: object, input_scale: object) -> None:

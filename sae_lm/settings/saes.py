@@ -101,6 +101,8 @@ class CheckSettings(Settings):
     """format of the SAE's files, where they do not tell"""
     k: Count | None = None
     """active latents, where the files do not say"""
+    input_scale: Annotated[float, Field(gt=0)] | None = None
+    """what activations are multiplied by before they are encoded, where the files do not say"""
     tokens: Count = 8_192
     """activations to measure"""
     context_size: Annotated[int, BeforeValidator(parse_count), Field(ge=2)] = 128

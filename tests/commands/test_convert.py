@@ -1,6 +1,7 @@
 """sae-lm convert: an SAE of any format written for another library, and what cannot be said there refused."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -46,6 +47,29 @@ def test_an_sae_comes_back_from_every_target_that_can_express_it_and_others_refu
     torch.testing.assert_close(back.encode(x), sae.encode(x), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(back(x), sae(x), atol=1e-5, rtol=1e-5)
     assert back.config.metadata["hook_name"] == sae.config.metadata["hook_name"]
+
+
+def by_load_dictionary(folder):
+    """A standard SAE as dictionary_learning's load_dictionary reads it, which makes an AutoEncoder's decoder rows unit."""
+    name = json.loads((folder / "config.json").read_text())["trainer"]["dict_class"]
+    state = torch.load(folder / "ae.pt", weights_only=True)
+    W, b = state["encoder.weight"], state["encoder.bias"]
+    if name == "AutoEncoderNew":
+        return lambda x: torch.relu(x @ W.T + b)
+    assert name == "AutoEncoder"
+    norm = state["decoder.weight"].norm(dim=0)
+    norm = torch.ones_like(norm) if torch.allclose(norm, torch.ones_like(norm)) else norm
+    return lambda x: torch.relu(((x - state["bias"]) @ W.T + b) * norm)
+
+
+@pytest.mark.parametrize("unit", [True, False])
+@pytest.mark.parametrize("subtracted", [True, False])
+def test_a_standard_sae_has_equal_activations_in_dictionary_learning(make_sae, tmp_path, unit, subtracted):
+    sae = make_sae("standard", unit=unit)
+    sae.config = replace(sae.config, apply_b_dec_to_input=subtracted)
+    export(sae, "dictionary_learning", tmp_path / "out")
+    x = torch.randn(50, 6, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(by_load_dictionary(tmp_path / "out")(x), sae.encode(x), atol=1e-5, rtol=1e-5)
 
 
 def test_convert_tells_what_was_decided_and_keeps_it(tmp_path, capsys):

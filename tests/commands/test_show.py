@@ -76,6 +76,12 @@ def test_only_the_last_rows_asked_for_are_searched(settings: ShowSettings) -> No
     assert page.column("count", 6) == 0 and not any(page.lines(6).values())
 
 
+def test_on_a_single_row_no_concept_is_read(settings: ShowSettings) -> None:
+    show(settings.model_copy(update={"tokens": 1}))
+    head = LatentsPage(settings.out).head
+    assert head["rows"] == 1 and not head["concepts"]
+
+
 def test_the_number_of_contexts_is_at_most_what_was_asked_for(settings: ShowSettings) -> None:
     show(settings.model_copy(update={"latents": (1,), "contexts": 2}))
     assert [context for _, context, _ in places(settings.out, 1)] == [4, 3]
@@ -108,7 +114,7 @@ def test_a_latent_out_of_range_is_refused_with_the_range(settings: ShowSettings,
     ("metadata", "message"),
     [
         ({"hook_name": "blocks.2.hook_resid_post"}, r"blocks\.2\.hook_out.*holds blocks\.1\.hook_out"),
-        ({"hook_name": None}, r"hook_name.*holds blocks\.1\.hook_out"),
+        ({"hook_name": None}, r"not say which hook.*holds blocks\.1\.hook_out.*convert with --hook"),
         ({"model_name": "another"}, r"'another'.*'owner/tiny'"),
         ({"model_name": "another", "training": {"store_id": "f" * 64}}, r"'another'.*'owner/tiny'"),
     ],

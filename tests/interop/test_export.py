@@ -4,6 +4,7 @@ import csv
 import importlib
 import json
 import struct
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ def sae(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, SAE]:
 def settings(store: Store, sae: tuple[Path, SAE], tmp_path: Path) -> Any:
     def make(to: str, **changes: Any) -> ExportSettings:
         given = {"sae": str(sae[0]), "to": to, "out": tmp_path / "out", "device": "cpu"}
-        rows = {} if to == "gguf" else {"store": str(store.path)}
+        rows = {} if to == "gguf" or "strength" in changes else {"store": str(store.path)}
         return ExportSettings(**{**given, **rows, **changes})
 
     return make
@@ -269,6 +270,16 @@ def test_without_the_package_gguf_a_sentence_says_so(settings: Any, monkeypatch:
         export(settings("gguf", latents=(7,)))
 
 
+@pytest.mark.parametrize("norm", ["layer_norm", "constant_norm_rescale"])
+def test_an_sae_that_rescales_each_activation_has_no_control_vector(settings: Any, tmp_path: Path, norm: str) -> None:
+    sae = random_sae(len(WORDS), 10, 2, 0)
+    sae.config = replace(sae.config, normalize_activations=norm)
+    save(sae, tmp_path / "normal")
+    with pytest.raises(SaeError, match=rf"rescales each activation \({norm}\), so that no one vector"):
+        export(settings("gguf", sae=str(tmp_path / "normal"), latents=(7,)))
+    assert not [*(tmp_path / "out").iterdir()]
+
+
 def test_the_first_block_has_no_control_vector(settings: Any, tmp_path: Path) -> None:
     pytest.importorskip("gguf")
     save(random_sae(len(WORDS), 10, 2, 0, hook_name="blocks.0.hook_out"), tmp_path / "first")
@@ -303,6 +314,13 @@ def test_the_harness_reads_a_csv_whose_sae_gives_the_row_and_the_bias(
         ("delphi", {"model": "embedded"}, "--model is of no use with --to delphi"),
         ("gguf", {"latents": (1,), "strength": 8.0}, "--strength is of no use with --to gguf"),
         ("lm-eval", {"latents": (1,), "name": "mine"}, "--name is of no use with --to lm-eval"),
+        (
+            "lm-eval",
+            {"latents": (1,), "strength": 2.0, "store": "s"},
+            "--store is of no use .* a --strength; leave out",
+        ),
+        ("lm-eval", {"latents": (1,), "strength": 2.0, "tokens": 9}, "--tokens is of no use .* with a --strength"),
+        ("lm-eval", {"latents": (1,), "strength": 2.0, "codes": Path("c")}, "--codes is of no use .* a --strength"),
         ("saedashboard", {"module": "h.1"}, "--module is of no use with --to saedashboard"),
         ("neuronpedia", {"model": "embedded"}, "unembeds width 256 to 4096 tokens, the SAE and store have width"),
         ("neuronpedia", {"store": None}, "needs a --store"),

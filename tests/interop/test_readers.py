@@ -32,17 +32,8 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
     def make(to: str, **changes: Any) -> Any:
         out = folder / to
-        export(
-            ExportSettings(
-                sae=str(folder / "sae"),
-                to=to,
-                store=str(store.path),
-                out=out,
-                codes=folder / "codes",
-                device="cpu",
-                **changes,
-            )
-        )
+        rows = {} if "strength" in changes else {"store": str(store.path), "codes": folder / "codes"}
+        export(ExportSettings(**{"sae": str(folder / "sae"), "to": to, "out": out, "device": "cpu", **rows, **changes}))
         return store, sae, out
 
     return make

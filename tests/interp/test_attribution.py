@@ -142,8 +142,8 @@ def test_an_attribution_of_another_run_is_refused_in_a_sentence(model, sae, make
             sae_lm.faithfulness(model, *given, found)
         with pytest.raises(SaeError, match=said):
             sae_lm.attribute(model, *given, method="ablation", of=found)
-    with pytest.raises(SaeError, match="the attribution is of prompts where the metric is .*, here it is"):
-        sae_lm.faithfulness(model, IDS.flip(0), METRIC, sae, found)
+    with pytest.raises(SaeError, match="the attribution is of a metric that is .*, here it is"):
+        sae_lm.faithfulness(model, IDS, sae_lm.logit_difference(20, 3), sae, found)
     with pytest.raises(SaeError, match="batch_size is 0"):
         sae_lm.faithfulness(model, IDS, METRIC, sae, found, batch_size=0)
     with pytest.raises(TypeError, match="kep"):
@@ -163,6 +163,43 @@ def test_entries_may_be_chosen_summed_over_positions_and_read(model, several):
         found.dense()
     with pytest.raises(SaeError, match="no SAE is at hook 'blocks.9"):
         found.dense("blocks.9.hook_out")
+
+
+@pytest.mark.parametrize("method", ["gradient", "integrated", "ablation"])
+def test_an_attribution_does_not_hang_on_the_order_that_saes_are_given_in(model, make_sae, method):
+    hooks = ("blocks.0.hook_mlp_out", "blocks.1.hook_out", "blocks.2.attn.hook_z")
+    saes = {hook: make_sae("standard", d_in=16, d_sae=18 + 2 * i, seed=i) for i, hook in enumerate(hooks)}
+    forward, backward = (
+        sae_lm.attribute(model, IDS, METRIC, given, method=method, steps=3)
+        for given in (saes, dict(reversed(saes.items())))
+    )
+    assert backward.hooks == tuple(reversed(forward.hooks)) and backward.widths == tuple(reversed(forward.widths))
+    one, other = (sorted(found.top(len(found))) for found in (forward, backward))
+    assert [entry[:4] for entry in one] == [entry[:4] for entry in other]
+    numbers = [torch.tensor([entry[4:] for entry in found]) for found in (one, other)]
+    torch.testing.assert_close(*numbers, rtol=1e-3, atol=1e-4)
+
+
+def test_entries_ablated_for_another_metric_have_that_metric_of_this_run(model, sae):
+    found = sae_lm.attribute(model, IDS, METRIC, sae).head(4)
+    other = sae_lm.logit_difference(20, 3)
+    exact = sae_lm.attribute(model, IDS, other, sae, method="ablation", of=found)
+    torch.testing.assert_close(exact.metric, other(model(IDS)))
+    whole = sae_lm.attribute(model, IDS, other, sae, method="ablation").dense()
+    expected = whole[found.prompt, found.position, found.latent]
+    torch.testing.assert_close(
+        exact.dense()[found.prompt, found.position, found.latent], expected, rtol=1e-3, atol=1e-4
+    )
+
+
+def test_entries_of_other_prompts_or_of_another_sae_are_refused_in_a_sentence(model, sae, make_sae):
+    found = sae_lm.attribute(model, IDS, METRIC, sae)
+    said = r"latent \d+ has activation .* at prompt \d, position \d, here it is .*; give the prompts, the SAEs and"
+    for tokens, given in ((IDS.flip(0), sae), (IDS, make_sae("standard", d_in=16, d_sae=24, seed=5))):
+        with pytest.raises(SaeError, match=said):
+            sae_lm.attribute(model, tokens, METRIC, given, method="ablation", of=found)
+        with pytest.raises(SaeError, match=said):
+            sae_lm.faithfulness(model, tokens, METRIC, given, found)
 
 
 def test_padded_prompts_and_masks_of_positions_are_as_the_prompts_alone(model, sae):

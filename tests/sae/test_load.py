@@ -39,6 +39,34 @@ def test_a_topk_sae_ranked_by_decoder_norm_is_folded_on_loading(make_sae, tmp_pa
     torch.testing.assert_close(loaded(x), expected)
 
 
+CENTRED = {"center_writing_weights": True}
+
+
+@pytest.mark.parametrize("recorded", [None, "blocks.1.z_of_old", "blocks.1.attn.hook_z"])
+def test_centring_goes_by_the_hook_that_is_given(make_sae, tmp_path, recorded):
+    for name, hook in (("told", "blocks.1.hook_resid_post"), ("given", recorded)):
+        sae = make_sae("standard", hook_name=hook, model_name="gpt2", model_from_pretrained_kwargs=CENTRED)
+        save(sae, tmp_path / name)
+    told, given = sae_lm.load(tmp_path / "told"), sae_lm.load(tmp_path / "given", hook="blocks.1.hook_out")
+    x = torch.randn(9, 6, generator=torch.Generator().manual_seed(1))
+    assert told.config.centred_input and given.config.centred_input
+    assert torch.equal(given.encode(x), told.encode(x))
+    assert given.config.metadata["hook_name"] == told.config.metadata["hook_name"] == "blocks.1.hook_out"
+    assert given.config.metadata.get("original_hook_name") == recorded
+    save(given, tmp_path / "again")
+    assert torch.equal(sae_lm.load(tmp_path / "again")(x), told(x))
+
+
+def test_a_given_hook_beside_the_residual_stream_is_not_centred(make_sae, tmp_path):
+    sae = make_sae("standard", hook_name="blocks.1.hook_out", model_name="gpt2", model_from_pretrained_kwargs=CENTRED)
+    save(sae, tmp_path / "sae")
+    given = sae_lm.load(tmp_path / "sae", hook="blocks.1.mlp.hook_post")
+    x = torch.randn(9, 6, generator=torch.Generator().manual_seed(1))
+    assert not given.config.centred_input and torch.equal(given(x), sae(x))
+    assert "hook blocks.1.mlp.hook_post as given" in given.provenance
+    assert not any("from cfg.json" in note or "input centred" in note for note in given.provenance)
+
+
 @pytest.mark.parametrize(
     ("damage", "says"),
     [

@@ -251,5 +251,5 @@ def read_by_peers(folder: Path, target: str):
 
     name = json.loads((folder / "config.json").read_text())["trainer"]["dict_class"]
     cls = getattr(d, name, None) or getattr(top_k, name)
-    sae = cls.from_pretrained(str(folder / "ae.pt"), **({"normalize_decoder": False} if name == "AutoEncoder" else {}))
+    sae = cls.from_pretrained(str(folder / "ae.pt"))  # as load_dictionary does
     return sae.encode, sae

@@ -20,8 +20,8 @@ from sae_lm.sae.source import folded_bias
 def write(sae: SAE, directory: Path) -> None:
     """Write a directory that dictionary_learning's ``load_dictionary`` reads; whole or not at all.
 
-    standard: AutoEncoder, or AutoEncoderNew where b_dec is not subtracted; topk: AutoEncoderTopK; jumprelu:
-    JumpReluAutoEncoder. Biases are folded where the class has none. Raises SaeError for what no class has.
+    standard: AutoEncoder, or AutoEncoderNew where b_dec is not subtracted or decoder rows are not unit, since reading an
+    AutoEncoder makes them so and scales activations; topk: AutoEncoderTopK; jumprelu: JumpReluAutoEncoder. Biases are folded where the class has none. Raises SaeError for what no class has.
     """
     config = sae.config
     if config.normalises:
@@ -72,5 +72,7 @@ def _state(sae: SAE) -> tuple[str, dict[str, Tensor]]:
         buffers = {"k": torch.tensor(config.k, dtype=torch.int), "threshold": torch.tensor(-1.0)}
         return "AutoEncoderTopK", {**rows, **buffers, "encoder.bias": b_enc, "b_dec": b_dec}
     if config.apply_b_dec_to_input:
-        return "AutoEncoder", {"bias": b_dec, **rows, "encoder.bias": b_enc}
+        if torch.allclose(norms := W_dec.norm(dim=1), torch.ones_like(norms)):
+            return "AutoEncoder", {"bias": b_dec, **rows, "encoder.bias": b_enc}
+        b_enc = folded_bias(W_enc, b_enc, b_dec)
     return "AutoEncoderNew", {**rows, "encoder.bias": b_enc, "decoder.bias": b_dec}

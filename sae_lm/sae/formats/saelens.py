@@ -84,8 +84,10 @@ def check(directory: Path) -> tuple[dict[str, Any], SaeConfig]:
     return config, _checked(directory, config).config
 
 
-def _checked(directory: Path, config: dict[str, Any], overrides: Mapping[str, Any] | None = None) -> Parsed:
-    parsed = parse(config, directory / CONFIG, overrides)
+def _checked(
+    directory: Path, config: dict[str, Any], overrides: Mapping[str, Any] | None = None, hook: str | None = None
+) -> Parsed:
+    parsed = parse(config, directory / CONFIG, overrides, hook)
     if problem := _weights_problem(directory, parsed.config.metadata.get("weights_sha256"), parsed):
         raise SaeError(f"{directory}: {problem}; the SAE is damaged, train or download it again")
     return parsed
@@ -170,7 +172,8 @@ def read(source: Source) -> SAE:
     known = KNOWN_REPOSITORIES.get(source.repository or "", {})
     if known:
         source.note(f"{', '.join(map(str, known))}: as SAELens' directory of releases says of {source.repository}")
-    parsed = _checked(directory, source.json(CONFIG), {**known, **source.overrides})
+    hook = source.place(None, CONFIG)[0] if source.hook is not None else None
+    parsed = _checked(directory, source.json(CONFIG), {**known, **source.overrides}, hook)
     source.notes += parsed.notes
     if recorded := parsed.config.metadata.get("weights_sha256"):  # which was compared just now
         source.checksums[WEIGHTS] = str(recorded)
@@ -181,11 +184,6 @@ def read(source: Source) -> SAE:
     extra = [name for name in OPTIONAL if name in tensors]
     weights = fold(parsed, source.numbers(tensors, [*names, *extra]), source)
     config = parsed.config
-    if source.hook is not None:
-        hook, _ = source.place(None, CONFIG)
-        original = config.metadata.get("original_hook_name", config.metadata.get("hook_name"))
-        metadata = {**config.metadata, "hook_name": hook}
-        config = replace(config, metadata=metadata | ({"original_hook_name": original} if original else {}))
     if source.k is not None and config.architecture == "topk":
         source.note(f"k is {source.k} as given, {CONFIG} says {config.k}")
         config = replace(config, k=source.k)

@@ -76,8 +76,11 @@ class Parsed:
         return shapes | ({"topk_threshold": ()} if self.written.endswith("batchtopk") else {})
 
 
-def parse(config: Mapping[str, Any], path: Path, overrides: Mapping[str, Any] | None = None) -> Parsed:
-    """overrides: what a directory of releases says, which counts for more. Raises SaeError naming ``path``."""
+def parse(
+    config: Mapping[str, Any], path: Path, overrides: Mapping[str, Any] | None = None, hook: str | None = None
+) -> Parsed:
+    """overrides: what a directory of releases says, which counts for more. hook: a bridge's name, in place of the
+    recorded one. Raises SaeError naming ``path``."""
     nested = config.get("metadata") or {}
     if not isinstance(nested, Mapping):
         raise SaeError(f"{path}: metadata is a {type(nested).__name__}, expected an object")
@@ -98,7 +101,7 @@ def parse(config: Mapping[str, Any], path: Path, overrides: Mapping[str, Any] | 
         k = DEFAULT_K
         notes.append(f"k is {k}: cfg.json has none, and SAELens then takes {k}")
     model = str(metadata.get("model_name") or "")
-    centred = _hook_and_centring(metadata, model, notes)
+    centred = _hook_and_centring(metadata, model, notes, hook)
     try:
         parsed = SaeConfig(
             architecture={"gated": "jumprelu", "batchtopk": "jumprelu", "matryoshka_batchtopk": "jumprelu"}.get(
@@ -169,11 +172,15 @@ def _norm(top: Mapping[str, Any], path: Path) -> tuple[str, bool]:
     return norm, False
 
 
-def _hook_and_centring(metadata: dict[str, Any], model: str, notes: list[str]) -> bool:
+def _hook_and_centring(metadata: dict[str, Any], model: str, notes: list[str], given: str | None) -> bool:
     """Give the hook its name in a bridge; whether the activations were centred."""
     recorded = metadata.get("hook_name")
-    hook = bridge_hook(str(recorded), model) if recorded else None
-    if not recorded:
+    hook = given or (bridge_hook(str(recorded), model) if recorded else None)
+    if given:
+        metadata["hook_name"] = given
+        if recorded:
+            metadata.setdefault("original_hook_name", recorded)
+    elif not recorded:
         notes.append("cfg.json names no hook")
     elif hook in (None, recorded):
         notes.append(f"hook {recorded} from cfg.json")
