@@ -25,6 +25,7 @@ from sae_lm.pages.fit import fit_html, fit_text
 from sae_lm.sae.load import load
 from sae_lm.sae.model import SAE
 from sae_lm.settings import CheckSettings
+from sae_lm.training.recipe import aimed_k
 
 if TYPE_CHECKING:
     from sae_lm.lm.bridge import TransformerBridge
@@ -280,9 +281,12 @@ def _canonical(name: str) -> str:
 def _claims(sae: SAE, fit: Fit) -> list[tuple[str, str, str, bool]]:
     metadata, got = sae.config.metadata, fit.loaded.quality
     training = metadata.get("training")
-    k = training.get("k") if isinstance(training, dict) else None
     arm = re.search(r"@k=(\d+)", str(metadata.get("arm", "")))
-    k = int(arm[1]) if arm else k  # what it was trained with: the configuration's k makes itself true
+    k = aimed_k(  # what it was trained for: the configuration's k makes itself true
+        training if isinstance(training, dict) else {},
+        str(metadata.get("training_architecture")),
+        int(arm[1]) if arm else None,
+    )
     claimed = next((l0 for l0 in (metadata.get("claimed_l0"), k, sae.config.k) if isinstance(l0, int | float)), None)
     claims = []
     if claimed:
@@ -300,9 +304,10 @@ def _verdict(fit: Fit, losses: CrossEntropy | None, claims: Sequence[tuple[str, 
         )
     wrong = "; ".join(f"{what} is {got}, claimed {claimed}" for what, claimed, got, agrees in claims if not agrees)
     if not loaded.fvu < POOR:
+        clearly = " clearly better" if any(reading.fvu < POOR for reading in fit.readings) else ""
         return (
-            f"It does not fit (FVU {loaded.fvu:.3f}), and nothing that was tried makes it fit: another model, another text, "
-            f"or an SAE that is hardly trained{f'; {wrong}' if wrong else ''}."
+            f"It does not fit (FVU {loaded.fvu:.3f}), and nothing that was tried makes it fit{clearly}: another model, "
+            f"another text, or an SAE that is hardly trained{f'; {wrong}' if wrong else ''}."
         )
     if wrong:
         return f"It reconstructs (FVU {loaded.fvu:.3f}) and nothing that was tried does better, but {wrong}."
@@ -328,7 +333,14 @@ def _phrase(change: str) -> str:
 
 def run(settings: CheckSettings) -> int:
     """0 where it fits, 1 where it does not."""
-    sae = load(settings.sae, settings.device, format=settings.format, hook=settings.hook, k=settings.k)
+    sae = load(
+        settings.sae,
+        settings.device,
+        format=settings.format,
+        hook=settings.hook,
+        k=settings.k,
+        input_scale=settings.input_scale,
+    )
     store = open_store(settings.store) if settings.store is not None else None
     model = None
     name = settings.model or (store.manifest.recipe.model["id"] if store else None)

@@ -21,7 +21,7 @@ PREPOSITIONS = (
 )
 CONJUNCTIONS = "and or but nor"
 PRONOUNS = "i you he she it we they"
-NEGATIONS = "no not never none nothing nobody nowhere neither cannot n't 't \u2019t"
+NEGATIONS = "no not never none nothing nobody nowhere neither cannot 't \u2019t"
 QUESTION_WORDS = (
     "who whom whose what which when where why how is are was were am do does did have has had can could will "
     "would shall should may might must"
@@ -64,6 +64,7 @@ def labels_of_words_before(tokens: TokenSequence, texts: list[str]) -> dict[str,
     first_word = t.letter & (tokens.before(tokens.last(t.letter), -1) <= sentence)
     name = _of_type(tokens, texts, lambda text: bool(re.fullmatch(r"\s?[A-Z][a-z]+", text)))
     comma = _of_type(tokens, texts, lambda text: text.endswith(","))
+    negation = whole(NEGATIONS) | (_contraction(tokens, texts) & ~glued_to_next)
     question = whole(QUESTION_WORDS) & first_word & (sentence >= 0)
     next_word = t.starts_blank & t.body_letter_first
 
@@ -84,7 +85,7 @@ def labels_of_words_before(tokens: TokenSequence, texts: list[str]) -> dict[str,
         "after a comma": previous(comma),
         "after a number": previous(t.digit_last),
         "after a name": previous(name & begins_word & ~first_word),
-        "shortly after a negation": within(whole(NEGATIONS), SHORTLY) & (last(whole(NEGATIONS)) > sentence),
+        "shortly after a negation": within(negation, SHORTLY) & (last(negation) > sentence),
         "in a question": last(question) > sentence,
         "in a sentence with a comma": last(comma) > sentence,
         "in a sentence in the past tense": last(whole(PAST_VERBS)) > sentence,
@@ -97,6 +98,16 @@ def labels_of_words_before(tokens: TokenSequence, texts: list[str]) -> dict[str,
 def bare(text: str) -> str:
     """A token's word in lower case, without the space around it and quotation marks or brackets before it."""
     return OPENERS.sub("", text.strip()).lower()
+
+
+def _contraction(tokens: TokenSequence, texts: list[str]) -> np.ndarray:
+    """Where "don't", "isn't" and the like end, whatever tokens they are cut into; "don" and "'t" is with the words."""
+
+    def matches(pattern: str) -> np.ndarray:
+        return _of_type(tokens, texts, lambda text: bool(re.search(pattern, text, re.IGNORECASE)))
+
+    mark = matches(r"n['\u2019]\Z") | (matches(r"\A['\u2019]\Z") & tokens.before(matches(r"n\Z")))
+    return matches(r"n['\u2019]t\Z") | (matches(r"\At\Z") & tokens.before(mark))
 
 
 def _of_type(tokens: TokenSequence, texts: list[str], has: Callable[[str], bool]) -> np.ndarray:

@@ -67,18 +67,19 @@ def product_blocks(
     left: StoredCodes, right: StoredCodes, sample: RowSample, activations: bool
 ) -> Iterator[tuple[int, np.ndarray]]:
     """(first latent, block [some latents of the left, all of the right]): on how many rows both fire, or the sum of the
-    products of their activations, float32."""
+    products of their activations. Float64: a correlation is a small difference of these where a latent nearly always
+    fires."""
     size = max(1, BLOCK_VALUES // right.d_sae)
     for first in range(0, left.d_sae, size):
-        block = np.zeros((min(size, left.d_sae - first), right.d_sae), np.float32)
+        block = np.zeros((min(size, left.d_sae - first), right.d_sae))
         for a, b in zip(_sampled(left, sample), _sampled(right, sample), strict=True):
             inside = (a.latent >= first) & (a.latent < first + len(block))
             counts = np.bincount(a.entry_row[inside], minlength=len(a))
-            mine = CodesPart(
-                0, np.concatenate([[0], np.cumsum(counts)]), a.latent[inside] - np.int32(first), a.value[inside]
+            indptr, latent = np.concatenate([[0], np.cumsum(counts)]), a.latent[inside] - np.int32(first)
+            mine = CodesPart(0, indptr, latent, a.value[inside])
+            values, others = (
+                part.value.astype(np.float64) if activations else np.ones(len(part.value)) for part in (mine, b)
             )
-            values = None if activations else np.ones(len(mine.latent), np.float32)
-            others = None if activations else np.ones(len(b.latent), np.float32)
             block += (mine.matrix(len(block), values).T @ b.matrix(right.d_sae, others)).toarray()
         yield first, block
 
@@ -103,7 +104,7 @@ def cofiring(codes: StoredCodes, count: int, sample: RowSample | None = None) ->
     for first, both in product_blocks(codes, codes, sample, activations=False):
         here = np.arange(first, first + len(both))
         correlation = n * both - fires[here, None] * fires
-        correlation /= np.maximum(spread[here, None] * spread, 1e-12)
+        correlation /= np.maximum(spread[here, None] * spread, 1e-12)  # of a latent that always fires both are 0
         correlation[(both < LEAST_SHARED) | (here[:, None] == np.arange(codes.d_sae))] = -1
         best = np.argpartition(-correlation, count - 1, 1)[:, :count] if count else np.zeros((len(both), 0), np.int64)
         lines = np.arange(len(both))[:, None]

@@ -29,6 +29,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sae_lm.metrics.codes import TokenCodes
+from sae_lm.metrics.graded_saes import PlantedSAE
 from sae_lm.sae.model import SAE
 
 LEAST_GATE = 1e-9
@@ -73,6 +74,7 @@ def gate_ratios(
     passed above 1, and so is groupmax's: the largest of the others of the latent's block. standard: a factor changes
     nothing there, the edit that is free is one of the bias; the largest pre-activation times norm of the decoder row
     stands for the ratio, and the gate is passed above 0. Negative where all pre-activations of the main latents are.
+    A planted latent passes its gate where its probe says yes, however it is turned; the ratio is negative elsewhere.
     main: of each concept, one latent or more.
     """
     parts = [torch.stack([ratio.float().cpu() for ratio in _ratios(sae, x.to(sae.W_dec), main)], 1) for x in batches]
@@ -80,6 +82,8 @@ def gate_ratios(
 
 
 def _ratios(sae: SAE, x: Tensor, main: Sequence[Sequence[int]]) -> list[Tensor]:
+    if isinstance(sae, PlantedSAE):
+        return _ratios_planted(sae, x, main)
     architecture = sae.config.architecture
     if architecture in ("jumprelu", "standard"):
         return _ratios_alone(sae, x, main)
@@ -89,6 +93,19 @@ def _ratios(sae: SAE, x: Tensor, main: Sequence[Sequence[int]]) -> list[Tensor]:
         largest = pre.topk(width, dim=1)
         return [pre[:, [*own]].amax(1) / _gate(largest.values, largest.indices, own, sae) for own in main]
     return [(pre[:, [*own]] / _largest_of_others(pre, own, sae.config.k or 1)).amax(1) for own in main]
+
+
+def _ratios_planted(sae: PlantedSAE, x: Tensor, main: Sequence[Sequence[int]]) -> list[Tensor]:
+    """The trained latents compete with each other alone, as they did before others were planted beside them."""
+    count = sae.trained.config.d_sae
+    logits = sae.logits(x).float()
+    planted = torch.where(logits > 0, 1 + logits / LEAST_GATE, logits)
+    trained = [[latent for latent in own if latent < count] for own in main]
+    ratios = []
+    for own, kept, ratio in zip(main, trained, _ratios(sae.trained, x, [kept or [0] for kept in trained]), strict=True):
+        columns = [planted[:, latent - count] for latent in own if latent >= count]
+        ratios.append(torch.stack([*columns, ratio] if kept else columns).amax(0))
+    return ratios
 
 
 def _ratios_alone(sae: SAE, x: Tensor, main: Sequence[Sequence[int]]) -> list[Tensor]:

@@ -1,19 +1,20 @@
 """Find out whether an SAE fits activations as it was loaded, or would fit with one of the mistakes of loading undone.
 
-What people get wrong: a bias that is or is not subtracted from the input, a decoder read the wrong way round, activations
-that are or are not scaled, centred or normalised, another hook than the SAE's, contexts with or without a BOS. Each is
-tried on the same rows, and where that helps or nothing fits, again beside the best of them. What counts is FVU: it is 0 for a perfect SAE, and
-reconstructions of what an SAE was not made for have 1 or more.
+What people get wrong: a bias that is or is not subtracted from the input, a decoder read the wrong way round,
+activations that are or are not scaled, centred or normalised, another hook than the SAE's, contexts with or without a
+BOS. Each is tried on the same rows, and where that helps or nothing fits, every two of them together. What counts is
+FVU: it is 0 for a perfect SAE, and reconstructions of what an SAE was not made for have 1 or more.
 """
 
 import math
 from collections.abc import Iterator, Mapping
+from copy import deepcopy
 from dataclasses import replace
-from typing import NamedTuple
+from itertools import islice
+from typing import Any, NamedTuple
 
-import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from sae_lm.metrics.reconstruction import Quality, quality
 from sae_lm.sae.model import NORMS, SAE
@@ -53,7 +54,7 @@ class Fit(NamedTuple):
     readings: list[Reading]
     """as it was loaded; then every single change; then, where that is not the end of it, the best pair of changes"""
     best: Reading
-    """as it was loaded, unless another is clearly better"""
+    """as it was loaded, unless a change is clearly better, and a pair of changes clearly better than that"""
 
     @property
     def loaded(self) -> Reading:
@@ -63,30 +64,38 @@ class Fit(NamedTuple):
 def find_fit(sae: SAE, rows: Rows) -> Fit:
     """Try the usual mistakes, alone and in pairs. rows: at least one set; all of width d_in."""
     own = next(iter(rows))
-    readings = [Reading((), own, _quality(sae, rows[own]))]
-    single = [
-        (Reading((said,), place, _quality(changed, rows[place])), changed)
-        for said, place, changed in _changes(sae, rows)
-    ]
-    readings += [reading for reading, _ in single]
-    loaded, best = readings[0], min((reading for reading, _ in single), key=_order, default=readings[0])
-    if is_better(best, loaded) or not loaded.fvu < POOR:
-        pair = _best_pair(single, rows, sae)
+    loaded = Reading((), own, _quality(sae, rows[own]))
+    single = [Reading((said,), place, _quality(changed, rows[place])) for said, place, changed in _changes(sae, rows)]
+    least = min(single, key=lambda reading: _order(reading.fvu), default=loaded)
+    readings, best = [loaded, *single], _better_of(loaded, least)
+    if best is not loaded or not loaded.fvu < POOR:
+        pair = _best_pair(sae, rows)
         readings += [pair] if pair else []
-        best = pair if pair and is_better(pair, best) else best
-    return Fit(readings, best if is_better(best, loaded) else loaded)
+        best = _better_of(best, pair) if pair else best
+    return Fit(readings, best)
 
 
-def _best_pair(single: "list[tuple[Reading, SAE]]", rows: Rows, loaded: SAE) -> Reading | None:
-    """Of all second changes beside a first one: found on few rows, measured on all."""
+def _best_pair(sae: SAE, rows: Rows) -> Reading | None:
+    """Of all second changes beside a first one: found on few rows, measured on all.
+
+    SAEs are large, so none is kept: the best is made again.
+    """
     few = {place: x[:: max(1, len(x) // PAIR_ROWS)] for place, x in rows.items()}
-    best, so_far = None, math.inf
-    for before, changed in single:
-        for said, place, further in _changes(changed, few, before.place, loaded):
-            fvu = _quality(further, few[place]).fvu
-            if fvu < so_far:
-                best, so_far = ((*before.changes, said), place, further), fvu
-    return Reading(best[0], best[1], _quality(best[2], rows[best[1]])) if best else None
+    tried = [_order(_quality(changed, few[place]).fvu) for _, place, changed in _pairs(sae, rows, few)]
+    if not tried or min(tried) == math.inf:
+        return None
+    said, place, changed = next(islice(_pairs(sae, rows, few), tried.index(min(tried)), None))
+    return Reading(said, place, _quality(changed, rows[place]))
+
+
+def _pairs(sae: SAE, rows: Rows, few: Rows) -> Iterator[tuple[tuple[str, str], str, SAE]]:
+    for first, at, changed in _changes(sae, rows):
+        for second, place, further in _changes(changed, few, at, sae):
+            yield (first, second), place, further
+
+
+def _better_of(one: Reading, other: Reading) -> Reading:
+    return other if is_better(other, one) else one
 
 
 def is_better(one: Reading, other: Reading) -> bool:
@@ -95,8 +104,8 @@ def is_better(one: Reading, other: Reading) -> bool:
     return a < POOR and (not math.isfinite(b) or (a < CLEAR * b and a < b - LEAST))
 
 
-def _order(reading: Reading) -> float:
-    return reading.fvu if math.isfinite(reading.fvu) else math.inf
+def _order(fvu: float) -> float:
+    return fvu if math.isfinite(fvu) else math.inf
 
 
 def _quality(sae: SAE, x: Tensor) -> Quality:
@@ -116,31 +125,31 @@ def _changes(
         if other != place and place == first:
             yield f"on {other}", other, sae
     config = sae.config
-    for said, changed in _configurations(sae):
-        if loaded is None or changed.config != loaded.config:
-            yield said, place, changed
+    for said, change in _configurations(sae):
+        if loaded is None or replace(config, **change) != loaded.config:
+            yield said, place, _with(sae, {}, **change)
     if config.d_in == config.d_sae:
         for names in (("W_dec",), ("W_enc",), ("W_enc", "W_dec")):
-            transposed = _with(sae, {name: getattr(sae, name).T for name in names})
-            yield f"{' and '.join(names)} transposed", place, transposed
-    if config.normalize_activations == "none" and (loaded is None or torch.equal(loaded.W_enc, sae.W_enc)):
+            said = f"{' and '.join(names)} transposed"
+            yield said, place, _with(sae, {name: getattr(sae, name).T for name in names})
+    if config.normalize_activations == "none" and (loaded is None or loaded.W_enc is sae.W_enc):
         for said, factor in _factors(rows[place], config.d_in):
             yield said, place, scaled(sae, factor)
 
 
-def _configurations(sae: SAE) -> Iterator[tuple[str, SAE]]:
+def _configurations(sae: SAE) -> Iterator[tuple[str, dict[str, Any]]]:
     config = sae.config
     if bool(sae.b_dec.any()):
         subtracted = config.apply_b_dec_to_input
         said = f"b_dec {'not ' if subtracted else ''}subtracted from the input"
-        yield said, _with(sae, {}, apply_b_dec_to_input=not subtracted)
+        yield said, {"apply_b_dec_to_input": not subtracted}
     for norm in NORMS:
         if norm != config.normalize_activations:
             said = "activations not normalised" if norm == "none" else f"activations normalised ({norm})"
-            yield said, _with(sae, {}, normalize_activations=norm)
+            yield said, {"normalize_activations": norm}
     if config.normalize_activations != "layer_norm":
         centred = config.centred_input
-        yield f"activations {'not ' if centred else ''}centred", _with(sae, {}, centred_input=not centred)
+        yield f"activations {'not ' if centred else ''}centred", {"centred_input": not centred}
 
 
 def _factors(x: Tensor, d_in: int) -> Iterator[tuple[str, float]]:
@@ -160,4 +169,9 @@ def scaled(sae: SAE, factor: float) -> SAE:
 
 
 def _with(sae: SAE, weights: Mapping[str, Tensor], **config: object) -> SAE:
-    return SAE(replace(sae.config, **config), {**dict(sae.named_parameters()), **weights})
+    """What is not changed is shared with the SAE, so that a change of its configuration takes no memory."""
+    changed = deepcopy(sae, {id(shared): shared for shared in (sae.config, *sae.parameters())})
+    changed.config = replace(sae.config, **config)
+    for name, value in weights.items():
+        setattr(changed, name, nn.Parameter(value, requires_grad=False))
+    return changed

@@ -53,7 +53,11 @@ class PlantedSAE(SAE):
         x = x.to(self.W_enc.dtype)
         count = len(self.bias)
         along = x @ self.W_enc[:, -count:] + self.b_enc[-count:]
-        return along.clamp_min(torch.finfo(x.dtype).tiny) * (x @ self.weight + self.bias > 0)
+        return along.clamp_min(torch.finfo(x.dtype).tiny) * (self.logits(x) > 0)
+
+    def logits(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch probes"]:
+        """Of the probes; a planted latent fires where its own is above 0."""
+        return x.to(self.W_enc.dtype) @ self.weight + self.bias
 
 
 @torch.no_grad()

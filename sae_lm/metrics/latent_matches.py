@@ -21,6 +21,7 @@ from torch import Tensor
 from sae_lm.metrics.cofiring import RowSample, firing_counts, product_blocks, sample_rows
 from sae_lm.metrics.genealogy import KEPT, Sparse, origins
 from sae_lm.metrics.latent_statistics import row_priority
+from sae_lm.metrics.reconstruction import ROUNDING
 from sae_lm.metrics.stored_codes import StoredCodes
 from sae_lm.sae.directions import unit_rows
 
@@ -37,7 +38,7 @@ class Matches(NamedTuple):
     cosine: np.ndarray
     """of the decoder rows"""
     correlation: np.ndarray
-    """of the activations; NaN where one of the two never fires"""
+    """of the activations; NaN where one of the two never fires, 0 where one is the same on all rows"""
     status: list[str]
 
 
@@ -59,7 +60,7 @@ def match_latents(left: StoredCodes, right: StoredCodes, W_left: Tensor, W_right
     for first, sums in product_blocks(left, right, sample, activations=True):
         here = slice(first, first + len(sums))
         covariance = sums / sample.rows - mean_a[here, None] * mean_b
-        correlation = covariance / np.maximum(spread_a[here, None] * spread_b, 1e-12)
+        correlation = covariance / spread_a[here, None] / spread_b
         cosine = (a[here] @ b.T).numpy()
         score = (cosine + correlation) / 2
         best = score.argmax(1)
@@ -81,10 +82,11 @@ def match_latents(left: StoredCodes, right: StoredCodes, W_left: Tensor, W_right
 
 
 def _moments(codes: StoredCodes, sample: RowSample) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(rows it fires on, mean activation, its standard deviation) of each latent over the sample."""
+    """(rows it fires on, mean activation, its standard deviation) of each latent over the sample; infinity for none."""
     count, total, squares = firing_counts(codes, sample)
-    mean = total / max(1, sample.rows)
-    return count, mean, np.sqrt(np.maximum(squares / max(1, sample.rows) - mean**2, 0))
+    mean, square = total / max(1, sample.rows), squares / max(1, sample.rows)
+    variance = square - mean**2
+    return count, mean, np.sqrt(np.where(variance > ROUNDING * square, variance, np.inf))
 
 
 def _statuses(left: StoredCodes, right: StoredCodes, a: Tensor, b: Tensor) -> tuple[list[str], list[str]]:

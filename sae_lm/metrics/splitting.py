@@ -4,11 +4,13 @@ The rule of sae-spelling (Chanin et al. 2024, 2409.14507; k_sparse_probing.py th
 by an L1 probe, fit logistic regressions on the top 1, 2, ... of them, and count a further latent as
 a split while it adds more than ``gain`` to the F1. differs: the F1 that selects is taken on
 validation types, so that test types stay unseen (SAEBench selects on the set it then scores);
-strengths are divided by their mean, so that the probe's fixed learning rate suits every model; and
+strengths are divided by their mean, so that the probe's fixed learning rate and the regressions' fixed
+penalty suit every model, in whatever units its activations are; and
 the regressions are solved to their optimum, where scikit-learn's stop a little before it.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -47,9 +49,10 @@ def split_counts(
     """The main latents of each concept (a column of ``rows.labels``)."""
     train = rows.subset == TRAIN
     weights = l1_probe(codes.take(train), rows.labels[train][:, concepts], seed)
+    scaled = replace(codes, strength=codes.strength / codes.strength.mean())
     ranked = weights.topk(min(max_k, codes.d_sae), dim=0).indices.T.tolist()
     return {
-        concept: _main_latents(codes, rows, concept, order, gain)
+        concept: _main_latents(scaled, rows, concept, order, gain)
         for concept, order in zip(concepts, ranked, strict=True)
     }
 

@@ -59,7 +59,7 @@ class CodesPart(NamedTuple):
         return np.repeat(np.arange(len(self), dtype=np.int32), np.diff(self.indptr))
 
     def matrix(self, d_sae: int, values: np.ndarray | None = None) -> scipy.sparse.csr_array:
-        """[rows, d_sae] with the activations, or other values, float32."""
+        """[rows, d_sae] with the activations, or other values."""
         data = self.value if values is None else values
         return scipy.sparse.csr_array((data, self.latent, self.indptr), shape=(len(self), d_sae))
 

@@ -7,9 +7,11 @@ import torch
 
 import sae_lm
 from sae_lm.cli import main
-from sae_lm.commands.check import check
+from sae_lm.commands.check import _verdict, check
 from sae_lm.embedded.text import embedded_documents
 from sae_lm.errors import ModelError, SaeError, SettingsError, StoreError
+from sae_lm.metrics.fit import Fit, Reading
+from sae_lm.metrics.reconstruction import Quality
 from sae_lm.sae.formats.saelens import save
 from sae_lm.sae.model import SAE, SaeConfig
 
@@ -135,6 +137,13 @@ def test_another_k_than_it_was_trained_with_is_told(model, store, sae):
     assert claims == [("L0", "8", "2", False)]
 
 
+@pytest.mark.parametrize(("arch", "claimed"), [("relu", 0), ("jumprelu", 0), ("batchtopk", 1)])
+def test_a_k_that_a_fixed_sparsity_coefficient_left_open_is_no_claim(store, sae, arch, claimed):
+    metadata = {"arm": "none@k=90", "training_architecture": arch, "training": {"k": 90, "sparsity_coefficient": 0.1}}
+    found = check(None, changed(sae, metadata=metadata), store, tokens=300)
+    assert len(found.claims) == claimed
+
+
 def test_a_hook_the_store_has_not_is_measured_by_the_model(model, store, sae):
     found = check(model, sae, store, hook="blocks.1.hook_mlp_out", tokens=300)
     assert any(remark.startswith("The store has no blocks.1.hook_mlp_out, only ") for remark in found.remarks)
@@ -145,6 +154,15 @@ def test_random_weights_are_said_not_to_fit_and_that_nothing_helps(model, store,
     random = make_sae(d_in=16, d_sae=32)
     found = check(model, changed(random, metadata={"hook_name": HOOK}), store, tokens=800)
     assert found.verdict.startswith("It does not fit (FVU ") and "nothing that was tried makes it fit" in found.verdict
+
+
+def test_that_nothing_makes_it_fit_is_said_only_where_no_reading_does():
+    def reading(fvu, *changes):
+        return Reading(changes, "own", Quality(100, *[fvu] * (len(Quality._fields) - 1)))
+
+    loaded, change = reading(0.75), reading(0.66, "b_dec subtracted from the input")
+    assert "nothing that was tried makes it fit clearly better" in _verdict(Fit([loaded, change], loaded), None, [])
+    assert "nothing that was tried makes it fit:" in _verdict(Fit([loaded, reading(0.72, "x")], loaded), None, [])
 
 
 def test_another_model_than_the_stores_and_the_saes_is_remarked(model, store, sae, tmp_path):

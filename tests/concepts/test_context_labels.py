@@ -1,6 +1,7 @@
 """sae_lm.concepts.context_labels: against their definition on text made to be awkward, and by eye."""
 
 import numpy as np
+import pytest
 import reference
 
 from sae_lm.concepts.context_labels import CONTEXTUAL, contextual_labels
@@ -8,7 +9,7 @@ from sae_lm.concepts.context_labels import CONTEXTUAL, contextual_labels
 PIECES = ["a", " a", "the", " the", "The", ".", ". ", "x.", ".com", "os", " os", "_", "_b", "a_", "1", "12", " 3", '"', ' "', '."',
           "(", " (", ")", ")(", "]", "())", "\n", "\n\n", "\n  ", "\n \n\n", "  ", " ", "    ", "   if", ":\n", '"\n\n(', "\nx", "!",
           "\u201c", "\u201d", "\r\n", ",", "os.pa", "a.b c", "s",
-          " of", " to", " and", " she", "I", " not", "'t", "What", " was", " Anna", "Anna", '"Is', " walked", "?"]  # fmt: skip
+          " of", " to", " and", " she", "I", " not", "'t", "n't", "do", "don", "n", "'", "\u2019", "t", "T", "What", " was", " Anna", "Anna", '"Is', " walked", "?"]  # fmt: skip
 
 
 def test_contextual_labels_equal_their_definition_on_text_made_to_be_awkward():
@@ -76,3 +77,23 @@ def test_labels_of_words_before_of_a_text_one_can_read():
     assert told["in a sentence in the past tense"] == [".", *tokens[4:15]]
     assert told["near I or me"] == tokens[13:]
     assert told["far into a sentence"] == told["near she or her"] == []
+
+
+@pytest.mark.parametrize("mark", ["'", "\u2019"])
+@pytest.mark.parametrize("cut", ["don't", "do|n't", "don|'t", "don'|t", "don|'|t", "do|n|'|t", "DON|'|T", "d|on't"])
+def test_a_contraction_is_a_negation_however_it_is_cut(mark, cut):
+    tokens = ["I", *(" " + cut.replace("'", mark)).split("|"), " know", " him", " at", " all", " well", "."]
+    assert negated(tokens) == [" know", " him", " at", " all"]
+
+
+def test_a_t_after_an_apostrophe_is_no_negation_where_no_n_comes_before_or_the_word_goes_on():
+    for tokens in (["It", "'", "t", " is"], ["don", "'", "tell", " me"], ["don", "'", " t", " is"], ["n", "t", " is"]):
+        assert negated(tokens) == []
+    assert negated(["do", "n't", "s", " is"]) == negated(["don", "'", "t", "s", " is"]) == []
+
+
+def negated(tokens):
+    kinds = sorted(set(tokens))
+    ids = np.array([kinds.index(token) for token in tokens])
+    labels = contextual_labels(ids, np.arange(len(ids)) == 0, kinds)["shortly after a negation"]
+    return [token for token, has in zip(tokens, labels, strict=True) if has]

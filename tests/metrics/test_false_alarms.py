@@ -13,6 +13,7 @@ from sae_lm.metrics.false_alarms import (
     threshold_at_false_alarms,
     threshold_at_precision,
 )
+from sae_lm.metrics.graded_saes import oracle_sae
 from sae_lm.sae.model import SAE
 
 pytestmark = pytest.mark.transformer_lens_3
@@ -83,6 +84,26 @@ def test_where_nothing_competes_every_pre_activation_above_0_fires(make_sae):
     fires = encode_sparse(sae, [X]).columns([3, 5]).gt(0).any(1)
     assert torch.equal(ratio > 1, fires) and torch.equal(ratio > 0, fires)
     assert len(ratio[fires].unique()) == len(ratio[fires]), "they keep their order"
+
+
+@pytest.mark.parametrize("architecture", ["topk", "jumprelu", "groupmax", "standard"])
+@pytest.mark.parametrize("main", [[10, 4], [4, 11, 10], [10]])
+def test_at_the_false_alarms_it_has_an_oracle_has_equal_holes_that_are_its_plain_holes(make_sae, architecture, main):
+    weight, bias = torch.randn(6, 2, generator=torch.Generator().manual_seed(2)), torch.tensor([-0.5, 0.3])
+    oracle = oracle_sae(make_sae(architecture, k=5), weight, bias, X.split(100))
+    candidate = X @ weight[:, 0] + bias[0] > 0
+    fires = encode_sparse(oracle, X.split(70)).columns(main).gt(0).any(1)
+    ratio = gate_ratios(oracle, X.split(70), [main, [3]])[:, 0]
+    rate = operating_point(fires, candidate, ~candidate).false_alarms
+    assert torch.equal(ratio > threshold_at_false_alarms(ratio[~candidate], rate), fires)
+
+
+def test_a_planted_latent_fires_however_it_is_turned_and_its_rows_keep_their_order(make_sae):
+    weight, bias = torch.ones(6, 1), torch.tensor([-2.0])
+    ratio = gate_ratios(oracle_sae(make_sae(), weight, bias, [X]), [X], [[10]])[:, 0]
+    logit = (X @ weight + bias)[:, 0]
+    assert ratio[logit > 0].min() > 1e4 and ratio[logit <= 0].max() <= 0
+    assert bool((ratio[logit.argsort()].diff() >= 0).all()) and len(ratio.unique()) > 0.9 * len(logit.unique())
 
 
 def test_a_share_of_the_rows_lies_above_the_threshold_and_of_ties_none():

@@ -1,11 +1,13 @@
 """Every usual mistake of loading, planted, is named."""
 
 import math
+import weakref
 
 import pytest
 import torch
 
-from sae_lm.metrics.fit import find_fit, is_better, scaled
+from sae_lm.metrics import fit as fit_module
+from sae_lm.metrics.fit import Reading, find_fit, is_better, scaled
 from sae_lm.metrics.reconstruction import quality
 from sae_lm.sae.model import SAE, SaeConfig
 
@@ -119,3 +121,36 @@ def test_what_is_better_by_a_little_is_no_mistake():
     )
     broken = near[0]._replace(quality=loaded.quality._replace(fvu=float("nan")))
     assert is_better(near[0], broken) and not is_better(broken, near[0])
+
+
+@pytest.mark.parametrize(
+    ("single", "pair", "best"),
+    [(0.75, 0.61, ("one", "two")), (0.66, 0.61, ("one",)), (0.5, 0.45, ("one",)), (0.5, 0.3, ("one", "two")),
+     (0.75, 0.71, ()), (0.3, 0.9, ("one",))],
+)  # fmt: skip
+def test_a_pair_is_held_against_a_single_change_only_where_that_is_better_itself(monkeypatch, single, pair, best):
+    sae, x = world(rows=50)
+    as_loaded = quality(sae, [x])[0]
+    monkeypatch.setattr(fit_module, "_quality", lambda of, x: as_loaded._replace(fvu=0.90 if of is sae else single))
+    monkeypatch.setattr(fit_module, "_changes", lambda *_: iter([("one", "own", changed(sae))]))
+    found = Reading(("one", "two"), "own", as_loaded._replace(fvu=pair))
+    monkeypatch.setattr(fit_module, "_best_pair", lambda *_: found)
+    assert find_fit(sae, {"own": x}).best.changes == best
+
+
+def test_no_more_than_three_changed_saes_are_held_and_they_share_what_is_not_changed(monkeypatch):
+    sae, x = world(rows=200, offset=1.0)
+    wrong = changed(sae, {"W_dec": sae.W_dec.T}, apply_b_dec_to_input=False)
+    made, most, make = weakref.WeakSet(), [], fit_module._with
+
+    def counted(*args, **config):
+        made.add(one := make(*args, **config))
+        most.append(len(made))
+        return one
+
+    monkeypatch.setattr(fit_module, "_with", counted)
+    assert find_fit(wrong, {"own": x}).best.fvu < 1e-9
+    assert 1 < max(most) <= 3
+    centred = make(wrong, {}, centred_input=True)
+    assert centred.config.centred_input and not wrong.config.centred_input
+    assert all(getattr(centred, name) is value for name, value in wrong.named_parameters())

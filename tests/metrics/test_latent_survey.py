@@ -142,6 +142,22 @@ def test_above_the_budget_cofiring_is_counted_on_the_rows_drawn(store: Store, tm
     assert cofiring(codes[0], 2, sample).rows == sample.rows
 
 
+def test_latents_that_always_fire_or_never_change_are_no_neighbours_and_correlate_with_none(tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    z = draw.random((20_011, 6)) * (draw.random((20_011, 6)) < 0.5)
+    z[:, :2] = 0.5 + draw.random((len(z), 2))
+    z[5, 1] = 0  # all rows but one
+    made = cofiring(_codes_of(z, tmp_path / "z"), 3)
+    assert (made.latent[0] == -1).all() and 0 not in made.latent and made.phi.max() < 1
+    z[:, 2], z[:, 3] = 7.3, 10 + 1e-3 * draw.random(len(z))
+    codes, cosine = _codes_of(z, tmp_path / "constant"), torch.eye(6)
+    found = match_latents(codes, codes, cosine, cosine).of_left
+    assert found.latent.tolist() == [0, 1, 2, 3, 4, 5]
+    assert np.allclose(found.correlation, [1, 1, 0, 1, 1, 1], atol=1e-6)
+    quiet = _codes_of(z * 1e-9, tmp_path / "quiet")
+    assert np.allclose(match_latents(quiet, quiet, cosine, cosine).of_left.correlation, found.correlation, atol=1e-6)
+
+
 def test_matches_have_the_highest_mean_of_cosine_and_correlation(store: Store, tmp_path: Path) -> None:
     saes, codes = two(store, tmp_path)
     made = match_latents(codes[0], codes[1], saes[0].W_dec, saes[1].W_dec)
@@ -305,6 +321,13 @@ def test_the_gap_of_a_concepts_line_is_its_squared_correlation() -> None:
     assert abs(np.corrcoef(read, labels[:, 0])[0, 1] - good.correlation) < 1e-3
     assert good.correlation > 0.5 and bad.correlation < 0.1
     assert set(good.weight.abs().topk(2).indices.tolist()) == {0, 3}
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_where_rows_do_not_vary_no_line_reads_a_concept(rows: int) -> None:
+    directions = concept_directions(torch.ones(rows, 6), torch.arange(rows)[:, None] == torch.tensor([0, 9]))
+    assert [direction.correlation for direction in directions] == [0, 0]
+    assert not any(direction.weight.any() for direction in directions)
 
 
 # --- promoted tokens

@@ -55,6 +55,19 @@ def test_the_l1_probe_equals_its_loss_through_autograd_and_ranks_alike(n):
     assert fast.argmax(0).tolist() == [2, 5, 1]
 
 
+def test_the_unit_of_the_activations_does_not_count():
+    x = toy_rows([0, 1, 2]).x + 0.3 * torch.randn(1200, 6, generator=torch.Generator().manual_seed(1))
+    plain = toy_rows([0, 1, 2])
+    splits = [
+        split_counts(as_codes(unit * x.clamp_min(0)), plain._replace(x=unit * x), [0], max_k=6, gain=0.03, seed=0)[0]
+        for unit in (1.0, 1e-3, 1e3)
+    ]
+    assert len(splits[0].latents) >= 3
+    for split in splits:
+        assert (split.latents, split.ranking) == (splits[0].latents, splits[0].ranking)
+        assert split.test_f1_by_k == pytest.approx(splits[0].test_f1_by_k, abs=0.003)
+
+
 @pytest.mark.parametrize("kind", ["overlapping", "separable", "rare", "a column of zeros", "large"])
 def test_nested_regressions_equal_scikit_learns_one_by_one(kind):
     from sklearn.linear_model import LogisticRegression

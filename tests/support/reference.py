@@ -334,6 +334,10 @@ def labels_of_words_before(tokens: list[str], t: int) -> dict[str, bool]:
     name = bool(re.fullmatch(r"\s?[A-Z][a-z]+", previous)) and t - 1 != first
     name = name and (previous[:1].isspace() or t == 1 or not tokens[t - 2][-1:].isalpha())
 
+    def ends_contraction(u: int) -> bool:
+        seen = "".join(tokens[: u + 1]).lower()
+        return bool(re.search(r"n['\u2019]t\Z", seen)) and not tokens[u + 1][:1].isalpha()
+
     def recently(words: str, distance: int) -> bool:
         return any(is_whole(u, words) for u in range(max(0, t - distance), t))
 
@@ -348,7 +352,8 @@ def labels_of_words_before(tokens: list[str], t: int) -> dict[str, bool]:
         "after a comma": follows and previous.endswith(","),
         "after a number": follows and previous[-1:].isdigit(),
         "after a name": follows and name,
-        "shortly after a negation": in_sentence(NEGATIONS, SHORTLY),
+        "shortly after a negation": in_sentence(NEGATIONS, SHORTLY)
+        or any(ends_contraction(u) for u in range(max(sentence + 1, t - SHORTLY), t)),
         "in a question": sentence >= 0 and first is not None and is_whole(first, QUESTION_WORDS),
         "in a sentence with a comma": any(tokens[u].endswith(",") for u in range(sentence + 1, t)),
         "in a sentence in the past tense": in_sentence(PAST_VERBS, t),
