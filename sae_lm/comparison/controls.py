@@ -6,7 +6,7 @@ comparison, on its own SAEs and concepts.
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice, pairwise
+from itertools import pairwise
 from statistics import fmean
 from typing import NamedTuple
 
@@ -16,6 +16,7 @@ from sae_lm.comparison.equal_alarms import all_concept_figures
 from sae_lm.comparison.evaluate import OnConcepts, batch_rows, concept_means, find_main_latents
 from sae_lm.comparison.evaluation_set import EvaluationSet
 from sae_lm.comparison.outcomes import METRICS, PRIMARY
+from sae_lm.comparison.pairs import Reader, take_rows
 from sae_lm.concepts.rows import TEST
 from sae_lm.metrics.absorption import MainLatents, main_latents
 from sae_lm.metrics.codes import TokenCodes, firing_codes
@@ -71,7 +72,7 @@ def grade(
 
     def figures(other: SAE, of_codes: Sequence[TokenCodes], of_splits: Sequence[Split]) -> dict[str, float]:
         per_concept, _ = all_concept_figures(other, of_codes, of_splits, evaluation_set, common, targets)
-        measured, _, _ = quality(other, _some_rows(evaluation_set, other))
+        measured, _, _ = quality(other, some_rows(evaluation_set.read, other))
         return concept_means(per_concept) | {"fvu": measured.fvu, "l0": measured.l0}
 
     def find(other: SAE) -> OnConcepts:
@@ -114,15 +115,15 @@ def grade(
     return Grades(saes, is_found)
 
 
-def _some_rows(evaluation_set: EvaluationSet, sae: SAE) -> Iterator[torch.Tensor]:
-    size = min(batch_rows(sae), ROWS)
-    return islice(evaluation_set.read(size), max(1, ROWS // size))
+def some_rows(read: Reader, sae: SAE) -> Iterator[torch.Tensor]:
+    """The first held-out rows, the same for SAEs of any width, as many at once as this one allows."""
+    return take_rows(read(min(batch_rows(sae), ROWS)), ROWS)
 
 
 def _oracle(sae: SAE, evaluation_set: EvaluationSet) -> PlantedSAE:
     weight = torch.stack([candidates.probe.weight for candidates in evaluation_set.candidates], 1).to(sae.W_dec)
     bias = torch.tensor([candidates.probe.bias for candidates in evaluation_set.candidates]).to(sae.W_dec)
-    return oracle_sae(sae, weight, bias, (x.to(sae.W_dec) for x in _some_rows(evaluation_set, sae)))
+    return oracle_sae(sae, weight, bias, (x.to(sae.W_dec) for x in some_rows(evaluation_set.read, sae)))
 
 
 def _probes_as_latents(evaluation_set: EvaluationSet) -> dict[str, float]:

@@ -11,6 +11,7 @@ from sae_lm.concepts.rows import NEGATIVES
 from sae_lm.metrics.statistics import FEWEST_SEEDS, LEVEL
 from sae_lm.pages.difference_entries import DifferenceEntry, verdict_text
 from sae_lm.pages.summary import by_arm
+from sae_lm.penalties.arms import parse_arm
 
 AS_WELL = 0.05
 """F1 that a probe on embeddings may lack and still count as doing as well."""
@@ -127,17 +128,30 @@ def answer(differences: Sequence[DifferenceEntry], baseline: str, seeds: int, co
             f"No claim: {seeds} seed{'s' * (seeds != 1)} per arm, where at least {FEWEST_SEEDS} are needed to tell "
             "a difference from chance."
         )
-    if all(metrics["fvu"]["l0"] == "not matched" for metrics in arms.values()):
-        return f"No claim: no arm has the L0 of {baseline}, and figures at different L0 say nothing of a penalty."
-    if claims := _claims(arms):
-        return f"Compared with {baseline}, over {seeds} paired seeds: {'; '.join(claims)}."
-    detectable = [d for metrics in arms.values() if (d := metrics["equal_hole_rate"]["detectable"]) is not None]
+    compared = {arm: metrics for arm, metrics in arms.items() if metrics["fvu"]["l0"] != "not matched"}
+    by_baseline: dict[str, dict[str, Differences]] = {}
+    for arm, metrics in (compared or arms).items():
+        by_baseline.setdefault(_compared_with(metrics, baseline), {})[arm] = metrics
+    baselines = " or ".join(by_baseline)
+    if not compared:
+        return f"No claim: no arm has the L0 of {baselines}, and figures at different L0 say nothing of a penalty."
+    claims = [(name, told) for name, of_it in by_baseline.items() if (told := "; ".join(_claims(of_it)))]
+    if claims:
+        return " ".join(f"Compared with {name}, over {seeds} paired seeds: {told}." for name, told in claims)
+    detectable = [d for metrics in compared.values() if (d := metrics["equal_hole_rate"]["detectable"]) is not None]
     unseen = f" (a hole rate lower by less than {max(detectable):.2g} could go unseen)" if detectable else ""
-    many = "the arm" if len(arms) == 1 else f"any of the {len(arms)} arms"
+    many = "the arm" if len(compared) == 1 else f"any of the {len(compared)} arms"
+    many += " that could be compared" * (len(compared) < len(arms))
     return (
-        f"No difference in absorption or splitting from {baseline} is shown for {many} with {seeds} paired seeds"
-        f"{unseen}, which is no evidence that there is none{_equivalent(arms)}."
+        f"No difference in absorption or splitting from {baselines} is shown for {many} with {seeds} paired seeds"
+        f"{unseen}, which is no evidence that there is none{_equivalent(compared)}."
     )
+
+
+def _compared_with(metrics: Differences, baseline: str) -> str:
+    """The baseline, where an arm was compared with a rung of it or several, else its own architecture's, without k."""
+    family = parse_arm(metrics["fvu"]["baseline"].partition("/")[0]).family
+    return baseline if family == parse_arm(baseline).family else family.name
 
 
 def _equivalent(arms: Mapping[str, Differences]) -> str:

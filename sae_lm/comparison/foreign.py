@@ -19,7 +19,8 @@ from sae_lm.settings import CompareSettings
 from sae_lm.training.run_folder import RUN
 
 MEASURED = 0.9
-"""Share of the store that is measured, at its end: none of it was held back for training. The rest gives the mean row."""
+"""Share of the store that is measured, at its end, or less: what an SAE is known to be trained on is not measured. The
+rest gives the mean row."""
 MOST_NAMED = 6
 
 
@@ -54,7 +55,9 @@ def read_foreign(settings: CompareSettings) -> Runs:
 
 def _as_runs(settings: CompareSettings, store: Store, hook: str, saes: dict[str, SAE], partial: list[str]) -> Runs:
     baseline = _baseline(settings, list(saes))
-    context, row = store.held_out_from(MEASURED)
+    recorded = {name: start for name, sae in saes.items() if (start := _trained_until(sae, store))}
+    context, row = first_measured(store, [*recorded.values()])
+    unknown = ", ".join(name for name in saes if name not in recorded)
     arms = {name: Arm("none", 0.0, label=name) for name in sorted(saes, key=lambda name: name != baseline)}
     runs = {}
     for name, arm in arms.items():
@@ -73,10 +76,35 @@ def _as_runs(settings: CompareSettings, store: Store, hook: str, saes: dict[str,
     told = [
         "These SAEs are of other programs or runs: how they were trained is not known, there is one of each, and nothing "
         "can be claimed of what made them differ.",
-        "Whether they were trained on this text is not known either; if so, all figures are better than on new text.",
+        *(
+            [
+                f"Whether {unknown if recorded else 'they'} were trained on this text is not known either; if so, all "
+                "figures are better than on new text."
+            ]
+            if unknown
+            else []
+        ),
         *(["They are of several widths: more latents alone split and absorb more."] if len(widths) > 1 else []),
     ]
     return Runs(arms[baseline], list(arms.values()), [0], runs, [*told, *partial], training)
+
+
+def first_measured(store: Store, recorded: list[tuple[int, int]]) -> tuple[int, int]:
+    """(context, row) where what is measured begins.
+
+    recorded: where the rows end that SAEs were trained on, as far as it is known.
+    """
+    share = min(MEASURED, 1 - 1.5 / max(2, store.manifest.contexts))  # at least one context gives the mean row
+    return max([store.held_out_from(share), *recorded])
+
+
+def _trained_until(sae: SAE, store: Store) -> tuple[int, int] | None:
+    """(context, row) where the rows end that an SAE of ``sae-lm train`` saw; None of another program or store."""
+    training = sae.config.metadata.get("training")
+    if not isinstance(training, dict) or training.get("store_id") != store.manifest.id:
+        return None
+    context, row = (training.get(key) for key in ("held_out_from_context", "held_out_from_row"))
+    return (context, row) if isinstance(context, int) and isinstance(row, int) and row < len(store) else None
 
 
 def _names(folder: Path) -> list[str]:

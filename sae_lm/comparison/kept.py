@@ -38,7 +38,7 @@ class Kept(NamedTuple):
     folder: Path | None
     """None: another process keeps its parts there, and this one none"""
     of: str
-    """checksum of what all parts depend on: store, settings, device, code, and the baseline's SAEs"""
+    """checksum of what all parts depend on: store, settings, device, code, the baseline's SAEs, and the least width"""
     saes: dict[Path, str]
     """checksums of SAEs, as far as they were asked for"""
 
@@ -93,6 +93,7 @@ def kept_parts(settings: CompareSettings, store: Store, runs: Runs, device: str)
         # all SAEs are brought to the baseline's number of main latents and their false alarms
         "baseline": [kept.checksum(run) for (arm, _), run in runs.by_key.items() if arm in ladder],
         "first seed": runs.seeds[0],
+        "least d_sae": runs.least_d_sae,  # where all are projected on their decoder rows
     }
     try:
         with held_if_free(folder) as held:

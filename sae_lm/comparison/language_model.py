@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -11,6 +12,7 @@ from sae_lm.comparison.evaluate import BootstrapValues
 from sae_lm.comparison.evaluation_set import SAMPLES
 from sae_lm.comparison.kept import Kept
 from sae_lm.comparison.runs import Key, Loaded, Runs
+from sae_lm.data.recipe import model_of
 from sae_lm.data.store import Store
 from sae_lm.errors import SaeError
 from sae_lm.metrics.language_model import CrossEntropy, HeldOutText, cross_entropies
@@ -37,14 +39,15 @@ def boot_model(settings: CompareSettings, store: Store, device: str) -> Language
             f"the store was cached from a local model folder named {recorded['id']!r}; give its path with --model, "
             "or --model none to leave out the cross-entropy"
         )
-    name = settings.model or recorded["id"]
+    name, revision = model_of(store.manifest.recipe, Path(store.path), settings.model)
     dtype = getattr(torch, recorded["dtype"])
-    source = find_model(name, recorded["revision"])
+    source = find_model(name, revision)
     placed: dict[str, Any] = {"device_map": settings.device_map} if settings.device_map else {}
     model = boot(source, dtype=dtype, **(placed or {"device": device}))
     booted = describe_model(source, model.original_model.config, dtype)
     for key, what in (("d_model", "width"), ("d_vocab", "vocabulary"), ("files_sha256", "checksum of the weights")):
-        if booted[key] != recorded[key]:
+        unknown = key == "files_sha256" and recorded[key] is None  # of a hub's model, which may lie in a folder now
+        if booted[key] != recorded[key] and not unknown:
             raise SaeError(
                 f"model {name!r} has {what} {booted[key]}, the store was cached from one with {recorded[key]}; "
                 "give the same model with --model"

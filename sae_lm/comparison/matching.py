@@ -95,9 +95,9 @@ def is_rung(arm: Arm, baseline: Arm) -> bool:
 
 def ladder_of(arm: Arm, arms: Sequence[Arm], baseline: Arm) -> list[Arm]:
     """The arms that one arm may be compared with: its own architecture without a penalty (of a control, with nothing
-    held), where that is among the arms and the baseline is no penalty; else the baseline. All rungs of it, or the one
-    that the baseline names."""
-    if baseline.penalty == "none" and arm.baseline != arm and arm.baseline.family != baseline.family:
+    held), where that is among the arms and the baseline is such an arm too; else the baseline. All rungs of it, or the
+    one that the baseline names. Of the baseline's own rungs it is these."""
+    if baseline.baseline == baseline and arm.baseline != arm and arm.baseline.family != baseline.family:
         own = [other for other in arms if other.family == arm.baseline.family]
         if own:
             return own

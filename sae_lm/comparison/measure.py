@@ -4,6 +4,7 @@ The number of main latents that all SAEs are scored with comes from the baseline
 is measured before anything else is. Every part returns its figures; they are merged once (`merge_figures`).
 """
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -48,7 +49,7 @@ from sae_lm.sae.model import SAE, random_sae
 from sae_lm.settings import CompareSettings
 
 PROJECTED_ROWS, PROJECTION_SHARE = 4096, 8
-"""Held-out rows for the n-th decoder projection, at most; n is the number of latents over this."""
+"""Held-out rows for the n-th decoder projection, at most; n is the number of latents of the narrowest SAE over this."""
 
 
 class Measured(NamedTuple):
@@ -190,6 +191,8 @@ class _Yardstick(NamedTuple):
     """of each concept the number of main latents"""
     targets: list[OperatingPoint]
     """of each concept the operating point they are brought to"""
+    n: int
+    """latents per row at which all are projected"""
     device: str
 
 
@@ -227,7 +230,8 @@ def _measure_saes(
     rung, first = ladder[len(ladder) // 2], runs.seeds[0]
     splits, points = _baseline_splits(settings, runs, ladder, evaluation_set, kept, device)
     common = common_counts(list(splits.values()))
-    yardstick = _Yardstick(settings, evaluation_set, common, common_points(points, common), device)
+    n = -(-runs.least_d_sae // PROJECTION_SHARE)
+    yardstick = _Yardstick(settings, evaluation_set, common, common_points(points, common), n, device)
     saes: dict[Key, MeasuredSae] = {}
     shown: dict[Arm, ShownSae] = {}
     signal: dict[Key, Float[Tensor, " d_sae"]] = {}
@@ -295,13 +299,13 @@ def _baseline_splits(
 
 def _measure_sae(sae: SAE, on_concepts: OnConcepts | None, yardstick: _Yardstick, sweep: bool) -> MeasuredSae:
     """sweep: the gates of the absorption fraction too."""
-    settings, evaluation_set, common, targets, _ = yardstick
+    settings, evaluation_set, common, targets, n, _ = yardstick
     held_out = held_out_figures(sae, evaluation_set)
     figures, bootstrap_values = dict(held_out.figures), dict(held_out.bootstrap_values)
     per_concept: list[dict[str, Any]] = []
     removals: Removals | None = None
     some = next(evaluation_set.read(PROJECTED_ROWS))
-    figures["nth_projection"] = nth_decoder_projection(sae, some, -(-sae.config.d_sae // PROJECTION_SHARE))
+    figures["nth_projection"] = nth_decoder_projection(sae, some, n) if figures["l0"] < n else math.nan
     if settings.composition:
         figures |= composition(sae.W_dec, held_out.fired, settings.seed)._asdict()
     if on_concepts:
@@ -317,5 +321,5 @@ def _measure_sae(sae: SAE, on_concepts: OnConcepts | None, yardstick: _Yardstick
 
 def _grade(subject: _Subject) -> Grades:
     assert subject.on_concepts, "there is a concept in use"
-    settings, evaluation_set, common, targets, _ = subject.yardstick
+    settings, evaluation_set, common, targets, *_ = subject.yardstick
     return grade(subject.sae, *subject.on_concepts, settings, evaluation_set, common, targets)

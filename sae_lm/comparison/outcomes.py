@@ -119,7 +119,7 @@ METRICS = {
     "mean_sq_cos_null": Metric("decoder mean cos^2, random", "cos^2", None, "context",
         "What random directions give, 1 / d_in."),
     "nth_projection": Metric("n-th decoder projection", "activation", None, "context",
-        "Projection of x - b_dec on decoder directions that d_sae / 8 latents exceed on average; of SAEs that differ in L0 alone, least at the right L0 (2508.16560)."),
+        "Projection of x - b_dec on decoder directions that d_sae / 8 latents (of the narrowest SAE) exceed on average, where L0 is below that; of SAEs that differ in L0 alone, least at the right L0 (2508.16560)."),
     "absorbed_tokens": Metric("absorbed tokens", "tokens", None, "context",
         "Tokens with full absorption, which the next four are of; all concepts together."),
     "absorber_flips": Metric("decision lost without the absorber", "share", None, "context",

@@ -8,6 +8,7 @@ import math
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
+from sae_lm.comparison.families import families
 from sae_lm.comparison.frontier import Curve
 from sae_lm.comparison.matching import Matching, Values, is_rung
 from sae_lm.comparison.outcomes import METRICS, NOT_OUTCOMES, NOT_TESTED, PRIMARY
@@ -17,9 +18,10 @@ from sae_lm.fields import choice
 from sae_lm.metrics.equivalence import equivalence_p
 from sae_lm.metrics.statistics import FEWEST_SEEDS, LEVEL, Difference, holm, paired_difference
 from sae_lm.pages.difference_entries import ClaimEntry, RegisteredEntry
-from sae_lm.penalties.arms import Arm, parse_arm
+from sae_lm.penalties.arms import Arm, parse_arm, parse_arms
 from sae_lm.runtime.differences import differences
-from sae_lm.settings import CompareSettings, TrainSettings
+from sae_lm.runtime.files import sha256
+from sae_lm.settings import CompareSettings
 from sae_lm.training.registered import WHERE_IT_COMPARES, Claim, Registered, not_registered, read_registered
 
 
@@ -45,13 +47,29 @@ def check_registered(settings: CompareSettings) -> Registered | None:
     """What the runs are held to. Raises SaeError where it was changed, SettingsError where it cannot be answered."""
     registered = read_registered(settings.runs)
     if registered is not None:
-        check_claims(registered)
+        _check_metrics(registered)
     return registered
 
 
 def check_claims(registered: Registered) -> None:
     """Raise SettingsError for a claim that no comparison decides: better before the first SAE than after the last."""
+    _check_metrics(registered)
     baseline = parse_arm(registered.comparison.baseline)
+    found = families([arm for arm in parse_arms(registered.training.arms) if not is_rung(arm, baseline)])
+    for number, claim in enumerate(registered.claims, 1):
+        where = f"registered {registered.file}: claim {number}:"
+        pair = [parse_arm(name) for name in (claim.arm, claim.against) if name is not None]
+        for arm in pair:
+            if is_rung(arm, baseline):
+                raise SettingsError(
+                    f"{where} {arm.name} is the baseline itself, which is compared with nothing; name another arm, "
+                    + ("or another baseline under [compare]" if len(pair) == 1 else "or leave out `against` and `fvu`")
+                )
+        if shared := next((family.name for family in found if len(pair) > 1 and {*pair} <= {*family.arms}), None):
+            raise SettingsError(f"{where} {_on_one_curve(pair[0], pair[1], shared)}; name arms of two families")
+
+
+def _check_metrics(registered: Registered) -> None:
     for number, claim in enumerate(registered.claims, 1):
         known = [key for key in METRICS if key not in NOT_TESTED and key not in NOT_OUTCOMES]
         where = "here"
@@ -63,11 +81,6 @@ def check_claims(registered: Registered) -> None:
             raise SettingsError(
                 f"registered {registered.file}: claim {number}: metric {claim.metric!r} is not tested {where}; "
                 f"expected {choice(claim.metric, dict.fromkeys(known))}"
-            )
-        if claim.against is None and is_rung(parse_arm(claim.arm), baseline):
-            raise SettingsError(
-                f"registered {registered.file}: claim {number}: {claim.arm} is the baseline itself, which is compared with "
-                "nothing; name another arm, or another baseline under [compare]"
             )
 
 
@@ -93,13 +106,17 @@ def _lacking(registered: Registered, settings: CompareSettings, runs: Runs) -> s
     foreign = not_registered(settings.runs, registered)
     if foreign:
         return f"{foreign[0]} was not trained under this file"
-    sections = registered.sections
-    train = TrainSettings.model_validate({**sections.get("train", {}), "store": "store", "out": "out"})
-    seeds = train.seed_numbers
-    if missing := [seed for seed in seeds if seed not in runs.seeds]:
-        return f"{len(seeds) - len(missing)} of {len(seeds)} seeds are there"
+    training = registered.training
+    for asked, there, what in (
+        (training.seed_numbers, runs.seeds, "seeds"),
+        (parse_arms(training.arms), runs.arms, "arms"),  # without one a curve goes through fewer points
+    ):
+        if missing := [one for one in asked if one not in there]:
+            return f"{len(asked) - len(missing)} of {len(asked)} {what} are there"
     held = set(CompareSettings.model_fields) - WHERE_IT_COMPARES
     mine, theirs = (made.model_dump(mode="json", include=held) for made in (settings, registered.comparison))
+    if registered.labels is not None:  # what they hold counts, not where they lie
+        theirs["labels"], mine["labels"] = registered.labels, settings.labels and sha256(settings.labels)
     if differing := differences(theirs, mine):
         return f"compared with other settings than registered: {differing[0]}"
     return None
@@ -127,9 +144,7 @@ def _difference(claim: Claim, evidence: Evidence) -> tuple[Difference, str | Non
         return nothing, f"{arm.name} is not there"
     if claim.fvu is not None and claim.against is not None:
         return _at_cost(arm, parse_arm(claim.against), claim.fvu, claim.metric, evidence)
-    match = evidence.matching.matches.get(arm)
-    if match is None:
-        return nothing, f"{arm.name} is the baseline itself"
+    match = evidence.matching.matches[arm]
     if match.how == "not matched":
         return nothing, "L0 not matched"
     others = match.baseline({rung: evidence.values[rung][claim.metric] for rung in match.ladder})
@@ -146,12 +161,18 @@ def _at_cost(arm: Arm, against: Arm, cost: float, metric: str, evidence: Evidenc
         least, most = curve.reach
         if not least <= cost <= most:
             return nothing, f"{curve.family.name} is known at costs of {least:.3g} to {most:.3g} only"
+    if pair[0] is pair[1] and pair[0] is not None:
+        return nothing, _on_one_curve(arm, against, pair[0].family.name)
     if len(rungs := {curve.rung for curve in pair if curve is not None}) > 1:
         return nothing, f"their L0 differ: they are held to {' and '.join(sorted(rung.name for rung in rungs))}"
     read = [curve.read(metric, cost).tolist() for curve in pair if curve is not None]
     between = [one for curve in pair if curve is not None for one in curve.between(cost)]
     weak = [one.name for one in dict.fromkeys(between) if one in evidence.undertrained]
     return paired_difference(*read), _undertrained(weak)
+
+
+def _on_one_curve(arm: Arm, against: Arm, family: str) -> str:
+    return f"{arm.name} and {against.name} lie on one curve, {family}"
 
 
 def _undertrained(names: Sequence[str]) -> str | None:

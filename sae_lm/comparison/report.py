@@ -40,6 +40,7 @@ from sae_lm.pages.schema import (
 )
 from sae_lm.penalties.arms import Arm
 from sae_lm.settings import CompareSettings
+from sae_lm.training.recipe import aimed_k
 from sae_lm.training.registered import Registered
 
 CONTROL = "random"
@@ -84,7 +85,7 @@ def make_report(
         ],
         "partial": [*runs.partial, *measured.remarks, *_missing(store, runs, measured)],
         **_what_was_compared(settings, store, runs, measured),
-        "arms": {arm.name: _arm(arm, runs, arm in front, undertrained.get(arm), values) for arm in runs.arms},
+        "arms": {arm.name: arm_entry(arm, runs, arm in front, undertrained.get(arm), values) for arm in runs.arms},
         "controls": {CONTROL: {key: measured.control.get(key, math.nan) for key in METRICS}},
         "grades": _grades(measured),
         "differences": differences,
@@ -156,7 +157,7 @@ def _missing(store: Store, runs: Runs, measured: Measured) -> list[str]:
     return sentences
 
 
-def _arm(arm: Arm, runs: Runs, on_front: bool, undertrained: Undertrained | None, values: Values) -> ArmEntry:
+def arm_entry(arm: Arm, runs: Runs, on_front: bool, undertrained: Undertrained | None, values: Values) -> ArmEntry:
     run = runs.by_key[arm, runs.seeds[0]]
     return {
         "family": arm.family.name,
@@ -164,7 +165,7 @@ def _arm(arm: Arm, runs: Runs, on_front: bool, undertrained: Undertrained | None
         "penalty": arm.penalty,
         "coefficient": arm.coefficient,
         "arch": run.architecture,
-        "k": arm.k or run.training["k"],
+        "k": aimed_k(run.training, run.architecture, arm.k),
         "pareto": on_front,
         "undertrained": reason([undertrained]) if undertrained else None,
         "values": {key: [*per_seed] for key, per_seed in values[arm].items()},

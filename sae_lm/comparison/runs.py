@@ -60,6 +60,11 @@ class Runs(NamedTuple):
     training: dict[str, Any]
     """of the baseline's first run"""
 
+    @property
+    def least_d_sae(self) -> int:
+        """Latents of the narrowest SAE."""
+        return min(run.training["d_sae"] for run in self.by_key.values())
+
     def check(self) -> None:
         """Read every SAE's files but for the numbers themselves. Raises SaeError for one that is damaged."""
         for run in self.by_key.values():
@@ -129,10 +134,7 @@ def read_runs(folder: Path, baseline: str) -> Runs:
     seeds = sorted({seed for _, seed in trained} | set(range(expected.get("first_seed", 0), expected["seeds"])))
     lacking = {seed: [arm for arm in arms if (arm, seed) not in trained] for seed in seeds}
     common = [seed for seed in seeds if not lacking[seed]]
-    for seed, without in lacking.items():
-        if without:
-            missing = ", ".join(sae_folder(arm, seed) for arm in without)
-            partial.append(f"Seed {seed} is left out: {missing} missing; run sae-lm train again with these arms.")
+    partial += _left_out(lacking)
     if not common:
         raise SaeError(
             f"runs {folder} have no seed that all of their arms have, they have "
@@ -142,6 +144,27 @@ def read_runs(folder: Path, baseline: str) -> Runs:
     runs = {(arm, seed): trained[arm, seed] for arm in arms for seed in common}
     _check_equal(folder, list(runs.values()))
     return Runs(wanted, arms, common, runs, partial, dict(runs[arms[0], common[0]].training))
+
+
+def _left_out(lacking: Mapping[int, list[Arm]]) -> Iterator[str]:
+    """A sentence for all seeds that lack the same arms."""
+    by_arms: dict[tuple[Arm, ...], list[int]] = {}
+    for seed, without in lacking.items():
+        by_arms.setdefault(tuple(without), []).append(seed)
+    for without, seeds in by_arms.items():
+        one = len(seeds) == 1
+        missing = ", ".join(sae_folder(arm, seeds[0]) if one else arm.name for arm in without)
+        if missing:
+            said = f"Seed {seeds[0]} is" if one else f"Seeds {_spans(seeds)} are"
+            yield f"{said} left out: {missing} missing; run sae-lm train again with these arms."
+
+
+def _spans(seeds: list[int]) -> str:
+    """Ascending numbers, runs of them as ``3-999``."""
+    known = set(seeds)
+    starts = [seed for seed in seeds if seed - 1 not in known]
+    ends = [seed for seed in seeds if seed + 1 not in known]
+    return ", ".join(str(start) if start == end else f"{start}-{end}" for start, end in zip(starts, ends, strict=True))
 
 
 def _find_baseline(folder: Path, baseline: str, known: list[Arm]) -> tuple[Arm, list[Arm]]:

@@ -139,6 +139,9 @@ def match_one_to_one(a: Float[Tensor, "n d_in"], b: Float[Tensor, "m d_in"], hun
     Up to ``hungarian`` latents pairs are matched for the largest sum of cosines (Hungarian method). Beyond, a pair
     is two latents that are each other's nearest: fewer pairs, of the same kind, and fewer of them at any cosine.
     """
+    if not len(a) or not len(b):
+        none = torch.zeros(0, dtype=torch.long)
+        return Matched(none, none, none.double())
     if max(len(a), len(b)) <= hungarian:
         cosines = (unit_rows(a) @ unit_rows(b).T).cpu().numpy()
         row, column = scipy.optimize.linear_sum_assignment(cosines, maximize=True)

@@ -21,7 +21,8 @@ Keys of ``run.json``; a later run into the same folder writes it anew::
     seeds       one more than the largest
     store       address of the store, as it was given
     facts       the training recipe, the fields of ``TrainingRecipe`` (sae_lm.training.recipe)
-    registered  file, sha256, text of what was fixed beforehand (sae_lm.training.registered); null where nothing was
+    registered  file, sha256, text of what was fixed beforehand, labels the SHA-256 of its concepts' file
+                (sae_lm.training.registered); null where nothing was
     versions    of sae_lm and torch
 
 Keys of ``metadata`` in an SAE's ``cfg.json``, beside those that SAELens wants: ``arm``, ``penalty``,
@@ -62,7 +63,7 @@ if TYPE_CHECKING:
 
 RUN, STATE_FOLDER = "run.json", "state"
 MOST_SEEDS = 10**5
-"""Between the least and the largest; more would be a mistake, and each that lacks has a sentence."""
+"""Between the least and the largest; more would be a mistake."""
 PER_ARM = "k"
 """The setting that SAEs of one folder may have of their own: arms are compared at equal L0. Were another to differ, a
 difference between arms would be its."""

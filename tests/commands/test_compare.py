@@ -67,6 +67,7 @@ def test_the_report_holds_what_its_schema_says(report):
         assert PerConcept.__required_keys__ <= concept.keys() <= PerConcept.__annotations__.keys()
     optional = {"composition_rate", "composition_null", "recovered_on_holes", "split_ratio", "stitched_novel"}
     optional |= {"absorber_flips", "other_flips", "absorber_kl", "other_kl"}  # of absorbed tokens, which may be none
+    optional |= {"nth_projection"}  # L0 is not below an eighth of so few latents
     optional |= {*OF_CLEAR.values(), "probe_rank"}  # too few concepts here, and weak probes
     for arm in values["arms"].values():
         assert list(arm["values"]) == list(METRICS)

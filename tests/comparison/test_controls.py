@@ -7,7 +7,18 @@ import pytest
 import torch
 from toys import identity_sae, toy_rows
 
-from sae_lm.comparison.controls import ORDERED, SHARES, GradedSae, Grades, control_remarks, grade, order_sentences
+from sae_lm.comparison import controls
+from sae_lm.comparison.controls import (
+    ORDERED,
+    ROWS,
+    SHARES,
+    GradedSae,
+    Grades,
+    control_remarks,
+    grade,
+    order_sentences,
+    some_rows,
+)
 from sae_lm.comparison.equal_alarms import common_points, points_of_sae
 from sae_lm.comparison.evaluate import common_counts, sae_codes, sae_splits
 from sae_lm.comparison.evaluation_set import ConceptSet, EvaluationSet, find_candidates, sample_documents, sum_samples
@@ -60,6 +71,14 @@ def test_permuted_rows_leave_all_that_has_no_geometry_and_with_no_latents_left_n
         }
     assert permuted[-1]["fvu"] > baseline["fvu"]
     assert dropped[-1]["equal_hole_rate"] == 1 and dropped[-1]["l0"] == dropped[-1]["absorption_fraction"] == 0
+
+
+@pytest.mark.parametrize("batch", [100, 3000, 8191, 20_000])
+def test_fvu_and_l0_of_all_are_of_the_same_rows_however_many_are_read_at_once(batch, monkeypatch):
+    monkeypatch.setattr(controls, "batch_rows", lambda _: batch)
+    x = torch.arange(20_000.0)[:, None]
+    rows = some_rows(lambda size: iter(x.split(size)), identity_sae(1))
+    assert torch.equal(torch.cat([*rows]), x[:ROWS])
 
 
 def saes_of(oracle, baseline, permuted, dropped):

@@ -36,7 +36,10 @@ def test_parts_of_other_settings_or_saes_are_measured_anew(runs, tiny_store, tmp
     assert first["none"].dtype == torch.float32 and first["none"].shape == (0,)
     assert part(measure=unwanted, fvu_cost=(0.1,))["figures"]["fvu"] == 0.1
     elsewhere = found._replace(training=found.training | {"hook": "blocks.0.hook_out"})
-    for change in ({"seed": 9}, {"tokens": 7}, {"max_k": 3}, {"device": "cuda"}, {"found": elsewhere},
+    narrow = found.by_key[parse_arm("none@k=4"), 0]
+    narrow = narrow._replace(training=narrow.training | {"d_sae": 8})  # n of the decoder projection hangs on the least
+    narrower = found._replace(by_key=found.by_key | {(narrow.arm, narrow.seed): narrow})
+    for change in ({"seed": 9}, {"tokens": 7}, {"max_k": 3}, {"device": "cuda"}, {"found": elsewhere}, {"found": narrower},
                    {"what": "another thing"}, {"of": others}):  # fmt: skip
         assert part(**change) == 7, change
     assert part(measure=unwanted)["figures"]["fvu"] == 0.1

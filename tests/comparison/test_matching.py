@@ -98,6 +98,32 @@ def test_every_arm_has_a_rung_of_the_baseline_beside_what_its_differences_are_ta
     assert matching.matches[parse_arm("abs_cos:1@arch=relu@k=15")].rung.name == "none@arch=relu@k=15"
 
 
+@pytest.mark.parametrize(
+    ("names", "baseline"),
+    [
+        (("none", "none@decoder=0.8", "max_cos:0.25"), "none@decoder=0.8"),
+        (("none", "none@encoder=frozen", "max_cos:0.25@encoder=frozen"), "none@encoder=frozen"),
+        (("none@arch=batchtopk", "none@arch=matryoshka@fvu=0.02", "max_cos:1"), "none@arch=matryoshka@fvu=0.02"),
+        (("none", "none@arch=matryoshka", "max_cos:1@arch=relu", "none@arch=relu"), "none@arch=matryoshka"),
+        (("none", "max_cos:1", "max_cos:1@arch=relu", "none@arch=relu"), "max_cos:1"),
+        (("none@k=32", "none@k=16@decoder=0.8"), "none@k=16@decoder=0.8"),
+    ],
+)
+def test_whatever_arm_the_baseline_is_its_ladder_holds_it_and_all_others_have_a_difference(names, baseline):
+    every, named = [*map(parse_arm, names)], parse_arm(baseline)
+    assert ladder_of(named, every, named) == [named]
+    matching = matching_of({name: [16.0] for name in names}, baseline)
+    assert matching.ladder == [named] and set(matching.matches) == set(every)
+    for arm, found in matching.matches.items():
+        assert (found.rung == arm) == (arm == named), f"{arm.name} is compared with {found.rung.name}"
+
+
+def test_beside_a_held_baseline_every_arm_is_compared_with_it_and_no_penalty_too():
+    every = [*map(parse_arm, ("none", "none@decoder=0.8", "max_cos:0.25", "max_cos:0.25@decoder=0.8"))]
+    held = every[1]
+    assert all(ladder_of(arm, every, held) == [held] for arm in every)
+
+
 # --- the front
 
 

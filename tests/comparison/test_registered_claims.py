@@ -1,5 +1,6 @@
 """Registered claims get the answer that their figures allow."""
 
+import json
 import math
 from pathlib import Path
 
@@ -9,14 +10,14 @@ from sae_lm.comparison import registered as module
 from sae_lm.comparison.frontier import curves
 from sae_lm.comparison.matching import match_arms
 from sae_lm.comparison.outcomes import METRICS
-from sae_lm.comparison.registered import Evidence, answer_registered, check_registered
+from sae_lm.comparison.registered import Evidence, answer_registered, check_claims, check_registered
 from sae_lm.comparison.runs import Runs
 from sae_lm.errors import SettingsError
 from sae_lm.metrics.equivalence import equivalence_p
 from sae_lm.metrics.statistics import paired_difference
 from sae_lm.penalties.arms import parse_arm
-from sae_lm.settings import CompareSettings
-from sae_lm.training.registered import Registered
+from sae_lm.settings import CompareSettings, TrainSettings
+from sae_lm.training.registered import Registered, read_registered, registration
 
 NOISE = (0.001, -0.002, 0.0015, -0.0005, 0.0, 0.001)
 SETTINGS = CompareSettings(runs="runs", out="out")
@@ -27,9 +28,18 @@ def all_trained_under_the_file(monkeypatch):
     monkeypatch.setattr(module, "not_registered", lambda *_: [])
 
 
-def registered(*claims, settings="seeds = 6"):
+ARMS = (
+    "none",
+    "abs_cos:1",
+    "max_cos:1",
+    "sq_cos:1",
+    *(f"{arm}@k={k}" for arm in ("none", "abs_cos:1", "max_cos:1") for k in (16, 64)),
+)
+
+
+def registered(*claims, settings="seeds = 6", arms=ARMS):
     entries = "".join(f'[[claim]]\nsentence = "It is so."\nmetric = "equal_hole_rate"\n{claim}\n' for claim in claims)
-    return Registered("fixed.toml", f"[train]\n{settings}\n{entries}")
+    return Registered("fixed.toml", f"[train]\n{settings}\narms = {json.dumps(arms)}\n{entries}")
 
 
 def evidence(undertrained=(), **changes):
@@ -46,12 +56,12 @@ def evidence(undertrained=(), **changes):
     return Evidence(values, matching, curves(values, matching), [parse_arm(name) for name in undertrained], 0.02)
 
 
-def runs_of(seeds):
-    return Runs(parse_arm("none"), [], [*seeds], {}, [], {})
+def runs_of(seeds, arms=ARMS):
+    return Runs(parse_arm("none"), [*map(parse_arm, arms)], [*seeds], {}, [], {})
 
 
-def answers(text, facts, seeds=range(6), settings=SETTINGS):
-    entry = answer_registered(text, settings, runs_of(seeds), facts)
+def answers(text, facts, seeds=range(6), settings=SETTINGS, arms=ARMS):
+    entry = answer_registered(text, settings, runs_of(seeds, arms), facts)
     assert entry is not None and entry["sha256"] == text.sha256
     return entry["claims"]
 
@@ -115,6 +125,121 @@ def test_undertrained_saes_missing_seeds_and_other_settings_answer_nothing():
     other = CompareSettings(runs="runs", out="out", probe_gate=0.5)
     (differs,) = answers(registered(LOWER), evidence(**changes), settings=other)
     assert differs["answer"].startswith("no answer (compared with other settings than registered: probe_gate is 0.6")
+
+
+def test_where_an_arm_that_was_registered_is_missing_no_claim_is_answered():
+    facts = evidence(**{"abs_cos:1": (-0.1, 0.01)})
+    text = registered(LOWER, arms=["none", "abs_cos:1/2", "max_cos"])
+    (few,) = answers(text, facts, arms=["none", "abs_cos:1", "max_cos:0.25"])
+    assert few["holds"] is None and few["answer"] == "no answer (3 of 4 arms are there)"
+    (whole,) = answers(text, facts, arms=["none", "abs_cos:1", "abs_cos:2", "max_cos:0.25", "sq_cos:1"])
+    assert whole["holds"], "one that was added later takes no answer away"
+
+
+@pytest.mark.parametrize(
+    ("arm", "against", "said"),
+    [
+        ("abs_cos:1", "abs_cos:3", r"abs_cos:1 and abs_cos:3 lie on one curve, abs_cos:1/3"),
+        ("abs_cos:1", "abs_cos:1", r"abs_cos:1 and abs_cos:1 lie on one curve"),
+        ("abs_cos:1", "none", r"none is the baseline itself, .* or leave out `against` and `fvu`"),
+        ("none", "abs_cos:1", r"none is the baseline itself"),
+        ("none@arch=matryoshka@balance=0.5", "none@arch=matryoshka", r".* lie on one curve"),
+    ],
+)
+def test_a_claim_at_one_cost_that_no_two_curves_decide_is_refused_before_training(arm, against, said):
+    arms = ["none", "abs_cos:1/3", "max_cos:1", "none@arch=matryoshka@balance=0.5/1"]
+    at_cost = f'arm = "{arm}"\nagainst = "{against}"\nfvu = 0.01\nexpect = "lower"'
+    with pytest.raises(SettingsError, match=rf"registered fixed.toml: claim 1: {said}"):
+        check_claims(registered(at_cost, arms=arms))
+    of_two = 'arm = "abs_cos:3"\nagainst = "max_cos:1"\nfvu = 0.01\nexpect = "lower"'
+    check_claims(registered(of_two, arms=arms))
+
+
+def test_a_claim_without_a_cost_on_the_baseline_is_refused_before_training():
+    with pytest.raises(SettingsError, match="claim 1: none is the baseline itself, .* name another arm"):
+        check_claims(registered(LOWER.replace("abs_cos:1", "none")))
+
+
+def test_arms_on_one_curve_are_no_answer_in_a_folder_that_was_trained_so():
+    facts = evidence(**{"abs_cos:1": (-0.10, 0.02), "abs_cos:3": (-0.12, 0.03)})
+    at_cost = 'arm = "abs_cos:1"\nagainst = "abs_cos:3"\nfvu = 0.01\nexpect = "lower"'
+    (claim,) = answers(registered(at_cost), facts)
+    assert claim["answer"] == "no answer (abs_cos:1 and abs_cos:3 lie on one curve, abs_cos:1/3)"
+
+
+LABELS = "string,label\n the,article\n"
+
+
+@pytest.fixture
+def with_labels(tmp_path, monkeypatch):
+    """A file that names labels, as it is registered in a folder; and its run.json after training began."""
+    monkeypatch.chdir(tmp_path)
+    Path("concepts.csv").write_text(LABELS)
+    text = registered(LOWER, settings='hook = "blocks.1.hook_out"').text
+    Path("fixed.toml").write_text(f'{text}\n[compare]\nlabels = "concepts.csv"\n')
+
+    def register(registered="fixed.toml"):
+        settings = TrainSettings(
+            store="store", out="runs", registered=registered, hook="blocks.1.hook_out", arms=",".join(ARMS)
+        )
+        kept = registration(settings)
+        Path("runs").mkdir(exist_ok=True)
+        Path("runs/run.json").write_text(json.dumps({"registered": kept.record()}))
+        return kept
+
+    return register
+
+
+def answer_with(labels, text):
+    (claim,) = answers(
+        text,
+        evidence(**{"abs_cos:1": (-0.1, 0.01)}),
+        settings=CompareSettings(runs="runs", out="out", labels=labels),
+    )
+    return claim["answer"]
+
+
+def test_registered_labels_are_known_by_their_content_and_not_by_their_path(with_labels, tmp_path):
+    text = with_labels()
+    assert read_registered(Path("runs")) == text
+    (tmp_path / "elsewhere.csv").write_text(LABELS)
+    assert answer_with("elsewhere.csv", text).startswith("holds (")
+    Path("concepts.csv").write_text(LABELS + " a,article\n")
+    changed = "no answer (compared with other settings than registered: labels is "
+    assert answer_with("concepts.csv", text).startswith(changed)
+    assert answer_with(None, text).startswith(changed)
+
+
+def test_labels_are_registered_until_the_first_sae_is_begun_and_not_after(with_labels):
+    before = with_labels()
+    Path("concepts.csv").write_text(LABELS + " a,article\n")
+    after = with_labels()
+    assert before.text == after.text and before.labels != after.labels
+    Path("runs/none-seed0.metrics.jsonl").touch()
+    Path("concepts.csv").write_text(LABELS)
+    assert with_labels() == with_labels(None) == after
+    Path("concepts.csv").unlink()
+    assert with_labels() == after
+
+
+def test_labels_that_are_not_there_cannot_be_registered(with_labels):
+    Path("concepts.csv").unlink()
+    with pytest.raises(
+        SettingsError, match=r"registered fixed.toml: labels concepts.csv cannot be read \(No such file"
+    ):
+        with_labels()
+
+
+def test_a_folder_registered_without_the_content_of_its_labels_is_held_to_their_path(with_labels):
+    text = with_labels()._replace(labels=None)
+    Path("runs/run.json").write_text(json.dumps({"registered": text.record()}))
+    Path("runs/none-seed0.metrics.jsonl").touch()
+    assert with_labels().labels is None, "what the file held when it was registered is not known"
+    Path("concepts.csv").write_text(LABELS + " a,article\n")
+    assert answer_with("concepts.csv", text).startswith("holds (")
+    assert answer_with("elsewhere.csv", text).startswith(
+        "no answer (compared with other settings than registered: labels"
+    )
 
 
 def test_saes_of_another_file_answer_nothing(monkeypatch):

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 
+from sae_lm.comparison.report import arm_entry
 from sae_lm.comparison.runs import read_narrower, read_runs
 from sae_lm.errors import SaeError
 
@@ -55,6 +56,16 @@ def test_a_missing_seed_of_one_arm_is_left_out_of_all_and_told(tmp_path):
     assert runs.seeds == [0, 2]
     (told,) = runs.partial
     assert told.startswith("Seed 1 is left out: abs_cos_1-seed1 missing")
+
+
+def test_many_missing_seeds_are_told_in_one_sentence_for_the_same_arms(tmp_path):
+    there = [(arm, seed) for arm in ("none", "abs_cos:1") for seed in (0, 2, 300, 302)]
+    runs = read_runs(fake_runs(tmp_path, [*there, ("none", 299), ("none", 301)], seeds=303), "none")
+    assert runs.seeds == [0, 2, 300, 302]
+    assert runs.partial == [
+        "Seeds 1, 3-298 are left out: none, abs_cos:1 missing; run sae-lm train again with these arms.",
+        "Seeds 299, 301 are left out: abs_cos:1 missing; run sae-lm train again with these arms.",
+    ]
 
 
 def test_an_arm_that_was_never_trained_is_left_out_and_told(tmp_path):
@@ -169,3 +180,15 @@ def test_narrower_runs_have_fewer_latents_and_all_else_alike(tmp_path):
     ):
         with pytest.raises(SaeError, match=says):
             read_narrower(of(name, **changes), runs)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "coefficient", "k"),
+    [("relu", 0.01, None), ("jumprelu", 0.01, None), ("relu", None, 4), ("topk", 0.01, 4)],
+)
+def test_an_sae_trained_at_a_fixed_sparsity_coefficient_has_no_k_in_the_report(tmp_path, architecture, coefficient, k):
+    runs = read_runs(fake_runs(tmp_path, WHOLE), "none")
+    training = runs.training | {"k": 4, "sparsity_coefficient": coefficient}
+    by_key = {key: run._replace(training=training, architecture=architecture) for key, run in runs.by_key.items()}
+    arm = runs.arms[0]
+    assert arm_entry(arm, runs._replace(by_key=by_key), False, None, {arm: {}})["k"] == k

@@ -126,6 +126,62 @@ def test_of_many_arms_with_a_finding_the_answer_counts_all_and_names_the_cheapes
     assert "abs_cos:1 " not in told and "abs_cos:3 " not in told
 
 
+NESTED = "none@arch=matryoshka"
+
+
+def two_architectures(holes=-0.1, **l0):
+    """Two arms against no penalty, and one on matryoshka against that architecture's own; all differ by so much."""
+    names = ["none", NESTED, "abs_cos:1", "max_cos:1", "max_cos:1@arch=matryoshka"]
+    changed = {name: BASE if name in ("none", NESTED) else shifted(holes) for name in names}
+    return arms_of(
+        l0={name: [l0.get(name, 16.0)] * 6 for name in names},
+        fvu={name: BASE for name in names},
+        equal_hole_rate=changed,
+        absorption_fraction=changed,
+    )
+
+
+def test_the_answer_names_for_each_arm_what_it_was_compared_with():
+    told = answer(compare_arms(two_architectures(), "none"), "none", 6, concepts=4)
+    of_none, of_nested = told.split(f" Compared with {NESTED}, over 6 paired seeds: ")
+    assert of_none.startswith("Compared with none, over 6 paired seeds: less absorption with abs_cos:1 (FVU")
+    assert "max_cos:1 (FVU" in of_none and "@arch" not in of_none
+    assert of_nested == "less absorption with max_cos:1@arch=matryoshka (FVU +0.0000)."
+
+
+def test_an_architecture_at_several_k_is_one_baseline_in_the_answer():
+    at_k = {"none@k=8": 8.0, "none@k=16": 16.0, f"{NESTED}@k=8": 8.0, f"{NESTED}@k=16": 16.0}
+    changed = {f"abs_cos:1@arch=matryoshka@k={k}": float(k) for k in (8, 16)}
+    l0 = {name: [at] * 6 for name, at in (at_k | changed).items()}
+    values = arms_of(
+        l0=l0, fvu=dict.fromkeys(l0, BASE), splits=dict.fromkeys(at_k, BASE) | dict.fromkeys(changed, shifted(-0.1))
+    )
+    told = answer(compare_arms(values, "none"), "none", 6, concepts=4)
+    assert told.count("Compared with") == 1 and told.startswith(
+        f"Compared with {NESTED}, over 6 paired seeds: less splitting"
+    )
+
+
+def test_where_nothing_is_shown_only_arms_that_were_compared_are_counted():
+    differences = compare_arms(two_architectures(holes=0.0, **{"max_cos:1": 40.0}), "none")
+    told = answer(differences, "none", 6, concepts=4)
+    assert f"from none or {NESTED} is shown for any of the 3 arms that could be compared with 6" in told
+    differences = compare_arms(two_architectures(holes=0.0), "none")
+    assert "is shown for any of the 4 arms with 6 paired seeds" in answer(differences, "none", 6, concepts=4)
+
+
+def test_what_could_go_unseen_is_of_arms_that_were_compared():
+    noisy = [0.4, -0.5, 0.3, -0.4, 0.5, -0.3]
+    values = arms_of(
+        l0={"none": [16.0] * 6, "abs_cos:1": [16.0] * 6, "max_cos:1": [40.0] * 6},
+        equal_hole_rate={"none": BASE, "abs_cos:1": shifted(0.0), "max_cos:1": shifted(0.0, noisy)},
+    )
+    found = compare_arms(values, "none")
+    seen = entry(found, "abs_cos:1", "equal_hole_rate")["detectable"]
+    assert entry(found, "max_cos:1", "equal_hole_rate")["detectable"] > 10 * seen
+    assert f"lower by less than {seen:.2g} could go unseen" in answer(found, "none", 6, concepts=4)
+
+
 def test_few_seeds_no_concepts_or_no_other_arms_give_an_answer_without_a_claim():
     two = {"none": [0.5, 0.6], "abs_cos:1": [0.1, 0.2]}
     values = arms_of(l0={arm: [16.0, 16.0] for arm in two}, equal_hole_rate=two, absorption_fraction=two, fvu=two)

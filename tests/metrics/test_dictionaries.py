@@ -45,6 +45,16 @@ def test_where_there_are_no_rows_nothing_is_near():
     assert all(of.novel == 1 and math.isnan(of.lost) for of in split_curve(match_rows(none, some)))
 
 
+@pytest.mark.parametrize("hungarian", [0, 4096])
+def test_a_dictionary_without_rows_has_no_pairs_however_wide_the_other(hungarian):
+    some, none = directions(4, 5), directions(0, 5)
+    for a, b in ((some, none), (none, some), (none, none)):
+        found = match_one_to_one(a, b, hungarian)
+        assert [len(part) for part in found] == [0, 0, 0] and found.cosine.dtype == torch.float64
+        assert seed_stability(a, b, hungarian=hungarian) == 0
+    assert stable_signal(match_one_to_one(some, none, hungarian), torch.ones(4)) == 0
+
+
 def test_children_are_counted_by_hand():
     a = torch.eye(3)
     b = torch.tensor([[1.0, 0, 0], [3.0, 1, 0], [0, 1.0, 1.2], [-1.0, -1, -1]])

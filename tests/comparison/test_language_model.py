@@ -1,0 +1,20 @@
+"""The model that a store was cached from is found again, wherever it lies now."""
+
+import pytest
+
+from sae_lm.comparison.language_model import boot_model
+from sae_lm.data.store import open_store
+from sae_lm.errors import SaeError
+from sae_lm.settings import CompareSettings
+
+pytestmark = pytest.mark.transformer_lens_3
+
+
+def test_a_model_of_the_hub_that_lies_in_a_folder_now_is_taken_by_its_shape(tiny_store, tiny_model):
+    store = open_store(tiny_store)
+    store.manifest.recipe.model.update(id="owner/tiny", revision="0" * 40, files_sha256=None)
+    settings = CompareSettings(runs="runs", out="out", model=str(tiny_model))
+    assert boot_model(settings, store, "cpu").name == str(tiny_model)
+    store.manifest.recipe.model["d_model"] = 17
+    with pytest.raises(SaeError, match="has width 16, the store was cached from one with 17; give the same model"):
+        boot_model(settings, store, "cpu")
