@@ -40,7 +40,9 @@ def export(settings: ExportSettings) -> list[Path]:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise SettingsError(f"--out {out} exists already and is not replaced; give another folder, or remove it")
     steering = settings.to in ("gguf", "lm-eval")
-    read = READ[settings.to] - (_ROWS if settings.strength is not None else set())
+    read = READ[settings.to]
+    if settings.strength is not None and "strength" in read:
+        read = read - _ROWS
     for name in sorted(settings.model_fields_set - read - {"sae", "to", "device", "out"}):
         if getattr(settings, name) is not None:
             beside = " with a --strength" if name in READ[settings.to] else ""

@@ -8,6 +8,7 @@ import torch
 
 from sae_lm.concepts.rows import CONCEPTS
 from sae_lm.concepts.token_labels import read_labels
+from sae_lm.data.recipe import model_of
 from sae_lm.data.store import Store, open_store
 from sae_lm.errors import ModelError, SaeError, SaeLmError, SettingsError
 from sae_lm.interp.max_activating import fitting_hook
@@ -135,7 +136,7 @@ def _language_model(
     if settings.model is None and recorded["id"] != "embedded":
         return None, absent.format(f"that takes the language model; name it with --model {visible(recorded['id'])}")
     try:
-        source = find_model(settings.model or recorded["id"], recorded["revision"] if settings.model is None else None)
+        source = find_model(*model_of(store.manifest.recipe, store.path, settings.model))
         model = boot(source, device=device, dtype=torch.float32)
     except SaeLmError as problem:
         if settings.model is not None:

@@ -26,9 +26,10 @@ from sae_lm.settings import TrainSettings
 from sae_lm.training.convergence import convergence, state_of_training
 from sae_lm.training.group import TrainingRun, train_group
 from sae_lm.training.locks import only_trainer, only_writer_of_run, others_at_work, remove_locks
-from sae_lm.training.recipe import TrainingRecipe
+from sae_lm.training.recipe import TrainingRecipe, check_heeded
 from sae_lm.training.registered import Registered, registration
 from sae_lm.training.run_folder import (
+    RUN,
     all_seeds,
     check_alike,
     check_beside_others,
@@ -111,6 +112,8 @@ def _plan(settings: TrainSettings, store: Store, arms: list[Arm], teams: int, lo
     """Look at what is there, lock what is to be trained, write run.json. Raises SaeError, SettingsError."""
     recipe, out = TrainingRecipe.from_settings(settings, store, arms), settings.out
     all_seeds(settings)  # refused before each is looked for
+    if not (out / RUN).exists():
+        check_heeded(settings, arms)
     registered = registration(settings)
     if registered is not None:
         from sae_lm.comparison.registered import check_claims

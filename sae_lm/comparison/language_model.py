@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -39,7 +38,7 @@ def boot_model(settings: CompareSettings, store: Store, device: str) -> Language
             f"the store was cached from a local model folder named {recorded['id']!r}; give its path with --model, "
             "or --model none to leave out the cross-entropy"
         )
-    name, revision = model_of(store.manifest.recipe, Path(store.path), settings.model)
+    name, revision = model_of(store.manifest.recipe, store.path, settings.model)
     dtype = getattr(torch, recorded["dtype"])
     source = find_model(name, revision)
     placed: dict[str, Any] = {"device_map": settings.device_map} if settings.device_map else {}

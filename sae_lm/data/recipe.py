@@ -89,7 +89,7 @@ def settings_of(
     )
 
 
-def model_of(recipe: Recipe, out: Path, model: str | None = None) -> tuple[str, str | None]:
+def model_of(recipe: Recipe, out: str | Path, model: str | None = None) -> tuple[str, str | None]:
     """Where the language model of a store is found, and its revision. model: where it is now.
 
     Raises StoreError where it was a local one, and is not named.

@@ -97,7 +97,7 @@ def _jobs(
     store: Store, maker: ShardMaker, shards: list[int], from_text: list[int], damaged: list[str]
 ) -> Iterator[Job]:
     """The shards to be cached again: those whose tokens are whole, then those that are tokenized anew."""
-    for number in shards:
+    for number in sorted({*shards} - {*from_text}):
         if job := _stored_job(store, number, damaged):
             yield job
     if from_text:

@@ -10,7 +10,6 @@ import math
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import replace
-from itertools import islice
 from typing import Any, NamedTuple
 
 from jaxtyping import Float
@@ -76,16 +75,13 @@ def find_fit(sae: SAE, rows: Rows) -> Fit:
 
 
 def _best_pair(sae: SAE, rows: Rows) -> Reading | None:
-    """Of all second changes beside a first one: found on few rows, measured on all.
-
-    SAEs are large, so none is kept: the best is made again.
-    """
+    """Of all second changes beside a first one: found on few rows, measured on all. SAEs are large: one is kept."""
     few = {place: x[:: max(1, len(x) // PAIR_ROWS)] for place, x in rows.items()}
-    tried = [_order(_quality(changed, few[place]).fvu) for _, place, changed in _pairs(sae, rows, few)]
-    if not tried or min(tried) == math.inf:
-        return None
-    said, place, changed = next(islice(_pairs(sae, rows, few), tried.index(min(tried)), None))
-    return Reading(said, place, _quality(changed, rows[place]))
+    best, least = None, math.inf
+    for said, place, changed in _pairs(sae, rows, few):
+        if (fvu := _quality(changed, few[place]).fvu) < least:
+            best, least = (said, place, changed), fvu
+    return Reading(best[0], best[1], _quality(best[2], rows[best[1]])) if best else None
 
 
 def _pairs(sae: SAE, rows: Rows, few: Rows) -> Iterator[tuple[tuple[str, str], str, SAE]]:

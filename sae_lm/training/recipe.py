@@ -203,11 +203,7 @@ def is_same_scale(stored: Any, scale: float) -> bool:
 
 
 def _check_latents(settings: TrainSettings, arms: list[Arm]) -> None:
-    """Raises SettingsError where k or the nested widths do not fit the number of latents, or an arm its architecture.
-
-    Also where a setting is heeded by no arm: it would be recorded as what the SAEs were trained with.
-    """
-    _check_heeded(settings, arms)
+    """Raises SettingsError where k or the nested widths do not fit the number of latents, or an arm its architecture."""
     k = max(arm.k or settings.k for arm in arms)
     if k > settings.d_sae:
         raise SettingsError(f"k is {k}, more than the {settings.d_sae} latents of d_sae; give a smaller one")
@@ -224,7 +220,11 @@ def _check_latents(settings: TrainSettings, arms: list[Arm]) -> None:
             )
 
 
-def _check_heeded(settings: TrainSettings, arms: list[Arm]) -> None:
+def check_heeded(settings: TrainSettings, arms: list[Arm]) -> None:
+    """Raises SettingsError where no arm heeds a setting: it would be recorded as what the SAEs were trained with.
+
+    For the first command of a folder: later ones add arms to SAEs that may heed it.
+    """
     architectures = {arm.arch or settings.arch for arm in arms}
     if settings.widths is not None and "matryoshka" not in architectures:
         raise SettingsError(

@@ -18,7 +18,7 @@ It is a TOML file as ``--config`` takes it, with one ``[[claim]]`` or more besid
 
 Every ``train`` into the folder is held to its settings. The file's text goes into ``run.json``, its SHA-256 into
 each SAE's metadata, so that neither can be changed afterwards without being seen. Of labels that ``[compare]`` names
-the SHA-256 goes into ``run.json`` too: their content is held, wherever they lie.
+the SHA-256 goes into ``run.json`` too: their content is held, wherever they lie, against a mistake. No SAE has it.
 """
 
 import hashlib

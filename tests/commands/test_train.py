@@ -118,6 +118,14 @@ def test_an_arm_added_to_an_unfinished_run_changes_none_of_the_others(train_sett
     assert contents(train(train_settings(arms="none,max_cos:0.5,abs_cos:1"))) == whole
 
 
+def test_an_arm_that_does_not_heed_a_setting_is_added_to_a_folder_whose_first_arms_do(train_settings):
+    with pytest.raises(SettingsError, match="sparsity_coefficient is 0.1, and no arm is relu or jumprelu"):
+        train(train_settings(arms="none", sparsity_coefficient=0.1, tokens="1k"))
+    out = train(train_settings(arms="none@arch=relu", sparsity_coefficient=0.1, tokens="1k"))
+    train(train_settings(arms="none", sparsity_coefficient=0.1, tokens="1k"))
+    assert (out / "none-seed0").is_dir()
+
+
 def test_arms_one_at_a_time_are_the_arms_together(train_settings):
     together = contents(train(train_settings("together", arms=ARMS)))
     apart = contents(

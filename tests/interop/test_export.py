@@ -321,6 +321,7 @@ def test_the_harness_reads_a_csv_whose_sae_gives_the_row_and_the_bias(
         ),
         ("lm-eval", {"latents": (1,), "strength": 2.0, "tokens": 9}, "--tokens is of no use .* with a --strength"),
         ("lm-eval", {"latents": (1,), "strength": 2.0, "codes": Path("c")}, "--codes is of no use .* a --strength"),
+        ("delphi", {"store": "acts", "strength": 5.0}, "--strength is of no use with --to delphi"),
         ("saedashboard", {"module": "h.1"}, "--module is of no use with --to saedashboard"),
         ("neuronpedia", {"model": "embedded"}, "unembeds width 256 to 4096 tokens, the SAE and store have width"),
         ("neuronpedia", {"store": None}, "needs a --store"),

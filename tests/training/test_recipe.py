@@ -8,7 +8,7 @@ from sae_lm.data.store import open_store
 from sae_lm.errors import SettingsError
 from sae_lm.penalties.arms import parse_arms
 from sae_lm.settings import TrainSettings
-from sae_lm.training.recipe import NOT_IN_RECIPE, TrainingRecipe, default_lr
+from sae_lm.training.recipe import NOT_IN_RECIPE, TrainingRecipe, check_heeded, default_lr
 
 WRITTEN = [
     "hook", "d_sae", "k", "arch", "widths", "sparsity_coefficient", "bandwidth", "tokens", "batch_size", "lr", "optimizer", "whiten", "warm_up", "decay",
@@ -82,11 +82,12 @@ def test_the_default_learning_rate_turns_a_row_by_as_much_at_any_width_and_stops
 def test_a_setting_that_no_arm_heeds_is_refused(tiny_store, arms, changes, said):
     with pytest.raises(SettingsError, match=said):
         settings = TrainSettings(store=tiny_store, hook="1", d_sae=64, arms=arms, out=tiny_store, **changes)
-        TrainingRecipe.from_settings(settings, open_store(tiny_store), parse_arms(settings.arms))
+        check_heeded(settings, parse_arms(settings.arms))
 
 
 def test_a_sparsity_coefficient_and_widths_are_for_those_arms_that_heed_them(tiny_store):
     arms, changes = "none@k=8,none@arch=relu,none@arch=matryoshka@k=8", {"sparsity_coefficient": 0.1, "widths": "8,64"}
     settings = TrainSettings(store=tiny_store, hook="1", d_sae=64, arms=arms, out=tiny_store, **changes)
+    check_heeded(settings, parse_arms(settings.arms))
     recipe = TrainingRecipe.from_settings(settings, open_store(tiny_store), parse_arms(settings.arms))
     assert (recipe.sparsity_coefficient, recipe.widths) == (0.1, (8, 64))

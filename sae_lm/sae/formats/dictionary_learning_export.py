@@ -21,7 +21,8 @@ def write(sae: SAE, directory: Path) -> None:
     """Write a directory that dictionary_learning's ``load_dictionary`` reads; whole or not at all.
 
     standard: AutoEncoder, or AutoEncoderNew where b_dec is not subtracted or decoder rows are not unit, since reading an
-    AutoEncoder makes them so and scales activations; topk: AutoEncoderTopK; jumprelu: JumpReluAutoEncoder. Biases are folded where the class has none. Raises SaeError for what no class has.
+    AutoEncoder makes them so and scales activations; topk: AutoEncoderTopK; jumprelu: JumpReluAutoEncoder. Biases are
+    folded where the class has none. Raises SaeError for what no class has.
     """
     config = sae.config
     if config.normalises:
