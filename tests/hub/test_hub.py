@@ -332,12 +332,17 @@ finish()
 """
 
 
+def model_and_lines(root: Path, owner: str, model: Path, texts: list[str]) -> None:
+    """The repositories OWNER/tiny, a copy of a model, and OWNER/lines, a data set of these texts."""
+    shutil.copytree(model, root / "models" / owner / "tiny")
+    lines = root / "datasets" / owner / "lines/train.jsonl"
+    lines.parent.mkdir(parents=True)
+    lines.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+
+
 def test_what_is_private_is_cached_with_its_owners_token_and_no_trace_of_it(tmp_path: Path, tiny_model: Path) -> None:
     root = tmp_path / "hub"
-    shutil.copytree(tiny_model, root / "models/me/tiny")
-    lines = root / "datasets/me/lines/train.jsonl"
-    lines.parent.mkdir(parents=True)
-    lines.write_text("".join(json.dumps({"text": f"line {number} of a private text"}) + "\n" for number in range(20)))
+    model_and_lines(root, "me", tiny_model, [f"line {number} of a private text" for number in range(20)])
     hub = HubStandIn(root, private=["me/tiny", "me/lines"], accounts={TOKEN: "me"})
     with hub:
         said = run(PRIVATE, hub, tmp_path / "home")
@@ -421,10 +426,7 @@ finish()
 
 def test_caching_goes_on_with_the_commit_of_a_text_that_has_moved_on_since(tmp_path: Path, tiny_model: Path) -> None:
     root = tmp_path / "hub"
-    shutil.copytree(tiny_model, root / "models/someone/tiny")
-    lines = root / "datasets/someone/lines/train.jsonl"
-    lines.parent.mkdir(parents=True)
-    lines.write_text("".join(json.dumps({"text": f"line {number} of a text"}) + "\n" for number in range(80)))
+    model_and_lines(root, "someone", tiny_model, [f"line {number} of a text" for number in range(80)])
     hub = HubStandIn(root)
     first = hub.commit("datasets", "someone/lines")
     said = run(MOVED, hub, tmp_path / "home")
