@@ -1,5 +1,9 @@
 """Caching on an accelerator, which is simulated: the rows are those of the CPU, and the model waits for no copy."""
 
+import queue
+import sys
+import threading
+
 import pytest
 import torch
 from simulated_device import NAME, simulated_device
@@ -35,3 +39,27 @@ def test_what_is_on_its_way_is_there_once_somebody_gets_it():
         assert {name: value.tolist() for name, value in values.get().items()} == {"a": [0, 2, 4], "b": [2, 2]}
         assert sum(simulation.waits.values()) == before + 1
     assert torch.equal(OnItsWay({"a": torch.ones(2)}).get()["a"], torch.ones(2))
+
+
+def test_what_one_thread_sends_is_there_when_another_gets_it_whoever_else_waits():
+    made, got, interval = queue.SimpleQueue(), [], sys.getswitchinterval()
+
+    def gets():
+        while (values := made.get()) is not None:
+            got.append(values.get()["a"].tolist())
+
+    with simulated_device():
+        threads = [threading.Thread(target=gets) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        sys.setswitchinterval(1e-6)
+        try:
+            for number in range(300):
+                made.put(OnItsWay({"a": torch.full([2], float(number)).to(NAME)}))
+        finally:
+            sys.setswitchinterval(interval)
+            for _ in threads:
+                made.put(None)
+            for thread in threads:
+                thread.join()
+    assert sorted(got) == [[number, number] for number in range(300)]

@@ -69,7 +69,7 @@ class Simulation:
     def __init__(self, float64=True):
         self.float64 = float64
         self.copies, self.waits = Counter(), Counter()
-        self.stream, self.waited_at = None, 0.0
+        self.of_thread, self.waited_at = threading.local(), 0.0
         self.arriving = []
         """(where to, what) of copies to the host that nobody waited for"""
         self.pinned = set()
@@ -78,11 +78,12 @@ class Simulation:
     def wait(self, counted=True):
         if counted:
             self.waits[_line()] += 1
-        self.waited_at = time.perf_counter()
         with self.lock:
+            now = time.perf_counter()
             for host, value in self.arriving:
                 host.copy_(value)
             self.arriving.clear()
+            self.waited_at = now  # only once all is there: another thread does not wait again for what is before it
 
     def call(self, func, args, kwargs):
         packet = func.overloadpacket
@@ -153,9 +154,10 @@ class Simulation:
         if not to_us:
             return inner
         made = SimulatedTensor(inner)
-        if self.stream is not None:  # on a queue of its own
+        stream = getattr(self.of_thread, "stream", None)
+        if stream is not None:  # on a queue of its own
             made.waited_for = made.memory_kept = False
-            self.stream.copied.append(made)
+            stream.copied.append(made)
         return made
 
     def _copy(self, to, value, non_blocking=False):
@@ -165,9 +167,9 @@ class Simulation:
                 self.wait()
             to.inner.copy_(value)
         elif non_blocking and self._is_pinned(to):
-            with self.lock:
+            with self.lock:  # or a wait of another thread would come between, and garbage would stay
+                to.fill_(111)
                 self.arriving.append((to, value.inner.clone()))
-            to.fill_(111)
         else:
             self.wait()
             to.copy_(value.inner)
@@ -285,9 +287,9 @@ class _Backend:
 
     @contextmanager
     def stream(self, stream):
-        self.current.stream = stream
+        self.current.of_thread.stream = stream  # each thread has its own, as with CUDA
         yield
-        self.current.stream = None
+        self.current.of_thread.stream = None
 
 
 SIMULATION = _Backend()
