@@ -11,6 +11,7 @@ from sae_lm.data.tokens import START
 from sae_lm.data.writer import BATCHES_BEHIND, Job, ShardMaker, open_writer
 from sae_lm.errors import TextError
 from sae_lm.pages.terminal import columns
+from sae_lm.runtime.device import imitation
 from sae_lm.runtime.files import free_bytes
 from sae_lm.runtime.threads import WriteBehind
 from sae_lm.settings import EstimateSettings
@@ -30,6 +31,8 @@ class Estimate(NamedTuple):
     """bytes free on the disk of the store's folder"""
     rows_per_second: float
     forward: str
+    slow: str
+    """a sentence on what makes it slow and could be otherwise; usually empty"""
 
     @property
     def seconds(self) -> float:
@@ -44,6 +47,7 @@ class Estimate(NamedTuple):
             "rows:": f"{self.rows:,}{ended} in {self.shards:,} shards",
             "disk:": f"{self.bytes / 1e9:,.3g} GB, {self.free / 1e9:,.1f} GB free: {enough}",
             "time:": f"{_duration(self.seconds)} at {self.rows_per_second:,.0f} rows/s ({self.forward}, measured just now)",
+            **({"note:": self.slow} if self.slow else {}),
         }
         return "\n".join(columns([*rows], [[*rows.values()]], heads=False, left=True))
 
@@ -64,6 +68,7 @@ def estimate(settings: EstimateSettings) -> Estimate:
         free=free_bytes(settings.out),
         rows_per_second=trial.timed_rows / trial.seconds,
         forward=recipe.forward,
+        slow=imitation(maker.forward.dtype, maker.forward.device),
     )
 
 

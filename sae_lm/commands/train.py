@@ -31,10 +31,10 @@ from sae_lm.training.registered import Registered, registration
 from sae_lm.training.run_folder import (
     RUN,
     all_seeds,
+    begun_recipe,
     check_alike,
     check_beside_others,
     is_done,
-    kept_scale,
     log_file,
     read_convergence,
     sae_folder,
@@ -70,7 +70,7 @@ def train(settings: TrainSettings) -> Path:
             )
         parallel = _parallel(settings, len(arms), ranks, device)
         teams, number = ranks.size // team.size, ranks.rank // team.size
-        plan = ranks.decided(lambda: _plan(settings, store, arms, teams * parallel, locks))
+        plan = ranks.decided(lambda: _plan(settings, store, arms, device, teams * parallel, locks))
         with report_out_of_memory(device, f"{LESS_MEMORY['train']}; finished SAEs are kept"):
             mine = _shares(plan.groups, teams)[number]
             seconds = _train_groups(_Place(ranks, team, device, parallel), mine, plan, settings, store)
@@ -108,9 +108,9 @@ class _Plan(NamedTuple):
     """what they are trained under"""
 
 
-def _plan(settings: TrainSettings, store: Store, arms: list[Arm], teams: int, locks: ExitStack) -> _Plan:
+def _plan(settings: TrainSettings, store: Store, arms: list[Arm], device: str, teams: int, locks: ExitStack) -> _Plan:
     """Look at what is there, lock what is to be trained, write run.json. Raises SaeError, SettingsError."""
-    recipe, out = TrainingRecipe.from_settings(settings, store, arms), settings.out
+    recipe, out = TrainingRecipe.from_settings(settings, store, arms, device), settings.out
     all_seeds(settings)  # refused before each is looked for
     if not (out / RUN).exists():
         check_heeded(settings, arms)
@@ -119,7 +119,8 @@ def _plan(settings: TrainSettings, store: Store, arms: list[Arm], teams: int, lo
         from sae_lm.comparison.registered import check_claims
 
         check_claims(registered)
-    recipe = recipe.model_copy(update={"scale": kept_scale(out, recipe)})
+    if begun := begun_recipe(out):
+        recipe = recipe.as_begun(begun, settings)
     check_alike(out, recipe)
     groups, missing = _share_out(settings, recipe, arms, teams)
     names = [sae_folder(arm, group.seed) for group in groups for arm in group.arms]

@@ -1,5 +1,6 @@
 """Check the name of a device, choose cuda or cpu for `auto`, and copy to an accelerator without waiting for it."""
 
+import platform
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -44,6 +45,29 @@ def pick_device(device: str, local_rank: int | None = None, float64_for: str = "
 def is_accelerator(device: str | torch.device) -> bool:
     """Whether work is queued there while this process goes on, so that asking for a number is waiting for it."""
     return torch.device(device).type != "cpu"
+
+
+def has_bfloat16(device: str | torch.device) -> bool:
+    """Whether products in bfloat16 are faster there than in float32.
+
+    Without hardware for them they are imitated: on a CPU with AVX2 alone they take a hundred times as long (torch 2.13).
+    """
+    kind = torch.device(device).type
+    if kind == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if kind != "cpu":
+        return True
+    if platform.machine().lower() in ("x86_64", "amd64"):
+        # oneDNN takes any AVX-512 for enough; without its extension for bfloat16 float32 is faster
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def imitation(dtype: torch.dtype, device: str | torch.device) -> str:
+    """A sentence where a model of this dtype would be slow there for want of hardware; empty where it is not."""
+    if dtype != torch.bfloat16 or has_bfloat16(device):
+        return ""
+    return f"this {torch.device(device).type} only imitates bfloat16, which is many times slower; give --model-dtype float32"
 
 
 def device_module(device: str | torch.device) -> Any:

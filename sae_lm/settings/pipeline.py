@@ -144,8 +144,9 @@ class TrainSettings(Settings):
     """rows without firing after which a latent counts as dead in training (default: a tenth of `tokens`, at most 10M)"""
     resample_every: Annotated[int, BeforeValidator(parse_count), Field(ge=0)] = 0
     """steps between resamplings of dead latents from badly reconstructed rows; 0 never (Bricken et al. 2023)"""
-    matmul: Literal["float32", "bfloat16"] = "bfloat16"
-    """precision of the encoder product that selects latents; the selected values are float32 either way"""
+    matmul: Literal["auto", "float32", "bfloat16"] = "auto"
+    """precision of the encoder product that selects latents; the selected values are float32 either way. `auto`: as the
+    folder's SAEs were trained; of the first bfloat16 where the device has it, float32 where it would imitate it, slowly"""
     log_every: Count = 50
     """steps between lines of the log, ARM-seedN.metrics.jsonl"""
     checkpoint_seconds: Annotated[float, Field(ge=0)] = 300.0

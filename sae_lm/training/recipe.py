@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict
 
 from sae_lm.errors import SettingsError
 from sae_lm.penalties.arms import Arm, check_held, check_nested
+from sae_lm.runtime.device import has_bfloat16
 from sae_lm.runtime.differences import SettingDifference, differences
 from sae_lm.settings import TrainSettings
 from sae_lm.training.schedules import learning_rate
@@ -39,6 +40,8 @@ changes its rounding). A registered file holds log_every: whether an SAE counts 
 
 WITH_SPARSITY = ("relu", "jumprelu")
 """Architectures whose loss has a sparsity coefficient: a controller aims at k with it, unless it is fixed."""
+
+MATMUL = ("float32", "bfloat16")
 
 SCALE_ROUNDING = 1e-9
 """Relative difference up to which scales are equal: a sum of n rows in float64 is known to about n * 1e-16 at worst."""
@@ -127,7 +130,9 @@ class TrainingRecipe(BaseModel):
     """root of the squared error of predicting the mean row; rows are divided by it, so that this costs 1"""
 
     @classmethod
-    def from_settings(cls, settings: TrainSettings, store: "Store", arms: list[Arm]) -> "TrainingRecipe":
+    def from_settings(
+        cls, settings: TrainSettings, store: "Store", arms: list[Arm], device: str = "cpu"
+    ) -> "TrainingRecipe":
         """Work out what the settings leave open. Raises SettingsError for what cannot be trained on this store."""
         hook = store.hook(settings.hook)
         context, row = store.held_out_from(settings.held_out)
@@ -145,6 +150,7 @@ class TrainingRecipe(BaseModel):
             "lr": settings.lr or default_lr(store.hooks[hook], settings.batch_size, settings.optimizer),
             "aux_k": settings.aux_k or max(1, store.hooks[hook] // 2),
             "dead_after": settings.dead_after or max(1, min(10_000_000, rows // 10)),
+            "matmul": _matmul(settings, device),
             "store_id": store.manifest.id,
             "held_out_from_context": context,
             "held_out_from_row": row,
@@ -180,6 +186,16 @@ class TrainingRecipe(BaseModel):
             wanted["scale"] = stored["scale"]
         return differences(with_defaults(stored), wanted)
 
+    def as_begun(self, stored: Mapping[str, Any], settings: TrainSettings) -> "TrainingRecipe":
+        """With what another machine works out otherwise as a recipe of this folder has it: the scale, where it differs by
+        rounding alone, and the precision of products, where the settings leave it open."""
+        kept: dict[str, Any] = {}
+        if is_same_scale(stored.get("scale"), self.scale):
+            kept["scale"] = stored["scale"]
+        if settings.matmul == "auto" and (matmul := with_defaults(stored)["matmul"]) in MATMUL:
+            kept["matmul"] = matmul
+        return self.model_copy(update=kept)
+
 
 def with_defaults(recorded: Mapping[str, Any]) -> dict[str, Any]:
     """A recorded recipe, with the defaults of the fields that its version did not have: that is what it did."""
@@ -200,6 +216,12 @@ def aimed_k(training: Mapping[str, Any], architecture: str, own: int | None = No
 def is_same_scale(stored: Any, scale: float) -> bool:
     """Whether two scales are of one sum, which another number of threads adds up in another order."""
     return isinstance(stored, float) and math.isclose(stored, scale, rel_tol=SCALE_ROUNDING)
+
+
+def _matmul(settings: TrainSettings, device: str) -> str:
+    if settings.matmul != "auto":
+        return settings.matmul
+    return "bfloat16" if has_bfloat16(device) else "float32"
 
 
 def _check_latents(settings: TrainSettings, arms: list[Arm]) -> None:

@@ -198,17 +198,10 @@ def check_beside_others(out: Path, recipe: "TrainingRecipe") -> None:
         )
 
 
-def kept_scale(out: Path, recipe: "TrainingRecipe") -> float:
-    """The scale that the folder's SAEs were trained with, where it differs from this one by rounding alone; else this."""
-    from sae_lm.training.recipe import is_same_scale
-
-    stored: list[Any] = [sae.training for sae in read_saes(out)]
-    if (out / RUN).exists():
-        stored.insert(0, read_json(out / RUN, SaeError, "a folder of runs").get("facts"))
-    for facts in stored:
-        if isinstance(facts, dict) and is_same_scale(facts.get("scale"), recipe.scale):
-            return facts["scale"]
-    return recipe.scale
+def begun_recipe(out: Path) -> dict[str, Any] | None:
+    """The recipe of the SAEs of this folder, or that run.json has while none is finished; None where neither is there."""
+    facts = read_json(out / RUN, SaeError, "a folder of runs").get("facts") if (out / RUN).exists() else None
+    return next((each for each in (*(sae.training for sae in read_saes(out)), facts) if isinstance(each, dict)), None)
 
 
 def is_done(out: Path, arm: "Arm", seed: int, recipe: "TrainingRecipe") -> bool:

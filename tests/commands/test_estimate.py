@@ -4,7 +4,9 @@ import pytest
 
 from sae_lm.cli import main
 from sae_lm.commands.cache import cache
+from sae_lm.commands.estimate import estimate
 from sae_lm.data.manifest import read_manifest
+from sae_lm.settings import EstimateSettings
 
 
 def test_an_estimate_says_rows_bytes_time_and_space_and_writes_nothing(
@@ -58,3 +60,19 @@ def test_an_estimate_without_packing_counts_what_padding_costs(tiny_model, text_
     common = ["--model", str(tiny_model), "--hooks", "0", "--context-size", "16", "--trial", "0.1", "--tokens", "100"]
     assert main(["estimate", *common, "--text", str(special)]) == 2
     assert "with a token that gets a row" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("forward", ["huggingface", "bridge"])
+def test_a_model_in_a_dtype_that_the_device_imitates_is_told_to_be_slow_before_it_is_and_no_other(
+    cache_settings, tmp_path, monkeypatch, capsys, forward
+):
+    said = "this cpu only imitates bfloat16, which is many times slower; give --model-dtype float32"
+    settings = cache_settings(tmp_path / "store", tokens=50, model_dtype="bfloat16", forward=forward)
+    for has, times in ((True, 0), (False, 1)):
+        monkeypatch.setattr("sae_lm.runtime.device.has_bfloat16", lambda device, has=has: has)
+        asked = EstimateSettings(**{**settings.model_dump(), "trial": 0.01})
+        assert str(estimate(asked)).count(said) == times
+        cache(settings.model_copy(update={"out": tmp_path / str(has)}))
+        assert capsys.readouterr().err.count(f"note: {said}") == times
+    cache(settings.model_copy(update={"out": tmp_path / "float32", "model_dtype": "float32"}))
+    assert said not in capsys.readouterr().err
