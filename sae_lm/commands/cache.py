@@ -82,7 +82,10 @@ def _write_store(maker: ShardMaker, state: PartialStore, ranks: Ranks) -> None:
         _check_space(maker.recipe, state)
         if not state.records:  # a run that goes on has said it
             of_text = remarks(maker.tokenizer, maker.text, maker.recipe)
-            of_model = (maker.forward.remark, imitation(maker.forward.dtype, maker.forward.device))
+            of_model = (
+                maker.forward.remark,
+                imitation(maker.forward.dtype, maker.forward.device, "give --model-dtype float32"),
+            )
             for remark in filter(None, (*of_model, *of_text)):
                 print(f"note: {remark}", file=sys.stderr, flush=True)
         state.begin(maker.batch_size, maker.sink_norms() if maker.recipe.drop_sinks else {})

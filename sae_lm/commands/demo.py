@@ -10,7 +10,7 @@ def demo_settings(out: Path) -> tuple[CacheSettings, TrainSettings, CompareSetti
     """What ``sae-lm demo`` runs; configs/demo.toml says the same as a file."""
     store, runs, report = out / "acts", out / "runs", out / "report"
     return (
-        CacheSettings(hooks=("blocks.2.hook_out",), tokens=450_000, out=store),
+        CacheSettings(hooks=("blocks.2.hook_out",), tokens=750_000, out=store),
         TrainSettings(
             store=store,
             d_sae=2048,

@@ -68,7 +68,7 @@ def estimate(settings: EstimateSettings) -> Estimate:
         free=free_bytes(settings.out),
         rows_per_second=trial.timed_rows / trial.seconds,
         forward=recipe.forward,
-        slow=imitation(maker.forward.dtype, maker.forward.device),
+        slow=imitation(maker.forward.dtype, maker.forward.device, "give --model-dtype float32"),
     )
 
 

@@ -1,6 +1,7 @@
 """sae-lm train: train SAEs from a stored set of activations, all arms of a seed side by side on the same batches."""
 
 import shutil
+import sys
 import threading
 import time
 from contextlib import ExitStack
@@ -14,7 +15,7 @@ from sae_lm.data.store import Store, open_store
 from sae_lm.errors import SettingsError, Stopped
 from sae_lm.interp.steering import LARGEST, largest_activations
 from sae_lm.penalties.arms import Arm, parse_arms
-from sae_lm.runtime.device import pick_device
+from sae_lm.runtime.device import imitation, pick_device
 from sae_lm.runtime.distributed import Ranks, Team, join_ranks
 from sae_lm.runtime.memory import LESS_MEMORY, report_out_of_memory
 from sae_lm.runtime.progress import Progress
@@ -29,9 +30,7 @@ from sae_lm.training.locks import only_trainer, only_writer_of_run, others_at_wo
 from sae_lm.training.recipe import TrainingRecipe, check_heeded
 from sae_lm.training.registered import Registered, registration
 from sae_lm.training.run_folder import (
-    RUN,
     all_seeds,
-    begun_recipe,
     check_alike,
     check_beside_others,
     is_done,
@@ -41,7 +40,7 @@ from sae_lm.training.run_folder import (
     sae_metadata,
     write_run,
 )
-from sae_lm.training.state import ArmGroup, read_unfinished, remove_finished
+from sae_lm.training.state import ArmGroup, begun_recipe, check_goes_on, read_unfinished, remove_finished
 from sae_lm.training.trackers import Track, check_trackers, read_lines
 from sae_lm.training.trainer import ArmTraining
 from sae_lm.training.whitening import whitening_matrix
@@ -112,29 +111,34 @@ def _plan(settings: TrainSettings, store: Store, arms: list[Arm], device: str, t
     """Look at what is there, lock what is to be trained, write run.json. Raises SaeError, SettingsError."""
     recipe, out = TrainingRecipe.from_settings(settings, store, arms, device), settings.out
     all_seeds(settings)  # refused before each is looked for
-    if not (out / RUN).exists():
+    begun, registered = begun_recipe(out), registration(settings)
+    if begun is None:
         check_heeded(settings, arms)
-    registered = registration(settings)
-    if registered is not None:
-        from sae_lm.comparison.registered import check_claims
+        if registered is not None:
+            from sae_lm.comparison.registered import check_claims
 
-        check_claims(registered)
-    if begun := begun_recipe(out):
-        recipe = recipe.as_begun(begun, settings)
+            check_claims(registered)
+    recipe = recipe.as_begun(begun, settings)
     check_alike(out, recipe)
     groups, missing = _share_out(settings, recipe, arms, teams)
     names = [sae_folder(arm, group.seed) for group in groups for arm in group.arms]
     locks.enter_context(only_trainer(out, names))
     groups, missing = _share_out(settings, recipe, arms, teams)  # some may have been finished in between
     with only_writer_of_run(out):
+        begun = begun_recipe(out, names)  # maybe by another process in between
+        recipe = recipe.as_begun(begun, settings)
         if others_at_work(out, names):
             check_beside_others(out, recipe)
+        check_goes_on(groups, out, recipe)
         write_run(settings, recipe, arms, registered)
     wanted = len(arms) * settings.seeds
     if missing < wanted:
         print(f"{wanted - missing} of {wanted} SAEs are there already; reused", flush=True)
     start, whitening = torch.empty(0), None
     if groups:
+        instead = "give --matmul float32" if begun is None else f"SAEs of {out} have it, for float32 give another --out"
+        if slow := imitation(recipe.matmul_dtype, device, instead):
+            print(f"note: {slow}", file=sys.stderr, flush=True)
         mean = store.moments(recipe.hook, recipe.held_out_from_row).mean
         start = mean / recipe.scale
         if recipe.whiten:

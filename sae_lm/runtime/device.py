@@ -54,20 +54,21 @@ def has_bfloat16(device: str | torch.device) -> bool:
     """
     kind = torch.device(device).type
     if kind == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        with torch.cuda.device(torch.device(device)):  # torch is asked about the current one
+            return torch.cuda.is_bf16_supported(including_emulation=False)
     if kind != "cpu":
         return True
     if platform.machine().lower() in ("x86_64", "amd64"):
         # oneDNN takes any AVX-512 for enough; without its extension for bfloat16 float32 is faster
         return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
-def imitation(dtype: torch.dtype, device: str | torch.device) -> str:
-    """A sentence where a model of this dtype would be slow there for want of hardware; empty where it is not."""
+def imitation(dtype: torch.dtype, device: str | torch.device, instead: str) -> str:
+    """A sentence where work in this dtype would be slow there for want of hardware; empty where it is not."""
     if dtype != torch.bfloat16 or has_bfloat16(device):
         return ""
-    return f"this {torch.device(device).type} only imitates bfloat16, which is many times slower; give --model-dtype float32"
+    return f"this {torch.device(device).type} only imitates bfloat16, which is many times slower; {instead}"
 
 
 def device_module(device: str | torch.device) -> Any:

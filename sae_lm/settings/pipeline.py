@@ -145,8 +145,9 @@ class TrainSettings(Settings):
     resample_every: Annotated[int, BeforeValidator(parse_count), Field(ge=0)] = 0
     """steps between resamplings of dead latents from badly reconstructed rows; 0 never (Bricken et al. 2023)"""
     matmul: Literal["auto", "float32", "bfloat16"] = "auto"
-    """precision of the encoder product that selects latents; the selected values are float32 either way. `auto`: as the
-    folder's SAEs were trained; of the first bfloat16 where the device has it, float32 where it would imitate it, slowly"""
+    """precision of products that may be rough: the encoder's, which selects latents (the selected values are float32),
+    AuxK's, and penalties' without `@exact`. `auto`: as the folder's SAEs were begun; for the first ones bfloat16 where the
+    device has it, float32 where it would imitate it, slowly"""
     log_every: Count = 50
     """steps between lines of the log, ARM-seedN.metrics.jsonl"""
     checkpoint_seconds: Annotated[float, Field(ge=0)] = 300.0

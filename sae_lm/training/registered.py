@@ -140,6 +140,8 @@ def registration(settings: TrainSettings) -> Registered | None:
         }
     )
     held = TrainSettings.model_fields.keys() - WHERE_IT_RUNS - {"registered"}
+    if asked.matmul == "auto":
+        held -= {"matmul"}  # the first SAE settles it
     mine, theirs = (made.model_dump(mode="json", include=set(held)) for made in (settings, asked))
     if differing := differences(theirs, mine):
         raise SettingsError(

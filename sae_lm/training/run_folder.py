@@ -198,12 +198,6 @@ def check_beside_others(out: Path, recipe: "TrainingRecipe") -> None:
         )
 
 
-def begun_recipe(out: Path) -> dict[str, Any] | None:
-    """The recipe of the SAEs of this folder, or that run.json has while none is finished; None where neither is there."""
-    facts = read_json(out / RUN, SaeError, "a folder of runs").get("facts") if (out / RUN).exists() else None
-    return next((each for each in (*(sae.training for sae in read_saes(out)), facts) if isinstance(each, dict)), None)
-
-
 def is_done(out: Path, arm: "Arm", seed: int, recipe: "TrainingRecipe") -> bool:
     """Whether this SAE is there, whole, and trained by the same recipe. Raises SaeError where it is there otherwise."""
     from sae_lm.sae.formats.saelens import verify_files  # it needs torch, which reading a folder does not

@@ -13,6 +13,8 @@ A group's folder ``state/seedN-DIGEST`` holds a folder ``000000123`` for the che
 import hashlib
 import json
 import shutil
+from collections.abc import Iterable, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,9 +27,9 @@ from sae_lm.penalties.arms import Arm, parse_arm
 from sae_lm.runtime.differences import in_words
 from sae_lm.runtime.distributed import SINGLE, Team
 from sae_lm.runtime.files import PART, present, read_json, sha256, whole_folder, write_json
-from sae_lm.training.locks import remove_locks
+from sae_lm.training.locks import others_at_work, remove_locks
 from sae_lm.training.recipe import TrainingRecipe
-from sae_lm.training.run_folder import STATE_FOLDER, sae_folder
+from sae_lm.training.run_folder import RUN, STATE_FOLDER, read_saes, sae_folder
 from sae_lm.training.trainer import ArmTraining
 
 STATE = "state.json"
@@ -118,11 +120,7 @@ def restore(
             f"{folder} is whole to the first process of the team and cannot be read by another ({problem}); "
             "give --out a folder that all see alike"
         ) from None
-    if differing := recipe.differences(stored_recipe):
-        raise SaeError(
-            f"{folder.parent} was begun otherwise: {in_words(differing)}; "
-            "give the same settings, another --out, or delete it"
-        )
+    _check_begun_alike(folder.parent, recipe, stored_recipe)
     try:
         for trainer, state in zip(trainers, states, strict=True):
             trainer.restore(state)
@@ -134,6 +132,45 @@ def restore(
     if team.rank == 0:
         print(f"seed {group.seed}: continuing at step {step:,}", flush=True)
     return step
+
+
+def _check_begun_alike(group_folder: Path, recipe: TrainingRecipe, stored: Mapping[str, Any]) -> None:
+    if differing := recipe.differences(stored):
+        raise SaeError(
+            f"{group_folder} was begun otherwise: {in_words(differing)}; "
+            "give the same settings, another --out, or delete it"
+        )
+
+
+def check_goes_on(groups: Iterable[ArmGroup], out: Path, recipe: TrainingRecipe) -> None:
+    """Refuse, before anything is trained, to go on from a checkpoint of another recipe. Raises SaeError."""
+    for group in groups:
+        for folder in reversed(checkpoints(group, out)):
+            if (facts := _recipe_of(folder)) is not None:
+                _check_begun_alike(folder.parent, recipe, facts)
+                break
+
+
+def begun_recipe(out: Path, ours: Iterable[str] = ()) -> dict[str, Any] | None:
+    """The recipe of what is begun in a folder: SAEs that are finished, or have a checkpoint, or that another process
+    trains, whose recipe run.json has. None where nothing is. ours: names of SAEs whose locks this process holds."""
+    begun = chain(
+        (sae.training for sae in read_saes(out)),
+        (_recipe_of(folder) for group in present(out / STATE_FOLDER, "seed*-*") for folder in reversed(_whole(group))),
+    )
+    recipe = next((each for each in begun if isinstance(each, dict)), None)
+    if recipe is None and (out / RUN).exists() and others_at_work(out, ours):
+        recipe = read_json(out / RUN, SaeError, "a folder of runs").get("facts")
+    return recipe if isinstance(recipe, dict) else None
+
+
+def _recipe_of(checkpoint: Path) -> dict[str, Any] | None:
+    """None where it cannot be read: `restore` says so, and takes another."""
+    try:
+        facts = read_json(checkpoint / STATE, SaeError, "a checkpoint").get("facts")
+    except SaeError:
+        return None
+    return facts if isinstance(facts, dict) else None
 
 
 _Checkpoint = tuple[int, dict[str, Any], list[dict[str, Tensor]]]

@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from training import Trainer
 
 from sae_lm.data.store import open_store
-from sae_lm.training.recipe import default_lr
+from sae_lm.training.recipe import default_lr, default_matmul
 
 PEERS = {
     "SAELens, default": {"trainer": "saelens", "lr": 3e-4, "batch": 4096},
@@ -88,7 +88,7 @@ def main() -> None:
         d_in = rows.shape[1]
         shared = {
             "rows": str(file), "unseen": arguments.unseen, "d_in": d_in, "threads": arguments.threads, "device": "cpu",
-            "matmul": "bfloat16", "arm": "none", "trainer": "ours",
+            "matmul": default_matmul("cpu"), "arm": "none", "trainer": "ours",
         }  # fmt: skip
         plan: list[tuple[str, str, dict[str, Any]]] = []
         for text in arguments.ours:

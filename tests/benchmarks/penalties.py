@@ -15,6 +15,7 @@ from training import made_rows
 from training_steps import recipe
 
 from sae_lm.penalties.arms import parse_arm
+from sae_lm.training.recipe import default_matmul
 from sae_lm.training.trainer import ArmTraining
 
 ARMS = ("abs_cos:1", "sq_cos:1", "max_cos:0.25", "coactive:0.1", "coactive:0.1@anchored", "freq_cos:0.1", "c2r:5",
@@ -38,7 +39,8 @@ def main() -> None:
     arms = ("none again", *arguments.arms)  # how much a turn is like another, which bounds what the rest can say
     rows = made_rows(arguments.d_in, 2 * STEPS * arguments.batch)
     batches = rows.split(arguments.batch)
-    job = {"k": 32, "steps": 1000, "lr": 2e-4, "d_in": arguments.d_in, "d_sae": arguments.d_sae, "matmul": "bfloat16"}
+    job = {"k": 32, "steps": 1000, "lr": 2e-4, "d_in": arguments.d_in, "d_sae": arguments.d_sae}
+    job["matmul"] = default_matmul("cpu")
     runs = {
         arm: ArmTraining(parse_arm(arm.removesuffix(" again")), 0, recipe(job), rows.mean(0), "cpu")
         for arm in ("none", *arms)

@@ -21,6 +21,7 @@ import torch
 from sae_lm.data.batches import WINDOW_BYTES
 from sae_lm.data.store import Store
 from sae_lm.penalties.arms import Arm
+from sae_lm.training.recipe import default_matmul
 from sae_lm.training.trainer import ArmTraining
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
@@ -67,7 +68,8 @@ def memory(store: Store) -> None:
 
 
 def beside_a_step(store: Store, rounds: int, steps: int) -> None:
-    recipe = training_recipe(100_000, d_sae=LATENTS, k=K, lr=1e-4, warm_up=0.0, decay=0.1, aux_coefficient=0.0)
+    recipe = training_recipe(100_000, d_sae=LATENTS, k=K, lr=1e-4, warm_up=0.0, decay=0.1, aux_coefficient=0.0,
+                             matmul=default_matmul("cpu"))  # fmt: skip
     arm = ArmTraining(Arm("none", 0.0), 0, recipe, torch.zeros(WIDTH), "cpu")
     noise = torch.randn(BATCH, WIDTH)
     held = torch.randn(BATCH, WIDTH).bfloat16()

@@ -23,19 +23,21 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from sae_lm.training.recipe import default_matmul
+
 OURS = {
-    "topk": ("none", "bfloat16"),
+    "topk": ("none", None),
     "topk with a float32 product": ("none", "float32"),
-    "batchtopk": ("none@arch=batchtopk", "bfloat16"),
-    "matryoshka": ("none@arch=matryoshka", "bfloat16"),
-    "relu": ("none@arch=relu", "bfloat16"),
-    "jumprelu": ("none@arch=jumprelu", "bfloat16"),
+    "batchtopk": ("none@arch=batchtopk", None),
+    "matryoshka": ("none@arch=matryoshka", None),
+    "relu": ("none@arch=relu", None),
+    "jumprelu": ("none@arch=jumprelu", None),
     **{
-        arm: (arm, "bfloat16")
+        arm: (arm, None)
         for arm in ("abs_cos:1", "sq_cos:1", "max_cos:0.25", "coactive:0.1", "coactive:0.1@anchored", "freq_cos:0.1")
     },
 }
-"""Name -> arm, dtype of the product that selects."""
+"""Name -> arm, dtype of the product that selects (None: as `sae-lm train` chooses it for the device)."""
 PEERS = {
     "SAELens, float32": ("saelens", "float32"),
     "SAELens, bfloat16 autocast": ("saelens", "bfloat16"),
@@ -93,24 +95,25 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
+    matmul_here = default_matmul(arguments.device)
     names = [name.strip() for name in arguments.only.split(",")] if arguments.only else list(OURS)
     with tempfile.TemporaryDirectory() as folder:
         rows = Path(folder) / "rows.safetensors"
         save_file({"rows": made_rows(arguments.d_in, 102 * arguments.batch)}, rows)
         steps = arguments.to_the_end or arguments.rounds * arguments.steps
         job: dict[str, Any] = {
-            **vars(arguments), "rows": str(rows), "steps": steps, "arm": "none", "matmul": "bfloat16",
+            **vars(arguments), "rows": str(rows), "steps": steps, "arm": "none", "matmul": matmul_here,
             "lr": 2e-3,
         }  # fmt: skip
         plan = {"one encoder product": (sys.executable, {**job, "trainer": "product"})}
         for name in names:
-            arm, matmul = OURS.get(name, (name, "bfloat16"))
-            plan[name] = sys.executable, {**job, "trainer": "ours", "arm": arm, "matmul": matmul}
+            arm, matmul = OURS.get(name, (name, None))
+            plan[name] = sys.executable, {**job, "trainer": "ours", "arm": arm, "matmul": matmul or matmul_here}
         if arguments.to_the_end:
             plan["dense float32 twin"] = sys.executable, {**job, "trainer": "twin"}
         for name, (trainer, matmul) in PEERS.items():
             python = arguments.saelens_python if trainer == "saelens" else arguments.peers_python
-            if python:
+            if python and (matmul == "float32" or matmul_here == matmul):
                 plan[name] = python, {**job, "trainer": trainer, "matmul": matmul}
         trainers = {name: Trainer(python, one) for name, (python, one) in plan.items()}
         many = dict.fromkeys(trainers, arguments.peer_steps) | dict.fromkeys(names, arguments.steps)
@@ -124,7 +127,7 @@ def main() -> None:
             # every step of ours is in the mean, since a penalty's cost lies in one of ten
             rounds.append({n: statistics.fmean(s) if n in names else statistics.median(s) for n, s in took.items()})
             print(f"round {number + 1}", {name: round(1e3 * s, 1) for name, s in rounds[-1].items()}, flush=True)
-        print(f"\ntorch {version('torch')}, {arguments.device}, {job['threads'] or torch.get_num_threads()} threads, "
+        print(f"\ntorch {version('torch')}, {arguments.device}, {matmul_here}, {job['threads'] or torch.get_num_threads()} threads, "
               f"{arguments.d_in} -> {arguments.d_sae}, k {arguments.k}, batch {arguments.batch}")  # fmt: skip
         base, unit = names[0], "one encoder product"
         print(f"{'':32}{'ms/step':>9}{'x ' + base:>12}{'(rounds)':>16}{'x product':>11}{'MiB peak':>10}{'growth':>8}")

@@ -175,28 +175,6 @@ def test_a_scale_that_differs_in_its_last_bit_is_the_folders(train_settings, mon
         train(settings)
 
 
-@pytest.mark.parametrize("first", [True, False], ids=["bfloat16", "float32"])
-def test_a_folder_goes_on_in_the_precision_it_was_begun_in_on_a_machine_that_would_choose_another(
-    train_settings, monkeypatch, first
-):
-    def machine(has):
-        monkeypatch.setattr("sae_lm.training.recipe.has_bfloat16", lambda device: has)
-
-    machine(first)
-    whole = weights(train(train_settings("whole", arms="none,max_cos:0.5", matmul="auto")))
-    settings = train_settings(matmul="auto")
-    stopped(settings, 12, monkeypatch)
-    machine(not first)
-    train(settings)  # from the checkpoint
-    train(train_settings(arms="none,max_cos:0.5", matmul="auto"))  # beside the SAE
-    assert weights(settings.out) == whole
-    (settings.out / "run.json").unlink()
-    train(train_settings(arms="none,max_cos:1", matmul="auto"))
-    begun, other = ("bfloat16", "float32")[:: 1 if first else -1]
-    with pytest.raises(SaeError, match=f'trained otherwise: matmul is "{begun}", asked for "{other}"; give another'):
-        train(train_settings(matmul=other))
-
-
 def test_a_member_of_a_team_takes_the_checkpoint_that_the_first_has_chosen(train_settings, tiny_store, monkeypatch):
     from sae_lm.data.store import open_store
     from sae_lm.training.recipe import TrainingRecipe

@@ -2,13 +2,11 @@
 
 import pydantic
 import pytest
-import torch
 from recipes import training_recipe
 
 from sae_lm.data.store import open_store
 from sae_lm.errors import SettingsError
 from sae_lm.penalties.arms import parse_arms
-from sae_lm.runtime.device import has_bfloat16
 from sae_lm.settings import TrainSettings
 from sae_lm.training.recipe import NOT_IN_RECIPE, TrainingRecipe, check_heeded, default_lr
 
@@ -43,38 +41,6 @@ def test_what_the_settings_leave_open_is_worked_out_from_the_store(tiny_store):
     assert (recipe.aux_k, recipe.dead_after) == (8, 123)  # half of width 16, a tenth of the rows
     moments = store.moments(recipe.hook, recipe.held_out_from_row)
     assert recipe.scale == pytest.approx(moments.variance**0.5) and recipe.store_id == store.manifest.id
-
-
-@pytest.mark.parametrize(
-    ("asked", "there", "recorded"),
-    [("auto", True, "bfloat16"), ("auto", False, "float32"), ("bfloat16", False, "bfloat16"), ("float32", True, "float32")],
-)  # fmt: skip
-def test_products_are_in_bfloat16_where_the_device_has_it_or_where_that_is_asked_for(
-    tiny_store, monkeypatch, asked, there, recorded
-):
-    monkeypatch.setattr("sae_lm.training.recipe.has_bfloat16", {"cpu": not there, "cuda:1": there}.get)
-    settings = TrainSettings(store=tiny_store, hook="1", d_sae=64, k=4, matmul=asked, out=tiny_store)
-    recipe = TrainingRecipe.from_settings(settings, open_store(tiny_store), parse_arms(["none"]), "cuda:1")
-    assert recipe.matmul == recorded and recipe.matmul_dtype == getattr(torch, recorded)
-
-
-@pytest.mark.parametrize(
-    ("machine", "tells", "has"),
-    [
-        ("x86_64", {"_is_avx512_bf16_supported": True}, True),
-        ("x86_64", {"_is_amx_tile_supported": True}, True),
-        ("AMD64", {"_is_mkldnn_bf16_supported": True}, False),  # any AVX-512, where float32 is faster
-        ("x86_64", {}, False),
-        ("arm64", {"_is_mkldnn_bf16_supported": True}, True),
-        ("aarch64", {}, False),
-    ],
-)
-def test_a_cpu_has_bfloat16_where_it_need_not_imitate_it(monkeypatch, machine, tells, has):
-    monkeypatch.setattr("platform.machine", lambda: machine)
-    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
-        monkeypatch.setattr(torch.cpu, name, lambda name=name: name in tells)
-    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: "_is_mkldnn_bf16_supported" in tells)
-    assert has_bfloat16("cpu") is has
 
 
 def test_a_recipe_that_is_written_and_read_is_the_same_and_cannot_be_changed():
@@ -116,6 +82,7 @@ def test_the_default_learning_rate_turns_a_row_by_as_much_at_any_width_and_stops
 def test_a_setting_that_no_arm_heeds_is_refused(tiny_store, arms, changes, said):
     with pytest.raises(SettingsError, match=said):
         settings = TrainSettings(store=tiny_store, hook="1", d_sae=64, arms=arms, out=tiny_store, **changes)
+        TrainingRecipe.from_settings(settings, open_store(tiny_store), parse_arms(settings.arms))
         check_heeded(settings, parse_arms(settings.arms))
 
 

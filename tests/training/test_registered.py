@@ -184,3 +184,30 @@ def test_seeds_of_a_folder_begun_before_a_setting_are_trained_as_its_first_were(
         train(settings(registered=None))
     train(settings(registered=None, whiten=False))
     assert (out / "none-seed6").is_dir()
+
+
+def test_a_precision_that_the_file_leaves_open_is_that_of_the_first_sae(settings, monkeypatch):
+    monkeypatch.setattr("sae_lm.training.recipe.has_bfloat16", lambda device: False)
+    out = train(settings())
+    train(settings(matmul="float32"))
+    shutil.rmtree(out / "none-seed6")
+    with pytest.raises(SaeError, match='was trained otherwise: matmul is "float32", asked for "bfloat16"'):
+        train(settings(matmul="bfloat16"))
+
+
+def test_a_folder_registered_before_a_check_of_claims_is_finished(settings):
+    text = FIXED.replace('arms = "none,abs_cos:1"', 'arms = "none,abs_cos:1,abs_cos:2"')
+    text += 'against = "abs_cos:2"\nfvu = 0.01\n'
+    arms = "none,abs_cos:1,abs_cos:2"
+    out = train(settings(arms=arms, registered=None))
+    run = json.loads((out / "run.json").read_text())
+    run["registered"] = {"file": "fixed.toml", "sha256": hashlib.sha256(text.encode()).hexdigest(), "text": text}
+    (out / "run.json").write_text(json.dumps(run))
+    shutil.rmtree(out / "none-seed6")
+    train(settings(arms=arms, registered=None))
+    assert (out / "none-seed6").is_dir()
+    shutil.rmtree(out)
+    registered = settings().registered
+    registered.write_text(text)
+    with pytest.raises(SettingsError, match="claim 1: abs_cos:1 and abs_cos:2 lie on one curve"):
+        train(settings(arms=arms))
