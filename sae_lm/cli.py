@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
 from importlib.metadata import version
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, NoReturn, get_origin
 
@@ -26,6 +27,7 @@ from sae_lm.errors import SaeLmError, SaeLmWarning, SettingsError, Stopped
 from sae_lm.fields import choice, describe, flag, is_positional
 from sae_lm.runtime.distributed import exit_now, is_one_of_many
 from sae_lm.runtime.memory import LESS_MEMORY, out_of_memory_sentence, raised_by_memory
+from sae_lm.runtime.quota import heed_quota
 from sae_lm.runtime.toml import parse_toml
 from sae_lm.settings import VERBS, make_settings
 
@@ -178,6 +180,9 @@ def run(verb: str, settings: Any) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """The exit code. One of torchrun's processes ends here, see `sae_lm.runtime.distributed.exit_now`."""
+    heed_quota()  # before a command loads torch
+    if isinstance(sys.stdout, TextIOWrapper):  # as stderr does it: not every character is in every encoding
+        sys.stdout.reconfigure(errors="backslashreplace")
     with notes_of_one_line():
         code = _main(argv)
     if is_one_of_many():

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from sae_lm.cli import main, parse, read_config
+from sae_lm.commands.cache import cache
 from sae_lm.errors import SettingsError
 from sae_lm.fields import parse_count
 from sae_lm.sae.formats.saelens import save
@@ -290,6 +291,15 @@ def test_a_reader_that_goes_away_early_is_no_error(tiny_store):
         assert process.stdout is not None and process.stderr is not None
         process.stdout.close()
         assert process.stderr.read() == "" and process.wait() == 141
+
+
+def test_what_the_output_cannot_encode_is_escaped(cache_settings, tmp_path):
+    (tmp_path / "text.txt").write_text("é→中 " * 60, encoding="utf-8")
+    store = cache(cache_settings(tmp_path / "store", text=str(tmp_path / "text.txt"), tokens=60))
+    command = [sys.executable, "-m", "sae_lm", "inspect", str(store)]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "") and "\\u2192\\u4e2d" in done.stdout
 
 
 def test_an_sae_is_not_repaired_but_trained_again(make_sae, tmp_path, capsys):

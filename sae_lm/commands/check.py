@@ -22,6 +22,7 @@ from sae_lm.lm.device_map import input_device
 from sae_lm.metrics.fit import POOR, Fit, find_fit
 from sae_lm.metrics.language_model import CrossEntropy, HeldOutText, cross_entropies
 from sae_lm.pages.fit import fit_html, fit_text
+from sae_lm.runtime.device import pick_device
 from sae_lm.sae.load import load
 from sae_lm.sae.model import SAE
 from sae_lm.settings import CheckSettings
@@ -39,6 +40,8 @@ NOTICED = 0.98
 """Share of the FVU as loaded below which a change is remarked."""
 SAME_MODEL = 0.05
 """Relative difference between stored and recomputed rows up to which the models are one; bfloat16 rows differ by .004."""
+SUMMED = "figures are summed in"
+"""What needs float64, for the message of a device without it."""
 
 
 class Check(NamedTuple):
@@ -96,11 +99,13 @@ def check(
     tokens: positions to measure, at most.
 
     Raises SaeError where the SAE does not fit the model's or the store's width, ModelError and StoreError for a hook
-    that is not there, SettingsError for a source that is no text.
+    that is not there, SettingsError for a source that is no text and for a device without float64.
     """
     from sae_lm.interp.splice import expect
 
     expect(model, sae)
+    for device in {sae.W_dec.device} if model is None else {sae.W_dec.device, input_device(model)}:
+        pick_device(str(device), float64_for=SUMMED)
     name = hook or sae.config.metadata.get("hook_name")
     if not name:
         raise SaeError("this SAE does not say which hook it belongs to; give hook='blocks.N.hook_out' (--hook)")
@@ -333,9 +338,10 @@ def _phrase(change: str) -> str:
 
 def run(settings: CheckSettings) -> int:
     """0 where it fits, 1 where it does not."""
+    device = pick_device(settings.device, float64_for=SUMMED)
     sae = load(
         settings.sae,
-        settings.device,
+        device,
         format=settings.format,
         hook=settings.hook,
         k=settings.k,
@@ -350,9 +356,7 @@ def run(settings: CheckSettings) -> int:
         named = name or sae.config.metadata.get("model_name")
         if not isinstance(named, str):
             raise SettingsError("check: --model is required: the SAE does not say which language model it is for")
-        placed: dict[str, Any] = (
-            {"device_map": settings.device_map} if settings.device_map else {"device": settings.device}
-        )
+        placed: dict[str, Any] = {"device_map": settings.device_map} if settings.device_map else {"device": device}
         model = load_model(named, **placed)
     if store is not None and settings.text is not None:
         raise SettingsError("check: --store and --text are both given; give one, rows or text")

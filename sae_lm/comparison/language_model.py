@@ -1,6 +1,7 @@
 """Measure what each SAE costs the language model: its cross-entropy on held-out text with the SAE in place."""
 
 import math
+import warnings
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -13,9 +14,11 @@ from sae_lm.comparison.kept import Kept
 from sae_lm.comparison.runs import Key, Loaded, Runs
 from sae_lm.data.recipe import model_of
 from sae_lm.data.store import Store
-from sae_lm.errors import SaeError
+from sae_lm.errors import SaeError, SaeLmWarning
+from sae_lm.lm.device_map import input_device
 from sae_lm.metrics.language_model import CrossEntropy, HeldOutText, cross_entropies
 from sae_lm.metrics.statistics import resamples
+from sae_lm.runtime.device import imitation
 from sae_lm.runtime.progress import Progress
 from sae_lm.settings import CompareSettings
 
@@ -43,6 +46,10 @@ def boot_model(settings: CompareSettings, store: Store, device: str) -> Language
     source = find_model(name, revision)
     placed: dict[str, Any] = {"device_map": settings.device_map} if settings.device_map else {}
     model = boot(source, dtype=dtype, **(placed or {"device": device}))
+    if slow := imitation(
+        dtype, input_device(model), "the store was cached in it; give fewer --ce-contexts or --model none"
+    ):
+        warnings.warn(slow, SaeLmWarning, stacklevel=2)
     booted = describe_model(source, model.original_model.config, dtype)
     for key, what in (("d_model", "width"), ("d_vocab", "vocabulary"), ("files_sha256", "checksum of the weights")):
         unknown = key == "files_sha256" and recorded[key] is None  # of a hub's model, which may lie in a folder now

@@ -87,7 +87,7 @@ def _same_with_kept_keys(bridge: TransformerBridge) -> bool:
             if is_out_of_memory(problem):
                 raise
             return True
-        logits.append(made.logits[-1].double())
+        logits.append(made.logits[-1].float().cpu().double())
     difference, spread = (logits[0] - logits[1]).abs().max(), logits[1].std()
     half = next(bridge.parameters()).dtype.itemsize < 4
     return bool(difference <= (0.1 if half else 1e-3) * spread)

@@ -17,8 +17,10 @@ def pick_device(device: str, local_rank: int | None = None, float64_for: str = "
     local_rank: of several processes on this machine, which take one GPU each.
     float64_for: what is done in float64, for the message; mps has none. Raises SettingsError.
     """
+    automatic = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = automatic
+    instead = "`cpu`" if device == automatic else "`auto` or `cpu`"
     if local_rank is not None and ":" not in device and device not in ("cpu", "mps"):
         device = f"{device}:{local_rank}"
     try:
@@ -33,7 +35,7 @@ def pick_device(device: str, local_rank: int | None = None, float64_for: str = "
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as problem:
         reason = str(problem).splitlines()[0]
-        raise SettingsError(f"device {device!r} is not available ({reason}); give `auto` or `cpu`") from None
+        raise SettingsError(f"device {device!r} is not available ({reason}); give {instead}") from None
     if float64_for:
         try:
             torch.zeros(1, device=device, dtype=torch.float64)
@@ -58,17 +60,33 @@ def has_bfloat16(device: str | torch.device) -> bool:
             return torch.cuda.is_bf16_supported(including_emulation=False)
     if kind != "cpu":
         return True
-    if platform.machine().lower() in ("x86_64", "amd64"):
+    if _is_x86():
         # oneDNN takes any AVX-512 for enough; without its extension for bfloat16 float32 is faster
         return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
+def _has_float16(device: str | torch.device) -> bool:
+    """The same of float16, which every accelerator has."""
+    if torch.device(device).type != "cpu":
+        return True
+    if _is_x86():
+        told = getattr(torch.cpu, "get_capabilities", None)  # a later torch than the oldest supported
+        return told is None or any(told().get(name) for name in ("avx512_fp16", "amx_fp16"))
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_fp16_supported()
+
+
+def _is_x86() -> bool:
+    return platform.machine().lower() in ("x86_64", "amd64")
+
+
 def imitation(dtype: torch.dtype, device: str | torch.device, instead: str) -> str:
     """A sentence where work in this dtype would be slow there for want of hardware; empty where it is not."""
-    if dtype != torch.bfloat16 or has_bfloat16(device):
+    has = {torch.bfloat16: has_bfloat16, torch.float16: _has_float16}.get(dtype)
+    if has is None or has(device):
         return ""
-    return f"this {torch.device(device).type} only imitates bfloat16, which is many times slower; {instead}"
+    name, kind = str(dtype).removeprefix("torch."), torch.device(device).type
+    return f"this {kind} only imitates {name}, which is many times slower; {instead}"
 
 
 def device_module(device: str | torch.device) -> Any:

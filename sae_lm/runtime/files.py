@@ -28,6 +28,15 @@ DISKS = {
     errno.ESTALE: "the disk is no longer there",
 }
 """The system's error number -> what it says of a disk."""
+OF_WINDOWS = {
+    5: errno.EACCES,
+    19: errno.EROFS,
+    32: errno.EACCES,  # another process has it open
+    33: errno.EACCES,  # another process has locked it
+    39: errno.ENOSPC,
+    112: errno.ENOSPC,
+}
+"""Windows' own error number -> the system's error number, of which it says the same."""
 PROBE = "sae_lm.probe."
 """How the name of a folder begins that is made and deleted again to learn what a disk can do; a kill may leave it."""
 STALE_SECONDS = 60.0
@@ -126,9 +135,16 @@ def disk_problem(problem: BaseException) -> str | None:
     if isinstance(problem, FileNotFoundError) and problem.errno is None and _unreadable_at(str(problem)):
         return DISKS[errno.EACCES]
     number = getattr(problem, "errno", None)
-    if number is None and (said := re.search(r"os error (\d+)\)", str(problem))):
-        number = int(said[1])
+    if number is None:
+        number = number_said(str(problem))
     return DISKS.get(number) if number is not None else None
+
+
+def number_said(said: str, windows: bool = os.name == "nt") -> int | None:
+    """The system's error number that the text of safetensors' error gives; Windows has numbers of its own there."""
+    found = re.search(r"os error (\d+)\)", said)
+    number = int(found[1]) if found else None
+    return OF_WINDOWS.get(number) if windows and number is not None else number
 
 
 def _unreadable_at(said: str) -> bool:

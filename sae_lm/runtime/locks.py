@@ -17,6 +17,11 @@ except ImportError:  # Windows
     fcntl = None
 
 
+def has_locks() -> bool:
+    """False on Windows, where nobody is kept out and no file is made to lock: one that is open cannot be deleted."""
+    return fcntl is not None
+
+
 def take_lock(file: IO[str] | int, folder: Path, *, wait: bool = False) -> bool:
     """False where another process holds it. Windows and some disks have no such locks: then nobody is kept out.
 

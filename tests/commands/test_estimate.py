@@ -62,17 +62,20 @@ def test_an_estimate_without_packing_counts_what_padding_costs(tiny_model, text_
     assert "with a token that gets a row" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("forward", ["huggingface", "bridge"])
+@pytest.mark.parametrize(
+    ("dtype", "forward"), [("bfloat16", "huggingface"), ("bfloat16", "bridge"), ("float16", "huggingface")]
+)
 def test_a_model_in_a_dtype_that_the_device_imitates_is_told_to_be_slow_before_it_is_and_no_other(
-    cache_settings, tmp_path, monkeypatch, capsys, forward
+    cache_settings, tmp_path, monkeypatch, capsys, dtype, forward
 ):
-    said = "this cpu only imitates bfloat16, which is many times slower; give --model-dtype float32"
-    settings = cache_settings(tmp_path / "store", tokens=50, model_dtype="bfloat16", forward=forward)
+    said = f"this cpu only imitates {dtype}, which is many times slower; give --model-dtype float32"
+    settings = cache_settings(tmp_path / "store", tokens=50, model_dtype=dtype, forward=forward)
     for has, times in ((True, 0), (False, 1)):
-        monkeypatch.setattr("sae_lm.runtime.device.has_bfloat16", lambda device, has=has: has)
+        for name in ("has_bfloat16", "_has_float16"):
+            monkeypatch.setattr(f"sae_lm.runtime.device.{name}", lambda device, has=has: has)
         asked = EstimateSettings(**{**settings.model_dump(), "trial": 0.01})
         assert str(estimate(asked)).count(said) == times
         cache(settings.model_copy(update={"out": tmp_path / str(has)}))
         assert capsys.readouterr().err.count(f"note: {said}") == times
     cache(settings.model_copy(update={"out": tmp_path / "float32", "model_dtype": "float32"}))
-    assert said not in capsys.readouterr().err
+    assert "imitates" not in capsys.readouterr().err

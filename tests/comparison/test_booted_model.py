@@ -4,7 +4,7 @@ import pytest
 
 from sae_lm.comparison.language_model import boot_model
 from sae_lm.data.store import open_store
-from sae_lm.errors import SaeError
+from sae_lm.errors import SaeError, SaeLmWarning
 from sae_lm.settings import CompareSettings
 
 pytestmark = pytest.mark.transformer_lens_3
@@ -18,3 +18,14 @@ def test_a_model_of_the_hub_that_lies_in_a_folder_now_is_taken_by_its_shape(tiny
     store.manifest.recipe.model["d_model"] = 17
     with pytest.raises(SaeError, match="has width 16, the store was cached from one with 17; give the same model"):
         boot_model(settings, store, "cpu")
+
+
+@pytest.mark.parametrize("has", [True, False])
+def test_a_model_in_a_dtype_that_is_imitated_here_is_told_to_be_slow(tiny_store, tiny_model, monkeypatch, recwarn, has):
+    monkeypatch.setattr("sae_lm.runtime.device.has_bfloat16", lambda device: has)
+    store = open_store(tiny_store)
+    store.manifest.recipe.model["dtype"] = "bfloat16"  # as on the card that the store was cached on
+    boot_model(CompareSettings(runs="runs", out="out", model=str(tiny_model)), store, "cpu")
+    said = [str(one.message) for one in recwarn if issubclass(one.category, SaeLmWarning)]
+    slow = "this cpu only imitates bfloat16, which is many times slower; the store was cached in it; give fewer"
+    assert any(slow in one for one in said) is not has

@@ -13,7 +13,7 @@ from sae_lm.commands.train import train
 from sae_lm.data.store import open_store
 from sae_lm.errors import SaeError, Stopped
 from sae_lm.penalties.arms import parse_arms
-from sae_lm.runtime.device import has_bfloat16
+from sae_lm.runtime.device import has_bfloat16, imitation
 from sae_lm.settings import TrainSettings
 from sae_lm.training.locks import only_trainer
 from sae_lm.training.recipe import TrainingRecipe
@@ -92,6 +92,15 @@ def test_a_cpu_has_bfloat16_where_it_need_not_imitate_it(monkeypatch, name, tell
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: "no oneDNN" not in tells)
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: tells["_is_mkldnn_bf16_supported"])
     assert has_bfloat16("cpu") is has
+
+
+@pytest.mark.parametrize("has", [True, False])
+def test_a_cpu_has_float16_where_it_says_so(monkeypatch, has):
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_fp16": has, "amx_fp16": False}, raising=False)
+    assert (imitation(torch.float16, "cpu", "") == "") is has and imitation(torch.float32, "cpu", "") == ""
+    monkeypatch.delattr(torch.cpu, "get_capabilities")  # a torch that cannot tell: nothing is said
+    assert imitation(torch.float16, "cpu", "") == ""
 
 
 def test_of_several_cards_the_one_that_is_named_is_asked(monkeypatch):
