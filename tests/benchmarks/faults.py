@@ -15,16 +15,17 @@ def run() -> int:
     parser.add_argument("--faults", type=int, default=10**9, help="at most so many")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default="", help="commands, comma separated (default: all)")
+    parser.add_argument("--without", default="", help="kinds of faults to leave out, comma separated (default: none)")
     arguments = parser.parse_args()
     from hub_stand_in import serving
 
-    only = tuple(filter(None, arguments.only.split(",")))
+    only, without = (tuple(filter(None, one.split(","))) for one in (arguments.only, arguments.without))
     with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as name:
         scratch = Path(name)
         with serving(scratch / "hub", scratch / "home", {"hf_not_to_be_shown": "me"}):
             from injection import main
 
-            return main(scratch / "work", arguments.seed, arguments.seconds, arguments.faults, only)
+            return main(scratch / "work", arguments.seed, arguments.seconds, arguments.faults, only, without)
 
 
 if __name__ == "__main__":

@@ -87,17 +87,33 @@ sys.exit(main(["cache", *{flags_of(settings)!r}]))
     assert contents(out) == contents(tiny_store)
 
 
+HALTED = """
+import sys
+from sae_lm.cli import main
+from sae_lm.data.shards import OpenShard
+write = OpenShard.write
+def halted(self, *given):
+    if self.index == 3:
+        print("halted", flush=True)
+        sys.stdin.readline()
+    return write(self, *given)
+OpenShard.write = halted
+sys.exit(main(sys.argv[1:]))
+"""
+
+
 def test_two_processes_do_not_write_one_store(cache_settings, tmp_path, tiny_store):
-    settings = cache_settings(tmp_path / "store", tokens=5000, shard_tokens=32, batch_size=1)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "sae_lm", "cache", *flags_of(settings)], stderr=subprocess.DEVNULL
-    )
-    while process.poll() is None and len(list((settings.out / PROGRESS).glob("0*.json"))) < 2:
-        time.sleep(0.005)
-    with pytest.raises(StoreError, match=r"another process is writing .*; wait for its end, or give another --out"):
-        cache(settings)
-    assert process.wait(timeout=60) == 0
-    assert len(sae_lm.open_store(settings.out, checksums=True)) == 5000
+    settings = cache_settings(tmp_path / "store")
+    command = [sys.executable, "-c", HALTED, "cache", *flags_of(settings)]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as process:
+        assert "halted\n" in iter(process.stdout.readline, ""), process.communicate()[1]
+        with pytest.raises(StoreError, match=r"another process is writing .*; wait for its end, or give another --out"):
+            cache(settings)
+        assert process.poll() is None, process.communicate()[1]
+        said = process.communicate("go on\n", timeout=60)[1]
+    assert process.returncode == 0, said
+    assert contents(settings.out) == contents(tiny_store)
 
 
 # --- many processes

@@ -17,7 +17,8 @@ pytestmark = pytest.mark.transformer_lens_3
 @pytest.fixture(scope="module")
 def runs(tiny_store, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "tiny"
-    settings = {"hook": "blocks.1.hook_out", "d_sae": 48, "k": 4, "tokens": 3000, "batch_size": 64, "held_out": 0.5}
+    settings = {"hook": "blocks.1.hook_out", "d_sae": 48, "k": 4, "tokens": 3000, "batch_size": 64, "held_out": 0.5,
+                "matmul": "float32"}  # fmt: skip
     arms = "none,max_cos:0.5@arch=matryoshka,none@arch=relu"
     return train(TrainSettings(store=tiny_store, arms=arms, seeds=2, lr=3e-3, dead_after=500, out=out, **settings))
 

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import time
+from queue import SimpleQueue
 
 import pytest
 import torch
@@ -65,15 +66,17 @@ def test_where_one_group_fails_those_beside_it_keep_a_checkpoint_and_go_on(train
 
     whole = contents(train(train_settings("whole", seeds=2, arms="none")))
     settings, real, beside = train_settings(seeds=2, arms="none", parallel=2), ArmTraining.step, threading.Event()
+    failing = SimpleQueue()
 
     def step(self, x, number):
         if self.seed == 1 and number == 3:
+            failing.put(threading.current_thread())
             assert beside.wait(60)
             raise SaeError("the loss became NaN")
         if self.seed == 0 and number == 5:
             beside.set()
-        if self.seed == 0 and number > 5:
-            time.sleep(0.05)
+        if self.seed == 0 and number == 6:
+            failing.get(timeout=60).join(60)  # it has asked the others to end by then
         real(self, x, number)
 
     with monkeypatch.context() as patch, pytest.raises(SaeError, match="the loss became NaN"):

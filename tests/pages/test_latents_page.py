@@ -21,7 +21,7 @@ from sae_lm.settings import ShowSettings
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium or chrome binary on PATH")
 INDEX = "[...document.querySelectorAll('#index tbody tr:not(.space)')].map(row => row.cells[0].textContent)"
 TITLE = "document.querySelector('#card h3')?.textContent"
-PATIENCE = 10
+PATIENCE = 60
 ODD = "c2r:5 #1%20?"
 """Name of a page and its folder, as arms have them: each of these signs means something else in an address."""
 

@@ -179,8 +179,9 @@ def reads_of(hub: HubStandIn) -> dict[str, Callable[[Path], object]]:
 
 def _done(hub: HubStandIn, folder: Path, work: Callable[[Path, HubStandIn], object]) -> None:
     hub.root = folder / "hub"
-    for memory in (hub.requests, hub.commits, hub.objects, hub._branches, hub._pushed, hub.private):
-        memory.clear()
+    with hub.lock:
+        for memory in (hub.requests, hub.commits, hub.objects, hub._branches, hub._pushed, hub.private):
+            memory.clear()
     seed = json.loads((folder / PLAN).read_text())
     hub.disturb = Wrong(random.Random(seed)) if seed is not None else lambda *_: False
     before = tempfile.tempdir
@@ -196,16 +197,20 @@ def _done(hub: HubStandIn, folder: Path, work: Callable[[Path, HubStandIn], obje
 @contextmanager
 def _impatient() -> Iterator[None]:
     """Pauses before a second try are short, and so is the wait for a hub."""
+    from unittest.mock import patch
+
+    from huggingface_hub import constants
+
     from sae_lm.hub import errors, repository, revision
 
-    before = revision.TIMEOUT, revision.DEADLINE, errors.WAIT, repository.WAIT, repository.COURTESY
-    time.sleep = lambda seconds: _sleep(min(seconds, 0.002))
-    revision.TIMEOUT, revision.DEADLINE, errors.WAIT, repository.WAIT, repository.COURTESY = 0.5, 1.0, 1.0, 1.0, 1.0
-    try:
+    with (
+        patch.object(time, "sleep", lambda seconds: _sleep(min(seconds, 0.002))),
+        patch.multiple(revision, TIMEOUT=0.5, DEADLINE=1.0),
+        patch.multiple(repository, WAIT=1.0, COURTESY=1.0),
+        patch.object(errors, "WAIT", 1.0),
+        patch.multiple(constants, HF_HUB_DOWNLOAD_TIMEOUT=1, HF_HUB_ETAG_TIMEOUT=1),
+    ):
         yield
-    finally:
-        time.sleep = _sleep
-        revision.TIMEOUT, revision.DEADLINE, errors.WAIT, repository.WAIT, repository.COURTESY = before
 
 
 def _load(folder: Path, hub: HubStandIn) -> None:

@@ -31,6 +31,7 @@ from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.request import urlopen
 
 Contents = Mapping[str, bytes]
 """path -> content"""
@@ -55,6 +56,8 @@ class HubStandIn:
         accounts: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self.root, self.gated, self.private, self.failing = root, set(gated), set(private), dict(failing)
+        # held for what is read or written of a repository, never during an answer, which may be late or have no end
+        self.lock = threading.RLock()
         self.accounts = accounts
         self.requests: list[str] = []
         self.tokens: set[str] = set()
@@ -82,40 +85,46 @@ class HubStandIn:
         self.server.server_close()
 
     def contents(self, kind: str, repo_id: str, revision: str = "main") -> Contents | None:
-        if revision == "main":
-            folder = self.root / kind / repo_id
-            paths = sorted(path for path in folder.rglob("*") if path.is_file())
-            return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths} or None
-        known = self._branches.get((kind, repo_id, revision)) or self._pushed.get((kind, repo_id, revision))
-        return known or (self.contents(kind, repo_id) if revision == self.commit(kind, repo_id) else None)
+        with self.lock:
+            if revision == "main":
+                folder = self.root / kind / repo_id
+                paths = sorted(path for path in folder.rglob("*") if path.is_file())
+                return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths} or None
+            known = self._branches.get((kind, repo_id, revision)) or self._pushed.get((kind, repo_id, revision))
+            return known or (self.contents(kind, repo_id) if revision == self.commit(kind, repo_id) else None)
 
     def commit(self, kind: str, repo_id: str, revision: str = "main") -> str:
-        if (kind, repo_id, revision) in self._pushed:
-            return revision
-        digest = hashlib.sha1()
-        for path, content in (self.contents(kind, repo_id, revision) or {}).items():
-            digest.update(f"{path}\n{len(content)}\n".encode() + content)
-        return digest.hexdigest()
+        with self.lock:
+            if (kind, repo_id, revision) in self._pushed:
+                return revision
+            digest = hashlib.sha1()
+            for path, content in (self.contents(kind, repo_id, revision) or {}).items():
+                digest.update(f"{path}\n{len(content)}\n".encode() + content)
+            return digest.hexdigest()
 
     def push(self, kind: str, repo_id: str, branch: str, title: str, changes: Mapping[str, bytes | None]) -> str:
         """Write (None: delete) files on a branch; returns the commit."""
-        before = self.contents(kind, repo_id, branch) or {}
-        self._pushed[kind, repo_id, self.commit(kind, repo_id, branch)] = before
-        after = {**before, **changes}
-        contents = {path: content for path in sorted(after, key=PurePosixPath) if (content := after[path]) is not None}
-        if branch != "main":
-            self._branches[kind, repo_id, branch] = contents
-        for path, content in changes.items() if branch == "main" else ():
-            file = self.root / kind / repo_id / path
-            if content is None:
-                file.unlink()
-            else:
-                file.parent.mkdir(parents=True, exist_ok=True)
-                file.write_bytes(content)
-        commit = self.commit(kind, repo_id, branch)
-        self._pushed[kind, repo_id, commit] = contents
-        self.commits.append(Commit(commit, repo_id, branch, title, list(changes)))
-        return commit
+        with self.lock:
+            before = self.contents(kind, repo_id, branch) or {}
+            self._pushed[kind, repo_id, self.commit(kind, repo_id, branch)] = before
+            after = {**before, **changes}
+            contents = {name: held for name in sorted(after, key=PurePosixPath) if (held := after[name]) is not None}
+            if branch != "main":
+                self._branches[kind, repo_id, branch] = contents
+            for path, content in changes.items() if branch == "main" else ():
+                self._write(self.root / kind / repo_id / path, content)
+            commit = self.commit(kind, repo_id, branch)
+            self._pushed[kind, repo_id, commit] = contents
+            self.commits.append(Commit(commit, repo_id, branch, title, list(changes)))
+            return commit
+
+    def _write(self, file: Path, content: bytes | None) -> None:
+        if content is None:
+            return file.unlink()
+        file.parent.mkdir(parents=True, exist_ok=True)
+        arriving = self.root / ".arriving"
+        arriving.write_bytes(content)
+        os.replace(arriving, file)  # who reads the folder in another process sees no half of it
 
     def describe(self, kind: str, repo_id: str, path: str, content: bytes) -> dict[str, Any]:
         """A file as the tree lists it."""
@@ -128,7 +137,7 @@ class HubStandIn:
 
 
 def use_it(endpoint: str, token: str, home: Path) -> dict[str, str]:
-    """Environment variables with which huggingface_hub, imported after that, asks this hub, and does not wait for long."""
+    """Environment variables with which huggingface_hub, imported after that, asks this hub; it waits for a busy machine."""
     return {
         "HF_ENDPOINT": endpoint,
         "HF_HOME": str(home),
@@ -137,10 +146,15 @@ def use_it(endpoint: str, token: str, home: Path) -> dict[str, str]:
         "HF_HUB_DISABLE_XET": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_UPDATE_DOWNLOAD_COUNTS": "0",  # which go to a fixed address elsewhere
-        "HF_HUB_DOWNLOAD_TIMEOUT": "1",
-        "HF_HUB_ETAG_TIMEOUT": "1",
+        "HF_HUB_DOWNLOAD_TIMEOUT": "30",
+        "HF_HUB_ETAG_TIMEOUT": "30",
         "NO_PROXY": "127.0.0.1",
     }
+
+
+def wait_until_written() -> None:
+    """Until the hub of `serving` has done what was asked of it, also by processes that were killed since."""
+    urlopen(f"{os.environ['HF_ENDPOINT']}/written", timeout=120).close()
 
 
 @contextmanager
@@ -204,6 +218,8 @@ class _Handler(BaseHTTPRequestHandler):
                 self.api(*parts[1:])
             elif parts[0] == "lfs":
                 self.store_object(parts[1], "/".join(parts[2:4]), parts[4])
+            elif parts == ["written"]:
+                self.written()
             else:
                 kind, (owner, name, *rest) = ("datasets", parts[1:]) if parts[0] == "datasets" else ("models", parts)
                 if name.endswith(".git"):
@@ -323,19 +339,22 @@ class _Handler(BaseHTTPRequestHandler):
         wanted = json.loads(self.body)
         kind, repo_id = f"{wanted['type']}s", f"{wanted['organization']}/{wanted['name']}"
         self.may_write(repo_id)
+        with self.hub.lock:
+            there = self.hub.contents(kind, repo_id)
+            if not there and (wanted.get("private") or wanted.get("visibility") == "private"):
+                self.hub.private.add(repo_id)
+            if not there:
+                large = {".gitattributes": b"*.safetensors filter=lfs\n"}
+                self.hub.push(kind, repo_id, "main", "initial commit", large)
         about = json.dumps({"url": f"{self.hub.endpoint}/{kind}/{repo_id}"}).encode()
-        if self.hub.contents(kind, repo_id):
-            return self.answer(409, about, {})
-        if wanted.get("private") or wanted.get("visibility") == "private":
-            self.hub.private.add(repo_id)
-        self.hub.push(kind, repo_id, "main", "initial commit", {".gitattributes": b"*.safetensors filter=lfs\n"})
-        self.answer(200, about, {})
+        self.answer(409 if there else 200, about, {})
 
     def branch(self, kind: str, repo_id: str, name: str) -> None:
-        if self.hub.contents(kind, repo_id, name) is not None:
-            raise _Refused(409, "")
-        start = json.loads(self.body).get("startingPoint", "main")
-        self.hub.push(kind, repo_id, name, f"branch {name}", self.repository(kind, repo_id, start))
+        with self.hub.lock:
+            if self.hub.contents(kind, repo_id, name) is not None:
+                raise _Refused(409, "")
+            start = json.loads(self.body).get("startingPoint", "main")
+            self.hub.push(kind, repo_id, name, f"branch {name}", self.repository(kind, repo_id, start))
         self.reply({})
 
     def preupload(self, kind: str, repo_id: str, branch: str) -> None:
@@ -367,8 +386,6 @@ class _Handler(BaseHTTPRequestHandler):
     def commit(self, kind: str, repo_id: str, branch: str) -> None:
         lines = [json.loads(line) for line in self.body.splitlines()]
         header = next(line["value"] for line in lines if line["key"] == "header")
-        if header.get("parentCommit", self.hub.commit(kind, repo_id, branch)) != self.hub.commit(kind, repo_id, branch):
-            raise _Refused(412, "")
         changes: dict[str, bytes | None] = {}
         for line in lines:
             value = line["value"]
@@ -378,9 +395,19 @@ class _Handler(BaseHTTPRequestHandler):
                 changes[value["path"]] = self.hub.objects[kind, repo_id][value["oid"]]
             elif line["key"] == "deletedFile":
                 changes[value["path"]] = None
-        commit = self.hub.push(kind, repo_id, branch, header["summary"], changes)
+        with self.hub.lock:
+            parent = self.hub.commit(kind, repo_id, branch)
+            if header.get("parentCommit", parent) != parent:
+                raise _Refused(412, "")
+            commit = self.hub.push(kind, repo_id, branch, header["summary"], changes)
         url = f"{self.hub.endpoint}/{kind}/{repo_id}/commit/{commit}"
         self.reply({"success": True, "commitOid": commit, "commitUrl": url})
+
+    def written(self) -> None:
+        """Answers when the connections from before have ended. Two such requests would wait for each other."""
+        for thread in set(threading.enumerate()) - {threading.main_thread(), threading.current_thread()}:
+            thread.join()
+        self.reply({})
 
     # --- answers
 

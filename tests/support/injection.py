@@ -21,6 +21,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from hub_stand_in import wait_until_written
 from kills import contents
 
 from sae_lm import cli
@@ -117,10 +118,11 @@ def state(work: Work, out: Path) -> dict[str, bytes]:
 class Faults:
     """Draws faults by a seed, and counts what became of them."""
 
-    def __init__(self, scratch: Path, seed: int, only: Iterable[str] = ()) -> None:
+    def __init__(self, scratch: Path, seed: int, only: Iterable[str] = (), without: Iterable[str] = ()) -> None:
         self.scratch, self.draw, self.counts = scratch.resolve(), random.Random(seed), Counter[str]()
         self.works, self.seconds, self.failures = works(self.scratch), {}, []
         self.only = [name for name in self.works if not only or name in only]
+        self.kinds = [kind for kind in KINDS if kind not in without]
         self.whole: dict[str, dict[str, bytes]] = {}
         self.number = 0
         for name, work in self.works.items():
@@ -155,7 +157,7 @@ class Faults:
         """One fault, and what comes of it: lost, silently wrong, a traceback or a hang are failures."""
         self.number += 1
         name = self.draw.choice(self.only)
-        kind = self.draw.choice(KINDS)
+        kind = self.draw.choice(self.kinds)
         self.counts[f"{kind} in {name}"] += 1
         if kind == "finished file":
             self._damage_finished(name)
@@ -184,6 +186,8 @@ class Faults:
             }
             return "" if found in (self.older, self.whole[name]) else "a page lies beside another comparison's files"
         commits = {"push": "manifest.json", "push SAE": "layer/first/cfg.json"}
+        if name in commits:
+            wait_until_written()
         if name in commits and (out / commits[name]).is_file() and (what := self._what_differs(name)):
             return f"the repository says that it is whole, and differs in {what}"
         return ""
@@ -364,7 +368,9 @@ def report(faults: Faults) -> str:
     return "\n".join([*faults.failures, f"{total} faults: {counted}", f"{dict(sorted(faults.counts.items()))}"])
 
 
-def main(scratch: Path, seed: int, seconds: float, most: int, only: Iterable[str] = ()) -> int:
+def main(
+    scratch: Path, seed: int, seconds: float, most: int, only: Iterable[str] = (), without: Iterable[str] = ()
+) -> int:
     from importlib import import_module
 
     import torch
@@ -372,7 +378,7 @@ def main(scratch: Path, seed: int, seconds: float, most: int, only: Iterable[str
     for name in LATE:
         import_module(name)
     torch.set_num_threads(1)
-    faults, end, done = Faults(scratch, seed, only), time.monotonic() + seconds, 0
+    faults, end, done = Faults(scratch, seed, only, without), time.monotonic() + seconds, 0
     while done < most and time.monotonic() < end:
         faults.one()
         done += 1

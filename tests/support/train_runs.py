@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import threading
+import time
 
 from sae_lm.settings import TrainSettings
 
@@ -13,7 +14,7 @@ TIMED = ("rows_per_second", "penalty_share")
 
 def settings_for(**given):
     values = {"hook": HOOK, "d_sae": 64, "k": 4, "arms": "none,max_cos:0.5", "seeds": 1, "tokens": "6k",
-              "batch_size": 100, "lr": 2e-3, "dead_after": 500, "log_every": 7}  # fmt: skip
+              "batch_size": 100, "lr": 2e-3, "dead_after": 500, "log_every": 7, "matmul": "float32"}  # fmt: skip
     return TrainSettings(**{**values, **given})
 
 
@@ -38,7 +39,10 @@ def stop_at(step, monkeypatch):
     def counted(self, x, number):
         with guard:
             if number == step and not sent:  # a second one would end the process
+                handler, end = signal.getsignal(signal.SIGTERM), time.monotonic() + 60
                 sent.append(os.kill(os.getpid(), signal.SIGTERM))
+                while signal.getsignal(signal.SIGTERM) is handler and time.monotonic() < end:
+                    time.sleep(0.002)  # the main thread runs it, some time later, and it puts back the one before
         real(self, x, number)
 
     monkeypatch.setattr(ArmTraining, "step", counted)

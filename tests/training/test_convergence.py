@@ -74,7 +74,7 @@ def test_controls_that_stay_at_their_start_on_purpose_are_told_by_their_names(ar
 def test_an_sae_and_its_log_say_how_far_it_came(tiny_store, tmp_path):
     runs = train(
         TrainSettings(store=tiny_store, hook="1", d_sae=64, k=4, arms="none", seeds=1, tokens="6k", batch_size=100,
-                      lr=2e-3, log_every=5, out=tmp_path / "runs")
+                      lr=2e-3, log_every=5, matmul="float32", out=tmp_path / "runs")
     )  # fmt: skip
     log = [json.loads(line) for line in (runs / "none-seed0.metrics.jsonl").read_text().splitlines()]
     sae = load(runs / "none-seed0")
