@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from train_runs import weights
 
 import sae_lm
 from sae_lm.commands.cache import cache
@@ -40,10 +41,6 @@ def training(store, out, **changes):
 @pytest.fixture(scope="module")
 def runs(tiny_store, tmp_path_factory):
     return train(training(tiny_store, tmp_path_factory.mktemp("runs") / "tiny"))
-
-
-def weights(folder):
-    return {p.parent.name: p.read_bytes() for p in sorted(folder.glob("*/sae_weights.safetensors"))}
 
 
 def test_training_writes_one_sae_per_arm_and_seed_that_explains_held_out_rows(runs, tiny_store):

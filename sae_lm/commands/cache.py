@@ -25,7 +25,6 @@ from sae_lm.data.tokenizer_checks import remarks
 from sae_lm.data.tokens import vocabulary
 from sae_lm.data.writer import BATCHES_BEHIND, Job, ShardMaker, bytes_per_row, file_record, open_writer, statistics
 from sae_lm.errors import SettingsError, StoreError, TextError
-from sae_lm.runtime.device import imitation
 from sae_lm.runtime.distributed import Ranks, join_ranks
 from sae_lm.runtime.files import check_disk, free_bytes, write_json, write_whole
 from sae_lm.runtime.progress import Progress
@@ -82,11 +81,7 @@ def _write_store(maker: ShardMaker, state: PartialStore, ranks: Ranks) -> None:
         _check_space(maker.recipe, state)
         if not state.records:  # a run that goes on has said it
             of_text = remarks(maker.tokenizer, maker.text, maker.recipe)
-            of_model = (
-                maker.forward.remark,
-                imitation(maker.forward.dtype, maker.forward.device, "give --model-dtype float32"),
-            )
-            for remark in filter(None, (*of_model, *of_text)):
+            for remark in filter(None, (maker.forward.remark, maker.slow(), *of_text)):
                 print(f"note: {remark}", file=sys.stderr, flush=True)
         state.begin(maker.batch_size, maker.sink_norms() if maker.recipe.drop_sinks else {})
     ranks.barrier()

@@ -11,7 +11,6 @@ from sae_lm.data.tokens import START
 from sae_lm.data.writer import BATCHES_BEHIND, Job, ShardMaker, open_writer
 from sae_lm.errors import TextError
 from sae_lm.pages.terminal import columns
-from sae_lm.runtime.device import imitation
 from sae_lm.runtime.files import free_bytes
 from sae_lm.runtime.threads import WriteBehind
 from sae_lm.settings import EstimateSettings
@@ -68,7 +67,7 @@ def estimate(settings: EstimateSettings) -> Estimate:
         free=free_bytes(settings.out),
         rows_per_second=trial.timed_rows / trial.seconds,
         forward=recipe.forward,
-        slow=imitation(maker.forward.dtype, maker.forward.device, "give --model-dtype float32"),
+        slow=maker.slow(),
     )
 
 

@@ -27,7 +27,7 @@ from sae_lm.lm.capture import Forward
 from sae_lm.lm.device_map import check_device_map
 from sae_lm.lm.forward import open_forward
 from sae_lm.lm.source import find_model, load_tokenizer
-from sae_lm.runtime.device import OnItsWay, pick_device, to_device
+from sae_lm.runtime.device import OnItsWay, imitation, pick_device, to_device
 from sae_lm.runtime.files import sha256
 from sae_lm.runtime.progress import Progress
 from sae_lm.settings import CacheSettings
@@ -60,6 +60,10 @@ class ShardMaker:
     batch_size: int
     """contexts per forward pass"""
     device: str
+
+    def slow(self) -> str:
+        """A sentence where the model runs in a dtype that the device imitates; else empty."""
+        return imitation(self.forward.dtype, self.forward.device, "give --model-dtype float32")
 
     def stream(self, start: Position, place: Place = BEGINNING) -> Iterator[Block]:
         """Contexts from ``start`` on; ``place``: the last one noted before it."""

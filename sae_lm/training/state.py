@@ -27,9 +27,10 @@ from sae_lm.penalties.arms import Arm, parse_arm
 from sae_lm.runtime.differences import in_words
 from sae_lm.runtime.distributed import SINGLE, Team
 from sae_lm.runtime.files import PART, present, read_json, sha256, whole_folder, write_json
+from sae_lm.sae.folder import sae_directories
 from sae_lm.training.locks import others_at_work, remove_locks
 from sae_lm.training.recipe import TrainingRecipe
-from sae_lm.training.run_folder import RUN, STATE_FOLDER, read_saes, sae_folder
+from sae_lm.training.run_folder import RUN, STATE_FOLDER, read_sae, sae_folder
 from sae_lm.training.trainer import ArmTraining
 
 STATE = "state.json"
@@ -155,7 +156,7 @@ def begun_recipe(out: Path, ours: Iterable[str] = ()) -> dict[str, Any] | None:
     """The recipe of what is begun in a folder: SAEs that are finished, or have a checkpoint, or that another process
     trains, whose recipe run.json has. None where nothing is. ours: names of SAEs whose locks this process holds."""
     begun = chain(
-        (sae.training for sae in read_saes(out)),
+        (read_sae(directory).training for directory in sae_directories(out)),
         (_recipe_of(folder) for group in present(out / STATE_FOLDER, "seed*-*") for folder in reversed(_whole(group))),
     )
     recipe = next((each for each in begun if isinstance(each, dict)), None)

@@ -6,6 +6,9 @@ import signal
 import threading
 import time
 
+import pytest
+
+from sae_lm.errors import Stopped
 from sae_lm.settings import TrainSettings
 
 HOOK = "blocks.1.hook_out"
@@ -23,6 +26,11 @@ def contents(folder):
     files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     del files["run.json"]
     return {name: untimed(text) if name.endswith(".jsonl") else text for name, text in files.items()}
+
+
+def weights(folder):
+    """SAE -> the bytes of its weights."""
+    return {path.parent.name: path.read_bytes() for path in folder.glob("*/sae_weights.safetensors")}
 
 
 def untimed(log):
@@ -46,3 +54,13 @@ def stop_at(step, monkeypatch):
         real(self, x, number)
 
     monkeypatch.setattr(ArmTraining, "step", counted)
+
+
+def stopped(settings, step, monkeypatch):
+    """Train until a signal comes in a step; what it says."""
+    from sae_lm.commands.train import train
+
+    with monkeypatch.context() as patch, pytest.raises(Stopped) as raised:
+        stop_at(step, patch)
+        train(settings)
+    return str(raised.value)

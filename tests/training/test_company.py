@@ -14,10 +14,11 @@ import torch
 from command_line import flags_of
 from safetensors.torch import load_file
 from torch.distributed import TCPStore
+from train_runs import stopped, weights
 
 from sae_lm.commands.train import train
 from sae_lm.data.store import Moments, Store
-from sae_lm.errors import SaeError, SaeLmError, Stopped
+from sae_lm.errors import SaeError, SaeLmError
 from sae_lm.penalties.arms import parse_arm
 from sae_lm.runtime.distributed import COLLECTIVE_TIMEOUT, Ranks, Team, _report_lost_peer
 from sae_lm.settings import TrainSettings
@@ -34,26 +35,6 @@ def train_settings(tiny_store, tmp_path):
         return TrainSettings(**{**values, **changes})
 
     return make
-
-
-def weights(folder):
-    return {path.parent.name: path.read_bytes() for path in folder.glob("*/sae_weights.safetensors")}
-
-
-def stopped(settings, step, monkeypatch):
-    """Train until a signal comes in a step; what it says."""
-    real, sent = ArmTraining.step, []
-
-    def counted(self, x, number):
-        if number == step and not sent:
-            sent.append(os.kill(os.getpid(), signal.SIGTERM))
-        real(self, x, number)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(ArmTraining, "step", counted)
-        with pytest.raises(Stopped) as raised:
-            train(settings)
-    return str(raised.value)
 
 
 def test_training_another_arm_keeps_the_checkpoints_of_what_is_not_finished(train_settings, monkeypatch, capsys):

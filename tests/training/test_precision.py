@@ -1,31 +1,28 @@
 """Products are in bfloat16 where the device has it, and a folder goes on as it was begun, whatever machine goes on."""
 
 import json
-import os
-import signal
 from contextlib import contextmanager
 
 import pytest
 import torch
+from train_runs import settings_for, stopped, weights
 
 from sae_lm.commands import train as of_train
 from sae_lm.commands.train import train
 from sae_lm.data.store import open_store
-from sae_lm.errors import SaeError, Stopped
+from sae_lm.errors import SaeError
 from sae_lm.penalties.arms import parse_arms
 from sae_lm.runtime.device import has_bfloat16, imitation
 from sae_lm.settings import TrainSettings
 from sae_lm.training.locks import only_trainer
 from sae_lm.training.recipe import TrainingRecipe
-from sae_lm.training.trainer import ArmTraining
 
 
 @pytest.fixture
 def settings(tiny_store, tmp_path):
     def make(**changes):
-        values = {"store": tiny_store, "hook": "blocks.1.hook_out", "d_sae": 32, "k": 4, "arms": "none", "seeds": 1, "tokens": 3000,
-                  "batch_size": 100, "lr": 2e-3, "dead_after": 500, "device": "cpu", "out": tmp_path / "runs"}  # fmt: skip
-        return TrainSettings(**{**values, **changes})
+        given = {"store": tiny_store, "arms": "none", "tokens": "3k", "matmul": "auto", "out": tmp_path / "runs"}
+        return settings_for(**{**given, **changes})
 
     return make
 
@@ -37,23 +34,6 @@ def machine(monkeypatch):
         monkeypatch.setattr("sae_lm.runtime.device.has_bfloat16", lambda device: answer)
 
     return has
-
-
-def weights(folder):
-    return {path.parent.name: path.read_bytes() for path in folder.glob("*/sae_weights.safetensors")}
-
-
-def stop_at(step, settings, monkeypatch):
-    real, sent = ArmTraining.step, []
-
-    def counted(self, x, number):
-        if number == step and not sent:
-            sent.append(os.kill(os.getpid(), signal.SIGTERM))
-        real(self, x, number)
-
-    with monkeypatch.context() as patch, pytest.raises(Stopped):
-        patch.setattr(ArmTraining, "step", counted)
-        train(settings)
 
 
 def recorded(folder):
@@ -123,7 +103,7 @@ def test_a_folder_goes_on_as_it_was_begun_on_a_machine_that_would_choose_otherwi
 ):
     machine(first)
     whole = weights(train(settings(arms="none,max_cos:0.5", out=tmp_path / "whole")))
-    stop_at(12, settings(), monkeypatch)
+    stopped(settings(), 12, monkeypatch)
     machine(not first)
     out = train(settings())  # from the checkpoint
     train(settings(arms="none,max_cos:0.5"))  # beside the SAE
@@ -140,7 +120,7 @@ def test_a_folder_goes_on_as_it_was_begun_on_a_machine_that_would_choose_otherwi
 @pytest.mark.parametrize("changes", [{"matmul": "bfloat16"}, {"lr": 1e-3}], ids=str)
 def test_a_command_that_a_checkpoint_refuses_leaves_everything_as_it_was(settings, machine, monkeypatch, changes):
     machine(False)
-    stop_at(12, settings(first_seed=1), monkeypatch)
+    stopped(settings(first_seed=1), 12, monkeypatch)
     out = settings().out
     before = (out / "run.json").read_bytes()
     for asked in ({"first_seed": 1}, {"seeds": 2}):  # the same SAE, and one before it
