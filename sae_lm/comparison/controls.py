@@ -155,12 +155,27 @@ def order_sentences(saes: Sequence[GradedSae]) -> dict[str, tuple[bool, str]]:
         value, oracle = by_kind["baseline"][0].values[key], by_kind["oracle"][0].values[key]
         sign = 1 if METRICS[key].better == "lower" else -1
         ladders = {what: [value, *(sae.values[key] for sae in by_kind.get(kind, ()))] for kind, what in SPOILT.items()}
-        first = sign * (value - oracle) > SAME
         clauses = [_clause(what, ladder, sign) for what, ladder in ladders.items()]
-        place = "puts the oracle first" if first else "does not put the oracle first"
-        words = [f"{place} ({_number(oracle)}, the baseline {_number(value)})", *(words for _, words in clauses)]
+        spoilt = [sae.values[key] for kind in SPOILT for sae in by_kind.get(kind, ())]
+        first, place = _place_of_oracle(oracle, value, spoilt, sign)
+        words = [place, *(words for _, words in clauses)]
         sentences[key] = (first and all(right for right, _ in clauses), f"{METRICS[key].label}: {'; '.join(words)}.")
     return sentences
+
+
+def _place_of_oracle(oracle: float, baseline: float, spoilt: Sequence[float], sign: int) -> tuple[bool, str]:
+    """Whether it is before the baseline and every spoilt SAE, and words that say so. sign: 1 where lower is better."""
+    numbers = f"({_number(oracle)}, the baseline {_number(baseline)}"
+    if not sign * (baseline - oracle) > SAME:
+        return False, f"does not put the oracle before the baseline {numbers})"
+    as_good = [value for value in spoilt if sign * (value - oracle) <= SAME]
+    if as_good:
+        best = min(as_good) if sign > 0 else max(as_good)
+        return False, (
+            f"puts the oracle before the baseline, but not before {len(as_good)} of {len(spoilt)} spoilt SAEs "
+            f"{numbers}, the best of those {_number(best)})"
+        )
+    return True, f"puts the oracle first {numbers})"
 
 
 def _clause(what: str, ladder: Sequence[float], sign: int) -> tuple[bool, str]:

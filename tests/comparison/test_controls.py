@@ -93,13 +93,20 @@ def test_an_outcome_that_orders_all_is_said_to_and_one_that_does_not_is_told_whe
     ordered, sentence = right["equal_hole_rate"]
     assert ordered and "puts the oracle first (0, the baseline 0.2)" in sentence
     assert "orders permuted decoder rows (0.2, then 0.3, 0.3, 0.4, 0.5)" in sentence
-    assert not right["main_f1"][0] and "does not put the oracle first" in right["main_f1"][1]  # higher is better there
+    assert not right["main_f1"][0] and "does not put the oracle before the baseline" in right["main_f1"][1]  # higher is better there
     wrong = order_sentences(saes_of(0.0, 0.2, (0.2,) * 4, (0.3, 0.1, 0.2, 0.9)))["equal_hole_rate"]
     assert not wrong[0] and "does not see permuted decoder rows at all (all 0.2)" in wrong[1]
     assert "does not order dropped latents throughout" in wrong[1] and "up to 0.2 the wrong way" in wrong[1]
     falls = order_sentences(saes_of(0.0, 0.2, (0.15, 0.1, 0.05, 0.0), (math.nan, 0.1, 0.1, 0.1)))["equal_hole_rate"]
     assert not falls[0] and "does not order permuted decoder rows: spoilt ones look better" in falls[1]
     assert "is not known for all dropped latents" in falls[1]
+
+
+def test_an_outcome_that_prefers_emptied_saes_to_the_oracle_is_not_said_to_put_the_oracle_first():
+    saes = saes_of(0.1, 0.3, (0.3, 0.2, 0.1, 0.05), (0.2, 0.1, 0.07, 0.0))
+    ordered, sentence = order_sentences(saes)["absorption_fraction"]
+    assert not ordered and "before the baseline, but not before 5 of 8 spoilt SAEs" in sentence  # two are level
+    assert "(0.1, the baseline 0.3, the best of those 0)" in sentence and "oracle first" not in sentence
 
 
 def test_what_spoilt_saes_would_pass_for_and_which_oracle_latents_are_missed_is_said():
