@@ -93,7 +93,9 @@ def test_an_outcome_that_orders_all_is_said_to_and_one_that_does_not_is_told_whe
     ordered, sentence = right["equal_hole_rate"]
     assert ordered and "puts the oracle first (0, the baseline 0.2)" in sentence
     assert "orders permuted decoder rows (0.2, then 0.3, 0.3, 0.4, 0.5)" in sentence
-    assert not right["main_f1"][0] and "does not put the oracle before the baseline" in right["main_f1"][1]  # higher is better there
+    assert (
+        not right["main_f1"][0] and "does not put the oracle before the baseline" in right["main_f1"][1]
+    )  # higher is better there
     wrong = order_sentences(saes_of(0.0, 0.2, (0.2,) * 4, (0.3, 0.1, 0.2, 0.9)))["equal_hole_rate"]
     assert not wrong[0] and "does not see permuted decoder rows at all (all 0.2)" in wrong[1]
     assert "does not order dropped latents throughout" in wrong[1] and "up to 0.2 the wrong way" in wrong[1]

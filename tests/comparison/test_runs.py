@@ -58,6 +58,15 @@ def test_a_missing_seed_of_one_arm_is_left_out_of_all_and_told(tmp_path):
     assert told.startswith("Seed 1 is left out: abs_cos_1-seed1 missing")
 
 
+def test_a_control_without_the_baseline_that_shares_its_start_is_left_out_and_told(tmp_path):
+    control = "none@decoder=0.8"
+    there = [("none", 0), (control, 0), (control, 1)]
+    runs = read_runs(fake_runs(tmp_path, there, arms=("none", control), seeds=2), "none")
+    assert runs.seeds == [0]
+    (told,) = runs.partial
+    assert told == "Seed 1 is left out: none-seed1 missing; run sae-lm train again with these arms."
+
+
 def test_many_missing_seeds_are_told_in_one_sentence_for_the_same_arms(tmp_path):
     there = [(arm, seed) for arm in ("none", "abs_cos:1") for seed in (0, 2, 300, 302)]
     runs = read_runs(fake_runs(tmp_path, [*there, ("none", 299), ("none", 301)], seeds=303), "none")

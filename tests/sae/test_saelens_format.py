@@ -3,10 +3,13 @@
 sae-lens needs transformer-lens < 4, so this file has its own environment in `.ci/run`; elsewhere it is skipped.
 """
 
+import json
+
 import pytest
 import torch
 
 import sae_lm
+from sae_lm.penalties.arms import parse_arm
 from sae_lm.sae.formats.saelens import save
 
 pytestmark = pytest.mark.transformer_lens_3
@@ -94,6 +97,47 @@ def test_a_trained_run_of_every_architecture_loads_in_saelens_with_equal_outputs
     assert theirs.cfg.architecture() == ours.config.architecture == saved_as
     assert theirs.cfg.metadata.training_architecture == arch
     assert 0.5 < float((z > 0).sum(1).float().mean()) < 8  # 4 asked for, after 20 steps from random weights
+
+
+SAVED = {
+    "none@arch=matryoshka@balance=0.3": "jumprelu",
+    "none@arch=matryoshka@widths=8+48": "jumprelu",
+    "none@arch=matryoshka@prefixes=2": "jumprelu",
+    "none@decoder=0.8": "topk",
+    "none@encoder=frozen": "topk",
+    "align": "topk",
+    "c2r:0.5@arch=relu": "standard",
+    "silent@arch=batchtopk": "jumprelu",
+    "coactive@anchored@arch=jumprelu": "jumprelu",
+}
+"""Arm -> the architecture that SAELens reads."""
+
+
+def test_nested_held_and_penalised_arms_load_in_saelens_with_equal_outputs(tiny_store, tmp_path):
+    from sae_lm.commands.train import train
+    from sae_lm.settings import TrainSettings
+
+    arms = {parse_arm(text).name: saved_as for text, saved_as in SAVED.items()}
+    out = train(
+        TrainSettings(
+            store=tiny_store,
+            hook="blocks.1.hook_out",
+            d_sae=48,
+            k=4,
+            arms=",".join(SAVED),
+            seeds=1,
+            batch_size=64,
+            out=tmp_path,
+        )
+    )
+    rows = sae_lm.open_store(tiny_store).rows("blocks.1.hook_out")
+    metadata = {path: json.loads(path.read_text())["metadata"] for path in out.glob("*-seed0/cfg.json")}
+    assert {found["arm"] for found in metadata.values()} == set(arms)
+    for path, found in metadata.items():
+        ours, theirs = sae_lm.load(path.parent), sae_lens.SAE.load_from_disk(str(path.parent))
+        torch.testing.assert_close(theirs(rows), ours(rows))
+        torch.testing.assert_close(theirs.encode(rows), ours.encode(rows))
+        assert theirs.cfg.architecture() == arms[found["arm"]], found["arm"]
 
 
 def test_what_an_sae_found_of_known_features_is_scored_as_synthsaebench_scores_it():

@@ -1,19 +1,8 @@
-"""sae_lm.training.prefixes: nested prefixes that are weighted, drawn and steered; every penalty on top of them."""
+"""sae_lm.training.prefixes: nested prefixes that are weighted, drawn and steered."""
 
 import pytest
 import torch
-from gradients import drop_radial, seen_by_optimizer
 from recipes import training_recipe
-from reference import (
-    anchored_coactivation,
-    anchored_ortsae,
-    coactivation_sq_cos,
-    dense_loss,
-    independent_sq_cos,
-    mean_abs_cos,
-    mean_sq_cos,
-    ortsae,
-)
 
 from sae_lm.errors import SettingsError
 from sae_lm.penalties.arms import MOST_BALANCE, parse_arm
@@ -86,43 +75,6 @@ def test_less_balance_costs_the_prefixes_and_gives_the_whole():
 
     (narrow, whole), (narrow_less, whole_less) = errors(1), errors(0.1)
     assert narrow < narrow_less and whole > whole_less
-
-
-def penalties():
-    return {
-        "abs_cos": lambda rows, rate, fires: mean_abs_cos(rows),
-        "sq_cos": lambda rows, rate, fires: mean_sq_cos(rows),
-        "max_cos": lambda rows, rate, fires: ortsae(rows),
-        "max_cos@anchored": lambda rows, rate, fires: anchored_ortsae(rows, rate),
-        "coactive": lambda rows, rate, fires: coactivation_sq_cos(rows, fires),
-        "coactive@anchored": lambda rows, rate, fires: anchored_coactivation(rows, rate, fires),
-        "freq_cos": lambda rows, rate, fires: independent_sq_cos(rows, rate),
-    }
-
-
-@pytest.mark.parametrize("nesting", ["batchtopk", "matryoshka", "matryoshka@balance=0.3", "matryoshka@widths=5+24"])
-@pytest.mark.parametrize("penalty", penalties())
-def test_a_step_with_a_penalty_has_the_gradients_of_dense_autograd(penalty, nesting, monkeypatch):
-    name, at, options = penalty.partition("@")
-    run = made(f"{name}:2{at}{options}@exact@every=1@arch={nesting}")
-    seen = seen_by_optimizer(run, monkeypatch)
-    widths = () if nesting == "batchtopk" else (5, D_SAE) if "widths" in nesting else WIDTHS
-    for number, x in enumerate(batches(4)):
-        leaves = {key: weight.detach().clone().requires_grad_() for key, weight in run.named.items()}
-        rate = torch.rand(D_SAE, generator=torch.Generator().manual_seed(number))  # no two fire equally often
-        run.firing_frequency.copy_(rate)
-        run.step(x, number)
-        encoder, b_enc, W_dec, b_dec = leaves.values()
-        balance = run.arm.balance
-        loss, z = dense_loss(run.arch, x, encoder.T, b_enc, W_dec, b_dec, k=K, widths=widths, balance=balance)
-        loss = loss + 2 * penalties()[penalty](W_dec, rate, z.detach() > 0)
-        expected = dict(zip(leaves, torch.autograd.grad(loss, leaves.values()), strict=True))
-        for gradients in (expected, seen):
-            drop_radial(gradients, W_dec.detach())
-        for key, gradient in expected.items():
-            torch.testing.assert_close(
-                seen[key], gradient, atol=1e-5, rtol=1e-3, msg=lambda text, key=key: f"{key}: {text}"
-            )
 
 
 def test_drawn_prefixes_are_log_uniform_ascend_and_end_with_the_whole():
