@@ -2,11 +2,12 @@
 
     python tests/benchmarks/convergence.py STORE --seconds 20 --saelens-python PYTHON --peers-python PYTHON
     python tests/benchmarks/convergence.py STORE --rows 1000000 --ours lr=4e-3 lr=4e-3,optimizer=adam lr=8e-3,batch=2048
+    python tests/benchmarks/convergence.py STORE --rows 360000 --peer-rates 2e-3 4e-3 8e-3 --saelens-python PYTHON
 
 The environments are those of training.py. Every run is a process of its own; the machine is its alone. With --seconds
 a first process takes a few steps to learn how many fit, and a second one makes them, so that its schedule of the
 learning rate (5% warm-up, decay over the last fifth, for all) ends with the time. Peers run at the default rate of
-their own library and at the rates given. Training rows are the store's, shuffled once and read again when they end; all
+their own library and at each of --peer-rates. Training rows are the store's, shuffled once and read again when they end; all
 are in memory before the clock starts. FVU is of rows at the store's end.
 """
 
@@ -26,13 +27,13 @@ from sae_lm.training.recipe import default_lr, default_matmul
 
 PEERS = {
     "SAELens, default": {"trainer": "saelens", "lr": 3e-4, "batch": 4096},
-    "SAELens": {"trainer": "saelens", "lr": 4e-3, "batch": 512},
+    "SAELens": {"trainer": "saelens", "batch": 512},
     "dictionary_learning, default": {"trainer": "dictionary_learning", "lr": None, "batch": 2048},
-    "dictionary_learning": {"trainer": "dictionary_learning", "lr": 4e-3, "batch": 512},
+    "dictionary_learning": {"trainer": "dictionary_learning", "batch": 512},
     "sparsify (signum), default": {"trainer": "sparsify", "optimizer": "signum", "lr": 5e-3, "batch": 2048},
-    "sparsify, Adam": {"trainer": "sparsify", "lr": 4e-3, "batch": 512},
+    "sparsify, Adam": {"trainer": "sparsify", "batch": 512},
 }
-"""Name -> defaults of the library, or the best of the rates and batches tried; None: 2e-4 / sqrt(d_sae / 2^14)."""
+"""Name -> defaults of the library, where None is 2e-4 / sqrt(d_sae / 2^14); or the best of the batches tried."""
 
 
 def held_out_first(store_path: str, hook: str | None, unseen: int) -> torch.Tensor:
@@ -78,6 +79,7 @@ def main() -> None:
     parser.add_argument("--unseen", type=int, default=40_000)
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--ours", nargs="*", default=[""], help="lr=...,batch=...,optimizer=...; empty: the defaults")
+    parser.add_argument("--peer-rates", nargs="*", type=float, default=[4e-3], help="beside their defaults")
     parser.add_argument("--saelens-python")
     parser.add_argument("--peers-python")
     arguments = parser.parse_args()
@@ -97,13 +99,13 @@ def main() -> None:
             plan.append((f"sae_lm {text or 'default'}", sys.executable, job))
         for name, job in PEERS.items():
             python = arguments.saelens_python if job["trainer"] == "saelens" else arguments.peers_python
-            if python:
-                lr = job["lr"] or 2e-4 / (arguments.d_sae / 2**14) ** 0.5
+            for lr in (job["lr"],) if "lr" in job else arguments.peer_rates:
+                lr = lr or 2e-4 / (arguments.d_sae / 2**14) ** 0.5
                 if job.get("optimizer") == "signum":
                     lr /= (arguments.d_sae / 2**14) ** 0.5
-                plan.append(
-                    (name, python, {"d_sae": arguments.d_sae, "k": arguments.k, "matmul": "float32", **job, "lr": lr})
-                )
+                if python:
+                    entry = {"d_sae": arguments.d_sae, "k": arguments.k, "matmul": "float32", **job, "lr": lr}
+                    plan.append((name, python, entry))
         print(f"{'':44}{'lr':>9}{'batch':>7}{'steps':>7}{'rows':>11}{'s':>7}{'ms':>8}{'FVU':>8}")
         for name, python, job in plan:
             steps, took, fvu = train(python, {**shared, **job}, arguments.seconds, arguments.rows)
