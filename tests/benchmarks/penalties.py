@@ -40,6 +40,7 @@ def main() -> None:
     rows = made_rows(arguments.d_in, 2 * STEPS * arguments.batch)
     batches = rows.split(arguments.batch)
     job = {"k": 32, "steps": 1000, "lr": 2e-4, "d_in": arguments.d_in, "d_sae": arguments.d_sae}
+    job["batch"] = arguments.batch
     job["matmul"] = default_matmul("cpu")
     runs = {
         arm: ArmTraining(parse_arm(arm.removesuffix(" again")), 0, recipe(job), rows.mean(0), "cpu")
