@@ -33,7 +33,7 @@ PARTS = {
     "sae_lm.comparison.evaluate": ("quality", "geometry", "encode_sparse", "split_counts"),
     "sae_lm.comparison.language_model": ("cross_entropies",),
     "sae_lm.comparison.measure": (
-        "concept_figures",
+        "all_concept_figures",
         "compare_seeds",
         "genealogies",
         "explorer_entries",

@@ -1,10 +1,11 @@
-"""The benchmarks of training that nothing else runs, in small: they go on working as what they measure changes."""
+"""The benchmarks that nothing else runs, in small: they go on working as what they measure changes."""
 
+import importlib
 import runpy
 import sys
 from pathlib import Path
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+BENCHMARKS = Path(__file__).parent / "benchmarks"
 
 
 def test_what_penalties_cost_is_measured_for_every_arm(monkeypatch, capsys):
@@ -15,3 +16,9 @@ def test_what_penalties_cost_is_measured_for_every_arm(monkeypatch, capsys):
     head, *lines = capsys.readouterr().out.splitlines()
     assert "8 -> 64" in head
     assert [line.split(" ")[0] for line in lines] == ["none", *told["ARMS"]]
+
+
+def test_the_parts_of_a_comparison_that_are_timed_are_where_they_are_looked_for():
+    parts = runpy.run_path(str(BENCHMARKS / "comparing.py"))["PARTS"]
+    there = [(module, name) for module, names in parts.items() for name in names]
+    assert [pair for pair in there if not callable(getattr(importlib.import_module(pair[0]), pair[1], None))] == []
