@@ -52,8 +52,8 @@ def default_lr(d_in: int, batch_size: int, optimizer: str) -> float:
 
     A row of d_in numbers moves by lr * sqrt(d_in) a step, and how far a direction turns is what matters. measured in
     tests/benchmarks/README.md, with whitened rows: within a factor 1.5 either way FVU is within 2% of the best, at 2048
-    latents of d_in 256 and 4096 of 576. Rules for runs of 500 million rows (2e-4 / sqrt(d_sae / 2^14), Gao et al. 2024) leave shorter ones
-    near their random start.
+    latents of d_in 256 and 4096 of 576. Half and twice are no better at 512 latents, k 8 or 64, or (half) 50M rows.
+    Rules for runs of 500 million rows (2e-4 / sqrt(d_sae / 2^14), Gao et al. 2024) leave shorter ones near their start.
     """
     return 0.08 / d_in**0.5 * min(batch_size / 512, 4.0) ** 0.5 * (0.6 if optimizer == "adam" else 1.0)
 
