@@ -156,7 +156,7 @@ def order_sentences(saes: Sequence[GradedSae]) -> dict[str, tuple[bool, str]]:
         sign = 1 if METRICS[key].better == "lower" else -1
         ladders = {what: [value, *(sae.values[key] for sae in by_kind.get(kind, ()))] for kind, what in SPOILT.items()}
         clauses = [_clause(what, ladder, sign) for what, ladder in ladders.items()]
-        spoilt = [sae.values[key] for kind in SPOILT for sae in by_kind.get(kind, ())]
+        spoilt = [figure for ladder in ladders.values() for figure in ladder[1:]]
         first, place = _place_of_oracle(oracle, value, spoilt, sign)
         words = [place, *(words for _, words in clauses)]
         sentences[key] = (first and all(right for right, _ in clauses), f"{METRICS[key].label}: {'; '.join(words)}.")

@@ -53,6 +53,12 @@ def read_options(text: str) -> dict[str, Any]:
     return {key: kinds.get(key, str)(value) for key, value in pairs.items()}
 
 
+def own_rate(job: dict[str, Any], d_sae: int) -> float:
+    """That of a peer's library at this width."""
+    width = (d_sae / 2**14) ** 0.5
+    return job["lr"] / width if job.get("optimizer") == "signum" else job["lr"] or 2e-4 / width
+
+
 def train(python: str, job: dict[str, Any], seconds: float | None, rows: int) -> tuple[int, float, float]:
     """Steps, the seconds they took, the error after them."""
     steps = rows // job["batch"]
@@ -99,13 +105,10 @@ def main() -> None:
             plan.append((f"sae_lm {text or 'default'}", sys.executable, job))
         for name, job in PEERS.items():
             python = arguments.saelens_python if job["trainer"] == "saelens" else arguments.peers_python
-            for lr in (job["lr"],) if "lr" in job else arguments.peer_rates:
-                lr = lr or 2e-4 / (arguments.d_sae / 2**14) ** 0.5
-                if job.get("optimizer") == "signum":
-                    lr /= (arguments.d_sae / 2**14) ** 0.5
-                if python:
-                    entry = {"d_sae": arguments.d_sae, "k": arguments.k, "matmul": "float32", **job, "lr": lr}
-                    plan.append((name, python, entry))
+            rates = [own_rate(job, arguments.d_sae)] if "lr" in job else arguments.peer_rates
+            for lr in rates if python else ():
+                entry = {"d_sae": arguments.d_sae, "k": arguments.k, "matmul": "float32", **job, "lr": lr}
+                plan.append((name, python, entry))
         print(f"{'':44}{'lr':>9}{'batch':>7}{'steps':>7}{'rows':>11}{'s':>7}{'ms':>8}{'FVU':>8}")
         for name, python, job in plan:
             steps, took, fvu = train(python, {**shared, **job}, arguments.seconds, arguments.rows)

@@ -63,6 +63,14 @@ def test_we_load_what_saelens_saves_with_equal_outputs(tmp_path, x, architecture
     torch.testing.assert_close(ours(x), theirs(x))
 
 
+def equal_in_both(folder, rows):
+    """The SAE of a folder as we load it and as SAELens does, with equal codes and outputs."""
+    ours, theirs = sae_lm.load(folder), sae_lens.SAE.load_from_disk(str(folder))
+    torch.testing.assert_close(theirs(rows), ours(rows))
+    torch.testing.assert_close(theirs.encode(rows), ours.encode(rows))
+    return ours, theirs
+
+
 @pytest.mark.parametrize(
     ("arch", "saved_as"),
     [
@@ -89,11 +97,9 @@ def test_a_trained_run_of_every_architecture_loads_in_saelens_with_equal_outputs
         out=tmp_path,
     )
     folder = train(settings) / "max_cos_0.25-seed0"
-    ours, theirs = sae_lm.load(folder), sae_lens.SAE.load_from_disk(str(folder))
     rows = sae_lm.open_store(tiny_store).rows("blocks.1.hook_out")
-    torch.testing.assert_close(theirs(rows), ours(rows))
+    ours, theirs = equal_in_both(folder, rows)
     z = ours.encode(rows)
-    torch.testing.assert_close(theirs.encode(rows), z)
     assert theirs.cfg.architecture() == ours.config.architecture == saved_as
     assert theirs.cfg.metadata.training_architecture == arch
     assert 0.5 < float((z > 0).sum(1).float().mean()) < 8  # 4 asked for, after 20 steps from random weights
@@ -126,6 +132,7 @@ def test_nested_held_and_penalised_arms_load_in_saelens_with_equal_outputs(tiny_
             k=4,
             arms=",".join(SAVED),
             seeds=1,
+            tokens="6k",
             batch_size=64,
             out=tmp_path,
         )
@@ -134,9 +141,7 @@ def test_nested_held_and_penalised_arms_load_in_saelens_with_equal_outputs(tiny_
     metadata = {path: json.loads(path.read_text())["metadata"] for path in out.glob("*-seed0/cfg.json")}
     assert {found["arm"] for found in metadata.values()} == set(arms)
     for path, found in metadata.items():
-        ours, theirs = sae_lm.load(path.parent), sae_lens.SAE.load_from_disk(str(path.parent))
-        torch.testing.assert_close(theirs(rows), ours(rows))
-        torch.testing.assert_close(theirs.encode(rows), ours.encode(rows))
+        _, theirs = equal_in_both(path.parent, rows)
         assert theirs.cfg.architecture() == arms[found["arm"]], found["arm"]
 
 

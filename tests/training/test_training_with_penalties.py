@@ -66,7 +66,7 @@ def test_a_sample_every_tenth_step_ends_where_the_whole_gradient_at_every_step_d
 
 
 @cache  # all that is trained without a penalty is the same
-def ended(text, steps=300):
+def ended(text, steps=500):
     """FVU over the last steps and mean cosine to the nearest row, of two seeds."""
     found = torch.zeros(2)
     for seed in range(2):

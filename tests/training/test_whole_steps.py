@@ -21,25 +21,25 @@ from reference import (
 from sae_lm.penalties.arms import parse_arm
 from sae_lm.training.trainer import ArmTraining
 
-D_SAE, WIDTHS, K, D_IN, STEPS = 24, (2, 6, 24), 3, 8, 3
+D_SAE, WIDTHS, K, D_IN, STEPS = 24, (2, 6, 24), 3, 8, 4
 NESTINGS = ("matryoshka", "matryoshka@balance=0.3", "matryoshka@widths=5+24", "matryoshka@prefixes=2")
 
 
-def penalties():
-    """Arm -> the plain penalty, of encoder and decoder rows, codes and how often latents have fired before."""
-    return {
-        "abs_cos:2": lambda encoder, rows, z, rate: mean_abs_cos(rows),
-        "sq_cos:2": lambda encoder, rows, z, rate: mean_sq_cos(rows),
-        "max_cos:2": lambda encoder, rows, z, rate: ortsae(rows),
-        "max_cos:2@anchored": lambda encoder, rows, z, rate: anchored_ortsae(rows, rate),
-        "coactive:2": lambda encoder, rows, z, rate: coactivation_sq_cos(rows, z.detach() > 0),
-        "coactive:2@anchored": lambda encoder, rows, z, rate: anchored_coactivation(rows, rate, z.detach() > 0),
-        "freq_cos:2": lambda encoder, rows, z, rate: independent_sq_cos(rows, rate),
-        "c2r:150": lambda encoder, rows, z, rate: cross_sample(rows, z),
-        "c2r:150@anchored": lambda encoder, rows, z, rate: cross_sample(rows, z, rate),
-        "silent:2": lambda encoder, rows, z, rate: silent_generals(rows, rate, z.detach() > 0),
-        "align:6": lambda encoder, rows, z, rate: misalignment(encoder, rows),
-    }
+PENALTIES = {
+    "abs_cos:2": lambda encoder, rows, z, rate: mean_abs_cos(rows),
+    "sq_cos:2": lambda encoder, rows, z, rate: mean_sq_cos(rows),
+    "max_cos:2": lambda encoder, rows, z, rate: ortsae(rows),
+    "max_cos:2@anchored": lambda encoder, rows, z, rate: anchored_ortsae(rows, rate),
+    "coactive:2": lambda encoder, rows, z, rate: coactivation_sq_cos(rows, z.detach() > 0),
+    "coactive:2@anchored": lambda encoder, rows, z, rate: anchored_coactivation(rows, rate, z.detach() > 0),
+    "freq_cos:2": lambda encoder, rows, z, rate: independent_sq_cos(rows, rate),
+    "c2r:150": lambda encoder, rows, z, rate: cross_sample(rows, z),
+    "c2r:150@anchored": lambda encoder, rows, z, rate: cross_sample(rows, z, rate),
+    "silent:2": lambda encoder, rows, z, rate: silent_generals(rows, rate, z.detach() > 0),
+    "align:6": lambda encoder, rows, z, rate: misalignment(encoder, rows),
+}
+"""Arm -> the plain penalty, of encoder and decoder rows, codes and how often latents have fired before."""
+MOVE_ENCODERS = ("c2r", "align")
 
 
 def nested(run):
@@ -48,14 +48,14 @@ def nested(run):
 
 
 @pytest.mark.parametrize("arch", ["topk", "batchtopk", "relu", "jumprelu", *NESTINGS])
-@pytest.mark.parametrize("text", penalties())
+@pytest.mark.parametrize("text", PENALTIES)
 def test_a_whole_step_has_the_gradients_of_dense_autograd_through_loss_and_penalty(text, arch, monkeypatch):
     recipe = training_recipe(
         d_sae=D_SAE, k=K, matmul="float32", sparsity_coefficient=0.1, warm_up=0.0, widths=WIDTHS, lr=3e-2
     )
     exact = "" if "align" in text else "@exact"  # which it has no need of
     run = ArmTraining(parse_arm(f"{text}{exact}@every=1@arch={arch}"), 0, recipe, torch.zeros(D_IN), "cpu")
-    coefficient, plain = float(text.partition(":")[2].partition("@")[0]), penalties()[text]
+    coefficient, plain = float(text.partition(":")[2].partition("@")[0]), PENALTIES[text]
     seen = seen_by_optimizer(run, monkeypatch)
     draw, pulled = torch.Generator().manual_seed(7), 0.0
     for step in range(STEPS):
@@ -76,12 +76,16 @@ def test_a_whole_step_has_the_gradients_of_dense_autograd_through_loss_and_penal
         )  # fmt: skip
         penalty = coefficient * plain(encoder, W_dec, z, rate)
         of_penalty = torch.autograd.grad(penalty, leaves.values(), retain_graph=True, allow_unused=True)
+        of_encoder = of_penalty[0]
+        moves = of_encoder is not None and float(of_encoder.abs().max()) > 1e-3
+        # an encoder that begins aligned is not moved at first
+        assert moves == text.startswith(MOVE_ENCODERS) or (step == 0 and "align" in text)
         pulled = max(pulled, *(float(part.abs().max()) for part in of_penalty if part is not None))
         expected = dict(zip(leaves, torch.autograd.grad(loss + penalty, leaves.values()), strict=True))
         for gradients in (expected, seen):
             drop_radial(gradients, W_dec.detach())
         for name, gradient in seen.items():
             torch.testing.assert_close(
-                gradient, expected[name], atol=1e-5, rtol=1e-3, msg=lambda m, n=name: f"{n}: {m}"
+                gradient, expected[name], atol=2e-6, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}"
             )
     assert pulled > 1e-2  # far above the tolerance
