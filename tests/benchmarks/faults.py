@@ -17,7 +17,7 @@ def run() -> int:
     parser.add_argument("--only", default="", help="commands, comma separated (default: all)")
     parser.add_argument("--without", default="", help="kinds of faults to leave out, comma separated (default: none)")
     arguments = parser.parse_args()
-    from hub_stand_in import serving
+    from hub_process import serving
 
     only, without = (tuple(filter(None, one.split(","))) for one in (arguments.only, arguments.without))
     with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as name:

@@ -12,7 +12,8 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parent.parent / "support"), str(Path(__file__).parent.parent)]
 
-from hub_stand_in import HubStandIn, use_it  # noqa: E402  beside this file
+from hub_process import use_it  # noqa: E402  beside this file
+from hub_stand_in import HubStandIn  # noqa: E402
 
 
 def main() -> int:

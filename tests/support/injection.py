@@ -21,7 +21,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hub_stand_in import wait_until_written
+from hub_process import wait_until_written
 from kills import contents
 
 from sae_lm import cli
