@@ -93,6 +93,7 @@ def test_a_trained_run_of_every_architecture_loads_in_saelens_with_equal_outputs
         arch=arch,
         arms="max_cos",
         seeds=1,
+        tokens="6k",
         batch_size=64,
         out=tmp_path,
     )
@@ -102,7 +103,7 @@ def test_a_trained_run_of_every_architecture_loads_in_saelens_with_equal_outputs
     z = ours.encode(rows)
     assert theirs.cfg.architecture() == ours.config.architecture == saved_as
     assert theirs.cfg.metadata.training_architecture == arch
-    assert 0.5 < float((z > 0).sum(1).float().mean()) < 8  # 4 asked for, after 20 steps from random weights
+    assert 0.5 < float((z > 0).sum(1).float().mean()) < 8  # 4 asked for, after 94 steps from random weights
 
 
 SAVED = {
