@@ -22,3 +22,19 @@ def test_the_parts_of_a_comparison_that_are_timed_are_where_they_are_looked_for(
     parts = runpy.run_path(str(BENCHMARKS / "comparing.py"))["PARTS"]
     there = [(module, name) for module, names in parts.items() for name in names]
     assert [pair for pair in there if not callable(getattr(importlib.import_module(pair[0]), pair[1], None))] == []
+
+
+def test_held_out_rows_are_measured_for_every_sae_of_a_folder(tiny_store, tmp_path, monkeypatch, capsys):
+    from sae_lm.commands.train import train
+    from sae_lm.settings import TrainSettings
+
+    settings = {"hook": "blocks.1.hook_out", "d_sae": 64, "k": 4, "arms": "none@k=2/4", "seeds": 1, "tokens": 640}
+    out = train(TrainSettings(store=tiny_store, **settings, batch_size=64, out=tmp_path / "runs"))
+    monkeypatch.setattr(sys, "argv", ["held_out.py", str(out)])
+    capsys.readouterr()
+    runpy.run_path(str(BENCHMARKS / "held_out.py"), run_name="__main__")
+    _, *lines = capsys.readouterr().out.splitlines()
+    found = {name: [float(value) for value in values] for name, *values in map(str.split, lines)}
+    assert list(found) == ["none@k=2-seed0", "none@k=4-seed0"]
+    for k, (fvu, l0, projection, start) in zip((2, 4), found.values(), strict=True):
+        assert 0 < fvu < 1.5 and l0 == k and projection > 0 and 0.5 < start <= 1
