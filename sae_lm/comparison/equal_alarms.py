@@ -2,8 +2,10 @@
 
 The rate of a concept is the mean over all SAEs of the baseline, as is the number of main latents (`common_counts`), and
 the baseline's own SAEs are brought to it as well: so no SAE is at an advantage for being the one the others are held
-to. Rates and factors are taken on rows of training and validation types, holes on test types. Why it is done, and why
-by false alarms, is in `sae_lm.metrics.false_alarms`.
+to. The rate is taken on rows of training and validation types. Factors are taken on all rows without the concept, test
+types too: holes are counted on rows with it, so that no row sets a factor and is counted. On training rows alone, where
+main latents are chosen, they fire wrongly less often than elsewhere, in one arm more so than in another. Why it is done,
+and why by false alarms, is in `sae_lm.metrics.false_alarms`.
 """
 
 import math
@@ -83,7 +85,7 @@ def equal_figures(
         figures: dict[str, Any] = {"firing_rate": float(fires.double().mean()), "false_alarms": alarms}
         ratio, target = ratios[place], targets[place]
         if math.isfinite(target.false_alarms):
-            threshold = threshold_at_false_alarms(ratio[known & absent], target.false_alarms)
+            threshold = threshold_at_false_alarms(ratio[absent], target.false_alarms)
             fires = ratio > threshold
             at = operating_point(fires[test], labels[test], absent[test])
             figures |= {"gate_ratio": threshold, "equal_false_alarms": at.false_alarms, "equal_precision": at.precision}

@@ -2,8 +2,9 @@
 
 Each family is held against one, the matryoshka SAEs' without a penalty where they are among the arms, else the
 first. Both are read off their curves (`sae_lm.comparison.frontier`) at one cost, seed by seed, and paired by seed.
-The costs: those of the settings, and for each pair the greatest that both reach. What decides is p of Student's t
-after Holm's correction over all that is tested here.
+The costs: those of the settings, and for each pair the greatest that both reach; nothing is read off the middle of a
+line to the first point, where the other's is not as long. What decides is p of Student's t after Holm's correction over all
+that is tested here.
 
 How often the 95% interval holds the difference of the curves through the true means, where the noise of a point's
 cost is a tenth, a third or all of the way to the next point; measured in tests/benchmarks/coverage_crossed.py (800
@@ -21,7 +22,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sae_lm.comparison.frontier import Curve, interval
+from sae_lm.comparison.frontier import Curve, interval, untrained
 from sae_lm.comparison.outcomes import METRICS, PRIMARY
 from sae_lm.metrics.statistics import (
     FEWEST_SEEDS,
@@ -86,7 +87,15 @@ def _tests(all_curves: Sequence[Curve], costs: Sequence[float]) -> Iterator[_Tes
 def _costs(curve: Curve, reference: Curve, costs: Sequence[float]) -> list[float]:
     """Those asked for, and the greatest that both reach at every seed."""
     least, most = max(c.reach[0] for c in (curve, reference)), min(c.reach[1] for c in (curve, reference))
-    further = most > max(least, 0) and not any(math.isclose(most, cost, rel_tol=SAME_COST) for cost in costs)
+    pair = (curve, reference)
+
+    def says_the_same(cost: float) -> bool:
+        """Two costs on one line from the origin are one test: each seed's difference is so many times the other's."""
+        on_lines = all(c.places[0] == c.rung and c.is_first_line(cost) and c.is_first_line(most) for c in pair)
+        known = least <= cost <= most and untrained(pair, cost) is None
+        return math.isclose(most, cost, rel_tol=SAME_COST) or (on_lines and known)
+
+    further = most > max(least, 0) and not any(says_the_same(cost) for cost in costs)
     return [*costs, *([most] if further else [])]
 
 
@@ -97,6 +106,7 @@ def _test(curve: Curve, reference: Curve, cost: float, metric: str) -> _Test:
         if not least <= cost <= most and not unreached:
             ends = f"costs {least:.3g} at least" if cost < least else f"does not reach it, {max(most, 0):.3g} at most"
             unreached = f"{one.family.name} {ends}"
+    unreached = unreached or untrained((curve, reference), cost)
     if unreached:
         nothing = [math.nan] * curve.cost.shape[1]
         return _Test(curve, reference, cost, metric, paired_difference(nothing, nothing), unreached)
@@ -148,7 +158,7 @@ def _verdict(test: _Test, p_holm: float | None, tests: int) -> tuple[Verdict, st
 
 
 def equal_fvu_findings(entries: Sequence[EqualFvuEntry]) -> list[str]:
-    """A sentence for each family, cost and L0 with a claim; one if there is none; and what of a reference is a line."""
+    """A sentence for each family, cost and L0 with a claim; one if there is none; and what no answer is read off."""
     sentences = []
     read = [entry for entry in entries if entry["p_holm"] is not None]
     by_place: dict[tuple[str, str, float], list[EqualFvuEntry]] = {}
@@ -164,16 +174,7 @@ def equal_fvu_findings(entries: Sequence[EqualFvuEntry]) -> list[str]:
     if read and not sentences:
         references = " and ".join(dict.fromkeys(entry["reference"] for entry in read))
         sentences.append(f"At equal FVU no family is told apart from {references}.")
-    lines = {
-        (entry["rung"], entry["reference"]): entry["reference_between"] for entry in read if _is_line_from_origin(entry)
-    }
-    for (_, reference), (start, end) in lines.items():
-        sentences.append(
-            f"Of {reference} nothing was trained between {start} and {end}: what is read there is a straight line."
-        )
-    return sentences
-
-
-def _is_line_from_origin(entry: EqualFvuEntry) -> bool:
-    """Whether the reference is read between the baseline and its first point."""
-    return entry["rung"] in entry["reference_between"] and entry["change"] is not None
+    unread = dict.fromkeys(
+        entry["reason"] for entry in entries if entry["reason"] and entry["reason"].startswith("nothing was trained")
+    )
+    return sentences + [f"At equal FVU {reason}." for reason in unread]

@@ -89,7 +89,7 @@ def _finding(arm: str, metrics: Differences, seeds: int) -> str:
     if fvu["l0"] == "not matched":
         return (
             f"{arm}: no claim, its L0 is not the baseline's ({metrics['l0']['mean']:+.3g} from "
-            f"{metrics['l0']['baseline']}) and outside its ladder."
+            f"{metrics['l0']['baseline']}) and outside its ladder, or far from its rungs."
         )
     both = absorption_verdict(metrics)
     weak = fvu["undertrained"]
@@ -107,6 +107,9 @@ def _finding(arm: str, metrics: Differences, seeds: int) -> str:
         absorbed = f"no claim on absorption: hole rate at equal false alarms {hole}, fraction {fraction}"
         if metrics["hole_rate"]["verdict"] == "lower" != metrics["equal_hole_rate"]["verdict"]:
             absorbed += " (its plain hole rate is lower, which main latents that fire more often give for nothing)"
+    alarms = metrics["equal_false_alarms"]
+    if metrics["equal_hole_rate"]["verdict"] == "lower" and alarms["mean"] and alarms["low"] and alarms["low"] > 0:
+        absorbed += f" (but false alarms on the types where holes are counted are {alarms['mean']:+.3f} more)"
     price = verdict_text(fvu)
     if fvu["mean"] is not None:
         mean_and_reason = [f"{fvu['mean']:+.4f}", *([fvu["reason"]] if fvu["reason"] else [])]
@@ -187,11 +190,12 @@ def _claims(arms: Mapping[str, Differences]) -> list[str]:
 
 def _name_arms(arms: Mapping[str, Differences]) -> str:
     """Arms and what they cost; of many the cheapest, the others counted."""
-    costs = [(arm, metrics["fvu"]["mean"]) for arm, metrics in arms.items()]
+    costs = [(arm, metrics["fvu"]["mean"], metrics["fvu"]["l0"]) for arm, metrics in arms.items()]
     many = len(costs) > MOST_NAMED
     if many:
-        costs.sort(key=lambda arm_and_cost: math.inf if arm_and_cost[1] is None else arm_and_cost[1])
+        costs.sort(key=lambda of_arm: math.inf if of_arm[1] is None else of_arm[1])
     named = ", ".join(
-        f"{arm} (FVU {'unknown' if cost is None else f'{cost:+.4f}'})" for arm, cost in costs[:MOST_NAMED]
+        f"{arm} (FVU {'unknown' if cost is None else f'{cost:+.4f}'}{', interpolated' * (l0 == 'interpolated')})"
+        for arm, cost, l0 in costs[:MOST_NAMED]
     )
     return f"{len(costs)} arms, cheapest {named}" if many else named

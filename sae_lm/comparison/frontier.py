@@ -9,8 +9,10 @@ Rules. Of one seed a family's points in the order of their cost are joined by st
 from the arm of its own architecture without the penalty where that was trained: coefficient 0 is there. At a cost
 between two points the outcome is read off the line, seed by seed, and compared with another family's of that seed by
 Student's t. Nothing is read beyond a curve's ends: they must hold the cost at every seed. Bands are the same
-reading along the curve. Between points, and above all between the origin and the first, the line is no SAE that was
-trained.
+reading along the curve. Between points the line is no SAE that was trained. Where gains flatten with cost, as they did
+wherever two coefficients were trained, a line from the origin to a far point lies above the curve, and the family that
+costs more looks worse for it. So two families are held against each other near their first points, or beyond them, or
+where both lines end at about one cost (`untrained`).
 """
 
 import math
@@ -21,7 +23,7 @@ import numpy as np
 from jaxtyping import Float
 
 from sae_lm.comparison.families import Family, families
-from sae_lm.comparison.matching import Match, Matching, Values, match
+from sae_lm.comparison.matching import Match, Matching, Values
 from sae_lm.comparison.outcomes import PRIMARY
 from sae_lm.metrics.statistics import student_t
 from sae_lm.pages.difference_entries import BandEntry, FrontierEntry, FrontierPoint, Interval
@@ -29,6 +31,8 @@ from sae_lm.penalties.arms import Arm
 
 BAND_COSTS = 24
 """Places along a curve at which its band is read."""
+FAR = 0.25
+"""Part of the way from where a curve begins to its first point that is near this point."""
 PerSeed = Float[np.ndarray, " seeds"]
 Reach = tuple[float, float]
 """The least and the greatest cost that a curve has at every seed."""
@@ -61,6 +65,10 @@ class Curve(NamedTuple):
         above = min(max(above, 1), len(self.places) - 1)
         return self.places[above - 1], self.places[above]
 
+    def is_first_line(self, cost: float) -> bool:
+        """Whether a cost lies between where the curve begins and its first point."""
+        return self.between(cost)[0] == self.places[0]
+
 
 def interpolate(cost: float, costs: PerSeed, changes: PerSeed) -> float:
     """A curve's height at a cost, along straight lines between its points in the order of their cost; NaN beyond
@@ -71,17 +79,30 @@ def interpolate(cost: float, costs: PerSeed, changes: PerSeed) -> float:
     return float(np.interp(cost, costs[order], changes[order]))
 
 
+def untrained(pair: Sequence[Curve], cost: float) -> str | None:
+    """Why two families cannot be held against each other at a cost, which one or both have a line for alone; or None."""
+    on_lines = [curve for curve in pair if curve.is_first_line(cost)]
+    ends = [float(curve.cost.mean(1)[1]) for curve in on_lines]
+    alike = len(on_lines) == len(pair) and all(curve.places[0] == curve.rung for curve in pair)
+    if alike and max(ends) - min(ends) <= FAR * max(ends):
+        return None  # both lines lie above their curves, by as much
+    for curve, end in zip(on_lines, ends, strict=True):
+        begin = float(curve.cost.mean(1)[0])
+        if end - cost > FAR * (end - begin):
+            return (
+                f"nothing was trained between {curve.places[0].name} and {curve.places[1].name}, "
+                f"at {end:+.3g} FVU: what is read far from either is a straight line"
+            )
+    return None
+
+
 def curves(values: Values, matching: Matching) -> list[Curve]:
     """The curve of every family, by rung; arms whose L0 matches none are in none."""
-    ladder = matching.ladder
-    l0 = {arm: matching.matches[arm].l0 for arm in values}
-    by_rung: dict[Arm, dict[Arm, Match]] = {rung: {} for rung in ladder}
+    by_rung: dict[Arm, dict[Arm, Match]] = {rung: {} for rung in matching.ladder}
     for arm in values:
-        if arm not in ladder:
-            same_k = next((rung for rung in ladder if rung.k == arm.k), None)
-            of_arm = match(l0[arm], {rung: l0[rung] for rung in ladder}, same_k)
-            if of_arm.how != "not matched":
-                by_rung[of_arm.rung][arm] = of_arm
+        of_arm = matching.to_baseline[arm]
+        if arm not in matching.ladder and of_arm.how != "not matched":
+            by_rung[of_arm.rung][arm] = of_arm
     return [
         curve
         for rung, arms in by_rung.items()

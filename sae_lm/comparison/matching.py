@@ -2,9 +2,10 @@
 
 Almost every figure of an SAE moves with its L0, so arms are compared at equal L0 (within 5%), or an arm is compared
 with what its baseline would have at the arm's L0: interpolated between the rungs of a ladder, seed by seed, linearly
-in log L0. That straight line lies beside the true curve, by more the further apart the rungs: a difference much
-smaller than that between rungs is not to be trusted, which is why interpolated ones are flagged. Beyond the ladder
-nothing is guessed.
+in log L0. That straight line lies beside the true curve, by more the further apart the rungs, so these may be an octave
+apart and no more. On SmolLM2 holes at k 16, 32 and 64 are .228, .234 and .287 (configs/README.md): at 32 a line from 16
+to 64 is .024 too high, as much as any penalty moved them; a line over an octave of that curve is .006 off at worst.
+Interpolated differences are flagged. Beyond the ladder nothing is guessed.
 
 A rung is an arm of the baseline at one k; all rungs together are the baseline's ladder.
 """
@@ -19,6 +20,10 @@ from sae_lm.penalties.arms import Arm
 
 TOLERANCE = 0.05
 """Relative difference of L0 up to which arms count as equals."""
+
+
+WIDEST = 2.2
+"""L0 of two rungs, one over the other, up to which a line is drawn between them: an octave, and what L0 may miss of k."""
 
 
 def is_equal_l0(l0: float, other: float) -> bool:
@@ -69,7 +74,16 @@ def match(l0: Sequence[float], ladder: Mapping[Arm, Sequence[float]], prefer: Ar
             return Match("matched", rung, tuple(l0), ladder)
     spans = [(min(of_seed), max(of_seed)) for of_seed in zip(*ladder.values(), strict=True)]
     inside = all(low <= value <= high for value, (low, high) in zip(l0, spans, strict=True))
-    return Match("interpolated" if inside else "not matched", nearest, tuple(l0), ladder)
+    near = inside and all(
+        _is_near(value, of_seed) for value, of_seed in zip(l0, zip(*ladder.values(), strict=True), strict=True)
+    )
+    return Match("interpolated" if near else "not matched", nearest, tuple(l0), ladder)
+
+
+def _is_near(l0: float, rungs: Sequence[float]) -> bool:
+    """Whether the rungs around an L0 are near enough for a line; one of them may be of equal L0."""
+    below, above = max(rung for rung in rungs if rung <= l0), min(rung for rung in rungs if rung >= l0)
+    return above <= WIDEST * below or is_equal_l0(l0, below) or is_equal_l0(l0, above)
 
 
 def interpolate(l0: float, rungs: Sequence[tuple[float, float]]) -> float:
@@ -111,8 +125,8 @@ class Matching(NamedTuple):
     """rungs of the baseline"""
     matches: dict[Arm, Match]
     """every arm, a rung too -> what its differences are taken from"""
-    rungs: dict[Arm, Arm]
-    """every arm -> the baseline's rung of its L0, whatever its architecture, or the nearest"""
+    to_baseline: dict[Arm, Match]
+    """every arm -> the same of the baseline's ladder, whatever the arm's architecture"""
 
 
 def match_arms(arms: Sequence[Arm], baseline: Arm, l0: Mapping[Arm, Sequence[float]]) -> Matching:
@@ -129,7 +143,7 @@ def match_arms(arms: Sequence[Arm], baseline: Arm, l0: Mapping[Arm, Sequence[flo
     return Matching(
         ladder=ladder,
         matches={arm: match_to(arm, ladder_of(arm, arms, baseline)) for arm in arms},
-        rungs={arm: match_to(arm, ladder).rung for arm in arms},
+        to_baseline={arm: match_to(arm, ladder) for arm in arms},
     )
 
 

@@ -97,7 +97,7 @@ def measure(settings: CompareSettings, store: Store, runs: Runs, kept: Kept, dev
     alive = {key: sae.fired for key, sae in alone.saes.items()}
     l0 = {arm: [own_figures[arm, seed]["l0"] for seed in runs.seeds] for arm in runs.arms}
     matching = match_arms(runs.arms, runs.baseline, l0)
-    seeds = compare_seeds(runs, alive, alone.signal, matching.rungs, device)
+    seeds = compare_seeds(runs, alive, alone.signal, matching.to_baseline, device)
     widths = narrower and compare_widths(runs, narrower, evaluation_set.read, device)
     first = runs.seeds[0]
     bootstrap_values = {key: sae.bootstrap_values for key, sae in alone.saes.items()}

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sae_lm.comparison.evaluate import batch_rows
+from sae_lm.comparison.matching import Match
 from sae_lm.comparison.runs import Key, Runs
 from sae_lm.metrics.codes import TokenCodes, encode_sparse
 from sae_lm.metrics.dictionaries import (
@@ -37,15 +38,15 @@ Reader = Callable[[int], Iterator[Tensor]]
 
 
 def compare_seeds(
-    runs: Runs, alive: Mapping[Key, Tensor], signal: Mapping[Key, Tensor], rungs: Mapping[Arm, Arm], device: str
+    runs: Runs, alive: Mapping[Key, Tensor], signal: Mapping[Key, Tensor], matches: Mapping[Arm, Match], device: str
 ) -> dict[Key, dict[str, float]]:
     """How much of each SAE is found again at the next seed, of its own arm and of the baseline's.
 
     The share that the baseline lacks stands beside the same between the baseline's own seeds, so that the
     difference between the two is what the arm adds to the noise of training.
 
-    alive: latents that fire. signal: mean squared strength of every latent. rungs: of every arm the arm of the
-    baseline's that it is held to.
+    alive: latents that fire. signal: mean squared strength of every latent. matches: of every arm to the baseline's
+    ladder.
     Returns "seed_stability", "stable_signal" and "distinct" of every SAE; nothing with one seed.
     """
     if len(runs.seeds) < 2:
@@ -60,7 +61,7 @@ def compare_seeds(
         for seed, other in zip(runs.seeds, [*runs.seeds[1:], runs.seeds[0]], strict=True):
             for arm in runs.arms:
                 own = rows(arm, seed)
-                lacking = match_rows(own, rows(rungs[arm], other)).of_a.cosine < DISTINCT
+                lacking = match_rows(own, rows(matches[arm].rung, other)).of_a.cosine < DISTINCT
                 theirs = rows(arm, other)
                 matched = match_one_to_one(own, theirs)
                 figures[arm, seed] = {

@@ -6,10 +6,11 @@ is over the claims of the file alone: these were chosen beforehand, and all else
 
 import math
 from collections.abc import Collection, Sequence
+from statistics import fmean
 from typing import NamedTuple
 
 from sae_lm.comparison.families import families
-from sae_lm.comparison.frontier import Curve
+from sae_lm.comparison.frontier import Curve, untrained
 from sae_lm.comparison.matching import Matching, Values, is_rung
 from sae_lm.comparison.outcomes import METRICS, NOT_OUTCOMES, NOT_TESTED, PRIMARY
 from sae_lm.comparison.runs import Runs
@@ -36,8 +37,20 @@ class Evidence(NamedTuple):
     """within which a share counts as equivalent"""
 
 
-class _Test(NamedTuple):
+class _Pair(NamedTuple):
+    """What a claim is about, read of both sides."""
+
     difference: Difference
+    against: str
+    """what the arm is held to"""
+    l0: tuple[float, float] | None = None
+    """means over seeds, of the arm and of what it is held to; of arms that lie at one cost, of these"""
+    why_not: str | None = None
+    """why it says nothing, or None"""
+
+
+class _Test(NamedTuple):
+    pair: _Pair
     p: float | None
     """of what is expected; None where nothing can be said"""
     why_not: str | None
@@ -76,7 +89,8 @@ def _check_metrics(registered: Registered) -> None:
         if claim.fvu is not None:
             known, where = [*PRIMARY], "at equal FVU"
         if claim.expect == "equivalent":
-            known, where = [key for key in known if METRICS[key].unit == "share"], "for equivalence"
+            # the margin is one of holes and fraction: of FVU it would be more than any penalty costs
+            known, where = [key for key in PRIMARY if METRICS[key].unit == "share"], "for equivalence"
         if claim.metric not in known:
             raise SettingsError(
                 f"registered {registered.file}: claim {number}: metric {claim.metric!r} is not tested {where}; "
@@ -95,7 +109,7 @@ def answer_registered(
     # one without an answer counts too: the file fixes for how many is corrected, not the data
     corrected = holm([1.0 if test.p is None else test.p for test in tests])
     entries = [
-        _entry(claim, test, None if test.p is None else p)
+        _entry(claim, test, None if test.p is None else p, evidence.margin)
         for claim, test, p in zip(claims, tests, corrected, strict=True)
     ]
     return {"file": registered.file, "sha256": registered.sha256, "claims": entries}
@@ -123,52 +137,64 @@ def _lacking(registered: Registered, settings: CompareSettings, runs: Runs) -> s
 
 
 def _test(claim: Claim, evidence: Evidence, lacking: str | None) -> _Test:
-    difference, why_not = _difference(claim, evidence)
-    why_not = lacking or why_not
+    pair = _read(claim, evidence)
+    difference, why_not = pair.difference, lacking or pair.why_not
     if why_not is None and difference.seeds < FEWEST_SEEDS:
         why_not = f"fewer than {FEWEST_SEEDS} seeds have a value"
     if why_not is not None:
-        return _Test(difference, None, why_not)
+        return _Test(pair, None, why_not)
     if claim.expect == "equivalent":
         p = equivalence_p(difference.per_seed, evidence.margin)
-        return _Test(difference, 1.0 if p is None else p, None)
+        return _Test(pair, 1.0 if p is None else p, None)
     # without any spread there is no t: equal values show nothing, a constant difference is beyond doubt in no test
-    return _Test(difference, 1.0 if difference.p is None else difference.p, None)
+    return _Test(pair, 1.0 if difference.p is None else difference.p, None)
 
 
-def _difference(claim: Claim, evidence: Evidence) -> tuple[Difference, str | None]:
-    """Also why it says nothing, or None."""
-    nothing = paired_difference([math.nan], [math.nan])
+def _nothing(why_not: str) -> _Pair:
+    return _Pair(paired_difference([math.nan], [math.nan]), "", None, why_not)
+
+
+def _read(claim: Claim, evidence: Evidence) -> _Pair:
     arm = parse_arm(claim.arm)
     if arm not in evidence.values:
-        return nothing, f"{arm.name} is not there"
+        return _nothing(f"{arm.name} is not there")
     if claim.fvu is not None and claim.against is not None:
         return _at_cost(arm, parse_arm(claim.against), claim.fvu, claim.metric, evidence)
-    match = evidence.matching.matches[arm]
+    match = evidence.matching.to_baseline[arm]  # the baseline, whatever else is there of the arm's own architecture
     if match.how == "not matched":
-        return nothing, "L0 not matched"
-    others = match.baseline({rung: evidence.values[rung][claim.metric] for rung in match.ladder})
+        return _nothing("L0 not matched")
+    own, others = (
+        (evidence.values[arm][key], match.baseline({rung: evidence.values[rung][key] for rung in match.ladder}))
+        for key in (claim.metric, "l0")
+    )
     weak = [one.name for one in (arm, *match.used) if one in evidence.undertrained]
-    return paired_difference(evidence.values[arm][claim.metric], others), _undertrained(weak)
+    return _Pair(
+        paired_difference(*own),
+        "/".join(rung.name for rung in match.used) + ", interpolated" * (match.how == "interpolated"),
+        (fmean(others[0]), fmean(others[1])),
+        _undertrained(weak),
+    )
 
 
-def _at_cost(arm: Arm, against: Arm, cost: float, metric: str, evidence: Evidence) -> tuple[Difference, str | None]:
-    nothing = paired_difference([math.nan], [math.nan])
+def _at_cost(arm: Arm, against: Arm, cost: float, metric: str, evidence: Evidence) -> _Pair:
     pair = [next((c for c in evidence.curves if one in c.family.arms), None) for one in (arm, against)]
     for one, curve in zip((arm, against), pair, strict=True):
         if curve is None:
-            return nothing, f"{one.name} has no curve at this L0"
+            return _nothing(f"{one.name} has no curve at this L0")
         least, most = curve.reach
         if not least <= cost <= most:
-            return nothing, f"{curve.family.name} is known at costs of {least:.3g} to {most:.3g} only"
+            return _nothing(f"{curve.family.name} is known at costs of {least:.3g} to {most:.3g} only")
     if pair[0] is pair[1] and pair[0] is not None:
-        return nothing, _on_one_curve(arm, against, pair[0].family.name)
+        return _nothing(_on_one_curve(arm, against, pair[0].family.name))
     if len(rungs := {curve.rung for curve in pair if curve is not None}) > 1:
-        return nothing, f"their L0 differ: they are held to {' and '.join(sorted(rung.name for rung in rungs))}"
+        return _nothing(f"their L0 differ: they are held to {' and '.join(sorted(rung.name for rung in rungs))}")
+    if why_not := untrained([curve for curve in pair if curve is not None], cost):
+        return _nothing(why_not)
     read = [curve.read(metric, cost).tolist() for curve in pair if curve is not None]
     between = [one for curve in pair if curve is not None for one in curve.between(cost)]
     weak = [one.name for one in dict.fromkeys(between) if one in evidence.undertrained]
-    return paired_difference(*read), _undertrained(weak)
+    l0 = [fmean(evidence.values[one]["l0"]) for one in (arm, against)]
+    return _Pair(paired_difference(*read), f"{against.name} at {cost:+.3g} FVU", (l0[0], l0[1]), _undertrained(weak))
 
 
 def _on_one_curve(arm: Arm, against: Arm, family: str) -> str:
@@ -179,8 +205,8 @@ def _undertrained(names: Sequence[str]) -> str | None:
     return f"undertrained: {', '.join(names)}" if names else None
 
 
-def _entry(claim: Claim, test: _Test, p_holm: float | None) -> ClaimEntry:
-    d = test.difference
+def _entry(claim: Claim, test: _Test, p_holm: float | None, margin: float) -> ClaimEntry:
+    d = test.pair.difference
     as_expected = d.mean is not None and (
         claim.expect == "equivalent" or ((d.mean < 0) == (claim.expect == "lower") and d.mean != 0)
     )
@@ -199,16 +225,19 @@ def _entry(claim: Claim, test: _Test, p_holm: float | None) -> ClaimEntry:
         "p": test.p,
         "p_holm": p_holm,
         "holds": holds,
-        "answer": _in_words(claim, test, p_holm, holds),
+        "answer": _in_words(claim, test, p_holm, holds, margin),
     }
 
 
-def _in_words(claim: Claim, test: _Test, p_holm: float | None, holds: bool | None) -> str:
-    d = test.difference
+def _in_words(claim: Claim, test: _Test, p_holm: float | None, holds: bool | None, margin: float) -> str:
+    pair, d = test.pair, test.pair.difference
     if holds is None or d.mean is None or p_holm is None:
         return f"no answer ({test.why_not})"
     interval = "" if d.low is None or d.high is None else f" [{d.low:+.4f}, {d.high:+.4f}]"
-    facts = f"{METRICS[claim.metric].label} {d.mean:+.4f}{interval}, p {p_holm:.2g}, {d.seeds} seeds"
+    if claim.expect == "equivalent":  # by one-sided tests, to which that interval does not belong
+        interval = f" within ±{margin:g}" if holds else f", not shown to be within ±{margin:g}"
+    facts = f"{METRICS[claim.metric].label} {d.mean:+.4f}{interval} against {pair.against}, p {p_holm:.2g}"
+    facts += f", {d.seeds} seeds" + (f", L0 {pair.l0[0]:.3g} and {pair.l0[1]:.3g}" if pair.l0 else "")
     if holds:
         return f"holds ({facts})"
     opposite = claim.expect != "equivalent" and p_holm <= LEVEL

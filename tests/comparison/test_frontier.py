@@ -145,18 +145,22 @@ def test_points_and_bands_have_students_interval_over_seeds():
 # --- at equal FVU
 
 
+NESTED = [f"none@arch=matryoshka@balance={balance}" for balance in (0.25, 0.5)]
+REFERENCE = f"{NESTED[0]}/0.5"
+
+
 def arranged(steep=-0.08, shallow=-0.06):
-    """Matryoshka at .02; one family that costs up to .01, one that never costs .005."""
+    """Matryoshka at .004 and .02; one family that costs up to .01, one that never costs .005."""
     costs = {"none": 0.0, "sq_cos:3": noisy(0.004, 1), "sq_cos:10": noisy(0.01, 2)}
-    costs |= {"max_cos:1": noisy(0.002, 3), "none@arch=matryoshka": noisy(0.02, 4)}
+    costs |= {"max_cos:1": noisy(0.002, 3), NESTED[0]: noisy(0.004, 9), NESTED[1]: noisy(0.02, 4)}
     holes = {"none": 0.0, "sq_cos:3": noisy(steep, 5), "sq_cos:10": noisy(2 * steep, 6)}
-    holes |= {"max_cos:1": noisy(shallow / 4, 7), "none@arch=matryoshka": noisy(-0.1, 8)}
+    holes |= {"max_cos:1": noisy(shallow / 4, 7), NESTED[0]: noisy(-0.02, 10), NESTED[1]: noisy(-0.1, 8)}
     return curves_of(values_of(costs, holes))
 
 
 def test_families_are_held_against_matryoshkas_at_the_costs_asked_for_and_where_both_still_reach():
     found = compare_at_equal_fvu(arranged(), [0.005])
-    assert {entry["reference"] for entry in found} == {"none@arch=matryoshka"}
+    assert {entry["reference"] for entry in found} == {REFERENCE}
     assert [(e["family"], e["fvu"] == 0.005) for e in found] == [
         ("sq_cos:3/10", True), ("sq_cos:3/10", False), ("max_cos:1", True), ("max_cos:1", False),
     ]  # fmt: skip
@@ -166,7 +170,7 @@ def test_families_are_held_against_matryoshkas_at_the_costs_asked_for_and_where_
     assert steep["change"] == pytest.approx(-0.08 * 7 / 6, abs=0.01)
     assert steep["reference_change"] == pytest.approx(-0.025, abs=0.002)
     assert steep["mean"] == pytest.approx(steep["change"] - steep["reference_change"])
-    assert steep["between"] == ["sq_cos:3", "sq_cos:10"] and steep["reference_between"][0] == "none"
+    assert steep["between"] == ["sq_cos:3", "sq_cos:10"] and steep["reference_between"] == NESTED
     assert steep["verdict"] == "lower" and steep["p_holm"] >= steep["p"]
 
 
@@ -197,13 +201,37 @@ def test_claims_at_equal_fvu_are_corrected_together_and_put_into_sentences():
     assert max(entry["p_holm"] / entry["p"] for entry in tested) == pytest.approx(len(tested))
     said = equal_fvu_findings(found)
     assert any(
-        "At +0.0050 FVU and the L0 of none, sq_cos:3/10 against none@arch=matryoshka: hole rate at equal false alarms lower"
+        f"At +0.0050 FVU and the L0 of none, sq_cos:3/10 against {REFERENCE}: hole rate at equal false alarms lower"
         in sentence
         for sentence in said
     )
-    assert any("nothing was trained between none and none@arch=matryoshka" in sentence for sentence in said)
-    both = [*found, *(entry | {"rung": "none@k=64", "reference_between": ["none@k=64", "more"]} for entry in found)]
-    assert sum("nothing was trained between" in sentence for sentence in equal_fvu_findings(both)) == 2
+    assert sum("nothing was trained between none and max_cos:1, at +0.00" in sentence for sentence in said) == 1
     unclear = [entry | {"verdict": "not distinguishable"} for entry in found]
-    assert equal_fvu_findings(unclear)[0] == "At equal FVU no family is told apart from none@arch=matryoshka."
+    assert equal_fvu_findings(unclear)[0] == f"At equal FVU no family is told apart from {REFERENCE}."
     assert equal_fvu_findings([]) == []
+
+
+def concave(costs):
+    """Arms on one curve of holes, whose gains flatten with cost."""
+    noises = range(1, 2 * len(costs), 2)
+    fvu = {arm: noisy(cost, seed) for (arm, cost), seed in zip(costs.items(), noises, strict=True)}
+    holes = {
+        arm: noisy(-0.05 * (1 - math.exp(-cost / 0.002)), seed + 1, 0.004)
+        for (arm, cost), seed in zip(costs.items(), noises, strict=True)
+    }
+    return curves_of(values_of({"none": 0.0} | fvu, {"none": 0.0} | holes))
+
+
+def test_of_families_on_one_curve_none_is_said_to_have_fewer_holes_because_another_costs_more():
+    found = compare_at_equal_fvu(concave({NESTED[0]: 0.0022, NESTED[1]: 0.0062, "abs_cos:1": 0.0049}), [0.003])
+    (at_claim,) = (entry for entry in found if entry["fvu"] == 0.003)
+    assert at_claim["verdict"] == "no claim" and at_claim["p_holm"] is None
+    assert "nothing was trained between none and abs_cos:1, at +0.004" in at_claim["reason"]
+    (further,) = (entry for entry in found if entry["fvu"] != 0.003)
+    assert further["verdict"] == "not distinguishable", "where both are known"
+
+
+def test_one_test_on_two_lines_from_the_origin_is_not_counted_twice():
+    alike, apart = (concave({"abs_cos:1": 0.0049, "max_cos:1": cost}) for cost in (0.0052, 0.0202))
+    assert [entry["fvu"] for entry in compare_at_equal_fvu(alike, [0.002])] == [0.002]
+    assert [entry["p"] is None for entry in compare_at_equal_fvu(apart, [0.002])] == [True, True]

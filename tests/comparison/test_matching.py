@@ -48,6 +48,15 @@ def test_outside_the_ladder_of_any_seed_l0_is_not_matched():
     assert match([20.0], {A: [16.0]}).how == "not matched"
 
 
+def test_between_rungs_further_apart_than_an_octave_nothing_is_interpolated():
+    ladder = {A: [8.0, 8.0], B: [32.0, 32.0]}
+    assert match([16.0, 16.0], ladder).how == "not matched"
+    assert match([16.0, 16.0], ladder | {C: [15.0, 15.0]}).how == "interpolated"
+    assert match([16.0, 8.1], ladder).how == "not matched", "one seed is far from both"
+    # of mean L0 11.4, matched to no rung; of each seed one rung is near
+    assert match([8.1, 15.8], {A: [8.0, 7.0], B: [32.0, 15.9]}).how == "interpolated"
+
+
 def test_interpolation_meets_its_rungs_and_guesses_nothing_beyond():
     rungs = [(16.0, 0.2), (8.0, 0.4)]
     assert interpolate(8.0, rungs) == 0.4 and interpolate(16.0, rungs) == 0.2
@@ -91,7 +100,7 @@ def test_every_arm_has_a_rung_of_the_baseline_beside_what_its_differences_are_ta
     l0 = {"none@k=8": [8.0], "none@k=16": [16.0], "none@arch=relu@k=15": [16.3], "abs_cos:1@arch=relu@k=15": [16.2]}
     matching = matching_of(l0)
     assert [rung.name for rung in matching.ladder] == ["none@k=8", "none@k=16"]
-    assert {arm.name: rung.name for arm, rung in matching.rungs.items()} == {
+    assert {arm.name: found.rung.name for arm, found in matching.to_baseline.items()} == {
         "none@k=8": "none@k=8", "none@k=16": "none@k=16",
         "none@arch=relu@k=15": "none@k=16", "abs_cos:1@arch=relu@k=15": "none@k=16",
     }  # fmt: skip

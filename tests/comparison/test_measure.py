@@ -41,7 +41,7 @@ def test_what_seeds_have_in_common_is_taken_against_the_rung_of_the_arms_l0():
     l0 = {"none@k=8": 8.0, "none@k=16": 16.0, "none@arch=matryoshka@k=15": 16.3}
     matching = match_arms(runs.arms, runs.baseline, {arm: [l0[arm.name]] * 2 for arm in rows})
     alive, signal = (dict.fromkeys(runs.by_key, torch.ones(2, dtype=kind)) for kind in (torch.bool, torch.float64))
-    figures = compare_seeds(runs, alive, signal, matching.rungs, "cpu")
+    figures = compare_seeds(runs, alive, signal, matching.to_baseline, "cpu")
     assert {arm: figures[arm, 0]["distinct"] for arm in rows} == dict.fromkeys(rows, 0.0)
 
 

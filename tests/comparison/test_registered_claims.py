@@ -98,6 +98,7 @@ def test_equivalence_is_shown_by_two_one_sided_tests():
         facts,
     )
     assert (near["holds"], far["holds"]) == (True, False)
+    assert " within ±0.02 against none, p " in near["answer"] and "not shown to be within ±0.02" in far["answer"]
     of_arm = facts.values[parse_arm("abs_cos:1")]["equal_hole_rate"]
     of_base = facts.values[parse_arm("none")]["equal_hole_rate"]
     assert near["p"] == equivalence_p(paired_difference(of_arm, of_base).per_seed, 0.02)
@@ -105,12 +106,33 @@ def test_equivalence_is_shown_by_two_one_sided_tests():
 
 def test_at_one_cost_two_curves_are_read_and_held_against_each_other():
     facts = evidence(**{"abs_cos:1": (-0.10, 0.02), "max_cos:1": (-0.02, 0.02)})
-    at_cost = 'arm = "abs_cos:1"\nagainst = "max_cos:1"\nfvu = 0.01\nexpect = "lower"'
+    at_cost = 'arm = "abs_cos:1"\nagainst = "max_cos:1"\nfvu = 0.016\nexpect = "lower"'
     (claim,) = answers(registered(at_cost), facts)
-    assert claim["holds"] and claim["mean"] == pytest.approx(-0.04, abs=0.002)
-    (beyond,) = answers(registered(at_cost.replace("0.01", "0.05")), facts)
+    assert claim["holds"] and claim["mean"] == pytest.approx(-0.064, abs=0.004)
+    assert " against max_cos:1 at +0.016 FVU, p " in claim["answer"] and claim["answer"].endswith("L0 16 and 16)")
+    (beyond,) = answers(registered(at_cost.replace("0.016", "0.05")), facts)
     assert beyond["holds"] is None
     assert beyond["answer"].startswith("no answer (abs_cos:1 is known at costs of 0 to 0.018 only")
+
+
+def test_far_from_what_was_trained_nothing_is_read_off_a_straight_line():
+    """Both arms on one curve whose gains flatten with cost: a line to the farther point would lie above it."""
+    facts = evidence(**{"abs_cos:1": (-0.05, 0.02), "max_cos:1": (-0.06, 0.08)})
+    at_cost = 'arm = "abs_cos:1"\nagainst = "max_cos:1"\nfvu = 0.017\nexpect = "lower"'
+    (claim,) = answers(registered(at_cost), facts)
+    assert claim["holds"] is None
+    assert claim["answer"].startswith("no answer (nothing was trained between none and max_cos:1, at +0.0802 FVU")
+    turned = at_cost.replace("abs_cos", "?").replace("max_cos", "abs_cos").replace("?", "max_cos")
+    assert answers(registered(turned), facts)[0]["answer"] == claim["answer"]
+
+
+def test_a_claim_without_another_arm_is_held_to_the_baseline_whatever_else_is_there():
+    nested = {"none@arch=matryoshka": (-0.09, 0.01), "abs_cos:1@arch=matryoshka": (-0.05, 0.01)}
+    arms = ["none", *nested]
+    text = registered(LOWER.replace("abs_cos:1", "abs_cos:1@arch=matryoshka"), arms=arms)
+    (claim,) = answers(text, evidence(**nested), arms=arms)
+    assert claim["holds"] and claim["mean"] == pytest.approx(-0.05, abs=0.001)
+    assert " against none, p " in claim["answer"]
 
 
 def test_undertrained_saes_missing_seeds_and_other_settings_answer_nothing():

@@ -211,12 +211,17 @@ def test_each_arm_of_a_ladder_is_compared_with_the_baseline_of_its_k():
 
 
 def test_an_arm_between_the_rungs_is_compared_with_the_line_between_them_and_says_so():
-    l0 = {"none@k=8": [8.0] * 3, "none@k=32": [32.0] * 3, "abs_cos:1@k=16": [16.0] * 3}
-    values = arms_of(l0=l0, fvu={"none@k=8": [0.4] * 3, "none@k=32": [0.2] * 3, "abs_cos:1@k=16": [0.31, 0.32, 0.33]})
-    fvu = entry(compare_arms(values, "none"), "abs_cos:1@k=16", "fvu")
-    assert (fvu["l0"], fvu["baseline"]) == ("interpolated", "none@k=8/none@k=32")
-    assert fvu["per_seed"] == pytest.approx([0.01, 0.02, 0.03])
-    assert "interpolated" in findings(compare_arms(values, "none"), values, 3)[0]
+    l0 = {"none@k=8": [8.0] * 6, "none@k=16": [16.0] * 6, "abs_cos:1@k=11": [128**0.5] * 6}
+    rungs = {"none@k=8": [0.4] * 6, "none@k=16": [0.2] * 6}
+    lower = rungs | {"abs_cos:1@k=11": shifted(-0.5, start=0.5)}
+    values = arms_of(l0=l0, fvu=rungs | {"abs_cos:1@k=11": [0.31, 0.32, 0.33, 0.31, 0.32, 0.33]},
+                     equal_hole_rate=lower, absorption_fraction=lower)  # fmt: skip
+    found = compare_arms(values, "none")
+    fvu = entry(found, "abs_cos:1@k=11", "fvu")
+    assert (fvu["l0"], fvu["baseline"]) == ("interpolated", "none@k=8/none@k=16")
+    assert fvu["per_seed"] == pytest.approx([0.01, 0.02, 0.03] * 2)
+    assert "interpolated" in findings(found, values, 6)[0]
+    assert "less absorption with abs_cos:1@k=11 (FVU +0.0200, interpolated)" in answer(found, "none", 6, 4)
 
 
 def test_an_arm_beyond_the_ladder_gets_no_verdict_but_on_its_l0():

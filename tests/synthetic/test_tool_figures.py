@@ -4,6 +4,9 @@ import pytest
 import torch
 from toys import TREE
 
+from sae_lm.comparison.equal_alarms import absent_rows, equal_figures
+from sae_lm.comparison.evaluate import sae_codes, sae_splits
+from sae_lm.metrics.false_alarms import OperatingPoint, gate_ratios
 from sae_lm.penalties.arms import parse_arm
 from sae_lm.sae.directions import unit_rows
 from sae_lm.synthetic import suite, tool_figures
@@ -99,3 +102,20 @@ def test_the_suite_takes_the_figures_where_asked_and_prints_how_they_agree(monke
     assert {(line["true"], line["figure"]) for line in lines} >= {("gap", "told_equal_hole"), ("gap", "told_fraction")}
     text = suite.table(result)
     assert "... at equal false alarms beside true gap" in text and max(map(len, text.splitlines())) <= 200
+
+
+def test_an_sae_has_the_false_alarms_asked_for_over_all_rows_without_the_concept():
+    """Not over those alone on which its main latents were chosen, where they look better than they are."""
+    (inputs,) = suite.known_inputs(TREE, 1)
+    noise = 0.05 * torch.randn(inputs.x.shape, generator=torch.Generator().manual_seed(0))  # else many rows tie
+    (own,) = concepts_of([inputs._replace(x=inputs.x + noise)])
+    sae = saes_of(made_by_hand(0.7))[0]
+    codes = sae_codes(sae, own)
+    splits = sae_splits(codes, own, 1, 0.03)
+    targets = [OperatingPoint(0.037, 0.5)] * len(own.candidates)
+    figures, _ = equal_figures(sae, codes, splits, own, [1] * len(targets), targets)
+    for candidates, split, of_concept in zip(own.candidates, splits, figures, strict=True):
+        absent = absent_rows(candidates, own)
+        ratio = gate_ratios(sae, [own.sets[0].rows.x], [split.ranking[:1]])[:, 0]
+        found = int((ratio[absent] > of_concept["gate_ratio"]).sum())
+        assert abs(found - round(0.037 * int(absent.sum()))) <= 1  # other batches round one row otherwise
