@@ -38,6 +38,7 @@ from sae_lm.training.run_folder import (
     read_convergence,
     sae_folder,
     sae_metadata,
+    steered_to,
     write_run,
 )
 from sae_lm.training.state import ArmGroup, begun_recipe, check_goes_on, read_unfinished, remove_finished
@@ -317,7 +318,8 @@ def _train_and_save(group: ArmGroup, plan: _Plan, settings: TrainSettings, run: 
         for trainer in trainers[: len(group.arms)]:
             metadata = sae_metadata(trainer.arm, group.seed, recipe, run.store.manifest, run.registered)
             lines = read_lines(run.out / log_file(trainer.arm, group.seed))
-            sae = trainer.finish(recipe.scale, metadata | {"convergence": convergence(lines, recipe)})
+            found = {"convergence": convergence(lines, recipe), **steered_to(lines)}
+            sae = trainer.finish(recipe.scale, metadata | found)
             sae = with_largest(sae.to(run.device), run.store, recipe.tokens)
             save(sae, run.out / sae_folder(trainer.arm, group.seed))
         shutil.rmtree(group.folder(run.out), ignore_errors=True)

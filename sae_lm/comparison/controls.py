@@ -34,6 +34,8 @@ ROWS = 8192
 """Held-out rows for the oracle's least squares, and for FVU and L0; at most."""
 ORDERED = (*PRIMARY, "absorption_full", "main_f1", "fvu")
 """Outcomes that are asked to put the SAEs in order."""
+MOVES_WITH_L0 = ("fvu",)
+"""Of these, what tells little of two SAEs of different L0."""
 SAME = 1e-9
 """Difference of two figures that is rounding."""
 SPOILT = {"permuted": "permuted decoder rows", "dropped": "dropped latents"}
@@ -157,8 +159,12 @@ def order_sentences(saes: Sequence[GradedSae]) -> dict[str, tuple[bool, str]]:
         ladders = {what: [value, *(sae.values[key] for sae in by_kind.get(kind, ()))] for kind, what in SPOILT.items()}
         clauses = [_clause(what, ladder, sign) for what, ladder in ladders.items()]
         spoilt = [figure for ladder in ladders.values() for figure in ladder[1:]]
-        first, place = _place_of_oracle(oracle, value, spoilt, sign)
-        words = [place, *(words for _, words in clauses)]
+        words = [words for _, words in clauses]
+        if key in MOVES_WITH_L0:  # the oracle has its planted latents beside the trained ones, and so a higher L0
+            first, words = True, [*words, "the oracle is not placed by it, as more of its latents fire"]
+        else:
+            first, place = _place_of_oracle(oracle, value, spoilt, sign)
+            words = [place, *words]
         sentences[key] = (first and all(right for right, _ in clauses), f"{METRICS[key].label}: {'; '.join(words)}.")
     return sentences
 

@@ -116,6 +116,7 @@ def _finding(arm: str, metrics: Differences, seeds: int) -> str:
         price = f"{fvu['verdict']} ({', '.join(mean_and_reason)})"
     against = f"against {fvu['baseline']}" + ", interpolated" * (fvu["l0"] == "interpolated")
     splitting = verdict_text(metrics["splits"]) + f" {AMONG}" * (weak and metrics["splits"]["verdict"] in CLAIMS)
+    splitting += " (and F1 of main latents is lower)" * _loses_concepts(metrics)
     return f"{arm} ({against}): {absorbed}; splitting {splitting}; FVU {price}; {seeds} seeds."
 
 
@@ -171,15 +172,24 @@ def _absorbs_alike(metrics: Differences) -> bool:
     return metrics["equal_hole_rate"]["verdict"] == metrics["absorption_fraction"]["verdict"] == "equivalent"
 
 
+def _loses_concepts(metrics: Differences) -> bool:
+    """Whether latents per concept fall along with what main latents tell: as where latents are taken away."""
+    return metrics["splits"]["verdict"] == metrics["main_f1"]["verdict"] == "lower"
+
+
 def _claims(arms: Mapping[str, Differences]) -> list[str]:
     """What is told of arms; among undertrained SAEs the figures alone, which are then no absorption and no splitting."""
     claims = []
     for way, less in zip(CLAIMS, ("less", "more"), strict=True):
         absorbing = {arm: metrics for arm, metrics in arms.items() if absorption_verdict(metrics) == way}
         splitting = {arm: metrics for arm, metrics in arms.items() if metrics["splits"]["verdict"] == way}
+        lost = {arm: metrics for arm, metrics in splitting.items() if _loses_concepts(metrics)}
+        kept = {arm: metrics for arm, metrics in splitting.items() if arm not in lost}
+        fewer = f"latents per concept {way}"
         for found, claim, figures in (
             (absorbing, f"{less} absorption", f"hole rate at equal false alarms and fraction both {way}"),
-            (splitting, f"{less} splitting", f"latents per concept {way}"),
+            (kept, f"{less} splitting", fewer),
+            (lost, f"{fewer}, and F1 of main latents too,", fewer),
         ):
             for weak, told in ((False, claim), (True, f"{AMONG} {figures}")):
                 of = {arm: metrics for arm, metrics in found.items() if metrics["fvu"]["undertrained"] == weak}

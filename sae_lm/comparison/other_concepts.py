@@ -3,6 +3,10 @@
 Needs the values concept by concept (`Measured.per_concept`); a concept that lacks one in any SAE of a pair is left
 out of that pair. The verdicts stay as they are: they are on the given concepts. Only claims are looked at for what
 omission does to them: an outcome without a claim that gets one when some concept is left out has been searched for.
+
+Intervals are 95%, one by one. That a claim would hold for other concepts is said by intervals corrected for all that
+was tested (Bonferroni's), since it is asked of what passed a test on the same SAEs. Where nine differences have no
+mean over concepts (8 seeds, 40 concepts of sd .05), 27 of 70 reports with a claim said so of one, by intervals of 95%.
 """
 
 import math
@@ -73,6 +77,7 @@ def paired_by_concept(
 def _entry(d: DifferenceEntry, known: Sequence[str], x: Matrix, place: int, p: Sequence[float]) -> OtherConceptsEntry:
     """place: of the difference among all that are tested; p: of these."""
     ends, left = crossed_interval(x) or (None, None), without_one(x)
+    corrected = crossed_interval(x, LEVEL / len(p))
     mean = float(x.mean())
     return {
         "arm": d["arm"],
@@ -82,6 +87,7 @@ def _entry(d: DifferenceEntry, known: Sequence[str], x: Matrix, place: int, p: S
         "mean": mean,
         "low": ends[0],
         "high": ends[1],
+        "for_others": corrected is not None and not corrected[0] <= 0 <= corrected[1],
         "without_low": float(left.means.min()),
         "without_high": float(left.means.max()),
         "concept": known[left.most],
@@ -125,18 +131,18 @@ def concept_findings(entries: Sequence[OtherConceptsEntry], differences: Sequenc
                 + f", or any of {more} others" * (more > 0)
                 + "."
             )
-    narrow = [e for e in claimed if e["low"] is None or e["high"] is None or e["low"] <= 0 <= e["high"]]
+    narrow = [entry for entry in claimed if not entry["for_others"]]
     if narrow:
         names = ", ".join(f"{entry['arm']} ({METRICS[entry['metric']].label})" for entry in narrow[:4])
         more = f" and {len(narrow) - 4} more" if len(narrow) > 4 else ""
         sentences.append(
-            f"Of {len(claimed)} claims on primary outcomes {len(narrow)} would not hold for other concepts of the "
-            f"kind (interval over seeds and concepts together): {names}{more}."
+            f"Of {len(claimed)} claims on primary outcomes {len(narrow)} are not shown for other concepts of the "
+            f"kind (corrected interval over seeds and concepts together): {names}{more}."
         )
-    elif claimed:
+    elif claimed and not any(entry["claim_rests_on"] for entry in claimed):
         every = "The claim" if len(claimed) == 1 else f"All {len(claimed)} claims"
         sentences.append(
-            f"{every} on primary outcomes would hold for other concepts of the kind too (interval over seeds and "
-            "concepts together)."
+            f"{every} on primary outcomes would hold for other concepts of the kind too (corrected interval over "
+            "seeds and concepts together)."
         )
     return sentences

@@ -2,12 +2,14 @@
 
 An arm is undertrained if its decoder rows are still near their random start; or if seeds have little in common while
 FVU still falls fast. Either alone of the last two is no sign: seeds of a wide dictionary never share all, and FVU
-falls in any run that is ended early. What is not known (few lines of the log, one seed) speaks against nobody.
+falls in any run that is ended early. A fall that is not known counts as one where the start is known, as of SAEs of our
+own: their log was too short to read it off, so the run was. What else is not known (one seed) speaks against nobody.
 The limits are measured on one model (sae_lm/metrics/README.md): they depend on width and d_in.
 
 Arms that are held near their start on purpose are controls. They are flagged themselves and warn of no others.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -48,6 +50,10 @@ class Undertrained(NamedTuple):
     def near_start(self) -> bool:
         return self.start_cos >= MOST_START_COS
 
+    @property
+    def may_still_fall(self) -> bool:
+        return math.isfinite(self.start_cos) if math.isnan(self.slope) else self.slope > MOST_FALL
+
 
 def find_undertrained(values: Values) -> dict[Arm, Undertrained]:
     """The arms that are undertrained."""
@@ -57,9 +63,7 @@ def find_undertrained(values: Values) -> dict[Arm, Undertrained]:
         )
         for arm, of in values.items()
     }
-    return {
-        arm: of for arm, of in found.items() if of.near_start or (of.signal < LEAST_SIGNAL and of.slope > MOST_FALL)
-    }
+    return {arm: of for arm, of in found.items() if of.near_start or (of.signal < LEAST_SIGNAL and of.may_still_fall)}
 
 
 def taints(arm: Arm, matching: Matching, undertrained: Mapping[Arm, Undertrained]) -> bool:
@@ -75,11 +79,11 @@ def reason(of: Sequence[Undertrained]) -> str:
         "FVU still falls by {} when steps double": ([u.slope for u in of], "{:.0%}"),
     }
     facts = [text.format(known) for text, (numbers, form) in told.items() if (known := span(numbers, form))]
-    what = (
-        "hardly left their random start"
-        if any(u.near_start for u in of)
-        else "left their random start but are still learning"
-    )
+    what = "left their random start but are still learning"
+    if all(math.isnan(u.slope) for u in of):
+        what = "left their random start, and their log is too short to say whether they still learn"
+    if any(u.near_start for u in of):
+        what = "hardly left their random start"
     return f"{what} ({', '.join(facts)})"
 
 

@@ -37,8 +37,8 @@ FEWEST_CONCEPTS = 5
 """Below this nothing is said of other concepts."""
 
 
-def crossed_interval(differences: Matrix) -> tuple[float, float] | None:
-    """The 95% interval of the mean for other seeds and other concepts; None where it has no end.
+def crossed_interval(differences: Matrix, level: float = LEVEL) -> tuple[float, float] | None:
+    """The interval of the mean for other seeds and other concepts, 95% by default; None where it has no end.
 
     differences: finite, of two seeds and two concepts at least.
     """
@@ -49,7 +49,7 @@ def crossed_interval(differences: Matrix) -> tuple[float, float] | None:
     means, errors = crossed_mean_and_error(x, of_seed, of_concept)
     apart, lone = means - middle[0], errors <= 1e-9 * np.abs(x).max()
     ratio = np.where(lone, np.copysign(np.inf, apart), apart / np.where(lone, 1.0, errors))
-    low, high = np.quantile(ratio, [LEVEL / 2, 1 - LEVEL / 2], method="inverted_cdf")
+    low, high = np.quantile(ratio, [level / 2, 1 - level / 2], method="inverted_cdf")
     if not np.isfinite(low) or not np.isfinite(high):
         return None
     return float(middle[0] - high * error[0]), float(middle[0] - low * error[0])

@@ -198,11 +198,15 @@ def _interval(d: DifferenceEntry) -> tuple[float, float] | None:
 
 
 def along_coefficient(report: Report, key: str) -> Chart | None:
-    """The difference from the baseline against the coefficient, for penalties that were given two or more."""
+    """The difference from the baseline against the coefficient, for penalties that were given two or more.
+
+    Not of arms that were steered, whose coefficient is what they began at.
+    """
     curves: dict[tuple[str, str, int | None], list[tuple[float, float, DifferenceEntry]]] = {}
     for d in report["differences"]:
         arm = report["arms"][d["arm"]]
-        if d["metric"] == key and d["mean"] is not None and arm["coefficient"] > 0:
+        steered = any(f"@{option}=" in d["arm"] for option in ("fvu", "coherence"))
+        if d["metric"] == key and d["mean"] is not None and arm["coefficient"] > 0 and not steered:
             variant = (arm["variant"], arm["arch"], arm["k"])
             curves.setdefault(variant, []).append((arm["coefficient"], d["mean"], d))
     dots, lines = [], []

@@ -68,6 +68,8 @@ class OtherConceptsEntry(TypedDict):
     low: float | None
     """95% interval of the mean for other seeds and other concepts of the kind; null where it has no end"""
     high: float | None
+    for_others: bool
+    """whether such an interval, corrected for all that was tested, leaves out 0"""
     without_low: float
     """least mean when any one concept is left out"""
     without_high: float

@@ -31,7 +31,8 @@ Keys of ``metadata`` in an SAE's ``cfg.json``, beside those that SAELens wants: 
 under; ``training``, the training recipe as in ``facts``;
 ``training_architecture``, what the SAE was trained as (a batchtopk or matryoshka SAE is used as a jumprelu);
 ``convergence``, the last ``start_cos`` and ``encoder_start_cos`` of its log, and ``fvu_slope``
-(sae_lm.training.convergence); ``largest_activations``, one number for each latent (sae_lm.interp.steering);
+(sae_lm.training.convergence); ``steered_to``, only of arms that were steered, the ``coefficient`` or ``balance`` they
+ended at, where ``coefficient`` is what they began at; ``largest_activations``, one number for each latent (sae_lm.interp.steering);
 ``versions``; and of the store ``model_name``,
 ``model_revision``, ``hook_name``, ``context_size``, ``prepend_bos``, ``dataset_path``.
 
@@ -45,6 +46,7 @@ or ``balance`` that is steered; ``dead`` and ``dense``, numbers of latents; ``ne
 rows with their random start; ``lr``; ``rows_per_second``, ``penalty_share``.
 """
 
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -161,6 +163,12 @@ def read_sae(directory: Path) -> SaeRecord:
         training if isinstance(training, dict) else None,
         str(metadata.get("training_architecture", config.get("architecture"))),
     )
+
+
+def steered_to(lines: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """``steered_to`` of an SAE's metadata, by the last line of its log; empty for an arm that is not steered."""
+    found = {key: lines[-1][key] for key in ("coefficient", "balance") if lines and key in lines[-1]}
+    return {"steered_to": found} if found else {}
 
 
 def read_convergence(directory: Path) -> dict[str, float]:

@@ -104,6 +104,13 @@ def test_an_outcome_that_orders_all_is_said_to_and_one_that_does_not_is_told_whe
     assert "is not known for all dropped latents" in falls[1]
 
 
+def test_fvu_does_not_place_the_oracle_more_of_whose_latents_fire():
+    for oracle in (0.1, 0.3):
+        ordered, sentence = order_sentences(saes_of(oracle, 0.2, (0.3, 0.3, 0.4, 0.5), (0.3, 0.4, 0.5, 1.0)))["fvu"]
+        assert ordered and sentence.endswith("; the oracle is not placed by it, as more of its latents fire.")
+        assert "the oracle first" not in sentence and "before the baseline" not in sentence
+
+
 def test_an_outcome_that_prefers_emptied_saes_to_the_oracle_is_not_said_to_put_the_oracle_first():
     saes = saes_of(0.1, 0.3, (0.3, 0.2, 0.1, 0.05), (0.2, 0.1, 0.07, 0.0))
     ordered, sentence = order_sentences(saes)["absorption_fraction"]

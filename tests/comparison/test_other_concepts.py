@@ -48,8 +48,8 @@ def test_an_effect_on_every_concept_holds_for_others_and_without_any_one():
     assert entry["without_low"] < entry["mean"] < entry["without_high"] < 0
     assert not entry["sign_changes"] and entry["claim_rests_on"] == []
     assert concept_findings([entry], differences) == [
-        "The claim on primary outcomes would hold for other concepts of the kind too (interval over seeds and "
-        "concepts together)."
+        "The claim on primary outcomes would hold for other concepts of the kind too (corrected interval over "
+        "seeds and concepts together)."
     ]
 
 
@@ -62,7 +62,7 @@ def test_an_effect_on_one_concept_alone_rests_on_it_and_is_none_for_others():
     assert rests == (
         "abs_cos:1: that the hole rate at equal false alarms is lower rests on single concepts; it is no claim without concept 4."
     )
-    assert narrow.startswith("Of 1 claims on primary outcomes 1 would not hold for other concepts of the kind")
+    assert narrow.startswith("Of 1 claims on primary outcomes 1 are not shown for other concepts of the kind")
 
 
 def test_what_is_no_claim_rests_on_nothing():
@@ -78,3 +78,21 @@ def test_few_concepts_say_nothing_of_others_and_one_that_an_sae_lacks_is_left_ou
     known, x = paired_by_concept(per_concept, SEEDS, ARM, matches[ARM], "equal_hole_rate")
     assert "concept 3" not in known and x.shape == (6, 5)
     assert compare_over_concepts(per_concept, SEEDS, matches, differences)[0]["concepts"] == 5
+
+
+def test_that_a_claim_holds_for_other_concepts_is_corrected_for_all_that_was_tested():
+    (entry,), differences = entries_of([-0.1, 0.02, -0.12, 0.01, -0.11, -0.02, -0.09, 0.0, -0.1, -0.03], spread=0.002)
+    assert entry["high"] < 0 and entry["for_others"], "one test"
+    per_concept, matches, _ = scene([-0.1, 0.02, -0.12, 0.01, -0.11, -0.02, -0.09, 0.0, -0.1, -0.03], spread=0.002)
+    (claimed,) = (d for d in differences if d["metric"] == "equal_hole_rate")
+    many = [*differences, *(claimed | {"metric": "splits"} for _ in range(30))]
+    (among,) = compare_over_concepts(per_concept, SEEDS, matches, many)
+    assert among["high"] == entry["high"] < 0 and not among["for_others"]
+    assert concept_findings([among], differences)[-1].startswith("Of 1 claims on primary outcomes 1 are not shown")
+
+
+def test_a_claim_that_rests_on_one_concept_is_not_said_to_hold_for_others():
+    (entry,), differences = entries_of([-0.1, -0.12, -0.09, -0.11, -0.1, -0.13, -0.08, -0.1])
+    rests = entry | {"claim_rests_on": ["concept 4"]}
+    (said,) = concept_findings([rests], differences)
+    assert "rests on single concepts" in said

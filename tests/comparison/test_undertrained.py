@@ -7,7 +7,7 @@ from sae_lm.comparison import verdicts
 from sae_lm.comparison.findings import answer, findings
 from sae_lm.comparison.matching import match_arms
 from sae_lm.comparison.outcomes import METRICS
-from sae_lm.comparison.undertrained import find_undertrained, reason, training_figures, warn
+from sae_lm.comparison.undertrained import Undertrained, find_undertrained, reason, training_figures, warn
 from sae_lm.penalties.arms import Arm, parse_arm
 from sae_lm.training.convergence import random_start
 
@@ -61,8 +61,19 @@ def test_rows_near_their_start_or_seeds_that_differ_while_fvu_falls_fast_are_und
     assert flagged(signal=0.1, slope=0.2)
     assert not flagged(signal=0.1, slope=0.02), "seeds of a wide dictionary never share all"
     assert not flagged(signal=0.9, slope=0.2), "FVU falls in any run that is ended early"
-    assert not any(flagged(*known) for known in [(nan, 0.2), (0.1, nan), (nan, nan)]), "not known is not guilty"
+    assert not any(flagged(*known) for known in [(nan, 0.2), (nan, nan)]), "not known is not guilty"
     assert not flagged(nan, nan, start_cos=nan)
+
+
+def test_a_run_too_short_for_its_log_to_tell_whether_it_still_learns_is_taken_to():
+    nan = float("nan")
+    assert flagged(signal=0.1, slope=nan)
+    assert not flagged(signal=0.1, slope=nan, start_cos=nan), "an SAE of another program has no log"
+    assert not flagged(signal=0.9, slope=nan)
+    assert reason([Undertrained(0.38, 0.1, 0.26, nan)]) == (
+        "left their random start, and their log is too short to say whether they still learn "
+        "(decoder cosine with it 0.38, seeds share 10% of latents)"
+    )
 
 
 def test_the_answer_begins_with_what_is_not_trained_and_claims_no_absorption():

@@ -112,6 +112,28 @@ def test_a_plain_hole_rate_that_is_lower_alone_claims_nothing_and_the_finding_sa
     assert "no evidence that there is none" in answer(differences, "none", 6, concepts=4)
 
 
+def test_false_alarms_that_are_more_where_holes_are_counted_stand_beside_fewer_holes():
+    lower = {"none": BASE, "abs_cos:1": shifted(-0.1)}
+    for alarms, said in ((0.01, "but false alarms on the types where holes are counted are +0.010 more"), (0.0, None)):
+        values = arms_of(l0={arm: [16.0] * 6 for arm in lower}, fvu=lower, equal_hole_rate=lower,
+                         absorption_fraction=lower, equal_false_alarms={"none": BASE, "abs_cos:1": shifted(alarms)})  # fmt: skip
+        sentence = findings(compare_arms(values, "none"), values, 6)[0]
+        assert (said in sentence) if said else ("false alarms on the types" not in sentence)
+
+
+def test_fewer_latents_per_concept_are_no_less_splitting_where_main_latents_tell_less():
+    """As where latents are taken away: the fewer there are, the fewer a concept has."""
+    lower = {"none": BASE, "abs_cos:1": shifted(-0.1)}
+    for f1, told in (
+        ({"none": BASE, "abs_cos:1": shifted(0.0)}, "less splitting with abs_cos:1"),
+        (lower, "latents per concept lower, and F1 of main latents too, with abs_cos:1"),
+    ):
+        values = arms_of(l0={arm: [16.0] * 6 for arm in lower}, fvu=lower, splits=lower, main_f1=f1)
+        found = compare_arms(values, "none")
+        assert told in answer(found, "none", 6, 4)
+        assert ("and F1 of main latents is lower" in findings(found, values, 6)[0]) == (f1 is lower)
+
+
 def test_of_many_arms_with_a_finding_the_answer_counts_all_and_names_the_cheapest():
     costs = {f"abs_cos:{coefficient}": cost for coefficient, cost in zip(range(1, 7), (6, 1, 5, 2, 4, 3), strict=True)}
     values = arms_of(

@@ -82,6 +82,8 @@ def test_only_penalties_with_two_coefficients_have_a_curve_along_them() -> None:
     assert chart is not None
     assert [(dot.x, dot.arm) for dot in chart.dots] == [(1, "abs_cos:1"), (3, "abs_cos:3")]
     assert charts.along_coefficient(make_report(), "fvu") is None
+    steered = make_report(("none", "abs_cos:1@fvu=0.01", "abs_cos:3@fvu=0.01"))
+    assert charts.along_coefficient(steered, "fvu") is None, "their coefficients are what they began at"
 
 
 def test_histograms_stand_beside_the_baselines_of_their_k_and_over_the_null() -> None:

@@ -254,6 +254,7 @@ def _other_concepts(arm: str, baseline: str) -> dict[str, Any]:
         "mean": -0.125,
         "low": -0.25,
         "high": 0.0125,
+        "for_others": False,
         "without_low": -0.15625,
         "without_high": -0.09375,
         "concept": "digit",

@@ -12,7 +12,8 @@ from sae_lm.penalties.arms import parse_arm
 from sae_lm.settings import TrainSettings
 from sae_lm.training import run_folder
 from sae_lm.training.recipe import TrainingRecipe
-from sae_lm.training.run_folder import read_run, read_sae, read_saes, sae_folder
+from sae_lm.training.run_folder import log_file, read_run, read_sae, read_saes, sae_folder
+from sae_lm.training.trackers import read_lines
 
 
 @pytest.fixture(scope="module")
@@ -83,3 +84,17 @@ def test_seeds_that_lie_so_far_apart_that_nothing_would_read_them_are_refused_be
         train(settings)
     assert (runs / "run.json").read_text() == before
     read_run(runs)
+
+
+def test_an_sae_that_was_steered_says_what_it_began_at_and_what_it_ended_at(tiny_store, tmp_path):
+    arms = "none,max_cos:0.1@fvu=0.01,none@arch=matryoshka@fvu=0.01"
+    settings = {"hook": "blocks.1.hook_out", "d_sae": 48, "k": 4, "arms": arms, "seeds": 1, "tokens": 1280}
+    out = train(TrainSettings(store=tiny_store, **settings, batch_size=64, out=tmp_path / "runs"))
+    of_arm = {
+        found["arm"]: found for path in out.glob("*/cfg.json") for found in [json.loads(path.read_text())["metadata"]]
+    }
+    for arm, key in (("max_cos:0.1@fvu=0.01", "coefficient"), ("none@arch=matryoshka@fvu=0.01", "balance")):
+        last = read_lines(out / log_file(parse_arm(arm), 0))[-1]
+        assert of_arm[parse_arm(arm).name]["steered_to"] == {key: last[key]}
+    assert of_arm["max_cos:0.1@fvu=0.01"]["coefficient"] == 0.1
+    assert "steered_to" not in of_arm["none"]
