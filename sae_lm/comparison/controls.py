@@ -148,7 +148,10 @@ def _probes_as_latents(evaluation_set: EvaluationSet) -> dict[str, float]:
 
 
 def order_sentences(saes: Sequence[GradedSae]) -> dict[str, tuple[bool, str]]:
-    """Outcome -> whether it puts the oracle first and every spoilt SAE in its place, and a sentence that says so."""
+    """Outcome -> whether it puts the oracle first and every spoilt SAE in its place, and a sentence that says so.
+
+    FVU does not place the oracle, whose L0 is higher.
+    """
     by_kind: dict[str, list[GradedSae]] = {}
     for sae in saes:
         by_kind.setdefault(sae.kind, []).append(sae)

@@ -2,8 +2,8 @@
 
 Each family is held against one, the matryoshka SAEs' without a penalty where they are among the arms, else the
 first. Both are read off their curves (`sae_lm.comparison.frontier`) at one cost, seed by seed, and paired by seed.
-The costs: those of the settings, and for each pair the greatest that both reach; nothing is read off the middle of a
-line to the first point, where the other's is not as long. What decides is p of Student's t after Holm's correction over all
+The costs: those of the settings, and for each pair the greatest that both reach, unless that would be the same test
+again. Nothing is read far from what was trained (`frontier.untrained`). What decides is p of Student's t after Holm's correction over all
 that is tested here.
 
 How often the 95% interval holds the difference of the curves through the true means, where the noise of a point's
@@ -85,13 +85,13 @@ def _tests(all_curves: Sequence[Curve], costs: Sequence[float]) -> Iterator[_Tes
 
 
 def _costs(curve: Curve, reference: Curve, costs: Sequence[float]) -> list[float]:
-    """Those asked for, and the greatest that both reach at every seed."""
+    """Those asked for, and the greatest that both reach at every seed where that is another test."""
     least, most = max(c.reach[0] for c in (curve, reference)), min(c.reach[1] for c in (curve, reference))
     pair = (curve, reference)
 
     def says_the_same(cost: float) -> bool:
         """Two costs on one line from the origin are one test: each seed's difference is so many times the other's."""
-        on_lines = all(c.places[0] == c.rung and c.is_first_line(cost) and c.is_first_line(most) for c in pair)
+        on_lines = all(c.segment(cost) == c.segment(most) and c.segment(cost).begin == c.rung for c in pair)
         known = least <= cost <= most and untrained(pair, cost) is None
         return math.isclose(most, cost, rel_tol=SAME_COST) or (on_lines and known)
 
@@ -175,6 +175,11 @@ def equal_fvu_findings(entries: Sequence[EqualFvuEntry]) -> list[str]:
         references = " and ".join(dict.fromkeys(entry["reference"] for entry in read))
         sentences.append(f"At equal FVU no family is told apart from {references}.")
     unread = dict.fromkeys(
-        entry["reason"] for entry in entries if entry["reason"] and entry["reason"].startswith("nothing was trained")
+        (entry["fvu"], entry["family"], entry["reference"], entry["reason"])
+        for entry in entries
+        if entry["reason"] and entry["reason"].startswith("nothing was trained")
     )
-    return sentences + [f"At equal FVU {reason}." for reason in unread]
+    return sentences + [
+        f"At {cost:+.4f} FVU {family} and {reference} are not compared: {reason}."
+        for cost, family, reference, reason in unread
+    ]

@@ -109,7 +109,7 @@ def _finding(arm: str, metrics: Differences, seeds: int) -> str:
             absorbed += " (its plain hole rate is lower, which main latents that fire more often give for nothing)"
     alarms = metrics["equal_false_alarms"]
     if metrics["equal_hole_rate"]["verdict"] == "lower" and alarms["mean"] and alarms["low"] and alarms["low"] > 0:
-        absorbed += f" (but false alarms on the types where holes are counted are {alarms['mean']:+.3f} more)"
+        absorbed += f" (but false alarms on the types where holes are counted are higher by {alarms['mean']:.3f})"
     price = verdict_text(fvu)
     if fvu["mean"] is not None:
         mean_and_reason = [f"{fvu['mean']:+.4f}", *([fvu["reason"]] if fvu["reason"] else [])]

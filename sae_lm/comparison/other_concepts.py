@@ -19,7 +19,7 @@ from sae_lm.comparison.evaluate import CONCEPT_MEANS
 from sae_lm.comparison.matching import Match
 from sae_lm.comparison.outcomes import METRICS, PRIMARY
 from sae_lm.comparison.runs import Key
-from sae_lm.metrics.crossed import FEWEST_CONCEPTS, Matrix, WithoutOne, crossed_interval, without_one
+from sae_lm.metrics.crossed import FEWEST_CONCEPTS, SAMPLES, Matrix, WithoutOne, crossed_interval, without_one
 from sae_lm.metrics.statistics import FEWEST_SEEDS, LEVEL, holm
 from sae_lm.pages.difference_entries import DifferenceEntry, OtherConceptsEntry
 from sae_lm.penalties.arms import Arm
@@ -77,7 +77,8 @@ def paired_by_concept(
 def _entry(d: DifferenceEntry, known: Sequence[str], x: Matrix, place: int, p: Sequence[float]) -> OtherConceptsEntry:
     """place: of the difference among all that are tested; p: of these."""
     ends, left = crossed_interval(x) or (None, None), without_one(x)
-    corrected = crossed_interval(x, LEVEL / len(p))
+    level = LEVEL / len(p)
+    corrected = crossed_interval(x, level) if level / 2 * SAMPLES >= 1 else None  # else no sample is as far out
     mean = float(x.mean())
     return {
         "arm": d["arm"],
@@ -136,8 +137,8 @@ def concept_findings(entries: Sequence[OtherConceptsEntry], differences: Sequenc
         names = ", ".join(f"{entry['arm']} ({METRICS[entry['metric']].label})" for entry in narrow[:4])
         more = f" and {len(narrow) - 4} more" if len(narrow) > 4 else ""
         sentences.append(
-            f"Of {len(claimed)} claims on primary outcomes {len(narrow)} are not shown for other concepts of the "
-            f"kind (corrected interval over seeds and concepts together): {names}{more}."
+            f"Not shown for other concepts of the kind (corrected interval over seeds and concepts together): "
+            f"{len(narrow)} of {len(claimed)} claims on primary outcomes, {names}{more}."
         )
     elif claimed and not any(entry["claim_rests_on"] for entry in claimed):
         every = "The claim" if len(claimed) == 1 else f"All {len(claimed)} claims"

@@ -81,7 +81,7 @@ METRICS = {
     "hole_rate_at_precision": Metric("hole rate at the baseline's precision", "share", "lower", "context",
         "The same, main latents turned up or down to the baseline's precision; 1 for a concept on which they cannot reach it."),
     "equal_false_alarms": Metric("false alarms where holes are counted", "share", None, "context",
-        "What the main latents' false alarms are on unseen token types, once equal on the others: the check that holes are counted at equal ones."),
+        "What the main latents' false alarms are on unseen token types, once equal over all: the check that holes are counted at about equal ones."),
     "equal_precision": Metric("precision at equal false alarms", "share", "higher", "context",
         "Precision of the main latents there; of two SAEs the one with fewer holes has more of it."),
     "main_firing_rate": Metric("firing rate of a concept's main latents", "share", None, "context",

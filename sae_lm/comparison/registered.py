@@ -163,15 +163,13 @@ def _read(claim: Claim, evidence: Evidence) -> _Pair:
     match = evidence.matching.to_baseline[arm]  # the baseline, whatever else is there of the arm's own architecture
     if match.how == "not matched":
         return _nothing("L0 not matched")
-    own, others = (
-        (evidence.values[arm][key], match.baseline({rung: evidence.values[rung][key] for rung in match.ladder}))
-        for key in (claim.metric, "l0")
-    )
+    others = match.baseline({rung: evidence.values[rung][claim.metric] for rung in match.ladder})
+    interpolated = match.how == "interpolated"  # at the arm's own L0
     weak = [one.name for one in (arm, *match.used) if one in evidence.undertrained]
     return _Pair(
-        paired_difference(*own),
-        "/".join(rung.name for rung in match.used) + ", interpolated" * (match.how == "interpolated"),
-        (fmean(others[0]), fmean(others[1])),
+        paired_difference(evidence.values[arm][claim.metric], others),
+        "/".join(rung.name for rung in match.used) + ", interpolated" * interpolated,
+        (fmean(match.l0), fmean(match.l0 if interpolated else match.ladder[match.rung])),
         _undertrained(weak),
     )
 
@@ -194,7 +192,9 @@ def _at_cost(arm: Arm, against: Arm, cost: float, metric: str, evidence: Evidenc
     between = [one for curve in pair if curve is not None for one in curve.between(cost)]
     weak = [one.name for one in dict.fromkeys(between) if one in evidence.undertrained]
     l0 = [fmean(evidence.values[one]["l0"]) for one in (arm, against)]
-    return _Pair(paired_difference(*read), f"{against.name} at {cost:+.3g} FVU", (l0[0], l0[1]), _undertrained(weak))
+    families_read = [curve.family.name for curve in pair if curve is not None]
+    against_family = f"{families_read[1]} at {cost:+.3g} FVU"
+    return _Pair(paired_difference(*read), against_family, (l0[0], l0[1]), _undertrained(weak))
 
 
 def _on_one_curve(arm: Arm, against: Arm, family: str) -> str:

@@ -3,7 +3,8 @@
 An arm is undertrained if its decoder rows are still near their random start; or if seeds have little in common while
 FVU still falls fast. Either alone of the last two is no sign: seeds of a wide dictionary never share all, and FVU
 falls in any run that is ended early. A fall that is not known counts as one where the start is known, as of SAEs of our
-own: their log was too short to read it off, so the run was. What else is not known (one seed) speaks against nobody.
+own: most often the run was too short for its log to have four lines there. What else is not known (one seed) speaks
+against nobody.
 The limits are measured on one model (sae_lm/metrics/README.md): they depend on width and d_in.
 
 Arms that are held near their start on purpose are controls. They are flagged themselves and warn of no others.
@@ -81,7 +82,7 @@ def reason(of: Sequence[Undertrained]) -> str:
     facts = [text.format(known) for text, (numbers, form) in told.items() if (known := span(numbers, form))]
     what = "left their random start but are still learning"
     if all(math.isnan(u.slope) for u in of):
-        what = "left their random start, and their log is too short to say whether they still learn"
+        what = "left their random start, but seeds have little in common and how fast FVU still fell is not known"
     if any(u.near_start for u in of):
         what = "hardly left their random start"
     return f"{what} ({', '.join(facts)})"

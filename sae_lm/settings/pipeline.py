@@ -211,7 +211,7 @@ class CompareSettings(Settings):
     """difference of a share (hole rate, fraction) below which an arm counts as equivalent to the baseline, if shown"""
     fvu_cost: Costs = (0.005,)
     """costs in FVU above the baseline's, comma separated, at which families of arms are compared; besides the greatest
-    that both of two reach"""
+    that both of two reach, where that is another test"""
     narrower: Path | None = None
     """folder of SAEs trained with the same settings but fewer latents: which of them became several here"""
     composition: bool = False

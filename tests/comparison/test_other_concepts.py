@@ -62,7 +62,7 @@ def test_an_effect_on_one_concept_alone_rests_on_it_and_is_none_for_others():
     assert rests == (
         "abs_cos:1: that the hole rate at equal false alarms is lower rests on single concepts; it is no claim without concept 4."
     )
-    assert narrow.startswith("Of 1 claims on primary outcomes 1 are not shown for other concepts of the kind")
+    assert narrow.startswith("Not shown for other concepts of the kind (corrected interval")
 
 
 def test_what_is_no_claim_rests_on_nothing():
@@ -88,7 +88,9 @@ def test_that_a_claim_holds_for_other_concepts_is_corrected_for_all_that_was_tes
     many = [*differences, *(claimed | {"metric": "splits"} for _ in range(30))]
     (among,) = compare_over_concepts(per_concept, SEEDS, matches, many)
     assert among["high"] == entry["high"] < 0 and not among["for_others"]
-    assert concept_findings([among], differences)[-1].startswith("Of 1 claims on primary outcomes 1 are not shown")
+    assert concept_findings([among], differences)[-1].endswith(
+        "1 of 1 claims on primary outcomes, abs_cos:1 (hole rate at equal false alarms)."
+    )
 
 
 def test_a_claim_that_rests_on_one_concept_is_not_said_to_hold_for_others():

@@ -117,11 +117,13 @@ def test_at_one_cost_two_curves_are_read_and_held_against_each_other():
 
 def test_far_from_what_was_trained_nothing_is_read_off_a_straight_line():
     """Both arms on one curve whose gains flatten with cost: a line to the farther point would lie above it."""
-    facts = evidence(**{"abs_cos:1": (-0.05, 0.02), "max_cos:1": (-0.06, 0.08)})
-    at_cost = 'arm = "abs_cos:1"\nagainst = "max_cos:1"\nfvu = 0.017\nexpect = "lower"'
+    facts = evidence(**{"abs_cos:1": (-0.05, 0.04), "max_cos:1": (-0.06, 0.12)})
+    at_cost = 'arm = "abs_cos:1"\nagainst = "max_cos:1"\nfvu = 0.037\nexpect = "lower"'
     (claim,) = answers(registered(at_cost), facts)
     assert claim["holds"] is None
-    assert claim["answer"].startswith("no answer (nothing was trained between none and max_cos:1, at +0.0802 FVU")
+    assert claim["answer"] == (
+        "no answer (nothing was trained of max_cos:1 between none and max_cos:1, which cost 0 and 0.12 FVU)"
+    )
     turned = at_cost.replace("abs_cos", "?").replace("max_cos", "abs_cos").replace("?", "max_cos")
     assert answers(registered(turned), facts)[0]["answer"] == claim["answer"]
 
@@ -133,6 +135,21 @@ def test_a_claim_without_another_arm_is_held_to_the_baseline_whatever_else_is_th
     (claim,) = answers(text, evidence(**nested), arms=arms)
     assert claim["holds"] and claim["mean"] == pytest.approx(-0.05, abs=0.001)
     assert " against none, p " in claim["answer"]
+
+
+def test_an_arm_between_rungs_is_held_to_the_line_between_them_at_its_own_l0():
+    changes = {"none@k=16": (0.0, 0.0), "none@k=32": (0.0, 0.0), "abs_cos:1@k=22": (-0.1, 0.01)}
+    facts = evidence(**changes)
+    values = {arm: of for arm, of in facts.values.items() if arm.name != "none"}
+    matching = match_arms([*values], parse_arm("none"), {arm: of["l0"] for arm, of in values.items()})
+    arms = [*changes]
+    (claim,) = answers(
+        registered('arm = "abs_cos:1@k=22"\nexpect = "lower"', arms=arms),
+        facts._replace(values=values, matching=matching, curves=curves(values, matching)),
+        arms=arms,
+    )
+    assert claim["holds"] and " against none@k=16/none@k=32, interpolated, p " in claim["answer"]
+    assert claim["answer"].endswith("L0 22 and 22)")
 
 
 def test_undertrained_saes_missing_seeds_and_other_settings_answer_nothing():

@@ -71,7 +71,7 @@ def test_a_run_too_short_for_its_log_to_tell_whether_it_still_learns_is_taken_to
     assert not flagged(signal=0.1, slope=nan, start_cos=nan), "an SAE of another program has no log"
     assert not flagged(signal=0.9, slope=nan)
     assert reason([Undertrained(0.38, 0.1, 0.26, nan)]) == (
-        "left their random start, and their log is too short to say whether they still learn "
+        "left their random start, but seeds have little in common and how fast FVU still fell is not known "
         "(decoder cosine with it 0.38, seeds share 10% of latents)"
     )
 

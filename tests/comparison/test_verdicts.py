@@ -114,7 +114,10 @@ def test_a_plain_hole_rate_that_is_lower_alone_claims_nothing_and_the_finding_sa
 
 def test_false_alarms_that_are_more_where_holes_are_counted_stand_beside_fewer_holes():
     lower = {"none": BASE, "abs_cos:1": shifted(-0.1)}
-    for alarms, said in ((0.01, "but false alarms on the types where holes are counted are +0.010 more"), (0.0, None)):
+    for alarms, said in (
+        (0.01, "but false alarms on the types where holes are counted are higher by 0.010"),
+        (0.0, None),
+    ):
         values = arms_of(l0={arm: [16.0] * 6 for arm in lower}, fvu=lower, equal_hole_rate=lower,
                          absorption_fraction=lower, equal_false_alarms={"none": BASE, "abs_cos:1": shifted(alarms)})  # fmt: skip
         sentence = findings(compare_arms(values, "none"), values, 6)[0]
