@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from sae_lm.comparison.evaluate import CONCEPT_MEANS
-from sae_lm.comparison.matching import Match
+from sae_lm.comparison.matching import Match, Matching
 from sae_lm.comparison.outcomes import METRICS, PRIMARY
 from sae_lm.comparison.runs import Key
 from sae_lm.metrics.crossed import FEWEST_CONCEPTS, SAMPLES, Matrix, WithoutOne, crossed_interval, without_one
@@ -28,6 +28,8 @@ PerConcept = Mapping[Key, Sequence[Mapping[str, Any]]]
 """Arm and seed -> the figures of every concept."""
 BY_CONCEPT = tuple(key for key in PRIMARY if key in CONCEPT_MEANS)
 """Primary outcomes that are means over concepts."""
+UNEVEN = ("recovered_on_holes", "main_precision", "equal_precision")
+"""Means over concepts that not every SAE has of all."""
 
 
 def compare_over_concepts(
@@ -72,6 +74,23 @@ def paired_by_concept(
         if np.isfinite(of_pair).all():
             rows[concept] = of_pair
     return [*rows], np.array([*rows.values()]).T if rows else np.zeros((len(seeds), 0))
+
+
+def over_common_concepts(
+    per_concept: PerConcept, seeds: Sequence[int], matching: Matching
+) -> dict[tuple[Arm, str], list[float]]:
+    """Of every arm and figure of `UNEVEN` the differences per seed, over the concepts that every SAE of the pair has it of.
+
+    Such a figure is not known of a concept without holes, or whose main latents never fire. A mean over what each SAE
+    has would be of other concepts in the arm than in the baseline. Left out where the two have no concept in common.
+    """
+    found: dict[tuple[Arm, str], list[float]] = {}
+    for arm, match in matching.matches.items():
+        for metric in UNEVEN if arm not in matching.ladder else ():
+            known, x = paired_by_concept(per_concept, seeds, arm, match, metric)
+            if known:
+                found[arm, metric] = x.mean(1).tolist()
+    return found
 
 
 def _entry(d: DifferenceEntry, known: Sequence[str], x: Matrix, place: int, p: Sequence[float]) -> OtherConceptsEntry:

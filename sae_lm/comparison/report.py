@@ -16,7 +16,7 @@ from sae_lm.comparison.findings import answer, embedding_findings, findings
 from sae_lm.comparison.frontier import curves, frontier_entry
 from sae_lm.comparison.matching import TOLERANCE, Values, frontier
 from sae_lm.comparison.measure import Measured
-from sae_lm.comparison.other_concepts import compare_over_concepts, concept_findings
+from sae_lm.comparison.other_concepts import compare_over_concepts, concept_findings, over_common_concepts
 from sae_lm.comparison.outcomes import METRICS
 from sae_lm.comparison.registered import Evidence, answer_registered
 from sae_lm.comparison.runs import Runs
@@ -54,7 +54,8 @@ def make_report(
         arm: {key: [measured.figures[arm, seed].get(key, math.nan) for seed in runs.seeds] for key in METRICS}
         for arm in runs.arms
     }
-    differences = compare_arms(values, measured.matching, settings.equivalence)
+    by_concept = over_common_concepts(measured.per_concept, runs.seeds, measured.matching)
+    differences = compare_arms(values, measured.matching, settings.equivalence, by_concept)
     matches = measured.matching.matches
     other_concepts = compare_over_concepts(measured.per_concept, runs.seeds, matches, differences)
     all_curves = curves(values, measured.matching)

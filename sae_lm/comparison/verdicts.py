@@ -12,7 +12,8 @@ lower the fraction alone (sae_lm.metrics.absorption), and main latents that fire
 mark of its own (sae_lm.comparison.undertrained).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 from sae_lm.comparison.matching import Match, Matching, Values
@@ -35,10 +36,16 @@ Test = tuple[Arm, str]
 """An arm and a metric."""
 
 
-def compare_arms(values: Values, matching: Matching, margin: float | None = None) -> list[DifferenceEntry]:
+def compare_arms(
+    values: Values,
+    matching: Matching,
+    margin: float | None = None,
+    by_concept: Mapping[Test, Sequence[float]] = MappingProxyType({}),
+) -> list[DifferenceEntry]:
     """One entry for each arm that is not the baseline's and each metric: the report's "differences".
 
-    margin: within which a share counts as equivalent; None: no test for equivalence.
+    margin: within which a share counts as equivalent; None: no test for equivalence. by_concept: differences per seed
+    that are not those of the means, as some concepts lack a value in one SAE (`over_common_concepts`).
     """
     paired: dict[Test, statistics.Difference] = {}
     for arm in values:
@@ -51,6 +58,8 @@ def compare_arms(values: Values, matching: Matching, margin: float | None = None
             rungs = {rung: values[rung][key] for rung in match.ladder}
             others = list(values[match.rung][key]) if key == "l0" else match.baseline(rungs)
             difference = paired_difference(values[arm][key], others)
+            if (arm, key) in by_concept:
+                difference = paired_difference(by_concept[arm, key], [0.0] * len(by_concept[arm, key]))
             paired[arm, key] = difference.untested() if key in NOT_TESTED else difference
     p = {
         (arm, key): difference.p or 0.0

@@ -3,8 +3,14 @@
 import numpy as np
 import pytest
 
+from sae_lm.comparison.evaluate import concept_means
 from sae_lm.comparison.matching import match_arms
-from sae_lm.comparison.other_concepts import compare_over_concepts, concept_findings, paired_by_concept
+from sae_lm.comparison.other_concepts import (
+    compare_over_concepts,
+    concept_findings,
+    over_common_concepts,
+    paired_by_concept,
+)
 from sae_lm.comparison.outcomes import METRICS
 from sae_lm.comparison.verdicts import compare_arms
 from sae_lm.penalties.arms import parse_arm
@@ -98,3 +104,26 @@ def test_a_claim_that_rests_on_one_concept_is_not_said_to_hold_for_others():
     rests = entry | {"claim_rests_on": ["concept 4"]}
     (said,) = concept_findings([rests], differences)
     assert "rests on single concepts" in said
+
+
+def test_a_figure_that_some_saes_lack_of_a_concept_is_compared_over_the_concepts_that_all_have():
+    """The arm closes all holes of an easy concept: nothing is recovered on them, and nothing has become worse."""
+    l0 = {which: [16.0] * len(SEEDS) for which in (NONE, ARM)}
+    matching = match_arms([NONE, ARM], NONE, l0)
+    recovered = {"easy": 0.9, "hard": 0.5, "harder": 0.4}
+    per_concept = {
+        (which, seed): [
+            {"concept": name} | ({} if name == "easy" and which == ARM else {"recovered": value + 0.01 * seed})
+            for name, value in recovered.items()
+        ]
+        for which in (NONE, ARM)
+        for seed in SEEDS
+    }
+    found = over_common_concepts(per_concept, SEEDS, matching)
+    assert found[ARM, "recovered_on_holes"] == pytest.approx([0.0] * len(SEEDS))
+    means = {which: [concept_means(per_concept[which, seed])["recovered_on_holes"] for seed in SEEDS] for which in l0}
+    assert means[ARM][0] < means[NONE][0] - 0.1, "each over what it has"
+    values = {which: {key: [NAN] * len(SEEDS) for key in METRICS} | {"l0": l0[which], "recovered_on_holes": means[which]}
+              for which in l0}  # fmt: skip
+    (of_pair,) = (d for d in compare_arms(values, matching, None, found) if d["metric"] == "recovered_on_holes")
+    assert of_pair["mean"] == pytest.approx(0.0) and of_pair["verdict"] != "lower"
