@@ -148,7 +148,7 @@ def concept_findings(entries: Sequence[OtherConceptsEntry], differences: Sequenc
             sentences.append(
                 f"{entry['arm']}: that the {METRICS[entry['metric']].label} is "
                 f"{verdicts[entry['arm'], entry['metric']]} rests on single concepts; it is no claim without {without}"
-                + f", or any of {more} others" * (more > 0)
+                + (f", or any of {more} others" if more > 1 else ", or one other" * more)
                 + "."
             )
     narrow = [entry for entry in claimed if not entry["for_others"]]
