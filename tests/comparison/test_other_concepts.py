@@ -103,7 +103,10 @@ def test_a_claim_that_rests_on_one_concept_is_not_said_to_hold_for_others():
     (entry,), differences = entries_of([-0.1, -0.12, -0.09, -0.11, -0.1, -0.13, -0.08, -0.1])
     rests = entry | {"claim_rests_on": ["concept 4"]}
     (said,) = concept_findings([rests], differences)
-    assert "rests on single concepts" in said
+    assert said.endswith("rests on single concepts; it is no claim without concept 4.")
+    for many, others in ((4, ", or one other."), (6, ", or any of 3 others.")):
+        (said,) = concept_findings([entry | {"claim_rests_on": [*"abcdef"[:many]]}], differences)
+        assert said.endswith(f"it is no claim without a or b or c{others}")
 
 
 def test_a_figure_that_some_saes_lack_of_a_concept_is_compared_over_the_concepts_that_all_have():
