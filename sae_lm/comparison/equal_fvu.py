@@ -3,8 +3,8 @@
 Each family is held against one, the matryoshka SAEs' without a penalty where they are among the arms, else the
 first. Both are read off their curves (`sae_lm.comparison.frontier`) at one cost, seed by seed, and paired by seed.
 The costs: those of the settings, and for each pair the greatest that both reach, unless that would be the same test
-again. Nothing is read far from what was trained (`frontier.untrained`). What decides is p of Student's t after Holm's correction over all
-that is tested here.
+again. Nothing is read far from what was trained (`frontier.untrained`). What decides is p of Student's t after
+Holm's correction over all that is tested here.
 
 How often the 95% interval holds the difference of the curves through the true means, where the noise of a point's
 cost is a tenth, a third or all of the way to the next point; measured in tests/benchmarks/coverage_crossed.py (800

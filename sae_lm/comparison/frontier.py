@@ -9,8 +9,8 @@ Rules. Of one seed a family's points in the order of their cost are joined by st
 from the arm of its own architecture without the penalty where that was trained: coefficient 0 is there. At a cost
 between two points the outcome is read off the line, seed by seed, and compared with another family's of that seed by
 Student's t. Nothing is read beyond a curve's ends: they must hold the cost at every seed. Bands are the same
-reading along the curve. Between points the line is no SAE that was trained. Where gains flatten with cost, as they did
-wherever two coefficients were trained, a line from the origin to a far point lies above the curve, and the family that
+reading along the curve. Between points the line is no SAE that was trained. Where gains flatten with cost, as those of
+abs_cos and coactive did on SmolLM2, a line from the origin to a far point lies above the curve, and the family that
 costs more looks worse for it. So two families are held against each other near their points, on short lines, or where
 both lines begin at the origin and end at about one cost (`untrained`).
 """
@@ -103,9 +103,8 @@ def untrained(pair: Sequence[Curve], cost: float) -> str | None:
     """
     lines = [curve.segment(cost) for curve in pair]
     ends = [line.end_cost for line in lines]
-    if all(line.begin == curve.rung for line, curve in zip(lines, pair, strict=True)) and max(ends) <= ALIKE * min(
-        ends
-    ):
+    from_origin = all(line.begin == curve.rung for line, curve in zip(lines, pair, strict=True))
+    if from_origin and max(ends) <= ALIKE * min(ends):
         return None  # both lines lie above their curves, by about as much
     for line, curve in zip(lines, pair, strict=True):
         near = line.end_cost - cost <= NEAR * (line.end_cost - line.begin_cost)
