@@ -5,6 +5,8 @@ import runpy
 import sys
 from pathlib import Path
 
+import torch
+
 BENCHMARKS = Path(__file__).parent / "benchmarks"
 
 
@@ -34,6 +36,7 @@ def test_held_out_rows_are_measured_for_every_sae_of_a_folder(tiny_store, tmp_pa
     capsys.readouterr()
     runpy.run_path(str(BENCHMARKS / "held_out.py"), run_name="__main__")
     _, *lines = capsys.readouterr().out.splitlines()
+    assert torch.is_grad_enabled(), "what is switched off for it is on again, for the tests that follow"
     found = {name: [float(value) for value in values] for name, *values in map(str.split, lines)}
     assert list(found) == ["none@k=2-seed0", "none@k=4-seed0"]
     for k, (fvu, l0, projection, start) in zip((2, 4), found.values(), strict=True):

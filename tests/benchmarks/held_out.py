@@ -21,6 +21,7 @@ PROJECTED = 4096
 """Rows of which s_n^dec is taken."""
 
 
+@torch.no_grad()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, help="a folder of sae-lm train")
@@ -48,5 +49,4 @@ def held_out(folder: Path, rows: torch.Tensor, n: int | None) -> tuple[float, fl
 
 
 if __name__ == "__main__":
-    torch.set_grad_enabled(False)
     main()
