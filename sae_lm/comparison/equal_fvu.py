@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sae_lm.comparison.frontier import Curve, interval, untrained
+from sae_lm.comparison.frontier import UNTRAINED, Curve, interval, untrained
 from sae_lm.comparison.outcomes import METRICS, PRIMARY
 from sae_lm.metrics.statistics import (
     FEWEST_SEEDS,
@@ -177,7 +177,7 @@ def equal_fvu_findings(entries: Sequence[EqualFvuEntry]) -> list[str]:
     unread = dict.fromkeys(
         (entry["fvu"], entry["family"], entry["reference"], entry["reason"])
         for entry in entries
-        if entry["reason"] and entry["reason"].startswith("nothing was trained")
+        if entry["reason"] and entry["reason"].startswith(UNTRAINED)
     )
     return sentences + [
         f"At {cost:+.4f} FVU {family} and {reference} are not compared: {reason}."

@@ -37,6 +37,8 @@ NEAR = 0.1
 """Part of a line before its end that is near this end."""
 LONGEST = 3.0
 """Cost over cost of the ends of a line that anything may be read off."""
+UNTRAINED = "nothing was trained"
+"""What the reason begins with why families are not compared at a cost."""
 PerSeed = Float[np.ndarray, " seeds"]
 Reach = tuple[float, float]
 """The least and the greatest cost that a curve has at every seed."""
@@ -111,7 +113,7 @@ def untrained(pair: Sequence[Curve], cost: float) -> str | None:
         if not near and line.end_cost > LONGEST * line.begin_cost:
             costs = f"{max(line.begin_cost, 0.0):.3g} and {line.end_cost:.3g}"
             return (
-                f"nothing was trained of {curve.family.name} between {line.begin.name} and {line.end.name}, "
+                f"{UNTRAINED} of {curve.family.name} between {line.begin.name} and {line.end.name}, "
                 f"which cost {costs} FVU"
             )
     return None

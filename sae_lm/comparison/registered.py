@@ -43,7 +43,7 @@ class _Pair(NamedTuple):
     difference: Difference
     against: str
     """what the arm is held to"""
-    l0: tuple[float, float] | None = None
+    l0: tuple[float, float] = (math.nan, math.nan)
     """means over seeds, of the arm and of what it is held to; of arms that lie at one cost, of these"""
     why_not: str | None = None
     """why it says nothing, or None"""
@@ -151,7 +151,7 @@ def _test(claim: Claim, evidence: Evidence, lacking: str | None) -> _Test:
 
 
 def _nothing(why_not: str) -> _Pair:
-    return _Pair(paired_difference([math.nan], [math.nan]), "", None, why_not)
+    return _Pair(paired_difference([math.nan], [math.nan]), "", why_not=why_not)
 
 
 def _read(claim: Claim, evidence: Evidence) -> _Pair:
@@ -237,7 +237,7 @@ def _in_words(claim: Claim, test: _Test, p_holm: float | None, holds: bool | Non
     if claim.expect == "equivalent":  # by one-sided tests, to which that interval does not belong
         interval = f" within ±{margin:g}" if holds else f", not shown to be within ±{margin:g}"
     facts = f"{METRICS[claim.metric].label} {d.mean:+.4f}{interval} against {pair.against}, p {p_holm:.2g}"
-    facts += f", {d.seeds} seeds" + (f", L0 {pair.l0[0]:.3g} and {pair.l0[1]:.3g}" if pair.l0 else "")
+    facts += f", {d.seeds} seeds, L0 {pair.l0[0]:.3g} and {pair.l0[1]:.3g}"
     if holds:
         return f"holds ({facts})"
     opposite = claim.expect != "equivalent" and p_holm <= LEVEL
