@@ -1,6 +1,7 @@
 """sae_lm.check says whether an SAE is loaded right, and what is wrong where it is not."""
 
 import json
+from inspect import unwrap
 
 import pytest
 import torch
@@ -195,7 +196,7 @@ def test_what_cannot_be_checked_is_one_sentence(model, store, sae, make_sae):
     with pytest.raises(SettingsError, match="needs a language model to read text"):
         check(None, sae, "embedded")
     with pytest.raises(SettingsError, match="the text is a list; expected"):
-        check.__wrapped__(model, sae, [3])
+        unwrap(check)(model, sae, [3])
 
 
 def test_the_command_prints_the_table_and_its_exit_code_says_whether_it_fits(

@@ -1,6 +1,7 @@
 """The order of rows: once per epoch, from any batch on, split over ranks, mixed well."""
 
 import threading
+from inspect import unwrap
 
 import pytest
 import torch
@@ -82,7 +83,7 @@ def test_batches_are_asked_for_in_bounds(store):
     with pytest.raises(StoreError, match="holds blocks.0.hook_out"):
         store.batches(8, columns=["tokens"])
     with pytest.raises(StoreError, match=r"rows\(start=..., stop=...\)"):
-        type(store).hook.__wrapped__(store, 0)  # as in store.rows(0, 5), where no type checker is on
+        unwrap(type(store).hook)(store, 0)  # as in store.rows(0, 5), where no type checker is on
 
 
 def test_batches_mix_documents_and_the_figure_tells_when_they_do_not(store, monkeypatch):

@@ -1,6 +1,7 @@
 """sae_lm.generate: the same text with and without kept keys and values, as Hugging Face has it, and with SAEs in it."""
 
 import warnings
+from inspect import unwrap
 
 import pytest
 import tiny_models
@@ -137,13 +138,13 @@ def test_masks_and_steering_of_nothing_are_refused(model, make_sae):
 
 @pytest.mark.parametrize("number", [0, -1, 2.5, True])
 def test_a_number_of_tokens_that_is_none_is_refused(model, number):
-    generate = getattr(sae_lm.generate, "__wrapped__", sae_lm.generate)  # without the tests' own check of annotations
+    generate = unwrap(sae_lm.generate)  # without the tests' own check of annotations
     with pytest.raises(SettingsError, match=f"max_new_tokens is {number}, expected a whole number"):
         generate(model, PROMPT, max_new_tokens=number)
 
 
 @pytest.mark.parametrize("prompt", [[1, 2], [], 3, [[1, 2]]])
 def test_a_prompt_that_is_no_text_and_no_tensor_is_refused(model, prompt):
-    generate = getattr(sae_lm.generate, "__wrapped__", sae_lm.generate)
+    generate = unwrap(sae_lm.generate)
     with pytest.raises(SettingsError, match="the prompt is neither text"):
         generate(model, prompt)

@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import zipfile
+from inspect import unwrap
 from pathlib import Path
 
 import numpy as np
@@ -115,7 +116,7 @@ def not_there(*_):
 )
 def test_an_argument_of_another_kind_is_named(tmp_path, options):
     path, _ = FOREIGN["saelens topk"][0](tmp_path)
-    load = getattr(sae_lm.load, "__wrapped__", sae_lm.load)  # without the tests' own check of annotations
+    load = unwrap(sae_lm.load)  # without the tests' own check of annotations
     (name,) = options
     with pytest.raises(SaeError, match=f"^{name} is {options[name]!r}, a .*; expected "):
         load(path, "cpu", **options)
@@ -386,7 +387,7 @@ def test_the_device_may_be_auto_and_a_wrong_one_is_named(tmp_path):
     with pytest.raises(sae_lm.SaeLmError, match="device is 'gpu'"):
         sae_lm.load(path, "gpu")
     with pytest.raises(sae_lm.SaeLmError, match="device is None"):
-        getattr(sae_lm.load, "__wrapped__", sae_lm.load)(path, None)
+        unwrap(sae_lm.load)(path, None)
 
 
 def test_half_precision_is_folded_and_used_in_float32(tmp_path):
