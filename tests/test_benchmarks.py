@@ -1,6 +1,7 @@
 """The benchmarks that nothing else runs, in small: they go on working as what they measure changes."""
 
 import importlib
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -41,3 +42,16 @@ def test_held_out_rows_are_measured_for_every_sae_of_a_folder(tiny_store, tmp_pa
     assert list(found) == ["none@k=2-seed0", "none@k=4-seed0"]
     for k, (fvu, l0, projection, start) in zip((2, 4), found.values(), strict=True):
         assert 0 < fvu < 1.5 and l0 == k and projection > 0 and 0.5 < start <= 1
+
+
+def test_no_rule_lets_families_be_compared_that_are_told_apart_by_chance(capsys):
+    told = runpy.run_path(str(BENCHMARKS / "false_claims.py"))
+    told["main"](40, 2)
+    _, _, *lines, claiming, said = capsys.readouterr().out.splitlines()
+    cells = {name: line for name in told["PAIRS"] for line in lines if line.strip().startswith(name)}
+    assert len(cells) == len(told["PAIRS"]) == len(lines)
+    shares = {name: [float(share) for share in re.findall(r"\((\w+)\)", line)] for name, line in cells.items()}
+    assert all(not share > 20 for of_pair in shares.values() for share in of_pair), "two of 40 worlds are by chance"
+    assert any(share == share for share in shares["twice the cost, in the middle"]), "compared near what was trained"
+    plain, corrected = (int(number) for number in re.findall(r"(\d+) by", said))
+    assert int(re.search(r"(\d+) claim", claiming)[1]) >= plain >= corrected

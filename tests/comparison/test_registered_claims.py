@@ -122,7 +122,8 @@ def test_far_from_what_was_trained_nothing_is_read_off_a_straight_line():
     (claim,) = answers(registered(at_cost), facts)
     assert claim["holds"] is None
     assert claim["answer"] == (
-        "no answer (nothing was trained of max_cos:1 between none and max_cos:1, which cost 0 and 0.12 FVU)"
+        "no answer (nothing was trained of max_cos:1 between none and max_cos:1, which cost 0 and 0.12 FVU, "
+        "more than 2.2 times apart)"
     )
     turned = at_cost.replace("abs_cos", "?").replace("max_cos", "abs_cos").replace("?", "max_cos")
     assert answers(registered(turned), facts)[0]["answer"] == claim["answer"]
