@@ -1,57 +1,22 @@
 """The terminal's table, the page and the figures of a report made by hand. tests/pages/test_browser.py opens the page."""
 
 import html
-import json
 import re
 import shlex
-from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 from xml.etree import ElementTree
 
 import pytest
-from example_report import HOSTILE, MANY, METRICS, SCRIPT, VERDICTS, hostile_report, make_report, with_frontier
+from example_report import HOSTILE, MANY, METRICS, SCRIPT, VERDICTS, hostile_report, make_report
+from report_page import Tags, data_of, page_of, plots_of
 
 from sae_lm.cli import parse
-from sae_lm.pages.figures import write_figures
-from sae_lm.pages.frontier import frontier_charts
 from sae_lm.pages.genealogy import TREE_LINES
 from sae_lm.pages.report import PAGE_BYTES, write_html
 from sae_lm.pages.schema import ArmEntry, Report
-from sae_lm.pages.svg import panel
 from sae_lm.pages.terminal import text_table
 from sae_lm.pages.text import visible
 from sae_lm.settings import CompareSettings
-
-
-def page_of(report: dict[str, Any], folder: Path) -> str:
-    write_html(report, folder / "report.html")
-    return (folder / "report.html").read_text(encoding="utf-8")
-
-
-class Tags(HTMLParser):
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.text = ""
-        self.feed(page)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-
-
-def plots_of(page: str) -> list[str]:
-    return re.findall(r'<svg viewBox="0 0 360.*?</svg>', page, re.DOTALL)
-
-
-def data_of(page: str) -> Any:
-    block = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)
-    assert block is not None
-    return json.loads(block[1])
-
 
 # --- the report itself
 
@@ -322,84 +287,6 @@ def test_the_command_on_the_page_makes_the_same_settings(tmp_path: Path, value: 
     found = re.search(r"sae-lm (compare [^<]+)<", page_of(report, tmp_path))
     words = shlex.split(html.unescape(found.group(1))) if found else []
     assert parse(words) == ("compare", given)
-
-
-# --- families at equal cost, other concepts
-
-
-def test_the_frontier_has_a_panel_for_each_l0_with_the_baseline_at_the_origin(tmp_path: Path) -> None:
-    report = with_frontier(make_report(("none", "abs_cos:1", "max_cos:0.25"), (8, 16)))
-    holes = [chart for chart in frontier_charts(report) if chart is not None]
-    assert [chart.title for chart in holes] == ["hole rate, L0 of none@k=8", "hole rate, L0 of none@k=16"]
-    assert [(dot.x, dot.y, dot.arm) for dot in holes[0].dots] == [
-        (0, 0, "none@k=8"), (0.01, -0.125, "abs_cos:1@k=8"), (0.01, -0.125, "max_cos:0.25@k=8"),
-    ]  # fmt: skip
-    assert [line.style for line in holes[0].lines] == ["ribbon", "thin", "thin", "solid"] * 2
-    assert panel(holes[0]).x[0] < 0 and panel(holes[0]).y[1] > 0, "both axes show their 0"
-    page = page_of(report, tmp_path)
-    assert 'href="#frontier"' in page and page.count('class="ribbon t') == 4
-    for plot in plots_of(page):
-        ElementTree.fromstring(plot)
-
-
-def test_a_report_without_families_has_no_frontier_and_the_figure_is_left_out(tmp_path: Path) -> None:
-    assert "frontier" not in page_of(make_report(), tmp_path).split("<main", 1)[0]
-    names = [path.name for path in write_figures(with_frontier(make_report()), tmp_path / "figures")]
-    assert "frontier.png" in names and "frontier.svg" in names
-
-
-def words_of(page: str) -> str:
-    """Its text, cell by cell."""
-    return " ".join(html.unescape(re.sub(r"<[^>]*>", " ", page)).split())
-
-
-def test_the_table_at_equal_fvu_says_between_which_arms_each_family_is_read(tmp_path: Path) -> None:
-    page = page_of(with_frontier(make_report()), tmp_path)
-    text = words_of(page)
-    assert (
-        "max_cos:0.25 against abs_cos:1 +0.0050 hole rate -0.0625 none to max_cos:0.25 -0.0312 none to abs_cos:1"
-        in text
-    )
-
-
-def test_the_table_of_differences_shows_other_concepts_beside_students_interval(tmp_path: Path) -> None:
-    shown = words_of(page_of(with_frontier(make_report()), tmp_path))
-    assert "95%, seeds and concepts" in shown and "-0.1562 to -0.0938 digit" in shown and "[-0.2500, +0.0125]" in shown
-    assert "95%, seeds and concepts" not in Tags(page_of(make_report(), tmp_path)).text
-
-
-def test_undertrained_saes_are_said_at_the_top_and_their_verdicts_are_no_merit(tmp_path):
-    report = make_report()
-    trained = page_of(report, tmp_path)
-    report["warning"] = "These SAEs hardly left their random start."
-    report["answer"] = f"{report['warning']} Compared with none: nothing."
-    report["arms"]["max_cos:0.25"]["undertrained"] = "hardly left their random start"
-    for difference in report["differences"]:
-        difference["undertrained"] = True
-    page = page_of(report, tmp_path)
-    text = Tags(page).text
-    assert text.index("Undertrained. These SAEs hardly left") < text.index("Compared with none: nothing.")
-    assert text.count("These SAEs hardly left") == 1, "the banner says it, the answer goes on from there"
-    assert 'class="verdict good"' in trained and 'class="verdict good"' not in page
-    assert "lower undertrained" in " ".join(text.split()) and "Undertrained" not in Tags(trained).text
-    assert "These SAEs hardly left" in text_table(report)
-
-
-def test_what_holes_are_read_by_is_a_table_of_its_own_and_kinds_of_concepts_another(tmp_path: Path) -> None:
-    report = make_report()
-    for key in ("main_false_alarms", "main_precision"):
-        report["metrics"][key] = {**report["metrics"]["dead"], "label": key}
-        for arm in report["arms"].values():
-            arm["values"][key] = [0.25, 0.5, 0.75]
-    page = page_of(report, tmp_path)
-    beside = page[page.index("Holes as they are, and how often main latents fire: 2 further metrics") :]
-    assert (
-        beside.index("main_false_alarms") < beside.index("main_precision") < beside.index("Quality: 1 further metric")
-    )
-    kinds = page[page.index('<table id="kinds"') : page.index("Concept by concept, arm by arm</h3>")]
-    assert kinds.count("<tr>") == 1 + len(report["kinds"]) and ">places<" in kinds and "[-0.1875, -0.0625]" in kinds
-    report["kinds"] = [entry for entry in report["kinds"] if entry["kind"] == "token"]
-    assert '<table id="kinds"' not in page_of(report, tmp_path), "one kind agrees with itself"
 
 
 def test_the_report_links_to_a_page_of_latents_beside_it_and_to_none_without(tmp_path):

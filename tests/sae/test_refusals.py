@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from foreign_saes import FOREIGN, dictionary_learning, linear, openai, pick, saelens_standard
-from sae_formulas import D, M, inputs, numbers
+from sae_formulas import M, inputs, numbers
 from safetensors.torch import load_file, save_file
 
 import sae_lm
@@ -348,38 +348,6 @@ def test_a_configuration_that_is_no_json_object_is_named(tmp_path, name, content
     assert file.name in refusal(path)
 
 
-# --- runtime norms
-
-
-def test_decoding_without_the_activation_is_refused_where_it_was_normalised(tmp_path):
-    for name in ("saelens layer_norm", "saelens constant_norm_rescale", "saelens centred", "openai topk"):
-        path, _ = FOREIGN[name][0](tmp_path / name.replace(" ", "_"))
-        sae, x = sae_lm.load(path, "cpu"), inputs()
-        z = sae.encode(x)
-        with pytest.raises(SaeError, match=r"decode\(z, x\)"):
-            sae.decode(z)
-        torch.testing.assert_close(sae.decode(z, x), sae(x))
-    path, _ = saelens_standard(tmp_path)
-    sae = sae_lm.load(path, "cpu")
-    assert torch.equal(sae.decode(sae.encode(x)), sae(x))
-
-
-def test_an_activation_of_norm_zero_stays_finite(tmp_path):
-    for name in ("saelens layer_norm", "saelens constant_norm_rescale"):
-        path, _ = FOREIGN[name][0](tmp_path / name.replace(" ", "_"))
-        assert torch.isfinite(sae_lm.load(path, "cpu")(torch.zeros(2, D))).all()
-
-
-def test_an_axis_of_heads_is_flattened_and_comes_back(tmp_path):
-    path, _ = FOREIGN["saelens hook_z"][0](tmp_path)
-    sae, x = sae_lm.load(path, "cpu"), inputs()
-    heads = x.view(20, 10, 2, D // 2)
-    assert torch.equal(sae(heads), sae(x).view_as(heads)) and sae.encode(heads).shape == (20, 10, M)
-    path, _ = saelens_standard(tmp_path / "other")
-    with pytest.raises(SaeError, match="width 3"):
-        sae_lm.load(path, "cpu").encode(heads)
-
-
 def test_the_device_may_be_auto_and_a_wrong_one_is_named(tmp_path):
     path, _ = saelens_standard(tmp_path)
     expected = "cuda" if torch.cuda.is_available() else "cpu"
@@ -388,14 +356,6 @@ def test_the_device_may_be_auto_and_a_wrong_one_is_named(tmp_path):
         sae_lm.load(path, "gpu")
     with pytest.raises(sae_lm.SaeLmError, match="device is None"):
         unwrap(sae_lm.load)(path, None)
-
-
-def test_half_precision_is_folded_and_used_in_float32(tmp_path):
-    path, _ = FOREIGN["llama_scope, hyperparams.json"][0](tmp_path)
-    file = weights_of(path)
-    save_file({key: value.bfloat16() for key, value in load_file(file).items()}, file)
-    sae = sae_lm.load(path, "cpu")
-    assert sae.W_enc.dtype == torch.float32 and "stored as bfloat16, used as float32" in sae.provenance
 
 
 def test_no_name_of_a_release_is_known_without_saelens(tmp_path):
