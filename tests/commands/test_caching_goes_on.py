@@ -19,8 +19,6 @@ from sae_lm.commands.verify import verify
 from sae_lm.data.manifest import MANIFEST, PROGRESS
 from sae_lm.errors import SaeLmError, StoreError
 
-pytestmark = pytest.mark.transformer_lens_3
-
 SUPPORT = Path(__file__).parents[1] / "support"
 
 
