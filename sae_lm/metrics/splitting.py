@@ -1,7 +1,7 @@
 """Count how many latents it takes to carry one concept (feature splitting), and find which they are.
 
 The rule of sae-spelling (Chanin et al. 2024, 2409.14507; k_sparse_probing.py there): rank latents
-by an L1 probe, fit logistic regressions on the top 1, 2, ... of them, and count a further latent as
+by an L1 probe (or by the F1 of each one's firing), fit logistic regressions on the top 1, 2, ... of them, and count a further latent as
 a split while it adds more than ``gain`` to the F1. differs: the F1 that selects is taken on
 validation types, so that test types stay unseen (SAEBench selects on the set it then scores);
 strengths are divided by their mean, so that the probe's fixed learning rate and the regressions' fixed
@@ -11,7 +11,7 @@ the regressions are solved to their optimum, where scikit-learn's stop a little 
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -30,6 +30,8 @@ NEWTON_STEPS, HALVINGS, CONVERGED, ROUNDING = 100, 40, 1e-9, 1e-12
 increase."""
 NO_LOGIT = 1e-9
 """What a logit has to exceed for yes."""
+Ranking = Literal["l1_probe", "f1"]
+"""By what candidates for main latents are ranked."""
 
 
 class Split(NamedTuple):
@@ -44,11 +46,18 @@ class Split(NamedTuple):
 
 
 def split_counts(
-    codes: TokenCodes, rows: ConceptRows, concepts: list[int], max_k: int, gain: float, seed: int
+    codes: TokenCodes,
+    rows: ConceptRows,
+    concepts: list[int],
+    max_k: int,
+    gain: float,
+    seed: int,
+    ranking: Ranking = "l1_probe",
 ) -> dict[int, Split]:
     """The main latents of each concept (a column of ``rows.labels``)."""
     train = rows.subset == TRAIN
-    weights = l1_probe(codes.take(train), rows.labels[train][:, concepts], seed)
+    known, labels = codes.take(train), rows.labels[train][:, concepts]
+    weights = l1_probe(known, labels, seed) if ranking == "l1_probe" else firing_f1(known, labels)
     scaled = replace(codes, strength=codes.strength / codes.strength.mean())
     ranked = weights.topk(min(max_k, codes.d_sae), dim=0).indices.T.tolist()
     return {
@@ -90,6 +99,14 @@ def l1_probe(codes: TokenCodes, labels: Bool[Tensor, "n concepts"], seed: int) -
             optimizer.step()
         schedule.step()
     return weight
+
+
+def firing_f1(codes: TokenCodes, labels: Bool[Tensor, "n concepts"]) -> Float[Tensor, "d_sae concepts"]:
+    """F1 of each latent alone: its firing is a yes."""
+    fires = replace(codes, strength=torch.ones_like(codes.strength)).matrix()
+    positive = labels.double().numpy()
+    found, fired = fires.T @ positive, codes.firing_frequency()[:, None] * len(codes)
+    return 2 * torch.from_numpy(found) / (fired + labels.sum(0)).clamp_min(1)
 
 
 def nested_regressions(

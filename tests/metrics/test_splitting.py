@@ -13,6 +13,7 @@ from sae_lm.metrics.splitting import (
     LR_START,
     NO_LOGIT,
     WEIGHT_DECAY,
+    firing_f1,
     l1_probe,
     nested_regressions,
     split_counts,
@@ -55,11 +56,35 @@ def test_the_l1_probe_equals_its_loss_through_autograd_and_ranks_alike(n):
     assert fast.argmax(0).tolist() == [2, 5, 1]
 
 
-def test_the_unit_of_the_activations_does_not_count():
+def test_the_f1_of_a_latents_firing_is_that_of_scikit_learn():
+    from sklearn.metrics import f1_score
+
+    draw = torch.Generator().manual_seed(0)
+    dense = torch.rand(700, 12, generator=draw) * 5 * (torch.rand(700, 12, generator=draw) < 0.3)
+    dense[:, 4] = 0
+    labels = torch.stack([dense[:, 2] > 0, dense[:, 1] > 4, torch.zeros(700).bool(), torch.ones(700).bool()], 1)
+    got = firing_f1(as_codes(dense), labels)
+    for concept in range(4):
+        for latent in range(12):
+            twin = f1_score(labels[:, concept], dense[:, latent] > 0, zero_division=0)
+            assert float(got[latent, concept]) == pytest.approx(twin), (latent, concept)
+    assert got.argmax(0)[:2].tolist() == [2, 1] and got[2, 0] == 1
+
+
+@pytest.mark.parametrize("ranking", ["l1_probe", "f1"])
+def test_the_unit_of_the_activations_does_not_count(ranking):
     x = toy_rows([0, 1, 2]).x + 0.3 * torch.randn(1200, 6, generator=torch.Generator().manual_seed(1))
     plain = toy_rows([0, 1, 2])
     splits = [
-        split_counts(as_codes(unit * x.clamp_min(0)), plain._replace(x=unit * x), [0], max_k=6, gain=0.03, seed=0)[0]
+        split_counts(
+            as_codes(unit * x.clamp_min(0)),
+            plain._replace(x=unit * x),
+            [0],
+            max_k=6,
+            gain=0.03,
+            seed=0,
+            ranking=ranking,
+        )[0]
         for unit in (1.0, 1e-3, 1e3)
     ]
     assert len(splits[0].latents) >= 3
@@ -105,11 +130,12 @@ def test_the_rule_wants_more_than_the_gain_and_ends_at_the_first_that_fails():
     assert split_rule([0.0, 0.5, 1.0], 0.03) == (3, 3)
 
 
-def test_a_concept_carried_by_one_latent_counts_one_and_by_three_counts_three():
+@pytest.mark.parametrize("ranking", ["l1_probe", "f1"])
+def test_a_concept_carried_by_one_latent_counts_one_and_by_three_counts_three(ranking):
     for carriers in ([2], [0, 2, 5]):
         rows = toy_rows(carriers)
         codes = encode_sparse(identity_sae(6, b_enc=torch.full((6,), -0.1)), [rows.x])
-        split = split_counts(codes, rows, [0], max_k=6, gain=0.03, seed=0)[0]
+        split = split_counts(codes, rows, [0], max_k=6, gain=0.03, seed=0, ranking=ranking)[0]
         assert sorted(split.latents) == carriers and split.test_f1_by_k[len(carriers) - 1] > 0.99
 
 
