@@ -46,12 +46,12 @@ def test_held_out_rows_are_measured_for_every_sae_of_a_folder(tiny_store, tmp_pa
 
 def test_no_rule_lets_families_be_compared_that_are_told_apart_by_chance(capsys):
     told = runpy.run_path(str(BENCHMARKS / "false_claims.py"))
-    told["main"](40, 2)
+    told["main"](20, 1)
     _, _, *lines, claiming, said = capsys.readouterr().out.splitlines()
     cells = {name: line for name in told["PAIRS"] for line in lines if line.strip().startswith(name)}
     assert len(cells) == len(told["PAIRS"]) == len(lines)
     shares = {name: [float(share) for share in re.findall(r"\((\w+)\)", line)] for name, line in cells.items()}
-    assert all(not share > 20 for of_pair in shares.values() for share in of_pair), "two of 40 worlds are by chance"
+    assert all(not share > 25 for of_pair in shares.values() for share in of_pair), "one of 20 worlds is by chance"
     assert any(share == share for share in shares["twice the cost, in the middle"]), "compared near what was trained"
     plain, corrected = (int(number) for number in re.findall(r"(\d+) by", said))
     assert int(re.search(r"(\d+) claim", claiming)[1]) >= plain >= corrected

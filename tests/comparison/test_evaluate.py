@@ -1,12 +1,13 @@
 """sae_lm.comparison.evaluate: one SAE's figures on rows that all SAEs share."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from toys import identity_sae, toy_rows
 
-from sae_lm.comparison.evaluate import concept_figures, sae_codes, sae_splits
+from sae_lm.comparison.evaluate import concept_figures, find_main_latents, sae_codes, sae_splits
 from sae_lm.comparison.evaluation_set import (
     ConceptSet,
     EvaluationSet,
@@ -17,10 +18,11 @@ from sae_lm.comparison.evaluation_set import (
 from sae_lm.comparison.explorer import keep_for_explorer
 from sae_lm.comparison.removals import measure_removals
 from sae_lm.concepts.probes import f1, fit_probes
-from sae_lm.concepts.rows import TEST
+from sae_lm.concepts.rows import TEST, TRAIN
 from sae_lm.metrics.decoder_projection import nth_decoder_projection
-from sae_lm.metrics.splitting import Split
+from sae_lm.metrics.splitting import Split, firing_f1, l1_probe
 from sae_lm.sae.model import SAE
+from sae_lm.settings import CompareSettings
 
 pytestmark = pytest.mark.transformer_lens_3
 
@@ -80,3 +82,19 @@ def test_main_latents_are_told_with_the_number_that_all_saes_get_and_not_with_th
         predicted = codes[0].columns(splits[0].ranking[:common]).gt(0).any(1)
         test = rows.subset == TEST
         assert figures["splits"] == 3 and figures["main_f1"] == pytest.approx(f1(predicted[test], rows.labels[test, 0]))
+
+
+def test_candidates_for_main_latents_are_ranked_as_the_settings_say():
+    rows, sae = toy_rows([0, 2, 5]), identity_sae(6, b_enc=torch.full((6,), -0.1))
+    (probe,) = fit_probes(rows, min_types=50, gate=0.6)
+    evaluation_set = evaluated(rows, probe)
+    known = rows.subset == TRAIN
+    codes = sae_codes(sae, evaluation_set)[0].take(known)
+    labels = rows.labels[known]
+    orders = {"l1_probe": l1_probe(codes, labels, 0), "f1": firing_f1(codes, labels)}
+    orders = {ranking: order[:, 0].topk(6).indices.tolist() for ranking, order in orders.items()}
+    assert orders["l1_probe"] != orders["f1"]
+    for ranking, order in orders.items():
+        settings = CompareSettings(runs=Path("runs"), out=Path("out"), max_k=6, rank_latents=ranking)
+        found = find_main_latents(sae, settings, evaluation_set)
+        assert found and found[1][0].ranking == order
