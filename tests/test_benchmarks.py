@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 
+from sae_lm.metrics.codes import firing_codes
+
 BENCHMARKS = Path(__file__).parent / "benchmarks"
 
 
@@ -56,3 +58,20 @@ def test_families_on_one_curve_are_told_apart_far_from_what_was_trained_and_seld
     assert without <= 20 and with_rule <= 20, "two of 40 worlds are by chance"
     without, with_rule = told["told_apart"](*told["PAIRS"][far], 0.004, 0.0002, 40)
     assert without > 90 and with_rule != with_rule, "the rule compares none of them"
+
+
+def test_other_rankings_of_main_latents_are_those_of_the_dense_columns():
+    told = runpy.run_path(str(BENCHMARKS / "rankings.py"))
+    draw = torch.Generator().manual_seed(0)
+    dense = torch.rand(300, 6, generator=draw) * 5 * (torch.rand(300, 6, generator=draw) < 0.4)
+    labels = torch.stack([dense[:, 2] > 0, torch.rand(300, generator=draw) < 0.2], 1)
+    codes = firing_codes(dense, torch.arange(6).expand(300, 6), 6)
+    got = {name: rank_by(codes, labels, 0) for name, rank_by in told["RANKINGS"].items()}
+    for concept, there in enumerate(labels.T):
+        difference = dense[there].mean(0) - dense[~there].mean(0)
+        torch.testing.assert_close(got["mean difference"][:, concept].float(), difference)
+        both = torch.corrcoef(torch.cat([dense.T, there[None].float()]))
+        torch.testing.assert_close(got["correlation"][:, concept].float(), both[-1, :-1])
+    assert all(weights[:, 0].argmax() == 2 for weights in got.values())
+    published, longer = got["l1_probe"], got["l1_probe, 300 epochs"]
+    assert longer.abs().max() > 2 * published.abs().max() and torch.equal(told["l1_probe"](codes, labels, 0), published)

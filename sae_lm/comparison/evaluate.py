@@ -29,7 +29,7 @@ from sae_lm.metrics.absorption import (
 from sae_lm.metrics.codes import TokenCodes, encode_sparse
 from sae_lm.metrics.geometry import geometry
 from sae_lm.metrics.reconstruction import quality
-from sae_lm.metrics.splitting import Ranking, Split, split_counts
+from sae_lm.metrics.splitting import RANKINGS, Ranking, Split, split_counts
 from sae_lm.metrics.statistics import mean_of_known, sums_of_units
 from sae_lm.sae.model import SAE
 from sae_lm.settings import CompareSettings
@@ -97,11 +97,11 @@ def sae_splits(
     evaluation_set: EvaluationSet,
     max_k: int,
     gain: float,
-    ranking: Ranking = "l1_probe",
+    rank_by: Ranking | None = None,
 ) -> list[Split]:
     """The main latents of every concept in use."""
     by_set = [
-        split_counts(codes_of_set, concepts.rows, concepts.used, max_k, gain, evaluation_set.seed, ranking)
+        split_counts(codes_of_set, concepts.rows, concepts.used, max_k, gain, evaluation_set.seed, rank_by)
         if concepts.used
         else {}
         for codes_of_set, concepts in zip(codes, evaluation_set.sets, strict=True)
@@ -121,7 +121,7 @@ def find_main_latents(
         return None
     codes = sae_codes(sae, evaluation_set)
     return codes, splits or sae_splits(
-        codes, evaluation_set, settings.max_k, settings.split_gain, settings.rank_latents
+        codes, evaluation_set, settings.max_k, settings.split_gain, RANKINGS[settings.rank_latents]
     )
 
 

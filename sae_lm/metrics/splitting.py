@@ -11,7 +11,7 @@ the regressions are solved to their optimum, where scikit-learn's stop a little 
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -30,8 +30,8 @@ NEWTON_STEPS, HALVINGS, CONVERGED, ROUNDING = 100, 40, 1e-9, 1e-12
 increase."""
 NO_LOGIT = 1e-9
 """What a logit has to exceed for yes."""
-Ranking = Literal["l1_probe", "f1"]
-"""By what candidates for main latents are ranked."""
+Ranking = Callable[[TokenCodes, Tensor, int], Tensor]
+"""Codes of tokens, their labels [n concepts] and a seed -> what candidates are ranked by [d_sae concepts], largest first."""
 
 
 class Split(NamedTuple):
@@ -52,12 +52,11 @@ def split_counts(
     max_k: int,
     gain: float,
     seed: int,
-    ranking: Ranking = "l1_probe",
+    rank_by: Ranking | None = None,
 ) -> dict[int, Split]:
-    """The main latents of each concept (a column of ``rows.labels``)."""
+    """The main latents of each concept (a column of ``rows.labels``). rank_by: `l1_probe` where None."""
     train = rows.subset == TRAIN
-    known, labels = codes.take(train), rows.labels[train][:, concepts]
-    weights = l1_probe(known, labels, seed) if ranking == "l1_probe" else firing_f1(known, labels)
+    weights = (rank_by or l1_probe)(codes.take(train), rows.labels[train][:, concepts], seed)
     scaled = replace(codes, strength=codes.strength / codes.strength.mean())
     ranked = weights.topk(min(max_k, codes.d_sae), dim=0).indices.T.tolist()
     return {
@@ -101,12 +100,16 @@ def l1_probe(codes: TokenCodes, labels: Bool[Tensor, "n concepts"], seed: int) -
     return weight
 
 
-def firing_f1(codes: TokenCodes, labels: Bool[Tensor, "n concepts"]) -> Float[Tensor, "d_sae concepts"]:
-    """F1 of each latent alone: its firing is a yes."""
+def firing_f1(codes: TokenCodes, labels: Bool[Tensor, "n concepts"], seed: int = 0) -> Float[Tensor, "d_sae concepts"]:
+    """F1 of each latent alone: its firing is a yes. Nothing is drawn."""
     fires = replace(codes, strength=torch.ones_like(codes.strength)).matrix()
     positive = labels.double().numpy()
     found, fired = fires.T @ positive, codes.firing_frequency()[:, None] * len(codes)
     return 2 * torch.from_numpy(found) / (fired + labels.sum(0)).clamp_min(1)
+
+
+RANKINGS: dict[str, Ranking] = {"l1_probe": l1_probe, "f1": firing_f1}
+"""By the name that settings give them."""
 
 
 def nested_regressions(

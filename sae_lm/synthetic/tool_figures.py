@@ -19,6 +19,7 @@ from sae_lm.comparison.evaluate import common_counts, concept_means, sae_codes, 
 from sae_lm.comparison.evaluation_set import ConceptSet, Documents, EvaluationSet, SampleSums, find_candidates
 from sae_lm.concepts.probes import fit_probes
 from sae_lm.concepts.rows import TEST, TRAIN, VALIDATION, ConceptRows
+from sae_lm.metrics.splitting import Ranking
 from sae_lm.sae.model import SAE, SaeConfig
 from sae_lm.synthetic.batched_training import Saes
 from sae_lm.synthetic.scores import KnownInputs
@@ -95,12 +96,15 @@ def _evaluation_set(rows: ConceptRows, used: Sequence, seed: int) -> EvaluationS
 
 
 def told(
-    by_arm: Mapping[str, Sequence[SAE]], baseline: str, sets: Sequence[EvaluationSet]
+    by_arm: Mapping[str, Sequence[SAE]],
+    baseline: str,
+    sets: Sequence[EvaluationSet],
+    rank_by: Ranking | None = None,
 ) -> dict[str, dict[str, list[float]]]:
-    """Arm -> figure -> one value per seed. by_arm: of each arm an SAE per seed."""
+    """Arm -> figure -> one value per seed. by_arm: of each arm an SAE per seed. rank_by: as in `split_counts`."""
     codes = {arm: [sae_codes(sae, own) for sae, own in zip(saes, sets, strict=True)] for arm, saes in by_arm.items()}
     splits = {
-        arm: [sae_splits(at_seed, own, MAX_K, GAIN) for at_seed, own in zip(of_arm, sets, strict=True)]
+        arm: [sae_splits(at_seed, own, MAX_K, GAIN, rank_by) for at_seed, own in zip(of_arm, sets, strict=True)]
         for arm, of_arm in codes.items()
     }
     common = common_counts(splits[baseline])

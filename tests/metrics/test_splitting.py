@@ -71,8 +71,8 @@ def test_the_f1_of_a_latents_firing_is_that_of_scikit_learn():
     assert got.argmax(0)[:2].tolist() == [2, 1] and got[2, 0] == 1
 
 
-@pytest.mark.parametrize("ranking", ["l1_probe", "f1"])
-def test_the_unit_of_the_activations_does_not_count(ranking):
+@pytest.mark.parametrize("rank_by", [l1_probe, firing_f1])
+def test_the_unit_of_the_activations_does_not_count(rank_by):
     x = toy_rows([0, 1, 2]).x + 0.3 * torch.randn(1200, 6, generator=torch.Generator().manual_seed(1))
     plain = toy_rows([0, 1, 2])
     splits = [
@@ -83,7 +83,7 @@ def test_the_unit_of_the_activations_does_not_count(ranking):
             max_k=6,
             gain=0.03,
             seed=0,
-            ranking=ranking,
+            rank_by=rank_by,
         )[0]
         for unit in (1.0, 1e-3, 1e3)
     ]
@@ -130,12 +130,12 @@ def test_the_rule_wants_more_than_the_gain_and_ends_at_the_first_that_fails():
     assert split_rule([0.0, 0.5, 1.0], 0.03) == (3, 3)
 
 
-@pytest.mark.parametrize("ranking", ["l1_probe", "f1"])
-def test_a_concept_carried_by_one_latent_counts_one_and_by_three_counts_three(ranking):
+@pytest.mark.parametrize("rank_by", [l1_probe, firing_f1])
+def test_a_concept_carried_by_one_latent_counts_one_and_by_three_counts_three(rank_by):
     for carriers in ([2], [0, 2, 5]):
         rows = toy_rows(carriers)
         codes = encode_sparse(identity_sae(6, b_enc=torch.full((6,), -0.1)), [rows.x])
-        split = split_counts(codes, rows, [0], max_k=6, gain=0.03, seed=0, ranking=ranking)[0]
+        split = split_counts(codes, rows, [0], max_k=6, gain=0.03, seed=0, rank_by=rank_by)[0]
         assert sorted(split.latents) == carriers and split.test_f1_by_k[len(carriers) - 1] > 0.99
 
 
