@@ -29,7 +29,7 @@ from sae_lm.metrics.absorption import (
 from sae_lm.metrics.codes import TokenCodes, encode_sparse
 from sae_lm.metrics.geometry import geometry
 from sae_lm.metrics.reconstruction import quality
-from sae_lm.metrics.splitting import RANKINGS, Ranking, Split, split_counts
+from sae_lm.metrics.splitting import RANKERS, Ranker, Split, l1_probe, split_counts
 from sae_lm.metrics.statistics import mean_of_known, sums_of_units
 from sae_lm.sae.model import SAE
 from sae_lm.settings import CompareSettings
@@ -97,7 +97,7 @@ def sae_splits(
     evaluation_set: EvaluationSet,
     max_k: int,
     gain: float,
-    rank_by: Ranking | None = None,
+    rank_by: Ranker = l1_probe,
 ) -> list[Split]:
     """The main latents of every concept in use."""
     by_set = [
@@ -121,7 +121,7 @@ def find_main_latents(
         return None
     codes = sae_codes(sae, evaluation_set)
     return codes, splits or sae_splits(
-        codes, evaluation_set, settings.max_k, settings.split_gain, RANKINGS[settings.rank_latents]
+        codes, evaluation_set, settings.max_k, settings.split_gain, RANKERS[settings.rank_latents]
     )
 
 

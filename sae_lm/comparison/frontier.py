@@ -36,7 +36,7 @@ ALIKE = 1.1
 NEAR = 0.05
 """Part of a line before its end that is near this end."""
 LONGEST = 2.2
-"""Cost over cost of the ends of a line that anything may be read off."""
+"""Cost over cost of the ends of a line that may be read anywhere."""
 UNTRAINED = "nothing was trained"
 """What the reason begins with why families are not compared at a cost."""
 PerSeed = Float[np.ndarray, " seeds"]
@@ -108,13 +108,17 @@ def untrained(pair: Sequence[Curve], cost: float) -> str | None:
     from_origin = all(line.begin == curve.rung for line, curve in zip(lines, pair, strict=True))
     if from_origin and max(ends) <= ALIKE * min(ends):
         return None  # both lines lie above their curves, by about as much
-    far = [(line, curve) for line, curve in zip(lines, pair, strict=True) if _is_far(line, cost)]
-    if not far:
-        return None
-    line, curve = max(far, key=lambda one: one[0].end_cost - one[0].begin_cost)
+    far = [_no_line(line, curve) for line, curve in zip(lines, pair, strict=True) if _is_far(line, cost)]
+    return f"{UNTRAINED} {', or '.join(far)}" if far else None
+
+
+def _no_line(line: Line, curve: Curve) -> str:
+    """What to train, in the words of a reason."""
+    if line.begin == curve.rung:
+        return f"of {curve.family.name} below {line.end.name}, which costs {line.end_cost:.3g} FVU"
     return (
-        f"{UNTRAINED} of {curve.family.name} between {line.begin.name} and {line.end.name}, "
-        f"which cost {max(line.begin_cost, 0.0):.3g} and {line.end_cost:.3g} FVU, more than {LONGEST:g} times apart"
+        f"of {curve.family.name} between {line.begin.name} and {line.end.name}, which cost "
+        f"{max(line.begin_cost, 0.0):.3g} and {line.end_cost:.3g} FVU, more than {LONGEST:g} times apart"
     )
 
 

@@ -52,6 +52,12 @@ PROJECTED_ROWS, PROJECTION_SHARE = 4096, 8
 """Held-out rows for the n-th decoder projection, at most; n is the number of latents of the narrowest SAE over this."""
 
 
+_RANKED_BY = {
+    "f1": "Main latents are ranked by the F1 of their firing, not by the L1 probe of sae-spelling (--rank-latents)."
+}
+"""What a report says of a ranking that is not the default."""
+
+
 class Measured(NamedTuple):
     """Everything that is measured of a folder of runs; `sae_lm.comparison.report` words it."""
 
@@ -113,7 +119,10 @@ def measure(settings: CompareSettings, store: Store, runs: Runs, kept: Kept, dev
         matching=matching,
         cross_entropy=language.shared if language else None,
         probes=probes,
-        remarks=[*remarks, *filter(None, [evaluation_set.noise_unknown, alone.no_controls])],
+        remarks=[
+            *remarks,
+            *filter(None, [_RANKED_BY.get(settings.rank_latents), evaluation_set.noise_unknown, alone.no_controls]),
+        ],
         per_concept={key: sae.per_concept for key, sae in alone.saes.items()},
         control_per_concept=alone.control.per_concept,
         grades=alone.grades,

@@ -1,7 +1,7 @@
 """Count how many latents it takes to carry one concept (feature splitting), and find which they are.
 
 The rule of sae-spelling (Chanin et al. 2024, 2409.14507; k_sparse_probing.py there): rank latents
-by an L1 probe (or by the F1 of each one's firing), fit logistic regressions on the top 1, 2, ... of them, and count a further latent as
+by an L1 probe, fit logistic regressions on the top 1, 2, ... of them, and count a further latent as
 a split while it adds more than ``gain`` to the F1. differs: the F1 that selects is taken on
 validation types, so that test types stay unseen (SAEBench selects on the set it then scores);
 strengths are divided by their mean, so that the probe's fixed learning rate and the regressions' fixed
@@ -30,8 +30,8 @@ NEWTON_STEPS, HALVINGS, CONVERGED, ROUNDING = 100, 40, 1e-9, 1e-12
 increase."""
 NO_LOGIT = 1e-9
 """What a logit has to exceed for yes."""
-Ranking = Callable[[TokenCodes, Tensor, int], Tensor]
-"""Codes of tokens, their labels [n concepts] and a seed -> what candidates are ranked by [d_sae concepts], largest first."""
+Ranker = Callable[[TokenCodes, Tensor, int], Tensor]
+"""Codes of tokens, their labels [n concepts] and a seed -> what candidates are ranked by, largest first [d_sae concepts]."""
 
 
 class Split(NamedTuple):
@@ -45,27 +45,9 @@ class Split(NamedTuple):
     """F1 on test types with the top 1, 2, ... latents, for all of the ranking"""
 
 
-def split_counts(
-    codes: TokenCodes,
-    rows: ConceptRows,
-    concepts: list[int],
-    max_k: int,
-    gain: float,
-    seed: int,
-    rank_by: Ranking | None = None,
-) -> dict[int, Split]:
-    """The main latents of each concept (a column of ``rows.labels``). rank_by: `l1_probe` where None."""
-    train = rows.subset == TRAIN
-    weights = (rank_by or l1_probe)(codes.take(train), rows.labels[train][:, concepts], seed)
-    scaled = replace(codes, strength=codes.strength / codes.strength.mean())
-    ranked = weights.topk(min(max_k, codes.d_sae), dim=0).indices.T.tolist()
-    return {
-        concept: _main_latents(scaled, rows, concept, order, gain)
-        for concept, order in zip(concepts, ranked, strict=True)
-    }
-
-
-def l1_probe(codes: TokenCodes, labels: Bool[Tensor, "n concepts"], seed: int) -> Float[Tensor, "d_sae concepts"]:
+def l1_probe(
+    codes: TokenCodes, labels: Bool[Tensor, "n concepts"], seed: int, epochs: int = EPOCHS
+) -> Float[Tensor, "d_sae concepts"]:
     """Signed weights of a multi-label logistic probe on the codes, L1-penalised.
 
     The published recipe of sae-spelling, its optimiser, schedule and number of epochs included: no solver of a
@@ -81,12 +63,12 @@ def l1_probe(codes: TokenCodes, labels: Bool[Tensor, "n concepts"], seed: int) -
     weight, bias = torch.zeros(codes.d_sae, labels.shape[1]), torch.zeros(labels.shape[1])
     balance = (~labels).sum(0) / labels.sum(0).clamp_min(1)
     optimizer = torch.optim.Adam([weight, bias], lr=LR_START, weight_decay=WEIGHT_DECAY)
-    schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, (LR_END / LR_START) ** (1 / EPOCHS))
+    schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, (LR_END / LR_START) ** (1 / epochs))
     # the loss is the mean over rows and concepts of cross-entropies in which a positive weighs ``balance``, and
     # L1 * the mean over concepts of sum |w|
     positive = labels * balance
     importance = torch.where(labels, balance, 1.0)
-    for _ in range(EPOCHS):
+    for _ in range(epochs):
         # of a single batch the order does not matter; measured: taking rows of a sparse matrix is a third of a step
         batches = torch.randperm(n, generator=generator).split(BATCH) if n > BATCH else [torch.arange(n)]
         for chunk in batches:
@@ -101,15 +83,35 @@ def l1_probe(codes: TokenCodes, labels: Bool[Tensor, "n concepts"], seed: int) -
 
 
 def firing_f1(codes: TokenCodes, labels: Bool[Tensor, "n concepts"], seed: int = 0) -> Float[Tensor, "d_sae concepts"]:
-    """F1 of each latent alone: its firing is a yes. Nothing is drawn."""
-    fires = replace(codes, strength=torch.ones_like(codes.strength)).matrix()
-    positive = labels.double().numpy()
-    found, fired = fires.T @ positive, codes.firing_frequency()[:, None] * len(codes)
-    return 2 * torch.from_numpy(found) / (fired + labels.sum(0)).clamp_min(1)
+    """F1 of each latent alone, its firing a yes. The seed is not used: nothing is drawn."""
+    fires = replace(codes, strength=torch.ones_like(codes.strength)).matrix()  # counts are exact in float32 to 2^24
+    found = torch.from_numpy(fires.T @ labels.float().numpy())
+    fired = torch.bincount(codes.latent, minlength=codes.d_sae)
+    return 2 * found / (fired[:, None] + labels.sum(0)).clamp_min(1)
 
 
-RANKINGS: dict[str, Ranking] = {"l1_probe": l1_probe, "f1": firing_f1}
+RANKERS: dict[str, Ranker] = {"l1_probe": l1_probe, "f1": firing_f1}
 """By the name that settings give them."""
+
+
+def split_counts(
+    codes: TokenCodes,
+    rows: ConceptRows,
+    concepts: list[int],
+    max_k: int,
+    gain: float,
+    seed: int,
+    rank_by: Ranker = l1_probe,
+) -> dict[int, Split]:
+    """The main latents of each concept (a column of ``rows.labels``)."""
+    train = rows.subset == TRAIN
+    weights = rank_by(codes.take(train), rows.labels[train][:, concepts], seed)
+    scaled = replace(codes, strength=codes.strength / codes.strength.mean())
+    ranked = weights.topk(min(max_k, codes.d_sae), dim=0).indices.T.tolist()
+    return {
+        concept: _main_latents(scaled, rows, concept, order, gain)
+        for concept, order in zip(concepts, ranked, strict=True)
+    }
 
 
 def nested_regressions(

@@ -19,7 +19,7 @@ from sae_lm.comparison.evaluate import common_counts, concept_means, sae_codes, 
 from sae_lm.comparison.evaluation_set import ConceptSet, Documents, EvaluationSet, SampleSums, find_candidates
 from sae_lm.concepts.probes import fit_probes
 from sae_lm.concepts.rows import TEST, TRAIN, VALIDATION, ConceptRows
-from sae_lm.metrics.splitting import Ranking
+from sae_lm.metrics.splitting import Ranker, l1_probe
 from sae_lm.sae.model import SAE, SaeConfig
 from sae_lm.synthetic.batched_training import Saes
 from sae_lm.synthetic.scores import KnownInputs
@@ -99,7 +99,7 @@ def told(
     by_arm: Mapping[str, Sequence[SAE]],
     baseline: str,
     sets: Sequence[EvaluationSet],
-    rank_by: Ranking | None = None,
+    rank_by: Ranker = l1_probe,
 ) -> dict[str, dict[str, list[float]]]:
     """Arm -> figure -> one value per seed. by_arm: of each arm an SAE per seed. rank_by: as in `split_counts`."""
     codes = {arm: [sae_codes(sae, own) for sae, own in zip(saes, sets, strict=True)] for arm, saes in by_arm.items()}

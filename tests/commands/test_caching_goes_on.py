@@ -49,6 +49,7 @@ def test_what_a_killed_run_was_writing_is_deleted_by_the_next(cache_settings, tm
     assert contents(settings.out) == contents(tiny_store)
 
 
+@pytest.mark.transformer_lens_3
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_run_after_the_shard_and_the_next_run_goes_on(cache_settings, tmp_path, number):
     settings = cache_settings(tmp_path / "store", tokens=5000, shard_tokens=32, batch_size=1)
@@ -140,6 +141,7 @@ def test_ranks_write_the_very_store_that_one_process_writes(cache_settings, tiny
     assert contents(settings.out) == contents(tiny_store)
 
 
+@pytest.mark.transformer_lens_3
 def test_ranks_drop_the_same_sinks_as_one_process(cache_settings, tmp_path):
     changes = {"drop_sinks": 1.15, "keep_special": True, "tokens": 900}
     alone = cache(cache_settings(tmp_path / "alone", **changes))

@@ -142,6 +142,15 @@ def test_the_same_comparison_gives_the_same_report(report, runs, tiny_model, tmp
     }
 
 
+def test_a_report_says_where_main_latents_are_not_ranked_as_ever(runs, tmp_path, report):
+    told = [
+        said
+        for said in compare(comparing(runs, tmp_path, rank_latents="f1"))["partial"]
+        if said.startswith("Main latents are ranked by the F1 of their firing")
+    ]
+    assert len(told) == 1 and not any("are ranked by" in said for said in report[0]["partial"])
+
+
 def test_without_any_concept_the_rest_is_reported_and_labelled(runs, tmp_path):
     values = compare(comparing(runs, tmp_path, min_types=10_000))
     warning = values["warning"]  # these SAEs hardly left their start

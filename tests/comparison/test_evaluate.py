@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from sae_lm.comparison.removals import measure_removals
 from sae_lm.concepts.probes import f1, fit_probes
 from sae_lm.concepts.rows import TEST, TRAIN
 from sae_lm.metrics.decoder_projection import nth_decoder_projection
-from sae_lm.metrics.splitting import Split, firing_f1, l1_probe
+from sae_lm.metrics.splitting import RANKERS, Split, firing_f1, l1_probe
 from sae_lm.sae.model import SAE
 from sae_lm.settings import CompareSettings
 
@@ -91,6 +92,7 @@ def test_candidates_for_main_latents_are_ranked_as_the_settings_say():
     known = rows.subset == TRAIN
     codes = sae_codes(sae, evaluation_set)[0].take(known)
     labels = rows.labels[known]
+    assert set(get_args(CompareSettings.model_fields["rank_latents"].annotation)) == set(RANKERS)
     orders = {"l1_probe": l1_probe(codes, labels, 0), "f1": firing_f1(codes, labels)}
     orders = {ranking: order[:, 0].topk(6).indices.tolist() for ranking, order in orders.items()}
     assert orders["l1_probe"] != orders["f1"]

@@ -205,10 +205,9 @@ def test_claims_at_equal_fvu_are_corrected_together_and_put_into_sentences():
         in sentence
         for sentence in said
     )
-    longer = (
-        f"max_cos:1 and {REFERENCE} are not compared: nothing was trained of {REFERENCE} between none and {NESTED[0]},"
-    )
-    assert sum(longer in sentence for sentence in said) == 1
+    (refused,) = [sentence for sentence in said if f"max_cos:1 and {REFERENCE} are not compared: " in sentence]
+    assert "nothing was trained of max_cos:1 below max_cos:1, which costs " in refused
+    assert f", or of {REFERENCE} below {NESTED[0]}, which costs " in refused
     unclear = [entry | {"verdict": "not distinguishable"} for entry in found]
     assert equal_fvu_findings(unclear)[0] == f"At equal FVU no family is told apart from {REFERENCE}."
     assert equal_fvu_findings([]) == []
