@@ -22,7 +22,7 @@ from sae_lm.metrics.splitting import rule as split_rule
 from sae_lm.runtime.seeds import derive
 
 
-def slow_l1_probe(codes, labels, seed):
+def slow_l1_probe(codes, labels, seed, epochs):
     """The probe's loss as it is written down, through autograd."""
     generator = torch.Generator().manual_seed(derive("split probe", seed))
     dense = codes.columns(list(range(codes.d_sae)))
@@ -30,9 +30,9 @@ def slow_l1_probe(codes, labels, seed):
     weight = torch.zeros(codes.d_sae, labels.shape[1], requires_grad=True)
     bias = torch.zeros(labels.shape[1], requires_grad=True)
     optimizer = torch.optim.Adam([weight, bias], lr=LR_START, weight_decay=WEIGHT_DECAY)
-    for epoch in range(EPOCHS):
+    for epoch in range(epochs):
         for group in optimizer.param_groups:
-            group["lr"] = LR_START * (LR_END / LR_START) ** (epoch / EPOCHS)
+            group["lr"] = LR_START * (LR_END / LR_START) ** (epoch / epochs)
         for chunk in torch.randperm(len(labels), generator=generator).split(BATCH):
             loss = torch.nn.functional.binary_cross_entropy_with_logits(
                 dense[chunk] @ weight + bias, labels[chunk].float(), pos_weight=(~labels).sum(0) / labels.sum(0)
@@ -43,13 +43,13 @@ def slow_l1_probe(codes, labels, seed):
     return weight.detach()
 
 
-@pytest.mark.parametrize("n", [BATCH + 500, 3000])
-def test_the_l1_probe_equals_its_loss_through_autograd_and_ranks_alike(n):
+@pytest.mark.parametrize(("n", "epochs"), [(BATCH + 500, EPOCHS), (3000, EPOCHS), (500, 3 * EPOCHS)])
+def test_the_l1_probe_equals_its_loss_through_autograd_and_ranks_alike(n, epochs):
     draw = torch.Generator().manual_seed(0)
     dense = torch.rand(n, 12, generator=draw) * 5 * (torch.rand(n, 12, generator=draw) < 0.3)
     labels = torch.stack([dense[:, 2] > 0, (dense[:, 5] > 0) | (dense[:, 7] > 3), dense[:, 1] > 4], 1)
     codes = as_codes(dense)
-    fast, slow = l1_probe(codes, labels, 0), slow_l1_probe(codes, labels, 0)
+    fast, slow = l1_probe(codes, labels, 0, epochs), slow_l1_probe(codes, labels, 0, epochs)
     # about 0 a weight swings with the sign of the L1 term, whose rounding decides
     torch.testing.assert_close(fast, slow, atol=4e-3, rtol=1e-3)
     assert torch.equal(fast.topk(3, 0).indices[0], slow.topk(3, 0).indices[0])
