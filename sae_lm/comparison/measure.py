@@ -50,12 +50,9 @@ from sae_lm.settings import CompareSettings
 
 PROJECTED_ROWS, PROJECTION_SHARE = 4096, 8
 """Held-out rows for the n-th decoder projection, at most; n is the number of latents of the narrowest SAE over this."""
-
-
-_RANKED_BY = {
-    "f1": "Main latents are ranked by the F1 of their firing, not by the L1 probe of sae-spelling (--rank-latents)."
-}
-"""What a report says of a ranking that is not the default."""
+RANKED_BY_F1 = (
+    "Main latents are ranked by the F1 of their firing, not by the L1 probe of sae-spelling (--rank-latents)."
+)
 
 
 class Measured(NamedTuple):
@@ -121,7 +118,8 @@ def measure(settings: CompareSettings, store: Store, runs: Runs, kept: Kept, dev
         probes=probes,
         remarks=[
             *remarks,
-            *filter(None, [_RANKED_BY.get(settings.rank_latents), evaluation_set.noise_unknown, alone.no_controls]),
+            *[RANKED_BY_F1] * (settings.rank_latents == "f1"),
+            *filter(None, [evaluation_set.noise_unknown, alone.no_controls]),
         ],
         per_concept={key: sae.per_concept for key, sae in alone.saes.items()},
         control_per_concept=alone.control.per_concept,

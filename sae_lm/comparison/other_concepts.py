@@ -97,8 +97,6 @@ def over_common_concepts(
 def _entry(d: DifferenceEntry, known: Sequence[str], x: Matrix, place: int, p: Sequence[float]) -> OtherConceptsEntry:
     """place: of the difference among all that are tested; p: of these."""
     ends, left = crossed_interval(x) or (None, None), without_one(x)
-    level = LEVEL / len(p)
-    corrected = crossed_interval(x, level) if level / 2 * SAMPLES >= 1 else None  # else no sample is as far out
     mean = float(x.mean())
     return {
         "arm": d["arm"],
@@ -108,13 +106,21 @@ def _entry(d: DifferenceEntry, known: Sequence[str], x: Matrix, place: int, p: S
         "mean": mean,
         "low": ends[0],
         "high": ends[1],
-        "for_others": corrected is not None and not corrected[0] <= 0 <= corrected[1],
+        "for_others": holds_for_others(x, LEVEL / len(p)),
         "without_low": float(left.means.min()),
         "without_high": float(left.means.max()),
         "concept": known[left.most],
         "sign_changes": bool(((left.means * mean) < 0).any()),
         "claim_rests_on": _claim_rests_on(d, known, left, place, p),
     }
+
+
+def holds_for_others(differences: Matrix, level: float) -> bool:
+    """Whether the interval over seeds and concepts together, at this level, leaves out 0."""
+    if level / 2 * SAMPLES < 1:  # no sample is as far out
+        return False
+    ends = crossed_interval(differences, level)
+    return ends is not None and not ends[0] <= 0 <= ends[1]
 
 
 def _claim_rests_on(

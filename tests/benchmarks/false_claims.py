@@ -22,7 +22,7 @@ from scipy import stats
 
 from sae_lm.comparison.families import Family
 from sae_lm.comparison.frontier import Curve, untrained
-from sae_lm.metrics.crossed import crossed_interval
+from sae_lm.comparison.other_concepts import holds_for_others
 from sae_lm.metrics.statistics import LEVEL, holm
 from sae_lm.penalties.arms import parse_arm
 
@@ -133,14 +133,9 @@ def said_of_other_concepts(worlds: int) -> tuple[int, int, int]:
         p = holm([float(stats.ttest_1samp(x.mean(1), 0).pvalue) for x in differences])
         claims = [x for x, corrected_p in zip(differences, p, strict=True) if corrected_p <= LEVEL]
         claiming += bool(claims)
-        plain += any(leaves_out_zero(x, LEVEL) for x in claims)
-        corrected += any(leaves_out_zero(x, LEVEL / TESTS) for x in claims)
+        plain += any(holds_for_others(x, LEVEL) for x in claims)
+        corrected += any(holds_for_others(x, LEVEL / TESTS) for x in claims)
     return claiming, plain, corrected
-
-
-def leaves_out_zero(differences: np.ndarray, level: float) -> bool:
-    ends = crossed_interval(differences, level)
-    return ends is not None and not ends[0] <= 0 <= ends[1]
 
 
 def main(worlds: int = 400, reports: int = 100) -> None:
