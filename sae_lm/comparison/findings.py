@@ -8,6 +8,7 @@ from sae_lm.comparison.matching import Values
 from sae_lm.comparison.outcomes import PRIMARY
 from sae_lm.concepts.probes import Probe
 from sae_lm.concepts.rows import NEGATIVES
+from sae_lm.metrics.equivalence import MARGIN
 from sae_lm.metrics.statistics import FEWEST_SEEDS, LEVEL
 from sae_lm.pages.difference_entries import DifferenceEntry, verdict_text
 from sae_lm.pages.summary import by_arm
@@ -25,6 +26,9 @@ CLAIMS = ("lower", "higher")
 """Verdicts that say something."""
 AMONG = "among undertrained SAEs"
 """What a claim's words become where its difference has that mark."""
+HALF = {"equal_hole_rate": "hole rate at equal false alarms", "absorption_fraction": "fraction"}
+"""What absorption is read off, and what an answer calls it."""
+HALVES = tuple(HALF)
 Differences = Mapping[str, DifferenceEntry]
 """Metric -> one arm's difference."""
 
@@ -37,7 +41,8 @@ def findings(differences: Sequence[DifferenceEntry], values: Values, seeds: int)
         arms = len({d["arm"] for d in tested})
         sentences.append(
             f"Primary outcomes are corrected together (Holm; {len(tested)} tests: {len(PRIMARY)} outcomes, {arms} "
-            f"arm{'s' * (arms != 1)}); other verdicts are not corrected, and one in twenty of these is chance."
+            f"arm{'s' * (arms != 1)}); other verdicts are not corrected: where nothing differs, one in twenty of "
+            "these is lower or higher by chance."
         )
         floor = 2 / 2**seeds
         if floor > LEVEL / len(tested):
@@ -107,17 +112,35 @@ def _finding(arm: str, metrics: Differences, seeds: int) -> str:
         absorbed = f"no claim on absorption: hole rate at equal false alarms {hole}, fraction {fraction}"
         if metrics["hole_rate"]["verdict"] == "lower" != metrics["equal_hole_rate"]["verdict"]:
             absorbed += " (its plain hole rate is lower, which main latents that fire more often give for nothing)"
-    alarms = metrics["equal_false_alarms"]
-    if metrics["equal_hole_rate"]["verdict"] == "lower" and alarms["mean"] and alarms["low"] and alarms["low"] > 0:
-        absorbed += f" (but false alarms on the types where holes are counted are higher by {alarms['mean']:.3f})"
+    absorbed += "".join(f" (but {doubt})" for doubt in _doubts(metrics))
     price = verdict_text(fvu)
     if fvu["mean"] is not None:
         mean_and_reason = [f"{fvu['mean']:+.4f}", *([fvu["reason"]] if fvu["reason"] else [])]
         price = f"{fvu['verdict']} ({', '.join(mean_and_reason)})"
     against = f"against {fvu['baseline']}" + ", interpolated" * (fvu["l0"] == "interpolated")
     splitting = verdict_text(metrics["splits"]) + f" {AMONG}" * (weak and metrics["splits"]["verdict"] in CLAIMS)
-    splitting += " (and F1 of main latents is lower)" * _loses_concepts(metrics)
+    lost = _lost_with_splitting(metrics)
+    splitting += f" (and F1 of main latents {'is lower' if lost == 'lower' else 'may be lower too'})" if lost else ""
     return f"{arm} ({against}): {absorbed}; splitting {splitting}; FVU {price}; {seeds} seeds."
+
+
+def _doubts(metrics: Differences) -> list[str]:
+    """What could make the verdict on holes: false alarms that are not equal on test types, and firing where the probe
+    alone says yes, which no false alarm counts."""
+    holes, alarms, precision = (metrics[key] for key in ("equal_hole_rate", "equal_false_alarms", "equal_precision"))
+    way, doubts = _told_apart(alarms), []
+    if way and holes["verdict"] in (*CLAIMS, "equivalent") and way != holes["verdict"]:
+        doubts.append(f"false alarms on the types where holes are counted are {way} by {abs(alarms['mean'] or 0):.3f}")
+    if holes["verdict"] == _told_apart(precision) == "lower":
+        doubts.append(f"precision there is lower by {abs(precision['mean'] or 0):.3f}")
+    return doubts
+
+
+def _told_apart(d: DifferenceEntry) -> str | None:
+    """lower or higher where the interval leaves out 0."""
+    if d["low"] is None or d["high"] is None or d["low"] <= 0 <= d["high"]:
+        return None
+    return "lower" if d["high"] < 0 else "higher"
 
 
 def answer(differences: Sequence[DifferenceEntry], baseline: str, seeds: int, concepts: int) -> str:
@@ -172,9 +195,15 @@ def _absorbs_alike(metrics: Differences) -> bool:
     return metrics["equal_hole_rate"]["verdict"] == metrics["absorption_fraction"]["verdict"] == "equivalent"
 
 
-def _loses_concepts(metrics: Differences) -> bool:
-    """Whether latents per concept fall along with what main latents tell: as where latents are taken away."""
-    return metrics["splits"]["verdict"] == metrics["main_f1"]["verdict"] == "lower"
+def _lost_with_splitting(metrics: Differences) -> str | None:
+    """Where latents per concept fall, whether what main latents tell does too, as where latents are taken away: lower,
+    unknown, or None where it is kept (shown to fall by less than the margin of equivalence)."""
+    if metrics["splits"]["verdict"] != "lower":
+        return None
+    if metrics["main_f1"]["verdict"] == "lower":
+        return "lower"
+    low = metrics["main_f1"]["low"]
+    return None if low is not None and low > -MARGIN else "unknown"
 
 
 def _claims(arms: Mapping[str, Differences]) -> list[str]:
@@ -183,19 +212,35 @@ def _claims(arms: Mapping[str, Differences]) -> list[str]:
     for way, less in zip(CLAIMS, ("less", "more"), strict=True):
         absorbing = {arm: metrics for arm, metrics in arms.items() if absorption_verdict(metrics) == way}
         splitting = {arm: metrics for arm, metrics in arms.items() if metrics["splits"]["verdict"] == way}
-        lost = {arm: metrics for arm, metrics in splitting.items() if _loses_concepts(metrics)}
-        kept = {arm: metrics for arm, metrics in splitting.items() if arm not in lost}
+        by_f1: dict[str | None, dict[str, Differences]] = {}
+        for arm, metrics in splitting.items():
+            by_f1.setdefault(_lost_with_splitting(metrics), {})[arm] = metrics
         fewer = f"latents per concept {way}"
         for found, claim, figures in (
             (absorbing, f"{less} absorption", f"hole rate at equal false alarms and fraction both {way}"),
-            (kept, f"{less} splitting", fewer),
-            (lost, f"{fewer}, and F1 of main latents too,", fewer),
+            (by_f1.get(None, {}), f"{less} splitting", fewer),
+            (by_f1.get("lower", {}), f"{fewer}, and F1 of main latents too,", fewer),
+            (by_f1.get("unknown", {}), f"{fewer}, where F1 of main latents may be lower too,", fewer),
+            *(
+                (_alone(arms, key, way), f"{told}, which is no claim on absorption,", told)
+                for key, other in (HALVES, HALVES[::-1])
+                for told in [f"{HALF[key]} {way} and {HALF[other]} not"]
+            ),
         ):
             for weak, told in ((False, claim), (True, f"{AMONG} {figures}")):
                 of = {arm: metrics for arm, metrics in found.items() if metrics["fvu"]["undertrained"] == weak}
                 if of:
                     claims.append(f"{told} with {_name_arms(of)}")
     return claims
+
+
+def _alone(arms: Mapping[str, Differences], key: str, way: str) -> dict[str, Differences]:
+    """The arms of which one of the two figures of absorption is lower, or higher, and the other is not."""
+    return {
+        arm: metrics
+        for arm, metrics in arms.items()
+        if metrics[key]["verdict"] == way and absorption_verdict(metrics) is None
+    }
 
 
 def _name_arms(arms: Mapping[str, Differences]) -> str:

@@ -45,8 +45,17 @@ class Match(NamedTuple):
 
     @property
     def used(self) -> list[Arm]:
-        """The rungs that differences are from: all of the ladder where it is interpolated, else one."""
-        return [*self.ladder] if self.how == "interpolated" else [self.rung]
+        """The rungs that differences are from: those around any seed's L0 where it is interpolated, else one."""
+        if self.how != "interpolated":
+            return [self.rung]
+        ends = set()
+        for seed, l0 in enumerate(self.l0):
+            at = {rung: of_rung[seed] for rung, of_rung in self.ladder.items()}
+            ends |= {
+                max((r for r in at if at[r] <= l0), key=at.__getitem__),
+                min((r for r in at if at[r] >= l0), key=at.__getitem__),
+            }
+        return [rung for rung in self.ladder if rung in ends]
 
     def baseline(self, values: Mapping[Arm, Sequence[float]]) -> list[float]:
         """A metric of the rungs, per seed -> what the arm is compared with, per seed; NaN where it is not known."""

@@ -20,7 +20,7 @@ from sae_lm.comparison.evaluate import CONCEPT_MEANS
 from sae_lm.comparison.matching import Match, Matching
 from sae_lm.comparison.outcomes import METRICS, PRIMARY
 from sae_lm.comparison.runs import Key
-from sae_lm.metrics.crossed import FEWEST_CONCEPTS, SAMPLES, Matrix, WithoutOne, crossed_interval, without_one
+from sae_lm.metrics.crossed import FEWEST_CONCEPTS, Matrix, WithoutOne, crossed_interval, without_one
 from sae_lm.metrics.statistics import FEWEST_SEEDS, LEVEL, holm
 from sae_lm.pages.difference_entries import DifferenceEntry, OtherConceptsEntry
 from sae_lm.penalties.arms import Arm
@@ -117,8 +117,6 @@ def _entry(d: DifferenceEntry, known: Sequence[str], x: Matrix, place: int, p: S
 
 def holds_for_others(differences: Matrix, level: float) -> bool:
     """Whether the interval over seeds and concepts together, at this level, leaves out 0."""
-    if level / 2 * SAMPLES < 1:  # no sample is as far out
-        return False
     ends = crossed_interval(differences, level)
     return ends is not None and not ends[0] <= 0 <= ends[1]
 

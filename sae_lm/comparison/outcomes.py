@@ -37,7 +37,7 @@ METRICS = {
     "main_recall": Metric("recall of a concept's main latents", "share", "higher", "quality",
         "Share of a concept's tokens, of unseen types, on which any of its main latents fires; no threshold, no probe."),
     "main_precision": Metric("precision of a concept's main latents", "share", "higher", "quality",
-        "Of the tokens, of unseen types, on which any main latent fires, the share that have the concept."),
+        "Of the sampled tokens, of unseen types, on which any main latent fires, the share that have the concept; in running text it is another."),
     "main_false_alarms": Metric("false alarms of a concept's main latents", "share", "lower", "quality",
         "Share of tokens without the concept, by label and by probe, on which any main latent fires: hedging; higher makes few holes cheap."),
     "l0": Metric("latents per token (L0)", "latents", None, "context",
@@ -61,7 +61,7 @@ METRICS = {
     "composition_rate": Metric("composition rate", "share", None, "check",
         "Variance of the decoder's rows that a meta-SAE of a quarter of the latents, four per row, explains."),
     "seed_stability": Metric("latents found at the next seed", "share", "higher", "check",
-        "Share of latents matched one to one, at cosine .7 or more, in the same arm at the next seed."),
+        "Share of latents matched one to one, at cosine .7 or more, in the same arm at the next seed; of more than 4,096 latents pairs are each other's nearest."),
     "stable_signal": Metric("signal of latents found at the next seed", "share", "higher", "check",
         "The same by what latents contribute: share of the sum of mean squared strengths that these latents carry."),
     "start_cos": Metric("decoder cosine to its random start", "cosine", None, "check",
@@ -83,9 +83,9 @@ METRICS = {
     "equal_false_alarms": Metric("false alarms where holes are counted", "share", None, "context",
         "What the main latents' false alarms are on unseen token types, once equal over all: the check that holes are counted at about equal ones."),
     "equal_precision": Metric("precision at equal false alarms", "share", "higher", "context",
-        "Precision of the main latents there; of two SAEs the one with fewer holes has more of it."),
+        "Precision of the main latents there; fewer holes at a lower one are those of latents that fire where the probe is wrong."),
     "main_firing_rate": Metric("firing rate of a concept's main latents", "share", None, "context",
-        "Share of all tokens, of unseen types, on which any main latent fires."),
+        "Share of sampled tokens, of unseen types, on which any main latent fires; a few are sampled of each type."),
     "equal_hole_rate_clear": Metric("hole rate at equal false alarms, clear concepts", "share", "lower", "context",
         "Over the concepts alone whose probe has an F1 of .85 or more: a worse probe sees concepts that are not there."),
     "absorption_fraction_clear": Metric("absorption, fraction, clear concepts", "share", "lower", "context",
@@ -152,3 +152,7 @@ NOT_OUTCOMES = ("composition_null", "nearest_cos_null", "mean_abs_cos_null", "me
 NOT_TESTED = ("seed_stability", "stable_signal", "distinct")
 """Metrics of an SAE and that of the next seed. Each SAE is in two of their values, so that these are not independent
 and t would claim too much (simulated where seeds alone matter: .16 to .19 of null differences at .05)."""
+
+
+OF_NARROWER = ("split_ratio", "stitched_novel")
+"""Metrics of an SAE and a narrower one. Where several SAEs of an arm share one, they are not tested either."""

@@ -5,7 +5,7 @@ The other is of the next seed, of another arm, or of another width.
 SAEs are loaded as they are asked for, two at a time.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +17,7 @@ from sae_lm.comparison.runs import Key, Runs
 from sae_lm.metrics.codes import TokenCodes, encode_sparse
 from sae_lm.metrics.dictionaries import (
     DISTINCT,
+    HUNGARIAN,
     STABLE,
     match_one_to_one,
     match_rows,
@@ -56,6 +57,8 @@ def compare_seeds(
         W_dec = runs.by_key[arm, seed].load(device).W_dec
         return W_dec[alive[arm, seed]]
 
+    # by width, not by how many live: dead latents must not decide how those of an arm are matched
+    hungarian = HUNGARIAN if max(map(len, alive.values())) <= HUNGARIAN else 0
     figures: dict[Key, dict[str, float]] = {}
     with Progress("between seeds", len(runs.by_key), "SAE") as bar:
         for seed, other in zip(runs.seeds, [*runs.seeds[1:], runs.seeds[0]], strict=True):
@@ -63,7 +66,7 @@ def compare_seeds(
                 own = rows(arm, seed)
                 lacking = match_rows(own, rows(matches[arm].rung, other)).of_a.cosine < DISTINCT
                 theirs = rows(arm, other)
-                matched = match_one_to_one(own, theirs)
+                matched = match_one_to_one(own, theirs, hungarian)
                 figures[arm, seed] = {
                     "seed_stability": stability(matched, (len(own), len(theirs))),
                     "stable_signal": stable_signal(matched, signal[arm, seed][alive[arm, seed].cpu()]),
@@ -103,7 +106,8 @@ def compare_widths(runs: Runs, narrower: Runs, read: Reader, device: str) -> Wid
     """Trace the latents of a narrower SAE to those of a wider one of the same arm.
 
     The narrower SAE is of the next seed: of one seed both would begin at the same directions (the narrower's are the
-    first of the wider's), and what they have in common would be that. With one seed there is no other.
+    first of the wider's), and what they have in common would be that. With one seed there is no other. Where seeds
+    differ, one narrower SAE may stand beside several (`share_narrower`).
     """
     rows, widths = _read_rows(read), Widths({}, [], [])
     arms = [arm for arm in runs.arms if arm in narrower.arms]
@@ -124,6 +128,12 @@ def compare_widths(runs: Runs, narrower: Runs, read: Reader, device: str) -> Wid
                     widths.genealogy.append({"from": arm.name, "to": arm.name, **pair, **origins._asdict()})
                 bar.update(1)
     return widths
+
+
+def share_narrower(entries: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether several SAEs of one arm were held to the same narrower one, so that their values are not independent."""
+    used = [(entry["arm"], entry["seed"]) for entry in entries]
+    return len({*used}) < len(used)
 
 
 def _trace(narrow: Tensor, wide: Tensor, novel: Tensor) -> tuple[dict[str, Any], dict[str, float]]:

@@ -12,7 +12,8 @@ from typing import NamedTuple
 from sae_lm.comparison.families import families
 from sae_lm.comparison.frontier import Curve, untrained
 from sae_lm.comparison.matching import Matching, Values, is_rung
-from sae_lm.comparison.outcomes import METRICS, NOT_OUTCOMES, NOT_TESTED, PRIMARY
+from sae_lm.comparison.other_concepts import UNEVEN
+from sae_lm.comparison.outcomes import METRICS, NOT_OUTCOMES, NOT_TESTED, OF_NARROWER, PRIMARY
 from sae_lm.comparison.runs import Runs
 from sae_lm.errors import SettingsError
 from sae_lm.fields import choice
@@ -84,7 +85,9 @@ def check_claims(registered: Registered) -> None:
 
 def _check_metrics(registered: Registered) -> None:
     for number, claim in enumerate(registered.claims, 1):
-        known = [key for key in METRICS if key not in NOT_TESTED and key not in NOT_OUTCOMES]
+        # seeds may share a narrower SAE; and a figure that some SAEs lack of a concept is no mean over the same concepts
+        left_out = {*NOT_TESTED, *NOT_OUTCOMES, *OF_NARROWER, *UNEVEN}
+        known = [key for key in METRICS if key not in left_out]
         where = "here"
         if claim.fvu is not None:
             known, where = [*PRIMARY], "at equal FVU"

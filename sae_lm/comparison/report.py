@@ -17,7 +17,8 @@ from sae_lm.comparison.frontier import curves, frontier_entry
 from sae_lm.comparison.matching import TOLERANCE, Values, frontier
 from sae_lm.comparison.measure import Measured
 from sae_lm.comparison.other_concepts import compare_over_concepts, concept_findings, over_common_concepts
-from sae_lm.comparison.outcomes import METRICS
+from sae_lm.comparison.outcomes import METRICS, NOT_TESTED, OF_NARROWER
+from sae_lm.comparison.pairs import share_narrower
 from sae_lm.comparison.registered import Evidence, answer_registered
 from sae_lm.comparison.runs import Runs
 from sae_lm.comparison.undertrained import Undertrained, find_undertrained, reason, warn
@@ -55,9 +56,9 @@ def make_report(
         for arm in runs.arms
     }
     by_concept = over_common_concepts(measured.per_concept, runs.seeds, measured.matching)
-    differences = compare_arms(values, measured.matching, settings.equivalence, by_concept)
-    matches = measured.matching.matches
-    other_concepts = compare_over_concepts(measured.per_concept, runs.seeds, matches, differences)
+    not_tested = NOT_TESTED + OF_NARROWER * share_narrower(measured.widths)
+    differences = compare_arms(values, measured.matching, settings.equivalence, by_concept, not_tested)
+    other_concepts = compare_over_concepts(measured.per_concept, runs.seeds, measured.matching.matches, differences)
     all_curves = curves(values, measured.matching)
     baseline, seeds = runs.baseline.name, len(runs.seeds)
     used = sum(probe.skipped is None for probe in measured.probes)

@@ -5,14 +5,15 @@ the p value of Student's t over seeds (sae_lm.metrics.statistics has why); for p
 correction. The family that is corrected for: every primary outcome of every arm that is compared at all, that is,
 with three seeds or more and at equal or interpolated L0. Primary outcomes that are shares are tested for equivalence
 too (sae_lm.metrics.equivalence), corrected by Holm's method over these: what is neither lower nor higher and within
-the margin is "equivalent". Other metrics are not corrected: their verdicts describe, and one in twenty is chance.
+the margin is "equivalent". Other metrics are not corrected: their verdicts describe, and where nothing differs one in
+twenty is lower or higher by chance.
 "Less absorption" needs both its hole rate at equal false alarms and its fraction to be lower: a penalty on cosines can
 lower the fraction alone (sae_lm.metrics.absorption), and main latents that fire more often the plain hole rate
 (sae_lm.metrics.false_alarms). Verdicts are of the statistics alone; that the SAEs behind one are not trained yet is a
 mark of its own (sae_lm.comparison.undertrained).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -41,11 +42,13 @@ def compare_arms(
     matching: Matching,
     margin: float | None = None,
     by_concept: Mapping[Test, Sequence[float]] = MappingProxyType({}),
+    not_tested: Collection[str] = NOT_TESTED,
 ) -> list[DifferenceEntry]:
     """One entry for each arm that is not the baseline's and each metric: the report's "differences".
 
     margin: within which a share counts as equivalent; None: no test for equivalence. by_concept: differences per seed
-    that are not those of the means, as some concepts lack a value in one SAE (`over_common_concepts`).
+    that are not those of the means, as some concepts lack a value in one SAE (`over_common_concepts`). not_tested:
+    metrics whose values are not independent over seeds.
     """
     paired: dict[Test, statistics.Difference] = {}
     for arm in values:
@@ -60,7 +63,7 @@ def compare_arms(
             difference = paired_difference(values[arm][key], others)
             if (arm, key) in by_concept:
                 difference = paired_difference(by_concept[arm, key], [0.0] * len(by_concept[arm, key]))
-            paired[arm, key] = difference.untested() if key in NOT_TESTED else difference
+            paired[arm, key] = difference.untested() if key in not_tested else difference
     p = {
         (arm, key): difference.p or 0.0
         for (arm, key), difference in paired.items()
@@ -71,7 +74,9 @@ def compare_arms(
     undertrained = find_undertrained(values)
     tainted = {arm: taints(arm, matching, undertrained) for arm, _ in paired}
     return [
-        _entry(test, matching.matches[test[0]], difference, corrected, equivalence, tainted[test[0]])
+        _entry(
+            test, matching.matches[test[0]], difference, corrected, equivalence, tainted[test[0]], test[1] in not_tested
+        )
         for test, difference in paired.items()
     ]
 
@@ -101,6 +106,7 @@ def _entry(
     corrected: Mapping[Test, float],
     equivalence: _Equivalence,
     undertrained: bool,
+    not_tested: bool,
 ) -> DifferenceEntry:
     arm, key = test
     # what Holm's first step asks for: a primary outcome is to be found even where no other is
@@ -108,14 +114,13 @@ def _entry(
     known = d.mean is not None and d.spread is not None and d.seeds >= FEWEST_SEEDS
     needed = seeds_needed(d.mean, d.spread, level) if known else None  # pyright: ignore[reportArgumentType]
     p_holm = corrected.get(test)
-    verdict, reason = _verdict(key, match.how, d, p_holm, needed)
+    verdict, reason = _verdict(key, match.how, d, p_holm, needed, not_tested)
     if equivalence.shown(test) and verdict in ("lower", "higher", "not distinguishable"):
         verdict = "equivalent" if verdict == "not distinguishable" else verdict
         reason = f"within ±{equivalence.margin:g}"
-    line = match.how == "interpolated" and key != "l0"
     return {
         "arm": arm.name,
-        "baseline": "/".join(rung.name for rung in match.ladder) if line else match.rung.name,
+        "baseline": match.rung.name if key == "l0" else "/".join(rung.name for rung in match.used),
         "metric": key,
         "per_seed": [*d.per_seed],
         "mean": d.mean,
@@ -138,7 +143,7 @@ def _entry(
 
 
 def _verdict(
-    key: str, how: str, d: statistics.Difference, p_holm: float | None, needed: int | None
+    key: str, how: str, d: statistics.Difference, p_holm: float | None, needed: int | None, not_tested: bool
 ) -> tuple[Verdict, str | None]:
     """Also the reason where there is one to give."""
     if not d.seeds:
@@ -147,7 +152,7 @@ def _verdict(
         return "no claim", f"< {FEWEST_SEEDS} seeds"
     if how == "not matched" and key != "l0":
         return "L0 not matched", None
-    if key in NOT_TESTED:
+    if not_tested:
         return "no claim", "pairs of seeds overlap"
     p = p_holm if key in PRIMARY else d.p
     if p is not None and d.mean is not None and p <= LEVEL:

@@ -31,7 +31,6 @@ BROUGHT = 0.25
 """Share of the gap that a latent must bring to own a row."""
 NONE, CLEAN, MOST, LARGE, NARROW, INSTEAD = 0.5, 0.9, 1 / 3, 0.1, 0.75, 0.5
 """Shares of the definitions above."""
-VERDICTS = ("clean", "split", "absorbed", "by token", "scattered", "missing")
 RIDGE = 1e-3
 """Of the mean variance, added to the covariance."""
 LEAST_CORRELATION = 0.3

@@ -21,6 +21,7 @@ the given concepts, says nothing of others. With three seeds that alone vary the
 so, since a ninth of its samples hold one seed only.
 """
 
+import math
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -31,8 +32,8 @@ from sae_lm.metrics.statistics import LEVEL
 from sae_lm.runtime.seeds import derive
 
 Matrix = Float[np.ndarray, "seeds concepts"]
-SAMPLES = 5000
-"""Bootstrap samples of seeds and concepts."""
+SAMPLES, BEYOND = 5000, 10
+"""Bootstrap samples of seeds and concepts; as many more as leave so many beyond each end of an interval."""
 FEWEST_CONCEPTS = 5
 """Below this nothing is said of other concepts."""
 
@@ -44,7 +45,7 @@ def crossed_interval(differences: Matrix, level: float = LEVEL) -> tuple[float, 
     """
     x = np.asarray(differences, dtype=np.float64)
     seeds, concepts = x.shape
-    of_seed, of_concept = _samples(seeds, concepts)
+    of_seed, of_concept = _samples(seeds, concepts, max(SAMPLES, math.ceil(2 * BEYOND / level)))
     middle, error = crossed_mean_and_error(x, np.ones((1, seeds)), np.ones((1, concepts)))
     means, errors = crossed_mean_and_error(x, of_seed, of_concept)
     apart, lone = means - middle[0], errors <= 1e-9 * np.abs(x).max()
@@ -73,9 +74,9 @@ def crossed_mean_and_error(
 
 
 @lru_cache(maxsize=8)
-def _samples(seeds: int, concepts: int) -> tuple[np.ndarray, np.ndarray]:
+def _samples(seeds: int, concepts: int, samples: int) -> tuple[np.ndarray, np.ndarray]:
     draw = np.random.default_rng(derive("crossed", seeds, concepts))
-    counts = [draw.multinomial(n, [1 / n] * n, size=SAMPLES).astype(np.float64) for n in (seeds, concepts)]
+    counts = [draw.multinomial(n, [1 / n] * n, size=samples).astype(np.float64) for n in (seeds, concepts)]
     return counts[0], counts[1]
 
 

@@ -109,15 +109,11 @@ class Matched(NamedTuple):
     """float64"""
 
 
-def seed_stability(
-    a: Float[Tensor, "n d_in"], b: Float[Tensor, "m d_in"], threshold: float = STABLE, hungarian: int = HUNGARIAN
-) -> float:
-    """How much of one dictionary is in the other: matched pairs at the threshold or above, over the smaller's latents."""
-    return stability(match_one_to_one(a, b, hungarian), (len(a), len(b)), threshold)
-
-
 def stability(matched: Matched, lengths: tuple[int, int], threshold: float = STABLE) -> float:
-    """`seed_stability` from the pairs. lengths: latents of the two."""
+    """How much of one dictionary is in the other: pairs at the threshold or above, over the smaller's latents.
+
+    matched: by `match_one_to_one`. lengths: latents of the two.
+    """
     return int((matched.cosine >= threshold).sum()) / max(1, min(lengths))
 
 
@@ -149,13 +145,6 @@ def match_one_to_one(a: Float[Tensor, "n d_in"], b: Float[Tensor, "m d_in"], hun
     of_a, of_b = match_rows(a, b)
     mutual = (of_b.row[of_a.row] == torch.arange(len(a), device=of_a.row.device)).nonzero().flatten()
     return Matched(mutual, of_a.row[mutual], of_a.cosine[mutual].double())
-
-
-def matched_cosines(
-    a: Float[Tensor, "n d_in"], b: Float[Tensor, "m d_in"], hungarian: int = HUNGARIAN
-) -> Float[Tensor, " pairs"]:
-    """Cosines of the pairs of `match_one_to_one`; float64."""
-    return match_one_to_one(a, b, hungarian).cosine
 
 
 # --- stitching

@@ -25,7 +25,6 @@ from sae_lm.metrics.reconstruction import ROUNDING
 from sae_lm.metrics.stored_codes import StoredCodes
 from sae_lm.sae.directions import unit_rows
 
-STATUSES = ("kept", "split", "merged", "absorbed", "only here", "silent")
 STATUS_ROWS = 65_536
 """Rows, at most, that tell a latent's status; drawn at random."""
 

@@ -119,7 +119,7 @@ class TrainSettings(Settings):
     lr: Annotated[float, Field(gt=0)] | None = None
     """peak learning rate (default: .08 / sqrt(width of the rows) * sqrt(batch_size / 512), the root at most 2; three fifths for adam)"""
     optimizer: Literal["row_rms", "adam"] = "row_rms"
-    """row_rms: one mean square per latent, no momentum; adam: as the field does, and SAEs before this version"""
+    """row_rms: one mean square per latent, no momentum; adam: with --no-whiten as the field does"""
     whiten: bool = True
     """take the encoder's gradient with whitened rows, so that its steps do not follow the few directions that vary most"""
     warm_up: Share = 0.05

@@ -20,7 +20,8 @@ def test_less_absorption_needs_hole_rate_at_equal_false_alarms_and_fraction_to_f
     assert says in findings(differences, values, 6)[0]
     told = answer(differences, "none", 6, concepts=4)
     assert ("less absorption with abs_cos:1 (FVU +0.0042)" in told) == (says == "less absorption")
-    assert ("no evidence that there is none" in told) == (says != "less absorption")
+    alone = "hole rate at equal false alarms lower and fraction not, which is no claim on absorption, with abs_cos:1"
+    assert (alone in told) == (says != "less absorption") and "no evidence that there is none" not in told
 
 
 def test_a_plain_hole_rate_that_is_lower_alone_claims_nothing_and_the_finding_says_why():
@@ -37,7 +38,8 @@ def test_a_plain_hole_rate_that_is_lower_alone_claims_nothing_and_the_finding_sa
     said = findings(differences, values, 6)[0]
     assert "no claim on absorption: hole rate at equal false alarms not distinguishable" in said
     assert "main latents that fire more often give for nothing" in said
-    assert "no evidence that there is none" in answer(differences, "none", 6, concepts=4)
+    told = answer(differences, "none", 6, concepts=4)
+    assert "fraction lower and hole rate at equal false alarms not, which is no claim on absorption" in told
 
 
 def test_false_alarms_that_are_more_where_holes_are_counted_stand_beside_fewer_holes():
@@ -77,3 +79,60 @@ def test_of_many_arms_with_a_finding_the_answer_counts_all_and_names_the_cheapes
     named = [told.index(arm) for arm in ("abs_cos:2", "abs_cos:4", "abs_cos:6", "abs_cos:5")]
     assert "less absorption with 6 arms, cheapest abs_cos:2 (FVU +0.0012)" in told and named == sorted(named)
     assert "abs_cos:1 " not in told and "abs_cos:3 " not in told
+
+
+@pytest.mark.parametrize("fraction", [BASE, shifted(0.1)])
+def test_an_answer_does_not_deny_an_outcome_that_was_found_alone(fraction):
+    """Whether the other outcome is as before or goes the other way."""
+    values = arms_of(
+        l0={"none": [16.0] * 6, "abs_cos:1": [16.0] * 6},
+        fvu={"none": BASE, "abs_cos:1": shifted(0.004)},
+        equal_hole_rate={"none": BASE, "abs_cos:1": shifted(-0.1)},
+        absorption_fraction={"none": BASE, "abs_cos:1": fraction},
+    )
+    told = answer(compare_arms(values, "none", margin=0.02), "none", 6, concepts=4)
+    assert told.startswith(
+        "Compared with none, over 6 paired seeds: hole rate at equal false alarms lower and fraction"
+    )
+    assert ("fraction higher and hole rate at equal false alarms not" in told) == (fraction is not BASE)
+    assert "could go unseen" not in told and "less absorption" not in told
+
+
+def test_less_splitting_is_not_said_where_f1_may_have_fallen_too():
+    lower, unsure = {"none": BASE, "abs_cos:1": shifted(-0.1)}, [0.0, -0.12, 0.03, -0.09, -0.02, 0.01]
+    values = arms_of(
+        l0={arm: [16.0] * 6 for arm in lower},
+        fvu=lower,
+        splits=lower,
+        main_f1={"none": BASE, "abs_cos:1": shifted(0.0, unsure)},
+    )
+    found = compare_arms(values, "none")
+    assert entry(found, "abs_cos:1", "main_f1")["verdict"] == "not distinguishable"
+    told = answer(found, "none", 6, 4)
+    assert "less splitting" not in told
+    assert "latents per concept lower, where F1 of main latents may be lower too, with abs_cos:1" in told
+    assert "splitting lower (and F1 of main latents may be lower too)" in findings(found, values, 6)[0]
+
+
+@pytest.mark.parametrize(
+    ("holes", "alarms", "said"),
+    [(0.1, -0.01, "are lower by 0.010"), (0.0, 0.01, "are higher by 0.010"), (0.0, -0.01, "are lower by 0.010"),
+     (0.1, 0.01, None), (-0.1, -0.01, None)],
+)  # fmt: skip
+def test_unequal_false_alarms_are_told_wherever_they_could_make_the_verdict(holes, alarms, said):
+    """More of them make few holes, fewer make many, and either may hide a difference that is called equivalent."""
+    arm = {"none": BASE, "abs_cos:1": shifted(holes)}
+    values = arms_of(l0={name: [16.0] * 6 for name in arm}, fvu=arm, equal_hole_rate=arm, absorption_fraction=arm,
+                     equal_false_alarms={"none": BASE, "abs_cos:1": shifted(alarms)})  # fmt: skip
+    sentence = findings(compare_arms(values, "none", margin=0.02), values, 6)[0]
+    assert (said in sentence) if said else ("false alarms on the types" not in sentence)
+
+
+def test_fewer_holes_with_less_precision_say_so():
+    """Main latents that fire where the probe alone says yes are in no rate of false alarms."""
+    lower = {"none": BASE, "abs_cos:1": shifted(-0.1)}
+    for precision, said in ((-0.03, True), (0.0, False)):
+        values = arms_of(l0={arm: [16.0] * 6 for arm in lower}, fvu=lower, equal_hole_rate=lower,
+                         absorption_fraction=lower, equal_precision={"none": BASE, "abs_cos:1": shifted(precision)})  # fmt: skip
+        sentence = findings(compare_arms(values, "none"), values, 6)[0]
+        assert ("but precision there is lower by 0.030" in sentence) == said

@@ -42,6 +42,15 @@ def test_between_rungs_the_baseline_is_interpolated_seed_by_seed_in_log_l0():
     assert found.baseline({A: [0.4, 0.5], B: [0.1, 0.1], C: [NAN, 0.2]})[1] == pytest.approx(0.15)
 
 
+def test_between_rungs_those_around_it_are_used_and_no_others():
+    far = parse_arm("none@k=64")
+    ladder = {A: [8.0, 8.0], B: [32.0, 32.0], C: [16.0, 16.0], far: [64.0, 64.0]}
+    assert match([11.0, 12.0], ladder).used == [A, C]
+    assert match([11.0, 24.0], ladder).used == [A, B, C], "of any seed"
+    assert match([16.0, 24.0], ladder).used == [B, C], "one that it meets"
+    assert match([16.1, 16.1], ladder).used == [C], "of equal L0"
+
+
 def test_outside_the_ladder_of_any_seed_l0_is_not_matched():
     ladder = {A: [8.0, 8.0], B: [16.0, 16.0]}
     assert match([12.0, 17.0], ladder).how == match([40.0, 40.0], ladder).how == "not matched"

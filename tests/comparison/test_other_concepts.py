@@ -8,6 +8,7 @@ from sae_lm.comparison.matching import match_arms
 from sae_lm.comparison.other_concepts import (
     compare_over_concepts,
     concept_findings,
+    holds_for_others,
     over_common_concepts,
     paired_by_concept,
 )
@@ -97,6 +98,15 @@ def test_that_a_claim_holds_for_other_concepts_is_corrected_for_all_that_was_tes
     assert concept_findings([among], differences)[-1].endswith(
         "1 of 1 claims on primary outcomes, abs_cos:1 (hole rate at equal false alarms)."
     )
+
+
+def test_a_plain_effect_holds_for_other_concepts_however_many_tests_it_is_corrected_for():
+    """The interval's ends need bootstrap samples beyond them: more, the more is corrected for."""
+    draw = np.random.default_rng(0)
+    x = -0.1 + 0.01 * draw.normal(size=(8, 40))
+    for tests in (1, 100, 126, 300):
+        assert holds_for_others(x, 0.05 / tests)
+        assert not holds_for_others(x + 0.1, 0.05 / tests)
 
 
 def test_a_claim_that_rests_on_one_concept_is_not_said_to_hold_for_others():

@@ -3,9 +3,14 @@
 import pytest
 from compared_arms import BASE, arms_of, claim, compare_arms, entry, shifted
 
+from sae_lm.comparison import verdicts
 from sae_lm.comparison.findings import answer, findings
-from sae_lm.comparison.outcomes import METRICS
-from sae_lm.metrics.equivalence import equivalence_p
+from sae_lm.comparison.matching import match_arms
+from sae_lm.comparison.outcomes import METRICS, NOT_TESTED, OF_NARROWER
+from sae_lm.comparison.pairs import share_narrower
+from sae_lm.metrics.equivalence import MARGIN, equivalence_p
+from sae_lm.penalties.arms import parse_arm
+from sae_lm.settings import CompareSettings
 
 pytestmark = pytest.mark.transformer_lens_3
 
@@ -74,7 +79,10 @@ def test_an_architecture_at_several_k_is_one_baseline_in_the_answer():
     changed = {f"abs_cos:1@arch=matryoshka@k={k}": float(k) for k in (8, 16)}
     l0 = {name: [at] * 6 for name, at in (at_k | changed).items()}
     values = arms_of(
-        l0=l0, fvu=dict.fromkeys(l0, BASE), splits=dict.fromkeys(at_k, BASE) | dict.fromkeys(changed, shifted(-0.1))
+        l0=l0,
+        fvu=dict.fromkeys(l0, BASE),
+        splits=dict.fromkeys(at_k, BASE) | dict.fromkeys(changed, shifted(-0.1)),
+        main_f1=dict.fromkeys(at_k, BASE) | dict.fromkeys(changed, shifted(0.0)),
     )
     told = answer(compare_arms(values, "none"), "none", 6, concepts=4)
     assert told.count("Compared with") == 1 and told.startswith(
@@ -170,6 +178,17 @@ def test_values_of_pairs_of_seeds_that_overlap_are_told_and_not_tested():
     assert claim(found) == ("no claim", "pairs of seeds overlap")
 
 
+def test_where_seeds_share_a_narrower_sae_what_became_of_its_latents_is_told_and_not_tested():
+    values = arms_of(l0={arm: [16.0] * 6 for arm in ("none", "abs_cos:1")},
+                     stitched_novel={"none": BASE, "abs_cos:1": shifted(-0.1)})  # fmt: skip
+    matching = match_arms([*values], parse_arm("none"), {arm: of["l0"] for arm, of in values.items()})
+    for narrow_seeds, verdict in (((1, 2, 0), ("lower", None)), ((1, 0, 0), ("no claim", "pairs of seeds overlap"))):
+        entries = [{"arm": "none", "seed": seed} for seed in narrow_seeds]
+        not_tested = NOT_TESTED + OF_NARROWER * share_narrower(entries)
+        found = verdicts.compare_arms(values, matching, not_tested=not_tested)
+        assert claim(entry(found, "abs_cos:1", "stitched_novel")) == verdict
+
+
 def test_only_splitting_hole_rate_at_equal_false_alarms_and_absorption_fraction_are_corrected():
     """Each is clearly lower, as every other metric is: what the question is about pays for being asked three times."""
     lower = {"none": BASE, "abs_cos:1": shifted(-0.02)}
@@ -227,3 +246,7 @@ def test_equivalence_is_corrected_over_all_shares_that_are_tested():
     found = compare_arms(values, "none", margin=0.02)
     hole = entry(found, "abs_cos:1", "equal_hole_rate")
     assert hole["p_equivalence"] == pytest.approx(2 * equivalence_p(hole["per_seed"], 0.02))
+
+
+def test_the_margin_of_findings_is_the_default_of_the_settings():
+    assert CompareSettings(runs="runs").equivalence == MARGIN

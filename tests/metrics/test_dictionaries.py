@@ -9,10 +9,9 @@ import torch
 from sae_lm.metrics.dictionaries import (
     match_one_to_one,
     match_rows,
-    matched_cosines,
     novelty_threshold,
-    seed_stability,
     split_curve,
+    stability,
     stable_signal,
     stitch,
 )
@@ -51,7 +50,7 @@ def test_a_dictionary_without_rows_has_no_pairs_however_wide_the_other(hungarian
     for a, b in ((some, none), (none, some), (none, none)):
         found = match_one_to_one(a, b, hungarian)
         assert [len(part) for part in found] == [0, 0, 0] and found.cosine.dtype == torch.float64
-        assert seed_stability(a, b, hungarian=hungarian) == 0
+        assert stability(found, (len(a), len(b))) == 0
     assert stable_signal(match_one_to_one(some, none, hungarian), torch.ones(4)) == 0
 
 
@@ -70,8 +69,9 @@ def test_the_best_matching_equals_a_search_through_all_of_them():
     whole = cosines(a, b)
     best = max(itertools.permutations(range(6), 5), key=lambda order: sum(whole[i, j] for i, j in enumerate(order)))
     pairs = torch.stack([whole[i, j] for i, j in enumerate(best)])
-    assert seed_stability(a, b) == pytest.approx(int((pairs >= 0.7).sum()) / 5)
-    torch.testing.assert_close(matched_cosines(a, b), pairs, atol=1e-6, rtol=0)
+    found = match_one_to_one(a, b)
+    assert stability(found, (5, 6)) == pytest.approx(int((pairs >= 0.7).sum()) / 5)
+    torch.testing.assert_close(found.cosine, pairs, atol=1e-6, rtol=0)
 
 
 def test_beyond_the_limit_mutual_neighbours_are_matched():
@@ -79,10 +79,11 @@ def test_beyond_the_limit_mutual_neighbours_are_matched():
     b = torch.cat([a[:12] * 3 + 0.01, directions(8, 6, 1)])[torch.randperm(20, generator=torch.Generator())]
     whole = cosines(a, b)
     mutual = [whole[i, j] for i, j in enumerate(whole.argmax(1)) if whole[:, j].argmax() == i]
-    share = seed_stability(a, b, hungarian=10)
+    found = match_one_to_one(a, b, hungarian=10)
+    share = stability(found, (20, 20))
     assert share == sum(cosine >= 0.7 for cosine in mutual) / 20 >= 0.6
-    torch.testing.assert_close(matched_cosines(a, b, hungarian=10), torch.stack(mutual), atol=1e-6, rtol=0)
-    assert share <= seed_stability(a, b)
+    torch.testing.assert_close(found.cosine, torch.stack(mutual), atol=1e-6, rtol=0)
+    assert share <= stability(match_one_to_one(a, b), (20, 20))
 
 
 @pytest.mark.parametrize("hungarian", [4096, 0])

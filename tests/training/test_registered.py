@@ -128,6 +128,8 @@ def test_text_altered_in_run_json_is_seen(settings):
         (FIXED.replace("equal_hole_rate", "equal_hole_rat"), "claim 1: metric 'equal_hole_rat' is not tested here; "),
         (FIXED.replace("equal_hole_rate", "seed_stability"), "claim 1: metric 'seed_stability' is not tested here; "),
         (FIXED.replace("equal_hole_rate", "composition_null"), "metric 'composition_null' is not tested here; "),
+        (FIXED.replace("equal_hole_rate", "main_precision"), "metric 'main_precision' is not tested here; "),
+        (FIXED.replace("equal_hole_rate", "split_ratio"), "metric 'split_ratio' is not tested here; "),
         (FIXED.replace('"lower"', '"equivalent"').replace("equal_hole_rate", "splits"), "is not tested for equivalence; "),
         (FIXED.replace("equal_hole_rate", "l0") + 'against = "none"\nfvu = 0.01\n', "'l0' is not tested at equal FVU; "),
         (FIXED.replace('arm = "abs_cos:1"', 'arm = "none"'), "claim 1: none is the baseline itself, which is compared"),
