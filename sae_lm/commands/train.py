@@ -35,6 +35,7 @@ from sae_lm.training.run_folder import (
     check_beside_others,
     is_done,
     log_file,
+    missed_cost,
     read_convergence,
     sae_folder,
     sae_metadata,
@@ -154,8 +155,9 @@ def _say_how_it_went(settings: TrainSettings, arms: list[Arm], plan: _Plan, seco
         arm.name: [read_convergence(settings.out / sae_folder(arm, seed)) for seed in settings.seed_numbers]
         for arm in arms
     }
-    if line := state_of_training(of_arm):
-        print(line, flush=True)
+    for line in (state_of_training(of_arm), *(missed_cost(arm, settings.out, settings.seed_numbers) for arm in arms)):
+        if line:
+            print(line, flush=True)
 
 
 def _share_out(
@@ -340,12 +342,15 @@ def with_largest(sae: SAE, store: Store, tokens: int) -> SAE:
     return sae
 
 
+OF_RECIPE = {name: f"penalty_{name}" for name in ("every", "on", "start", "warm_up")}
+"""Options of an arm that the recipe has by another name."""
+
+
 def _track(settings: TrainSettings, recipe: TrainingRecipe, arm: Arm, seed: int) -> Track:
     of_arm = {"arm": arm.name, "penalty": arm.penalty, "coefficient": arm.coefficient, "seed": seed}
-    widths = list(arm.widths) if arm.widths else None
-    own = {"k": arm.k, "arch": arm.arch, "widths": widths, "penalty_every": arm.every, "penalty_on": arm.on}
-    own |= {"penalty_start": arm.start, "penalty_warm_up": arm.warm_up}
-    of_arm |= {name: value for name, value in own.items() if value is not None}
+    for option, value in arm._asdict().items():
+        if option not in of_arm and value != Arm._field_defaults[option]:
+            of_arm[OF_RECIPE.get(option, option)] = list(value) if isinstance(value, tuple) else value
     return Track(settings.out / log_file(arm, seed), settings.trackers, recipe.record() | of_arm)
 
 

@@ -19,6 +19,9 @@ from torch import Tensor
 RAMP = 0.25
 """Share of the steps over which a cost gets its full say. measured, 500 steps at a rate of 4e-3: at a fixed coefficient
 the cost of coactive falls by a third after that, those of sq_cos and of a balance double."""
+LIMIT = 6.0
+"""How far a logarithm is moved at most, a factor of 400: a cost or an L0 that no coefficient moves shall not wind it up
+further."""
 LARGEST_ERROR = 1.5
 """Error in a cost's logarithm beyond which it is not answered faster."""
 
@@ -140,8 +143,6 @@ class CoherenceController:
 
 GAIN = 2.0
 """Power of L0 over its target in the coefficient, before the integral has moved."""
-LIMIT = 6.0
-"""Largest size of the integral, a factor of 400: an L0 that no coefficient moves shall not wind it up further."""
 
 
 class SparsityController:

@@ -1,5 +1,6 @@
 """One arm's penalty through a training run: when it acts, its coefficient, and what is kept between steps."""
 
+import math
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -10,7 +11,7 @@ from sae_lm.penalties.align import align
 from sae_lm.penalties.arms import Arm
 from sae_lm.penalties.c2r import activation_norms, activation_pull, c2r
 from sae_lm.penalties.coactive import coactive
-from sae_lm.penalties.controllers import CoherenceController, CostController
+from sae_lm.penalties.controllers import LIMIT, CoherenceController, CostController
 from sae_lm.penalties.max_cos import max_cos
 from sae_lm.penalties.pairwise import abs_cos, freq_cos, sq_cos
 from sae_lm.penalties.silent import NEAREST, silent
@@ -85,6 +86,7 @@ class PenaltyTerm:
         self.first = first_step(recipe.steps, recipe.penalty_start if arm.start is None else arm.start)
         self.warm_up_steps = (recipe.penalty_warm_up if arm.warm_up is None else arm.warm_up) * recipe.steps
         self.settled = self.first + round(SETTLING_SHARE * recipe.steps)
+        """the first step at which a controller looks"""
         self.matmul_dtype = torch.float32 if arm.exact else recipe.matmul_dtype
         """of products that select or are sums of many terms; cosines that count are float32"""
         self.value: Tensor | None = None
@@ -102,7 +104,8 @@ class PenaltyTerm:
             self.neighbours = NearestRows(parts, ranked, self.matmul_dtype, per_part)
         self.controller: CostController | CoherenceController | None = None
         if arm.fvu is not None and not arm.steers_balance:
-            self.controller = CostController(arm.coefficient, arm.fvu, recipe.steps, device)
+            highest = arm.coefficient * math.exp(LIMIT)
+            self.controller = CostController(arm.coefficient, arm.fvu, recipe.steps, device, highest=highest)
         elif arm.coherence is not None:
             self.controller = CoherenceController(arm.coefficient, arm.coherence, recipe.steps, device)
 

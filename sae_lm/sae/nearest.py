@@ -148,6 +148,8 @@ class NearestRows:
         known = cosines
         if self.ranked and firing_frequency is not None:
             known = torch.where(firing_frequency[candidates] > firing_frequency[:, None], cosines, NO_COSINE)
+        if self.ranked and min(self.parts, self.per_part) > 1:
+            known = _once(candidates, known)
         known, column = known.topk(min(RECHECKED_CANDIDATES, known.shape[1]), dim=1)
         rows = candidates.gather(1, column)
         now = torch.where(known > NO_COSINE, row_products(unit, unit, rows), NO_COSINE)
@@ -170,6 +172,15 @@ class NearestRows:
         if state:
             self.candidates, self.cosines = state["candidates"].clone(), state["cosines"].clone()
             self.order, self.turn = state.get("order"), int(state["turn"])
+
+
+def _once(candidates: Int[Tensor, "m n"], cosines: Float[Tensor, "m n"]) -> Float[Tensor, "m n"]:
+    """The cosines, of a candidate that a row has twice only one: as ranks change, a row comes into another part."""
+    ids = torch.where(cosines > NO_COSINE, candidates, -1)
+    sorted_ids = ids.sort(dim=1, stable=True)
+    repeats = torch.zeros_like(ids, dtype=torch.bool)
+    repeats[:, 1:] = sorted_ids.values.diff(dim=1) == 0
+    return cosines.masked_fill(torch.zeros_like(repeats).scatter_(1, sorted_ids.indices, repeats), NO_COSINE)
 
 
 def nearest_in_chunks(

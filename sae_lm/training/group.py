@@ -17,6 +17,7 @@ from jaxtyping import Float
 from sae_lm.data.store import Store
 from sae_lm.errors import SaeError
 from sae_lm.penalties.arms import Arm
+from sae_lm.penalties.controllers import CostController
 from sae_lm.runtime.device import copied_ahead, overlaps
 from sae_lm.runtime.distributed import SINGLE, Team
 from sae_lm.runtime.progress import Progress
@@ -115,6 +116,9 @@ def steer(trainer: ArmTraining, baseline_fvu: Float[torch.Tensor, ""], step: int
         trainer.parts["balance"] = trainer.prefixes.observe(step, cost, lr_share)
     else:
         trainer.parts["coefficient"] = trainer.penalty_term.observe(step, cost, lr_share)
+    controller = trainer.prefixes.controller or trainer.penalty_term.controller
+    assert isinstance(controller, CostController)
+    trainer.parts["cost"] = controller.average
 
 
 def _stops(run: TrainingRun, step: int) -> bool:

@@ -9,6 +9,8 @@ from pydantic import BaseModel, ConfigDict
 
 from sae_lm.errors import SettingsError
 from sae_lm.penalties.arms import Arm, check_held, check_nested
+from sae_lm.penalties.controllers import RAMP
+from sae_lm.penalties.term import SETTLING_SHARE, first_step
 from sae_lm.runtime.device import has_bfloat16
 from sae_lm.runtime.differences import SettingDifference, differences
 from sae_lm.settings import TrainSettings
@@ -145,6 +147,7 @@ class TrainingRecipe(BaseModel):
         _check_aims(settings, arms)
         _check_held(settings, arms)
         rows = _rows_to_train(settings, row, len(store))
+        _check_schedules(settings, arms, rows // settings.batch_size)
         moments = store.moments(hook, row)  # of training rows: held-out ones are not looked at
         if moments.variance <= 0:
             raise SettingsError(
@@ -236,8 +239,18 @@ def _check_latents(settings: TrainSettings, arms: list[Arm]) -> None:
         raise SettingsError(
             f"widths is {', '.join(map(str, widths))}; expected ascending widths from 1, the last d_sae ({settings.d_sae})"
         )
+    if settings.batch_size < 2:
+        raise SettingsError(
+            f"batch_size is {settings.batch_size}, expected 2 or more: what dead latents are to explain is measured from "
+            "the batch's mean"
+        )
     for arm in arms:
         check_nested(arm.name, arm, arm.arch or settings.arch)
+        if arm.chunk is not None and arm.chunk >= settings.d_sae:
+            raise SettingsError(
+                f"arms: {arm.name} searches chunks of {arm.chunk} rows, of which there are {settings.d_sae} in all; "
+                "leave out @chunk, or give @exact for a search of all"
+            )
         if arm.widths is not None and arm.widths[-1] != settings.d_sae:
             raise SettingsError(
                 f"arms: the widths of {arm.name!r} end at {arm.widths[-1]}; expected d_sae ({settings.d_sae}) as the last"
@@ -272,6 +285,30 @@ def _check_aims(settings: TrainSettings, arms: list[Arm]) -> None:
             raise SettingsError(
                 f"arms: {arm.name!r} aims at k, which sparsity_coefficient {settings.sparsity_coefficient:g} leaves open; "
                 "leave one of them out"
+            )
+
+
+def _check_schedules(settings: TrainSettings, arms: list[Arm], steps: int) -> None:
+    """Raises SettingsError where a penalty would hardly act, or not at what its name says."""
+    for arm in arms:
+        if not arm.coefficient:
+            continue
+        start = settings.penalty_start if arm.start is None else arm.start
+        warm_up = settings.penalty_warm_up if arm.warm_up is None else arm.warm_up
+        if start + warm_up > 1:
+            raise SettingsError(
+                f"arms: {arm.name}: start ({start:g}) and warm_up ({warm_up:g}) are shares of the steps, one after the "
+                "other; expected them to end at 1 or before"
+            )
+        if first_step(steps, start) >= steps:
+            raise SettingsError(
+                f"arms: {arm.name} never acts in {steps} steps: it starts at {start:g} of them; give an earlier start"
+            )
+        latest = 1 - RAMP - SETTLING_SHARE
+        if (arm.fvu or arm.coherence) and start > latest:
+            raise SettingsError(
+                f"arms: {arm.name} is steered from {start + SETTLING_SHARE:g} of the steps on; it takes a quarter of them, "
+                f"so give a start of {latest:g} at most"
             )
 
 

@@ -157,6 +157,8 @@ class ArmTraining:
             assert term.value is not None
             self.team.average(*term.cached)  # each member computed it: rounding must not drive them apart
             self.parts["penalty"] = term.value
+        if self.arm.coherence is not None:
+            self.parts["coefficient"] = torch.as_tensor(term.coefficient)
 
     def _pull_activations(self, code: SparseCode, step: int, values: Tensor) -> Tensor:
         """What the penalty, computed now that the code's values are known, adds to the gradient for them."""
@@ -244,7 +246,10 @@ class ArmTraining:
                 self.generators["resample"],
                 RELU_ENCODER_NORM if self.arch == "relu" else 1.0,
             )
-            self.optimizer.forget([name for name in self.named if name != "b_dec"], self.dead)
+            mine = [name for name in self.named if name != "b_dec"]
+            self.optimizer.forget(mine, self.dead)
+            for gradient in (*(getattr(result.gradient, name) for name in mine), *self.penalty_term.cached):
+                gradient[self.dead] = 0  # they are of the rows before
             self.rows_since_fired[self.dead] = 0
             self.dead = self.dead[:0]
         elif recipe.aux_coefficient:
@@ -262,6 +267,8 @@ class ArmTraining:
         for whose, gradient in (("decoder", result.gradient.W_dec), ("encoder", result.gradient.encoder)):
             if penalised and self.penalty_term.pulls(whose):
                 self.penalty_term.add_to(gradient, step, what=whose)
+        if penalised:
+            self.timer.mark("penalty")
         self.optimizer.update(result.gradient, result.rows, step, self.recipe.learning_rate(step))
         if self.first_rows is not None and self.arm.decoder is not None:
             keep_near(self.weights.W_dec, self.first_rows, float(self.arm.decoder))
@@ -286,13 +293,13 @@ class ArmTraining:
     def log(self, step: int) -> dict[str, Any]:
         """Figures of the last step; penalty and AuxK as of the last step that had them. Changes nothing.
 
-        Raises SaeError when the loss is no longer finite.
+        Raises SaeError when the loss, or a weight after this step, is no longer finite.
         """
         figures = {name: float(value) for name, value in self.parts.items()}
-        if not all(map(torch.isfinite, self.parts.values())):
+        if not all(bool(part.isfinite().all()) for part in (*self.parts.values(), *self.named.values())):
             coefficient = "the arm's coefficient, or " if self.arm.coefficient else ""
             raise SaeError(
-                f"arm {self.arm.name}, seed {self.seed}: the loss became NaN or infinite by step {step}; "
+                f"arm {self.arm.name}, seed {self.seed}: the loss or a weight became NaN or infinite by step {step}; "
                 f"lower {coefficient}--lr with another --out (finished SAEs are kept)"
             )
         dead = self.rows_since_fired >= self.recipe.dead_after

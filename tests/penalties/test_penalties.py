@@ -310,6 +310,18 @@ def test_ranked_neighbours_fire_more_often(parts, monkeypatch):
     assert (rank[nearest] > rank)[has_neighbour].all()
 
 
+def test_several_neighbours_are_all_different_while_ranks_change():
+    """A row that moves to another part as ranks change is a candidate of both."""
+    draw, unit = torch.Generator().manual_seed(1), units(0)
+    table = NearestRows(parts=3, ranked=True, per_part=3)
+    for _ in range(12):
+        rate = torch.rand(M, generator=draw)
+        rows, cosines = table.update_several(unit, rate)
+        for own, known in zip(rows.tolist(), (cosines > -2).tolist(), strict=True):
+            there = [row for row, is_known in zip(own, known, strict=True) if is_known]
+            assert len({*there}) == len(there)
+
+
 def test_neighbours_in_chunks_are_the_nearest_inside_equal_chunks_of_a_random_partition():
     unit, chunks = units(0), torch.randperm(M, generator=torch.Generator().manual_seed(4)).tensor_split(3)
     nearest, cosine = nearest_in_chunks(unit, 8, torch.Generator().manual_seed(4))  # of 8, 8 and 7 rows

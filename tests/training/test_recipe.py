@@ -86,6 +86,25 @@ def test_a_setting_that_no_arm_heeds_is_refused(tiny_store, arms, changes, said)
         check_heeded(settings, parse_arms(settings.arms))
 
 
+@pytest.mark.parametrize(
+    ("arms", "changes", "said"),
+    [
+        ("max_cos@chunk=64", {}, "arms: max_cos:0.25@chunk=64 searches chunks of 64 rows, of which there are 64 in all; "),
+        ("max_cos@start=0.5@warm_up=0.6", {}, r"start \(0.5\) and warm_up \(0.6\) .* end at 1 or before"),
+        ("max_cos@warm_up=0.6", {"penalty_start": 0.5}, r"start \(0.5\) and warm_up \(0.6\) .* end at 1 or before"),
+        ("max_cos@start=0.99", {}, "never acts in 10 steps: it starts at 0.99 of them; give an earlier start"),
+        ("max_cos@fvu=0.01@start=0.8", {}, "is steered from 0.85 of the steps on; .* start of 0.7 at most"),
+        ("none@arch=matryoshka@fvu=0.01,max_cos@coherence=0.2@start=0.8", {}, "is steered from 0.85 of the steps on"),
+        ("none", {"batch_size": 1}, "batch_size is 1, expected 2 or more: .* dead latents .* the batch's mean"),
+    ],
+)  # fmt: skip
+def test_what_would_train_another_sae_than_its_name_says_is_refused(tiny_store, arms, changes, said):
+    asked = {"tokens": 640, "batch_size": 64, **changes}
+    with pytest.raises(SettingsError, match=said):
+        settings = TrainSettings(store=tiny_store, hook="1", d_sae=64, arms=arms, out=tiny_store, **asked)
+        TrainingRecipe.from_settings(settings, open_store(tiny_store), parse_arms(settings.arms))
+
+
 def test_a_sparsity_coefficient_and_widths_are_for_those_arms_that_heed_them(tiny_store):
     arms, changes = "none@k=8,none@arch=relu,none@arch=matryoshka@k=8", {"sparsity_coefficient": 0.1, "widths": "8,64"}
     settings = TrainSettings(store=tiny_store, hook="1", d_sae=64, arms=arms, out=tiny_store, **changes)

@@ -1,6 +1,7 @@
 """sae_lm.training.run_folder: its docstring is the format on disk, and reading it needs little."""
 
 import json
+import math
 import subprocess
 import sys
 
@@ -87,14 +88,34 @@ def test_seeds_that_lie_so_far_apart_that_nothing_would_read_them_are_refused_be
 
 
 def test_an_sae_that_was_steered_says_what_it_began_at_and_what_it_ended_at(tiny_store, tmp_path):
-    arms = "none,max_cos:0.1@fvu=0.01,none@arch=matryoshka@fvu=0.01"
+    arms = "none,max_cos:0.1@fvu=0.01,none@arch=matryoshka@fvu=0.01,max_cos:0.1@coherence=0.1"
     settings = {"hook": "blocks.1.hook_out", "d_sae": 48, "k": 4, "arms": arms, "seeds": 1, "tokens": 1280}
     out = train(TrainSettings(store=tiny_store, **settings, batch_size=64, out=tmp_path / "runs"))
     of_arm = {
         found["arm"]: found for path in out.glob("*/cfg.json") for found in [json.loads(path.read_text())["metadata"]]
     }
-    for arm, key in (("max_cos:0.1@fvu=0.01", "coefficient"), ("none@arch=matryoshka@fvu=0.01", "balance")):
+    for arm, keys in (
+        ("max_cos:0.1@fvu=0.01", ("coefficient", "cost")),
+        ("none@arch=matryoshka@fvu=0.01", ("balance", "cost")),
+        ("max_cos:0.1@coherence=0.1", ("coefficient",)),
+    ):
         last = read_lines(out / log_file(parse_arm(arm), 0))[-1]
-        assert of_arm[parse_arm(arm).name]["steered_to"] == {key: last[key]}
+        assert of_arm[parse_arm(arm).name]["steered_to"] == {key: last[key] for key in keys}
+        assert keys[0] == "balance" or last["coefficient"] != 0.1
     assert of_arm["max_cos:0.1@fvu=0.01"]["coefficient"] == 0.1
     assert "steered_to" not in of_arm["none"]
+
+
+def test_a_cost_that_no_coefficient_brings_about_ends_with_a_sentence_and_not_with_an_endless_coefficient(
+    tiny_store, tmp_path, capsys
+):
+    """No two rows have such a cosine, so that the penalty is 0 whatever its coefficient."""
+    arms = "none,max_cos:0.1@margin=0.99@fvu=0.01,max_cos:0.1@fvu=0.01"
+    settings = {"hook": "blocks.1.hook_out", "d_sae": 48, "k": 4, "arms": arms, "seeds": 1, "tokens": 60_000}
+    out = train(TrainSettings(store=tiny_store, **settings, batch_size=64, out=tmp_path / "runs"))
+    said = capsys.readouterr().out
+    arm = "max_cos:0.1@margin=0.99@fvu=0.01"
+    assert f"{arm} was to cost 0.01 FVU and costs 0.0000: its coefficient does not bring that about" in said
+    assert said.count("was to cost") == 1
+    last = read_lines(out / log_file(parse_arm(arm), 0))[-1]
+    assert last["coefficient"] == pytest.approx(0.1 * math.exp(6)) and last["cost"] == 0

@@ -7,6 +7,7 @@ from small_trainings import ARCHITECTURES, HYPER, NONE, batches, equal, made, re
 from sae_lm.errors import SaeError, SettingsError
 from sae_lm.penalties.arms import Arm
 from sae_lm.training import schedules
+from sae_lm.training.dead_latents import resample
 from sae_lm.training.recipe import default_widths
 
 
@@ -305,3 +306,34 @@ def test_a_loss_that_is_no_longer_finite_stops_with_arm_and_seed(arch):
     run.step(torch.full((16, 8), float("nan")), 0)
     with pytest.raises(SaeError, match="arm none, seed 3"):
         run.log(0)
+
+
+def test_a_weight_that_is_no_longer_finite_stops_too_though_this_steps_loss_is_not_from_it():
+    run = made()
+    run.step(batches(1)[0], 0)
+    run.W_dec[0, 0] = float("nan")
+    assert run.parts["loss"].isfinite()
+    with pytest.raises(SaeError, match="arm none, seed 0: the loss or a weight became NaN or infinite by step 0"):
+        run.log(0)
+
+
+@pytest.mark.parametrize("kind", [NONE, Arm("max_cos", 5.0), Arm("align", 5.0)], ids=lambda kind: kind.name)
+@pytest.mark.parametrize("optimizer", ["row_rms", "adam"])
+def test_a_resampled_latent_keeps_its_new_row_in_the_step_that_gave_it(kind, optimizer, monkeypatch):
+    """That step's gradient, and the penalty's that is kept from earlier ones, are of the row it had before."""
+    given = []
+
+    def spied(*args):
+        resample(*args)
+        given.append((args[3], args[2].W_dec[args[3]].clone()))
+
+    monkeypatch.setattr("sae_lm.training.trainer.resample", spied)
+    run = made(kind, recipe(steps=60, resample_every=13, dead_after=48, penalty_every=5, k=1, optimizer=optimizer))
+    for step, x in enumerate(batches(40)):
+        run.step(x, step)
+        for dead, rows in given:
+            torch.testing.assert_close(run.W_dec[dead], rows)
+        given.clear()
+        if step == 13:
+            break
+    assert step == 13 and (run.rows_since_fired == 0).any()
