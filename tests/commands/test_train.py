@@ -289,7 +289,8 @@ def test_a_nan_in_a_batch_is_named_and_the_last_checkpoint_kept(train_settings, 
 
 def test_a_loss_that_runs_away_names_step_and_arm(train_settings):
     with pytest.raises(
-        SaeError, match=r"arm none, seed 0: the loss became NaN or infinite by step \d+; lower --lr with another"
+        SaeError,
+        match=r"arm none, seed 0: the loss or a weight became NaN or infinite by step \d+; lower --lr with another",
     ):
         train(train_settings(lr=1e30, arms="none"))
 

@@ -249,4 +249,4 @@ def test_equivalence_is_corrected_over_all_shares_that_are_tested():
 
 
 def test_the_margin_of_findings_is_the_default_of_the_settings():
-    assert CompareSettings(runs="runs").equivalence == MARGIN
+    assert CompareSettings(runs="runs", out="report").equivalence == MARGIN
