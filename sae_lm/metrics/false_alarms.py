@@ -15,9 +15,10 @@ that all are brought to, those follow whose ratio is nearest below 0, as if a bi
 Why false alarms and not precision. Every rate of false alarms can be reached by every SAE; a precision cannot, and then
 nothing can be compared. It also rests on all rows without the concept, not on a ratio of two small counts. And of two
 SAEs with equal false alarms the one with fewer holes has the higher precision, unless it fires more where the probe
-wrongly says yes: such rows are in neither rate, and a report says where precision falls. Measured on three SAEs of the embedded model that differ by seed alone, 16 concepts: a concept's holes vary over
-seeds by .135 at equal false alarms and .174 at equal precision; and held to the precision of one, another seems to have
-.018 more holes, where at false alarms that all share it has none more.
+wrongly says yes: such rows are in neither rate, and a report says where precision falls. Measured on three SAEs of the
+embedded model that differ by seed alone, 16 concepts: a concept's holes vary over seeds by .135 at equal false alarms
+and .174 at equal precision; and held to the precision of one, another seems to have .018 more holes, where at false
+alarms that all share it has none more.
 """
 
 import math
