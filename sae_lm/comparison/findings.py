@@ -128,19 +128,12 @@ def _doubts(metrics: Differences) -> list[str]:
     """What could make the verdict on holes: false alarms that are not equal on test types, and firing where the probe
     alone says yes, which no false alarm counts."""
     holes, alarms, precision = (metrics[key] for key in ("equal_hole_rate", "equal_false_alarms", "equal_precision"))
-    way, doubts = _told_apart(alarms), []
-    if way and holes["verdict"] in (*CLAIMS, "equivalent") and way != holes["verdict"]:
+    way, doubts = alarms["verdict"], []
+    if way in CLAIMS and holes["verdict"] in (*CLAIMS, "equivalent") and way != holes["verdict"]:
         doubts.append(f"false alarms on the types where holes are counted are {way} by {abs(alarms['mean'] or 0):.3f}")
-    if holes["verdict"] == _told_apart(precision) == "lower":
+    if holes["verdict"] == precision["verdict"] == "lower":
         doubts.append(f"precision there is lower by {abs(precision['mean'] or 0):.3f}")
     return doubts
-
-
-def _told_apart(d: DifferenceEntry) -> str | None:
-    """lower or higher where the interval leaves out 0."""
-    if d["low"] is None or d["high"] is None or d["low"] <= 0 <= d["high"]:
-        return None
-    return "lower" if d["high"] < 0 else "higher"
 
 
 def answer(differences: Sequence[DifferenceEntry], baseline: str, seeds: int, concepts: int) -> str:

@@ -32,8 +32,8 @@ under; ``training``, the training recipe as in ``facts``;
 ``training_architecture``, what the SAE was trained as (a batchtopk or matryoshka SAE is used as a jumprelu);
 ``convergence``, the last ``start_cos`` and ``encoder_start_cos`` of its log, and ``fvu_slope``
 (sae_lm.training.convergence); ``steered_to``, only of arms that were steered, the ``coefficient`` or ``balance`` they
-ended at, where ``coefficient`` is what they began at, and the ``cost`` in FVU; ``largest_activations``, one number for each latent (sae_lm.interp.steering);
-``versions``; and of the store ``model_name``,
+ended at, where ``coefficient`` is what they began at, and the ``cost`` in FVU; ``largest_activations``, one number for
+each latent (sae_lm.interp.steering); ``versions``; and of the store ``model_name``,
 ``model_revision``, ``hook_name``, ``context_size``, ``prepend_bos``, ``dataset_path``.
 
 SAEs of one folder have equal recipes but for `PER_ARM`. Keys that a reader does not know are passed over, keys that
@@ -41,7 +41,8 @@ an SAE lacks are None: a folder may hold SAEs of other versions and of other pro
 
 Keys of a line of the log: ``arm``, ``seed``, ``step``; the batch's ``loss``, ``fvu``, ``l0``, and where they are part
 of it ``aux``, ``penalty``, ``sparsity`` (the coefficient), ``threshold``; of an arm that is steered, the ``coefficient``
-or ``balance``, and where it is steered to a cost, the ``cost`` of late steps; ``dead`` and ``dense``, numbers of latents; ``nearest_cos`` and its quantiles
+or ``balance``, and where it is steered to a cost, the ``cost`` of late steps; ``dead`` and ``dense``, numbers of
+latents; ``nearest_cos`` and its quantiles
 ``nearest_cos_10``, ``_50``, ``_90`` over living latents; ``start_cos`` and ``encoder_start_cos``, mean cosines of their
 rows with their random start; ``lr``; ``rows_per_second``, ``penalty_share``.
 """
@@ -177,10 +178,11 @@ def steered_to(lines: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]
 
 def missed_cost(arm: "Arm", out: Path, seeds: Iterable[int]) -> str | None:
     """A sentence on an arm that was steered to a cost in FVU and ended far from it; None for any other."""
-    found = [read_json(out / sae_folder(arm, seed) / CONFIG, SaeError, "an SAE directory") for seed in seeds]
-    of_seeds = [numbers_of((config.get("metadata") or {}).get("steered_to")) for config in found]
+    if arm.fvu is None:
+        return None
+    of_seeds = [_read_numbers(out / sae_folder(arm, seed), "steered_to") for seed in seeds]
     costs = [of_seed["cost"] for of_seed in of_seeds if "cost" in of_seed]
-    if arm.fvu is None or not costs or abs(fmean(costs) - arm.fvu) <= MOST_MISS * arm.fvu:
+    if not costs or abs(fmean(costs) - arm.fvu) <= MOST_MISS * arm.fvu:
         return None
     steered = "balance" if arm.steers_balance else "coefficient"
     return (
@@ -191,9 +193,13 @@ def missed_cost(arm: "Arm", out: Path, seeds: Iterable[int]) -> str | None:
 
 def read_convergence(directory: Path) -> dict[str, float]:
     """How far an SAE's training came, as its metadata says; empty for an SAE of another program or version."""
+    return _read_numbers(directory, "convergence")
+
+
+def _read_numbers(directory: Path, key: str) -> dict[str, float]:
+    """The numbers that an SAE's metadata has under a key."""
     metadata = read_json(directory / CONFIG, SaeError, "an SAE directory").get("metadata")
-    found = metadata.get("convergence") if isinstance(metadata, dict) else None
-    return numbers_of(found)
+    return numbers_of(metadata.get(key) if isinstance(metadata, dict) else None)
 
 
 def numbers_of(recorded: object) -> dict[str, float]:
