@@ -75,7 +75,7 @@ def equal_figures(
     Bootstrap values: of the holes, mean over concepts; the factors are held.
     """
     per_concept, samples = [], []
-    ratios = _ratios_of_concepts(sae, splits, evaluation_set, common)
+    ratios = _ratios_of_concepts(sae, codes, splits, evaluation_set, common)
     for place, candidates in enumerate(evaluation_set.candidates):
         rows, main = evaluation_set.sets[candidates.set].rows, splits[place].ranking[: common[place]]
         labels, absent = rows.labels[:, candidates.concept], absent_rows(candidates, evaluation_set)
@@ -116,7 +116,11 @@ def all_concept_figures(
 
 
 def _ratios_of_concepts(
-    sae: SAE, splits: Sequence[Split], evaluation_set: EvaluationSet, common: Sequence[int]
+    sae: SAE,
+    codes: Sequence[TokenCodes],
+    splits: Sequence[Split],
+    evaluation_set: EvaluationSet,
+    common: Sequence[int],
 ) -> list[Tensor]:
     """Of each concept in use the gate ratio of every row of its set."""
     ratios: dict[int, Tensor] = {}
@@ -124,6 +128,6 @@ def _ratios_of_concepts(
         places = [place for place, candidates in enumerate(evaluation_set.candidates) if candidates.set == number]
         if places:
             main = [splits[place].ranking[: common[place]] for place in places]
-            columns = gate_ratios(sae, concepts.rows.x.split(batch_rows(sae)), main)
+            columns = gate_ratios(sae, concepts.rows.x.split(batch_rows(sae)), main, codes[number].ranked)
             ratios |= dict(zip(places, columns.unbind(1), strict=True))
     return [ratios[place] for place in range(len(evaluation_set.candidates))]

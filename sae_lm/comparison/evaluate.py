@@ -84,10 +84,10 @@ def held_out_figures(sae: SAE, evaluation_set: EvaluationSet) -> HeldOut:
 # --- on concepts
 
 
-def sae_codes(sae: SAE, evaluation_set: EvaluationSet) -> list[TokenCodes]:
-    """TokenCodes of every concept set."""
+def sae_codes(sae: SAE, evaluation_set: EvaluationSet, runners_up: int = 0) -> list[TokenCodes]:
+    """TokenCodes of every concept set; runners_up: as `encode_sparse` takes it."""
     return [
-        encode_sparse(sae, concepts.rows.x.split(batch_rows(sae)) if concepts.used else ())
+        encode_sparse(sae, concepts.rows.x.split(batch_rows(sae)) if concepts.used else (), runners_up)
         for concepts in evaluation_set.sets
     ]
 
@@ -119,7 +119,8 @@ def find_main_latents(
     """splits: where they are known already. None where no concept is in use."""
     if not evaluation_set.candidates:
         return None
-    codes = sae_codes(sae, evaluation_set)
+    # a concept has at most so many main latents, which others take the places of
+    codes = sae_codes(sae, evaluation_set, runners_up=settings.max_k)
     return codes, splits or sae_splits(
         codes, evaluation_set, settings.max_k, settings.split_gain, RANKERS[settings.rank_latents]
     )

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
@@ -16,6 +16,14 @@ if TYPE_CHECKING:
 
 DENSE_DECODE_RATIO = 8
 """A code fuller than one latent in so many is decoded by a dense product, which is faster then."""
+
+
+class Ranked(NamedTuple):
+    """Of n tokens the largest pre-activations, those that fire and the next, in descending order; on the CPU."""
+
+    values: Float[Tensor, "n width"]
+    latents: Int[Tensor, "n width"]
+    """int32"""
 
 
 @dataclass(frozen=True)
@@ -34,6 +42,8 @@ class TokenCodes:
     starts: Int[Tensor, " tokens_and_one"]
     """entries of token i are starts[i] to starts[i + 1]; int64"""
     d_sae: int
+    ranked: Ranked | None = None
+    """where `encode_sparse` was asked for it; not of some of the tokens"""
 
     def __len__(self) -> int:
         """Tokens."""
@@ -133,8 +143,12 @@ def active(sae: SAE, x: Float[Tensor, "n d_in"]) -> tuple[Float[Tensor, "n width
         pre = sae.pre_activations(x)
         at = largest(pre, sae.config.k or 0)
         return _values(pre, at).relu(), at % pre.shape[1]
-    z = sae.encode(x)
-    at = z.view(-1).nonzero().flatten()
+    if sae.config.architecture == "jumprelu":  # what fires is looked for before anything is written
+        z = sae.pre_activations(x)
+        at = (z > sae.threshold.clamp_min(0)).view(-1).nonzero().flatten()
+    else:
+        z = sae.encode(x)
+        at = z.view(-1).nonzero().flatten()
     row = at // z.shape[1]
     firing = torch.bincount(row, minlength=len(z))
     width = max(1, int(firing.max())) if len(z) else 1
@@ -161,15 +175,33 @@ def decode_active(
 
 
 @torch.no_grad()
-def encode_sparse(sae: SAE, batches: Iterable[Float[Tensor, "_ d_in"]]) -> TokenCodes:
-    """Encode batch by batch, keeping what fires; no [n, d_sae] tensor is held."""
+def encode_sparse(sae: SAE, batches: Iterable[Float[Tensor, "_ d_in"]], runners_up: int = 0) -> TokenCodes:
+    """Encode batch by batch, keeping what fires; no [n, d_sae] tensor is held.
+
+    runners_up: of a topk SAE, keep also so many pre-activations that are next to fire (`TokenCodes.ranked`).
+    """
     norms, d_sae = sae.W_dec.norm(dim=1), sae.config.d_sae
     parts = [TokenCodes(torch.zeros(0), torch.zeros(0, dtype=torch.int32), torch.zeros(1, dtype=torch.int64), d_sae)]
+    ranked: list[Ranked] = []
     for x in batches:
-        values, latent = active(sae, x.to(sae.W_dec))
+        if runners_up and sae.config.architecture == "topk":
+            values, latent = _ranked(sae, x.to(sae.W_dec), runners_up)
+            ranked.append(Ranked(values.float().cpu(), latent.to(torch.int32).cpu()))
+            values, latent = values[:, : sae.config.k].relu(), latent[:, : sae.config.k]
+        else:
+            values, latent = active(sae, x.to(sae.W_dec))
         parts.append(firing_codes(values * norms[latent], latent, d_sae))
     strength, latent = (torch.cat([getattr(part, name) for part in parts]) for name in ("strength", "latent"))
-    return TokenCodes(strength, latent, _starts(torch.cat([part.starts.diff() for part in parts])), d_sae)
+    starts = _starts(torch.cat([part.starts.diff() for part in parts]))
+    every = Ranked(*map(torch.cat, zip(*ranked, strict=True))) if ranked else None
+    return TokenCodes(strength, latent, starts, d_sae, every)
+
+
+def _ranked(sae: SAE, x: Tensor, runners_up: int) -> tuple[Tensor, Tensor]:
+    pre = sae.pre_activations(x)
+    at = largest(pre, min((sae.config.k or 0) + runners_up, pre.shape[1]))
+    values, order = _values(pre, at).sort(dim=1, descending=True)
+    return values, at.gather(1, order) % pre.shape[1]
 
 
 @torch.no_grad()

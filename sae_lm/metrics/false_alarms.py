@@ -29,7 +29,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from sae_lm.metrics.codes import TokenCodes
+from sae_lm.metrics.codes import Ranked, TokenCodes
 from sae_lm.metrics.graded_saes import PlantedSAE
 from sae_lm.sae.model import SAE
 
@@ -67,7 +67,7 @@ def points_by_count(
 
 @torch.no_grad()
 def gate_ratios(
-    sae: SAE, batches: Iterable[Float[Tensor, "_ d_in"]], main: Sequence[Sequence[int]]
+    sae: SAE, batches: Iterable[Float[Tensor, "_ d_in"]], main: Sequence[Sequence[int]], ranked: Ranked | None = None
 ) -> Float[Tensor, "n concepts"]:
     """Of each row and each concept's main latents, the largest pre-activation over the gate that it has to pass.
 
@@ -76,8 +76,11 @@ def gate_ratios(
     nothing there, the edit that is free is one of the bias; the largest pre-activation times norm of the decoder row
     stands for the ratio, and the gate is passed above 0. Negative where all pre-activations of the main latents are.
     A planted latent passes its gate where its probe says yes, however it is turned; the ratio is negative elsewhere.
-    main: of each concept, one latent or more.
+    main: of each concept, one latent or more. ranked: of these rows, where `encode_sparse` kept it with as many
+    runners-up as a concept has main latents; then the others' pre-activations are not made again.
     """
+    if ranked is not None:
+        return _ratios_ranked(sae, batches, main, ranked)
     parts = [torch.stack([ratio.float().cpu() for ratio in _ratios(sae, x.to(sae.W_dec), main)], 1) for x in batches]
     return torch.cat(parts) if parts else torch.zeros(0, len(main))
 
@@ -96,6 +99,29 @@ def _ratios(sae: SAE, x: Tensor, main: Sequence[Sequence[int]]) -> list[Tensor]:
     return [(pre[:, [*own]] / _largest_of_others(pre, own, sae.config.k or 1)).amax(1) for own in main]
 
 
+def _ratios_ranked(
+    sae: SAE, batches: Iterable[Float[Tensor, "_ d_in"]], main: Sequence[Sequence[int]], ranked: Ranked
+) -> Float[Tensor, "n concepts"]:
+    """A main latent that is not among the largest is below all of them: only there does its own value come from x."""
+    latents, place = _places(main)
+    pre = torch.cat([sae.pre_activations(x.to(sae.W_dec), latents).float().cpu() for x in batches])
+    values, of_values = ranked
+    ratios = []
+    for own in main:
+        is_own = torch.zeros(sae.config.d_sae, dtype=torch.bool)
+        is_own[[*own]] = True
+        there = values.masked_fill(~is_own[of_values], -torch.inf).amax(1)
+        lower = pre[:, [place[latent] for latent in own]].amax(1).minimum(values[:, -1])
+        ratios.append(there.maximum(lower) / _gate(values, of_values, own, sae))
+    return torch.stack(ratios, 1)
+
+
+def _places(main: Sequence[Sequence[int]]) -> tuple[list[int], dict[int, int]]:
+    """All main latents, and where each is among them."""
+    latents = sorted({latent for own in main for latent in own})
+    return latents, {latent: number for number, latent in enumerate(latents)}
+
+
 def _ratios_planted(sae: PlantedSAE, x: Tensor, main: Sequence[Sequence[int]]) -> list[Tensor]:
     """The trained latents compete with each other alone, as they did before others were planted beside them."""
     count = sae.trained.config.d_sae
@@ -111,8 +137,7 @@ def _ratios_planted(sae: PlantedSAE, x: Tensor, main: Sequence[Sequence[int]]) -
 
 def _ratios_alone(sae: SAE, x: Tensor, main: Sequence[Sequence[int]]) -> list[Tensor]:
     """Where no other latent decides whether one fires, the others' pre-activations are not made."""
-    latents = sorted({latent for own in main for latent in own})
-    place = {latent: number for number, latent in enumerate(latents)}
+    latents, place = _places(main)
     pre = sae.pre_activations(x, latents)
     if sae.config.architecture == "jumprelu":
         ratios = pre / sae.threshold[latents].clamp_min(LEAST_GATE)

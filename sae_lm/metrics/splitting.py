@@ -62,7 +62,7 @@ def l1_probe(
     code = csr_matrix((strength.numpy(), codes.latent.numpy(), codes.starts.numpy()), (n, codes.d_sae))
     weight, bias = torch.zeros(codes.d_sae, labels.shape[1]), torch.zeros(labels.shape[1])
     balance = (~labels).sum(0) / labels.sum(0).clamp_min(1)
-    optimizer = torch.optim.Adam([weight, bias], lr=LR_START, weight_decay=WEIGHT_DECAY)
+    optimizer = torch.optim.Adam([weight, bias], lr=LR_START, weight_decay=WEIGHT_DECAY, fused=True)
     schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, (LR_END / LR_START) ** (1 / epochs))
     # the loss is the mean over rows and concepts of cross-entropies in which a positive weighs ``balance``, and
     # L1 * the mean over concepts of sum |w|

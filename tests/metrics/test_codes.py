@@ -56,6 +56,16 @@ def test_sparse_codes_hold_exactly_what_fires_scaled_by_decoder_norms(make_sae):
     torch.testing.assert_close(codes.columns(list(range(10))), dense)
 
 
+def test_a_threshold_below_0_lets_nothing_below_0_fire(make_sae):
+    sae = make_sae("jumprelu", unit=False)
+    sae.threshold[::2] = -0.7
+    x = torch.randn(40, 6, generator=torch.Generator().manual_seed(0))
+    codes = encode_sparse(sae, x.split(9))
+    dense = sae.encode(x) * sae.W_dec.norm(dim=1)
+    torch.testing.assert_close(codes.columns(list(range(10))), dense)
+    assert len(codes.strength) == int((dense > 0).sum())
+
+
 @pytest.mark.parametrize("architecture", ["topk", "standard", "jumprelu"])
 def test_the_mean_squared_strength_is_that_of_the_dense_code_in_any_batches(make_sae, architecture):
     sae = make_sae(architecture, unit=False)

@@ -78,6 +78,28 @@ def test_ratios_of_latents_that_fire_by_themselves_are_those_of_all_pre_activati
     assert torch.allclose(gate_ratios(sae, X.split(70), MAIN), plain, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("k", [1, 5, 9])
+def test_ratios_from_what_was_ranked_are_those_of_all_pre_activations_and_fire_where_the_codes_do(make_sae, k):
+    sae = make_sae("topk", k=k, unit=False)
+    codes = encode_sparse(sae, X.split(70), runners_up=3)
+    ratios = gate_ratios(sae, X.split(50), MAIN, codes.ranked)
+    torch.testing.assert_close(ratios, gate_ratios(sae, X.split(70), MAIN), rtol=1e-5, atol=1e-6)
+    for main, ratio in zip(MAIN, ratios.T, strict=True):
+        assert torch.equal(codes.columns(main).gt(0).any(1), ratio > 1)
+    plain = encode_sparse(sae, X.split(70))
+    every = list(range(10))
+    assert torch.equal(codes.columns(every), plain.columns(every)) and plain.ranked is None
+    assert encode_sparse(make_sae("jumprelu"), [X], runners_up=3).ranked is None, "no other latent decides there"
+
+
+def test_a_main_latent_below_all_that_were_ranked_keeps_its_order_there(make_sae):
+    sae = make_sae("topk", k=2, d_sae=40)
+    codes = encode_sparse(sae, [X], runners_up=1)
+    ranked, plain = gate_ratios(sae, [X], [[3]], codes.ranked), gate_ratios(sae, [X], [[3]])
+    assert int((codes.ranked.latents == 3).any(1).sum()) < len(X) / 2
+    torch.testing.assert_close(ranked, plain, rtol=1e-5, atol=1e-6)
+
+
 def test_where_nothing_competes_every_pre_activation_above_0_fires(make_sae):
     sae = make_sae(k=10)
     ratio = gate_ratios(sae, [X], [[3, 5]])[:, 0]
