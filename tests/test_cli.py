@@ -159,7 +159,7 @@ EVERY_SETTING = {
         "runs": "--runs", "out": "o", "hook": "3", "store": "hf://datasets/me/acts", "model": "none", "baseline": "none@k=8",
         "tokens": 2, "ce_contexts": 1, "per_type": 2, "min_types": 3, "labels": "$HOME/`x`.csv", "contextual": False,
         "prompts": True, "probe_gate": 0.1, "split_gain": 0.2, "max_k": 4, "rank_latents": "f1", "equivalence": 0.01, "fvu_cost": "0.002,0.01", "narrower": "n", "composition": True,
-        "controls": False, "seed": -5, "device": "cpu", "device_map": "balanced",
+        "controls": False, "seed": -5, "parallel": 2, "device": "cpu", "device_map": "balanced",
     },
     "show": {"sae": "runs/none@k=8-seed0", "beside": "runs/b,c", "store": "s", "latents": (4, -1), "contexts": 3, "tokens": 5,
              "model": "none", "labels": "l.csv", "codes": "there", "device": "cpu", "out": "a\nb.html"},

@@ -22,7 +22,7 @@ def demo_settings(out: Path) -> tuple[CacheSettings, TrainSettings, CompareSetti
             parallel=2,
             out=runs,
         ),
-        CompareSettings(runs=runs, out=report, ce_contexts=96),
+        CompareSettings(runs=runs, out=report, ce_contexts=96, parallel=2),
         ShowSettings(
             sae=str(runs / "none-seed0"),
             beside=str(runs / "max_cos_0.25-seed0"),

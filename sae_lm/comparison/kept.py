@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,15 +22,24 @@ from sae_lm.comparison.matching import ladder_of
 from sae_lm.comparison.runs import Run, Runs, files_of
 from sae_lm.data.store import Store
 from sae_lm.runtime.files import PART, check_folder, sha256, write_whole
+from sae_lm.runtime.forks import share_out
 from sae_lm.runtime.locks import held_if_free
 from sae_lm.settings import CompareSettings
 
 FOLDER = "measured"
 OURS = re.compile(rf"[0-9a-f]{{32}}\.json({re.escape(PART)})?")
 """Names of parts, whole or not. Nothing else in the folder is touched."""
-NOT_IN_PARTS = {"out", "runs", "store", "narrower", "controls", "equivalence", "fvu_cost", "device"}
+NOT_IN_PARTS = {"out", "runs", "store", "narrower", "controls", "equivalence", "fvu_cost", "device", "parallel"}
 """Settings on which no part depends, or whose content counts instead."""
 LIBRARIES = ("torch", "transformers", "transformer-lens", "scipy")
+
+
+class Part(NamedTuple):
+    """What `Kept.part` takes."""
+
+    what: str
+    runs: Sequence[Run]
+    measure: Callable[[], Any]
 
 
 class Kept(NamedTuple):
@@ -47,16 +57,31 @@ class Kept(NamedTuple):
 
         It is made of tensors and of what JSON has; tuples come back as lists, keys as text, tensors on the CPU.
         """
-        if self.folder is None:
+        path = self._path(what, runs)
+        if path is None:
             return _parsed(_written(measure()))
-        of_saes = [self.checksum(run) for run in runs]
-        path = self.folder / f"{_checksum(json.dumps([self.of, what, of_saes]))[:32]}.json"
         text = _read(path)
         if text is None:
             text = _written(measure())
             whole = f"{_checksum(text)}\n{text}\n"
             write_whole(path, lambda temporary: temporary.write_text(whole, encoding="utf-8"))
         return _parsed(text)
+
+    def ahead(self, parts: Sequence[Part], processes: int, progress: Callable[[int], None]) -> None:
+        """Measure those of the parts that are not there in so many processes at once, so that `part` finds them.
+
+        What fails there `part` measures again. progress: gets how many of the parts are there.
+        """
+        lacking = [part for part in parts if (path := self._path(part.what, part.runs)) and _read(path) is None]
+        there = len(parts) - len(lacking)
+        share_out([partial(self.part, *part) for part in lacking], processes, lambda done: progress(there + done))
+
+    def _path(self, what: str, runs: Sequence[Run]) -> Path | None:
+        """Of the part; None where none are kept."""
+        if self.folder is None:
+            return None
+        of_saes = [self.checksum(run) for run in runs]
+        return self.folder / f"{_checksum(json.dumps([self.of, what, of_saes]))[:32]}.json"
 
     def parts(self) -> list[Path]:
         """All that are there, of these SAEs and settings or not."""
@@ -72,6 +97,11 @@ class Kept(NamedTuple):
             files = [[file.name, sha256(file)] for file in files_of(run.directory)] if run.arm.label is None else []
             self.saes[run.directory] = _checksum(json.dumps(files)) if files else _of_weights(run)
         return self.saes[run.directory]
+
+
+def at_once(settings: CompareSettings, device: str) -> int:
+    """Processes that measure; an accelerator is busy with one, and does not outlive a fork."""
+    return settings.parallel if torch.device(device).type == "cpu" and not settings.device_map else 1
 
 
 @contextmanager

@@ -2,15 +2,16 @@
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
 
 from sae_lm.comparison.evaluate import BootstrapValues
 from sae_lm.comparison.evaluation_set import SAMPLES
-from sae_lm.comparison.kept import Kept
+from sae_lm.comparison.kept import Kept, Part, at_once
 from sae_lm.comparison.runs import Key, Loaded, Runs
 from sae_lm.data.recipe import model_of
 from sae_lm.data.store import Store
@@ -85,15 +86,19 @@ def measure_cross_entropies(
     text = HeldOutText(blocks, store.special(blocks) | store.rowless(first, stop), hook, mean)
     loaded, every = Loaded(runs.by_key, device), list(runs.by_key.values())
     size = max(1, min(CONTEXTS, len(blocks) // BLOCKS))
-    by_block = []
     with Progress("in the language model", len(blocks) * len(every), "context") as bar:
-        for number, block in enumerate(text.split(size)):
-            done = bar.done + len(block.blocks) * len(every)
-            measured = partial(cross_entropies, model.bridge, block, loaded, size, bar.update)
-            by_block.append(
-                kept.part(f"cross-entropies of block {number}", every, lambda of=measured: [*of().values()])
+        of_blocks = [
+            Part(
+                f"cross-entropies of block {number}", every, partial(_of_block, model, block, loaded, size, bar.update)
             )
-            bar.update(done - bar.done)  # of a block that was measured before
+            for number, block in enumerate(text.split(size))
+        ]
+        ends = list(accumulate(len(block.blocks) * len(every) for block in text.split(size)))
+        kept.ahead(of_blocks, at_once(settings, device), lambda done: bar.reach(ends[done - 1]))
+        by_block = []
+        for part, end in zip(of_blocks, ends, strict=True):
+            by_block.append(kept.part(*part))
+            bar.reach(end)  # of a block that was measured before
     parts = {key: [CrossEntropy(*of_saes[place]) for of_saes in by_block] for place, key in enumerate(runs.by_key)}
     pooled = {key: pooled_entropy(of_blocks) for key, of_blocks in parts.items()}
     one = next(iter(pooled.values()))
@@ -103,6 +108,12 @@ def measure_cross_entropies(
         {key: entropy_bootstrap(of_blocks, settings.seed) for key, of_blocks in parts.items()},
         {"model": model.name, **shared},
     )
+
+
+def _of_block(
+    model: LanguageModel, block: HeldOutText, loaded: Loaded, size: int, told: Callable[[int], None]
+) -> list[CrossEntropy]:
+    return [*cross_entropies(model.bridge, block, loaded, size, told).values()]
 
 
 BLOCKS, CONTEXTS = 12, 16

@@ -6,8 +6,7 @@ is measured before anything else is. Every part returns its figures; they are me
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from typing import Any, NamedTuple
 
 from jaxtyping import Bool, Float
@@ -24,10 +23,11 @@ from sae_lm.comparison.evaluate import (
     concept_means,
     find_main_latents,
     held_out_figures,
+    sae_codes,
 )
 from sae_lm.comparison.evaluation_set import EvaluationSet, build_evaluation_set
 from sae_lm.comparison.explorer import MOST_SHOWN, ShownSae, explorer_entries, is_shown, keep_for_explorer
-from sae_lm.comparison.kept import Kept
+from sae_lm.comparison.kept import Kept, Part, at_once
 from sae_lm.comparison.language_model import boot_model, measure_cross_entropies
 from sae_lm.comparison.matching import Matching, ladder_of, match_arms
 from sae_lm.comparison.outcomes import METRICS
@@ -203,30 +203,29 @@ class _Yardstick(NamedTuple):
     device: str
 
 
-@dataclass
-class _Subject:
-    """An SAE of the runs; it is loaded, and its main latents found, when they are asked for: a kept one is not."""
+def _measured(
+    run: Run, yardstick: _Yardstick, splits: list[Split] | None, sweep: bool
+) -> tuple[MeasuredSae, Float[Tensor, " d_sae"], list[Split]]:
+    """And the mean squared strength of each latent, and the main latents of every concept in use (splits, if known)."""
+    sae = run.load(yardstick.device)
+    on_concepts = find_main_latents(sae, yardstick.settings, yardstick.evaluation_set, splits)
+    measured = _measure_sae(sae, on_concepts, yardstick, sweep)
+    if run.arm.label is None:
+        measured.figures.update(training_figures(sae, run.seed, measured.fired))
+    rows = take_rows(yardstick.evaluation_set.read(batch_rows(sae)))
+    return measured, mean_square_strength(sae, rows), on_concepts[1] if on_concepts else []
 
-    run: Run
-    yardstick: _Yardstick
-    splits: list[Split] | None
-    """its main latents, where they are known already"""
 
-    @cached_property
-    def sae(self) -> SAE:
-        return self.run.load(self.yardstick.device)
+def _graded(run: Run, yardstick: _Yardstick, splits: list[Split]) -> Grades:
+    settings, evaluation_set, common, targets, *_ = yardstick
+    sae = run.load(yardstick.device)
+    codes = sae_codes(sae, evaluation_set, runners_up=settings.max_k)
+    return grade(sae, codes, splits, settings, evaluation_set, common, targets)
 
-    @cached_property
-    def on_concepts(self) -> OnConcepts | None:
-        return find_main_latents(self.sae, self.yardstick.settings, self.yardstick.evaluation_set, self.splits)
 
-    def measured(self, sweep: bool) -> tuple[MeasuredSae, Float[Tensor, " d_sae"]]:
-        """And the mean squared strength of each latent."""
-        measured = _measure_sae(self.sae, self.on_concepts, self.yardstick, sweep)
-        if self.run.arm.label is None:
-            measured.figures.update(training_figures(self.sae, self.run.seed, measured.fired))
-        rows = take_rows(self.yardstick.evaluation_set.read(batch_rows(self.sae)))
-        return measured, mean_square_strength(self.sae, rows)
+def _shown(run: Run, yardstick: _Yardstick, splits: list[Split]) -> ShownSae:
+    sae = run.load(yardstick.device)
+    return keep_for_explorer(sae, sae_codes(sae, yardstick.evaluation_set), splits, yardstick.evaluation_set)
 
 
 def _measure_saes(
@@ -239,33 +238,45 @@ def _measure_saes(
     common = common_counts(list(splits.values()))
     n = -(-runs.least_d_sae // PROJECTION_SHARE)
     yardstick = _Yardstick(settings, evaluation_set, common, common_points(points, common), n, device)
+    parts = {
+        (arm, seed): Part(
+            f"{arm.name}, seed {seed}",
+            [run],
+            partial(_measured, run, yardstick, splits.get((arm, seed)), seed == first),
+        )
+        for (arm, seed), run in runs.by_key.items()
+    }
+    graded, graded_sae = runs.by_key[rung, first], runs.by_key[rung, first].load("cpu")
+    controls: list[Part] = []
+    if settings.controls and evaluation_set.candidates and not graded_sae.config.normalises:
+        controls = [Part("controls", [graded], partial(_graded, graded, yardstick, splits[rung, first]))]
     saes: dict[Key, MeasuredSae] = {}
-    shown: dict[Arm, ShownSae] = {}
     signal: dict[Key, Float[Tensor, " d_sae"]] = {}
-    l0: dict[Arm, float] = {}
     grades: Grades | None = None
-    with Progress("comparing", len(runs.by_key) + 1, "SAE") as bar:
-        for (arm, seed), run in runs.by_key.items():
-            subject = _Subject(run, yardstick, splits.get((arm, seed)))
-            part = kept.part(f"{arm.name}, seed {seed}", [run], partial(subject.measured, seed == first))
-            saes[arm, seed], signal[arm, seed] = _as_measured(part[0], device), part[1]
-            if seed == first and evaluation_set.candidates:
-                l0[arm] = saes[arm, seed].figures["l0"]
-                if len(shown) < MOST_SHOWN and is_shown(arm, rung, ladder, l0):
-                    assert subject.on_concepts
-                    shown[arm] = keep_for_explorer(subject.sae, *subject.on_concepts, evaluation_set)
-                if settings.controls and arm == rung and not subject.sae.config.normalises:
-                    of_saes, planted = kept.part("controls", [run], partial(_grade, subject))
-                    grades = Grades([GradedSae(*sae) for sae in of_saes], [(name, found) for name, found in planted])
-            bar.update(1)
-        graded_sae = runs.by_key[rung, first].load("cpu")
+    with Progress("comparing", len(parts) + len(controls) + 1, "SAE") as bar:
+        kept.ahead([*controls, *parts.values()], at_once(settings, device), bar.reach)  # the longest begins first
+        for (arm, seed), part in parts.items():
+            measured, signal[arm, seed], of_concepts = kept.part(*part)
+            saes[arm, seed] = _as_measured(measured, device)
+            if seed == first:
+                splits[arm, seed] = [Split(*split) for split in of_concepts]
+            bar.reach(len(saes))
+        for part in controls:
+            of_saes, planted = kept.part(*part)
+            grades = Grades([GradedSae(*sae) for sae in of_saes], [(name, found) for name, found in planted])
+            bar.reach(len(saes) + 1)
         sae = random_sae(graded_sae, saes[rung, first].figures["l0"], settings.seed).to(device)
         control = _measure_sae(sae, find_main_latents(sae, settings, evaluation_set), yardstick, sweep=True)
         bar.update(1)
-    graded, why = f"{rung.name}, seed {first}", ""
+    shown: dict[Arm, ShownSae] = {}
+    if evaluation_set.candidates:
+        l0 = {arm: saes[arm, first].figures["l0"] for arm in runs.arms}
+        for arm in [arm for arm in runs.arms if is_shown(arm, rung, ladder, l0)][:MOST_SHOWN]:
+            shown[arm] = _shown(runs.by_key[arm, first], yardstick, splits[arm, first])
+    name, why = f"{rung.name}, seed {first}", ""
     if settings.controls and graded_sae.config.normalises:
-        why = f"No controls were made: {graded} normalises each activation, and an oracle cannot be planted there."
-    return MeasuredSaes(saes, control, common, shown, signal, grades, graded, why)
+        why = f"No controls were made: {name} normalises each activation, and an oracle cannot be planted there."
+    return MeasuredSaes(saes, control, common, shown, signal, grades, name, why)
 
 
 def _as_measured(part: list[Any], device: str) -> MeasuredSae:
@@ -295,12 +306,14 @@ def _baseline_splits(
         return on_concepts[1], points_of_sae(*on_concepts, evaluation_set)
 
     rungs = {key: run for key, run in runs.by_key.items() if key[0] in ladder and evaluation_set.candidates}
+    parts = {key: Part("main latents", [run], partial(found, run)) for key, run in rungs.items()}
     with Progress("main latents of the baseline", len(rungs), "SAE") as bar:
-        for key, run in rungs.items():
-            of_sae, of_points = kept.part("main latents", [run], partial(found, run))
+        kept.ahead([*parts.values()], at_once(settings, device), bar.reach)
+        for key, part in parts.items():
+            of_sae, of_points = kept.part(*part)
             splits[key] = [Split(*split) for split in of_sae]
             points.append([[OperatingPoint(*point) for point in concept] for concept in of_points])
-            bar.update(1)
+            bar.reach(len(points))
     return splits, points
 
 
@@ -324,9 +337,3 @@ def _measure_sae(sae: SAE, on_concepts: OnConcepts | None, yardstick: _Yardstick
     check_metrics(bootstrap_values, "an SAE's noise")
     check_metrics(figures, "an SAE")
     return MeasuredSae(figures, bootstrap_values, held_out.fired, held_out.nearest, per_concept, removals)
-
-
-def _grade(subject: _Subject) -> Grades:
-    assert subject.on_concepts, "there is a concept in use"
-    settings, evaluation_set, common, targets, *_ = subject.yardstick
-    return grade(subject.sae, *subject.on_concepts, settings, evaluation_set, common, targets)

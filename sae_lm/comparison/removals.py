@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sae_lm.comparison.evaluate import rows_decoded
 from sae_lm.comparison.evaluation_set import EvaluationSet
-from sae_lm.comparison.kept import Kept
+from sae_lm.comparison.kept import Kept, Part, at_once
 from sae_lm.comparison.language_model import LanguageModel
 from sae_lm.comparison.runs import Key, Run, Runs
 from sae_lm.data.store import Store
@@ -93,14 +93,20 @@ def measure_removal_costs(
         absorber, other = removal_divergences(model.bridge, runs.training["hook"], blocks, position, removed)
         return {"absorber_kl": float(absorber.mean()), "other_kl": float(other.mean())}
 
+    samples = {
+        key: Removals(*(values[: settings.ce_contexts] for values in sample)) for key, sample in removals.items()
+    }
+    parts = {
+        key: Part("without absorbers", [runs.by_key[key]], partial(cost, runs.by_key[key], sample))
+        for key, sample in samples.items()
+        if len(sample.row)
+    }
     figures: dict[Key, dict[str, float]] = {}
-    with Progress("without absorbers", len(removals), "SAE") as bar:
-        for key, sample in removals.items():
-            sample = Removals(*(values[: settings.ce_contexts] for values in sample))
-            if len(sample.row):
-                run = runs.by_key[key]
-                figures[key] = kept.part("without absorbers", [run], partial(cost, run, sample))
-            bar.update(1)
+    with Progress("without absorbers", len(parts), "SAE") as bar:
+        kept.ahead([*parts.values()], at_once(settings, device), bar.reach)
+        for number, (key, part) in enumerate(parts.items(), 1):
+            figures[key] = kept.part(*part)
+            bar.reach(number)
     return figures
 
 

@@ -37,6 +37,11 @@ class Progress:
                 self.last_line = time.monotonic()
                 self._line()
 
+    def reach(self, done: int) -> None:
+        """So much is done at least."""
+        if done > self.done:
+            self.update(done - self.done)
+
     def _line(self, ended: bool = False) -> None:
         seconds = max(time.monotonic() - self.began, 1e-9)
         rate = (self.done - self.first) / seconds

@@ -224,6 +224,9 @@ class CompareSettings(Settings):
     """measure a perfect SAE and spoilt copies of the baseline too: which outcomes put them in order"""
     seed: int = 0
     """seed of everything drawn in the evaluation"""
+    parallel: Count = 1
+    """SAEs measured at once on the CPU, each by a process with one thread; as many as there are cores is fastest. Linux
+    alone; elsewhere, and on an accelerator, one comes after another"""
     device: str = "auto"
     """`auto` (cuda if there is one), `cpu`, `cuda`"""
     device_map: DeviceMap | None = None

@@ -39,7 +39,7 @@ from sae_lm.settings import CompareSettings, TrainSettings
 from sae_lm.training.recipe import WHERE_IT_RUNS, with_defaults
 
 WHERE_IT_COMPARES = frozenset(
-    ("runs", "out", "store", "model", "device", "device_map", "narrower", "composition", "controls")
+    ("runs", "out", "store", "model", "device", "device_map", "parallel", "narrower", "composition", "controls")
 )
 """The same of compare: places, and what is measured besides."""
 

@@ -3,7 +3,9 @@
 import csv
 import json
 import math
+import os
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -23,6 +25,7 @@ from sae_lm.errors import SaeError, SaeLmError, SettingsError, StoreError
 from sae_lm.pages.difference_entries import DifferenceEntry
 from sae_lm.pages.schema import ArmEntry, ConceptEntry, GenealogyEntry, GradesEntry, PerConcept, Report
 from sae_lm.runtime.files import write_whole
+from sae_lm.runtime.forks import can_fork
 from sae_lm.sae.formats.saelens import save
 from sae_lm.settings import TrainSettings
 
@@ -140,6 +143,29 @@ def test_the_same_comparison_gives_the_same_report(report, runs, tiny_model, tmp
     assert {k: v for k, v in again.items() if k != "settings"} == {
         k: v for k, v in report[0].items() if k != "settings"
     }
+
+
+@pytest.mark.skipif(not can_fork(), reason="only Linux's libraries bear a fork")
+def test_several_processes_give_the_same_report_and_one_that_is_killed_is_done_without(
+    report, runs, tiny_model, tmp_path, monkeypatch
+):
+    first, real, by_others = os.getpid(), measure._measure_sae, tmp_path / "by others"
+
+    def measured(*given, **named):
+        if os.getpid() != first:
+            by_others.write_text("some")
+        if (tmp_path / "kill").exists() and os.getpid() != first:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(*given, **named)
+
+    monkeypatch.setattr(measure, "_measure_sae", measured)
+    for out in ("whole", "killed"):
+        again = compare(comparing(runs, tmp_path / out, model=str(tiny_model), ce_contexts=24, parallel=3))
+        assert {k: v for k, v in again.items() if k != "settings"} == {
+            k: v for k, v in report[0].items() if k != "settings"
+        }
+        assert by_others.exists() and not (tmp_path / out / "measured").exists()
+        (tmp_path / "kill").touch()
 
 
 def test_a_report_says_where_main_latents_are_not_ranked_as_ever(runs, tmp_path, report):
@@ -286,7 +312,7 @@ def test_a_comparison_that_was_killed_goes_on_with_what_it_had_measured(
 
     def counted(run, device):
         loads.append(run)
-        if len(loads) > 8 + 4 + 5:  # for the cross-entropies, for the baseline's main latents, and five SAEs
+        if len(loads) > 8 + 4 + 1 + 5:  # for cross-entropies, the baseline's main latents, its middle rung, five SAEs
             raise KeyboardInterrupt
         return load(run, device)
 
@@ -295,7 +321,7 @@ def test_a_comparison_that_was_killed_goes_on_with_what_it_had_measured(
         compare(settings)
     parts = {path: path.read_text() for path in (settings.out / "measured").iterdir()}
     blocks = sum('"tensor"' not in text and "splits" not in text for text in parts.values()) - 4
-    assert len(parts) == blocks + 4 + 1 + 5 and blocks >= 12, "main latents, controls, SAEs"
+    assert len(parts) == blocks + 4 + 5 and blocks >= 12, "main latents, SAEs"
     damaged = next(path for path, text in parts.items() if "hole_rate" in text and '"tensor"' in text)
     damaged.write_text(parts[damaged].replace("0", "1", 1))
     (settings.out / "measured" / "mine.json").write_text("mine")

@@ -1,0 +1,131 @@
+"""sae_lm.runtime.forks: tasks are shared out among processes, and none that fails or is killed takes the others along."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from sae_lm.runtime import forks
+from sae_lm.runtime.forks import share_out
+
+pytestmark = pytest.mark.skipif(not forks.can_fork(), reason="only Linux's libraries bear a fork")
+
+PATIENCE = 60.0
+"""Seconds, after which something never happens."""
+
+
+@pytest.fixture
+def tasks(tmp_path):
+    """Each leaves a file with the number of its process; the first two wait until both have begun."""
+
+    def task(number):
+        with (tmp_path / str(number)).open("x") as file:
+            file.write(str(os.getpid()))
+        ends = time.monotonic() + PATIENCE
+        while number < 2 and not (tmp_path / str(1 - number)).exists():
+            assert time.monotonic() < ends
+            time.sleep(0.01)
+
+    return [lambda number=number: task(number) for number in range(7)]
+
+
+def by(tmp_path):
+    return {int(path.name): int(path.read_text()) for path in tmp_path.iterdir() if path.name.isdigit()}
+
+
+def test_every_task_is_done_once_by_this_process_or_another(tasks, tmp_path):
+    seen = []
+    share_out(tasks, 2, seen.append)
+    done = by(tmp_path)
+    assert sorted(done) == [*range(7)] and len({*done.values()}) == 2 and os.getpid() in done.values()
+    assert seen == sorted(seen) and seen[-1] == 7
+
+
+def test_processes_have_one_thread_each_and_this_one_has_its_own_back(tasks, tmp_path, monkeypatch):
+    set_to = []
+    monkeypatch.setattr(torch, "set_num_threads", set_to.append)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
+    share_out(tasks, 2, lambda done: None)
+    assert set_to == [1, 7]
+
+
+@pytest.mark.parametrize("end", ["raises", "is killed"])
+def test_a_task_at_which_another_process_ends_is_left_undone_and_the_rest_is_done(tasks, tmp_path, end, capfd):
+    first = os.getpid()
+
+    def spoilt(task):
+        task()
+        if os.getpid() != first:
+            if end == "raises":
+                raise ValueError("not for the user's eyes")
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    seen = []
+    share_out([lambda task=task: spoilt(task) for task in tasks], 2, seen.append)
+    assert sorted(by(tmp_path)) == [*range(7)]
+    assert seen[-1] == 6, "the spoilt one does not count"
+    assert capfd.readouterr().err == ""
+
+
+def test_an_exception_here_ends_the_others(tasks, tmp_path):
+    first = os.getpid()
+
+    def stopped(task):
+        task()
+        if os.getpid() == first:
+            raise KeyboardInterrupt
+        time.sleep(2 * PATIENCE)
+
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        share_out([lambda task=task: stopped(task) for task in tasks], 2, lambda done: None)
+    assert time.monotonic() - began < PATIENCE
+    others = {*by(tmp_path).values()} - {first}
+    assert others and not any(_runs(process) for process in others)
+
+
+ENDLESS = """
+import os, time
+from sae_lm.runtime.forks import share_out
+def task():
+    print(os.getpid(), flush=True) if os.getpid() == first else os.write(out, f"{os.getpid()}\\n".encode())
+    time.sleep(1000)
+first, out = os.getpid(), os.dup(1)
+share_out([task] * 3, 3, print)
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_where_this_process_is_killed_no_other_outlives_it(how):
+    with subprocess.Popen([sys.executable, "-c", ENDLESS], stdout=subprocess.PIPE, text=True) as started:
+        processes = [int(started.stdout.readline()) for _ in range(3)]
+        assert started.pid in processes
+        started.send_signal(how)
+        started.wait()
+        ends = time.monotonic() + PATIENCE
+        while any(_runs(process) for process in processes):
+            assert time.monotonic() < ends
+            time.sleep(0.05)
+
+
+def _runs(process):
+    try:
+        with open(f"/proc/{process}/stat") as stat:
+            return stat.read().rpartition(")")[2].split()[0] not in "ZX"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.parametrize(
+    ("count", "processes", "forks_there"), [(7, 1, True), (1, 4, True), (0, 4, True), (7, 4, False)]
+)
+def test_nothing_is_done_where_no_second_process_would_do_it(
+    tasks, tmp_path, monkeypatch, count, processes, forks_there
+):
+    monkeypatch.setattr(forks, "can_fork", lambda: forks_there)
+    share_out(tasks[:count], processes, lambda done: None)
+    assert by(tmp_path) == {}
