@@ -62,6 +62,8 @@ def compare(settings: CompareSettings) -> Report:
             print(
                 f"{len(parts)} parts of an unfinished comparison are in {kept.folder}; those of these SAEs and settings are used"
             )
+        if kept.folder is None:
+            print(f"another comparison is writing to {settings.out}: this one keeps no parts, and measures one by one")
         report = make_report(settings, store, runs, measure(settings, store, runs, kept, device), registered)
         _write(report, settings.out)
         kept.remove()

@@ -94,7 +94,9 @@ def measure_cross_entropies(
             for number, block in enumerate(text.split(size))
         ]
         ends = list(accumulate(len(block.blocks) * len(every) for block in text.split(size)))
-        kept.ahead(of_blocks, at_once(settings, device), lambda done: bar.reach(ends[done - 1]))
+        if (processes := at_once(settings, device)) > 1:
+            loaded.load()
+        kept.ahead(of_blocks, processes, lambda done: bar.reach(ends[done - 1]))
         by_block = []
         for part, end in zip(of_blocks, ends, strict=True):
             by_block.append(kept.part(*part))

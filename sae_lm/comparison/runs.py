@@ -101,6 +101,11 @@ class Loaded(Mapping[Key, SAE]):
             self.kept[key] = self.runs[key].load(self.device)
         return self.kept[key]
 
+    def load(self) -> None:
+        """Those that fit, now: processes that are forked later share them."""
+        if self.kept is not None:
+            self.kept |= {key: run.load(self.device) for key, run in self.runs.items() if key not in self.kept}
+
     def __iter__(self) -> Iterator[Key]:
         return iter(self.runs)
 

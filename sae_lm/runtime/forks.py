@@ -10,10 +10,13 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 import torch
+
+from sae_lm.errors import SaeLmWarning
 
 NUMBER, MOST = 4, 8192
 """Bytes of a task's number in the pipe: what is that short is read whole by one process. Tasks at most: a pipe holds them."""
@@ -27,9 +30,10 @@ def can_fork() -> bool:
 def share_out(tasks: Sequence[Callable[[], object]], processes: int, progress: Callable[[int], None]) -> None:
     """Do the tasks, in this process and forked ones; whoever is free takes the next. What they return is lost.
 
-    A task at which a forked process fails or is killed is left undone, without a word: whoever needs its outcome does it
-    again. An exception in this process ends the others. progress: gets the number of tasks done so far, in this process
-    alone. Nothing is done where there is no second process to do it.
+    A task that fails in a forked process is left undone there, without a word, and so is one at which the process is
+    killed, of which this one warns: whoever needs the outcome does it again. An exception in this process ends the
+    others. progress: gets the number of tasks done so far, in this process alone. Nothing is done where there is no
+    second process to do it.
     """
     tasks = tasks[:MOST]
     processes = min(processes, len(tasks))
@@ -40,36 +44,42 @@ def share_out(tasks: Sequence[Callable[[], object]], processes: int, progress: C
     os.close(give)
     see, tell = os.pipe()
     os.set_blocking(see, False)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    others: list[int] = []
-    done = 0
+    threads, done = torch.get_num_threads(), 0
+    others: set[int] = set()
     try:
+        torch.set_num_threads(1)
         for _ in range(processes - 1):
-            others.append(_forked(lambda: _work(tasks, take, lambda: os.write(tell, b"."))))
+            with suppress(OSError):  # no room for another process: there are fewer
+                _fork(others, lambda: _work(tasks, take, tell))
         while (number := _next(take)) is not None:
             tasks[number]()
             done += 1 + _told(see)
             progress(done)
+            _reap(others)
+            if not others:
+                torch.set_num_threads(threads)
         while others:
-            others = [other for other in others if os.waitpid(other, os.WNOHANG) == (0, 0)]
+            _reap(others)
             done += _told(see)
             progress(done)
             time.sleep(SECONDS_BETWEEN_LOOKS * bool(others))
     finally:
         torch.set_num_threads(threads)
         for other in others:
-            with suppress(ProcessLookupError, ChildProcessError):  # it has just ended
+            with suppress(ProcessLookupError):
                 os.kill(other, signal.SIGKILL)
+        for other in others:
+            with suppress(ChildProcessError):
                 os.waitpid(other, 0)
         for end in (take, see, tell):
             os.close(end)
 
 
-def _work(tasks: Sequence[Callable[[], object]], take: int, done: Callable[[], object]) -> None:
+def _work(tasks: Sequence[Callable[[], object]], take: int, tell: int) -> None:
     while (number := _next(take)) is not None:
-        tasks[number]()
-        done()
+        with suppress(Exception):  # it will come again where it can be told
+            tasks[number]()
+            os.write(tell, b".")
 
 
 def _next(take: int) -> int | None:
@@ -85,22 +95,45 @@ def _told(see: int) -> int:
     return 0
 
 
-def _forked(work: Callable[[], object]) -> int:
-    """The number of a process that does this and nothing else: it says nothing, and ends with this one."""
+def _reap(others: set[int]) -> None:
+    """Those that have ended are no others any longer."""
+    for other in [*others]:
+        try:
+            ended, status = os.waitpid(other, os.WNOHANG)
+        except ChildProcessError:  # whoever started this one wants no word of ends
+            ended, status = other, 0
+        if not ended:
+            continue
+        others.discard(other)
+        if os.WIFSIGNALED(status):
+            warnings.warn(
+                f"one of the processes was killed by signal {os.WTERMSIG(status)}, as happens where memory runs out; the "
+                "rest of its work is done by the others. Give less --parallel if it happens again",
+                SaeLmWarning,
+                stacklevel=3,
+            )
+
+
+def _fork(others: set[int], work: Callable[[], object]) -> None:
+    """One process more, which does this and nothing else: it says nothing, and ends with this one."""
     sys.stdout.flush()
     sys.stderr.flush()
     parent = os.getpid()
-    process = os.fork()
-    if process:
-        return process
+    # a signal between the fork and the note of it would leave a process that nobody knows; the new one hears none at all
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
     try:
-        for stop in (signal.SIGINT, signal.SIGTERM):  # those are for the first process, which ends this one
-            signal.signal(stop, signal.SIG_IGN)
-        sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 it ends with the process
-        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-        work()
+        process = os.fork()
+        if process:
+            others.add(process)
+            return
+        try:
+            sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 it ends with the process
+            threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+            work()
+        finally:
+            os._exit(0)  # nothing that the first process has begun is ended twice
     finally:
-        os._exit(0)  # nothing that the first process has begun is ended twice
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _end_with(parent: int) -> None:

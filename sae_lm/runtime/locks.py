@@ -87,10 +87,27 @@ def _held(folder: Path, wait: bool) -> Iterator[bool]:
         yield True
         return
     descriptor = os.open(folder, os.O_RDONLY)
+    _open_here.add(descriptor)
     try:
         yield take_lock(descriptor, folder, wait=wait)
     finally:
-        os.close(descriptor)
+        if descriptor in _open_here:
+            _open_here.discard(descriptor)
+            os.close(descriptor)
+
+
+_open_here: set[int] = set()
+"""Descriptors of folders whose locks are held, or waited for."""
+
+
+def _leave_to_the_first() -> None:
+    """In a forked process: with its copies closed, locks end with the process that took them."""
+    while _open_here:
+        os.close(_open_here.pop())
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_to_the_first)
 
 
 @cache

@@ -25,7 +25,7 @@ SAID = "memory ran out"
 LESS_MEMORY = {
     "cache": "give a smaller --batch-size, --context-size or --shard-tokens, or fewer --hooks",
     "train": "give fewer --arms-at-once or less --parallel, or a smaller --batch-size or --d-sae with another --out",
-    "compare": "give fewer --tokens, a smaller --per-type or fewer --ce-contexts",
+    "compare": "give fewer --tokens, a smaller --per-type, fewer --ce-contexts or less --parallel",
     "show": "give fewer --tokens or --contexts, or name --latents",
     "export": "give fewer --tokens or name --latents",
     "check": "give fewer --tokens",

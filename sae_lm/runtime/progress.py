@@ -1,5 +1,6 @@
 """Progress of long work: a bar with rate and ETA on a terminal, plain lines when piped."""
 
+import os
 import sys
 import threading
 import time
@@ -20,6 +21,7 @@ class Progress:
         self.postfix: dict[str, Any] = {}
         self.silent = silent
         self._lock = threading.Lock()  # several threads may work at it
+        self._process = os.getpid()
         self.bar = (
             tqdm(desc=label, total=total, initial=done, unit=unit, unit_scale=True, dynamic_ncols=True)
             if sys.stderr.isatty() and not silent
@@ -27,6 +29,8 @@ class Progress:
         )
 
     def update(self, amount: int, **postfix: Any) -> None:
+        if os.getpid() != self._process:  # a forked one, to which neither the line nor tqdm's locks belong
+            return
         with self._lock:
             self.done += amount
             self.postfix.update(postfix)

@@ -9,6 +9,7 @@ import time
 import pytest
 import torch
 
+from sae_lm.errors import SaeLmWarning
 from sae_lm.runtime import forks
 from sae_lm.runtime.forks import share_out
 
@@ -45,30 +46,71 @@ def test_every_task_is_done_once_by_this_process_or_another(tasks, tmp_path):
     assert seen == sorted(seen) and seen[-1] == 7
 
 
-def test_processes_have_one_thread_each_and_this_one_has_its_own_back(tasks, tmp_path, monkeypatch):
-    set_to = []
-    monkeypatch.setattr(torch, "set_num_threads", set_to.append)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
-    share_out(tasks, 2, lambda done: None)
-    assert set_to == [1, 7]
+def test_processes_have_one_thread_each_and_this_one_has_its_own_back(tasks, tmp_path):
+    def told(task):
+        task()
+        (tmp_path / f"threads {os.getpid()}").write_text(str(torch.get_num_threads()))
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        share_out([lambda task=task: told(task) for task in tasks], 2, lambda done: None)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    assert [path.read_text() for path in tmp_path.glob("threads *")] == ["1", "1"]
 
 
-@pytest.mark.parametrize("end", ["raises", "is killed"])
-def test_a_task_at_which_another_process_ends_is_left_undone_and_the_rest_is_done(tasks, tmp_path, end, capfd):
+def spoilt(task, end):
     first = os.getpid()
 
-    def spoilt(task):
+    def done():
         task()
         if os.getpid() != first:
-            if end == "raises":
-                raise ValueError("not for the user's eyes")
-            os.kill(os.getpid(), signal.SIGKILL)
+            end()
+
+    return done
+
+
+def test_a_task_that_fails_in_another_process_is_left_undone_there_and_the_process_goes_on(tasks, tmp_path, capfd):
+    def fails():
+        raise ValueError("not for the user's eyes")
 
     seen = []
-    share_out([lambda task=task: spoilt(task) for task in tasks], 2, seen.append)
-    assert sorted(by(tmp_path)) == [*range(7)]
-    assert seen[-1] == 6, "the spoilt one does not count"
+    share_out([spoilt(task, fails) for task in tasks], 2, seen.append)
+    done = by(tmp_path)
+    assert sorted(done) == [*range(7)]
+    assert seen[-1] == [*done.values()].count(os.getpid()), "spoilt ones do not count"
     assert capfd.readouterr().err == ""
+
+
+def test_where_another_process_is_killed_the_rest_is_done_with_a_warning(tasks, tmp_path):
+    killed = [spoilt(task, lambda: os.kill(os.getpid(), signal.SIGKILL)) for task in tasks]
+    seen = []
+    with pytest.warns(
+        SaeLmWarning, match="was killed by signal 9, as happens where memory runs out; .* less --parallel"
+    ):
+        share_out(killed, 2, seen.append)
+    assert sorted(by(tmp_path)) == [*range(7)] and seen[-1] == 6
+
+
+def test_without_room_for_another_process_this_one_does_all(tasks, tmp_path, monkeypatch):
+    def full():
+        raise BlockingIOError("no more processes")
+
+    monkeypatch.setattr(os, "fork", full)
+    seen = []
+    share_out(tasks[2:], 3, seen.append)
+    assert {*by(tmp_path).values()} == {os.getpid()} and seen == [1, 2, 3, 4, 5]
+
+
+def test_where_nobody_is_to_hear_of_ends_all_is_done_too(tasks, tmp_path):
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        share_out(tasks, 2, lambda done: None)
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+    assert sorted(by(tmp_path)) == [*range(7)]
 
 
 def test_an_exception_here_ends_the_others(tasks, tmp_path):

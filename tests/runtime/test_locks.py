@@ -1,11 +1,12 @@
 """Only another process keeps one out, a disk without locks does not."""
 
 import errno
+import os
 
 import pytest
 
 from sae_lm.errors import SaeLmError
-from sae_lm.runtime.locks import open_lock, take_lock
+from sae_lm.runtime.locks import held_if_free, open_lock, take_lock
 from sae_lm.training.locks import only_trainer, only_writer_of_run
 
 fcntl = pytest.importorskip("fcntl")
@@ -40,3 +41,21 @@ def test_a_file_is_not_emptied_to_lock_it_and_no_link_is_followed(tmp_path):
     with pytest.raises(SaeLmError, match="link is a link, expected a file to lock; delete the link"):
         open_lock(tmp_path / "link")
     assert (tmp_path / "lock").read_text() == "kept" and not (tmp_path / "new").exists()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there are no forks")
+def test_a_lock_is_not_held_by_a_fork_of_the_process_that_took_it(tmp_path):
+    read, write = os.pipe()
+    with held_if_free(tmp_path) as held:
+        assert held
+        if not (forked := os.fork()):
+            os.read(read, 1)
+            os._exit(0)
+    try:
+        with held_if_free(tmp_path) as again:
+            assert again
+    finally:
+        os.write(write, b".")
+        os.waitpid(forked, 0)
+        os.close(read)
+        os.close(write)
