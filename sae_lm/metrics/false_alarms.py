@@ -111,7 +111,7 @@ def _ratios_ranked(
         is_own = torch.zeros(sae.config.d_sae, dtype=torch.bool)
         is_own[[*own]] = True
         there = values.masked_fill(~is_own[of_values], -torch.inf).amax(1)
-        lower = pre[:, [place[latent] for latent in own]].amax(1).minimum(values[:, -1])
+        lower = pre[:, [place[latent] for latent in own]].amax(1)
         ratios.append(there.maximum(lower) / _gate(values, of_values, own, sae))
     return torch.stack(ratios, 1)
 

@@ -64,6 +64,8 @@ def test_a_threshold_below_0_lets_nothing_below_0_fire(make_sae):
     dense = sae.encode(x) * sae.W_dec.norm(dim=1)
     torch.testing.assert_close(codes.columns(list(range(10))), dense)
     assert len(codes.strength) == int((dense > 0).sum())
+    values, latent = active(sae, x)
+    torch.testing.assert_close(decode_active(sae, values, latent), sae(x), atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("architecture", ["topk", "standard", "jumprelu"])

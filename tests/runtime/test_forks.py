@@ -35,7 +35,7 @@ def tasks(tmp_path):
 
 
 def by(tmp_path):
-    return {int(path.name): int(path.read_text()) for path in tmp_path.iterdir() if path.name.isdigit()}
+    return {int(path.name): int(path.read_text() or 0) for path in tmp_path.iterdir() if path.name.isdigit()}
 
 
 def test_every_task_is_done_once_by_this_process_or_another(tasks, tmp_path):
@@ -61,32 +61,35 @@ def test_processes_have_one_thread_each_and_this_one_has_its_own_back(tasks, tmp
     assert [path.read_text() for path in tmp_path.glob("threads *")] == ["1", "1"]
 
 
-def spoilt(task, end):
+def test_a_task_that_fails_in_another_process_is_left_undone_there_and_the_process_goes_on(tasks, tmp_path, capfd):
     first = os.getpid()
 
-    def done():
+    def fails(task):
         task()
         if os.getpid() != first:
-            end()
-
-    return done
-
-
-def test_a_task_that_fails_in_another_process_is_left_undone_there_and_the_process_goes_on(tasks, tmp_path, capfd):
-    def fails():
-        raise ValueError("not for the user's eyes")
+            raise ValueError("not for the user's eyes")
+        ends = time.monotonic() + PATIENCE
+        while [*by(tmp_path).values()].count(first) == len(by(tmp_path)) - 1:
+            assert time.monotonic() < ends, "the other ends with its first failure"
+            time.sleep(0.01)
 
     seen = []
-    share_out([spoilt(task, fails) for task in tasks], 2, seen.append)
-    done = by(tmp_path)
-    assert sorted(done) == [*range(7)]
-    assert seen[-1] == [*done.values()].count(os.getpid()), "spoilt ones do not count"
+    share_out([lambda task=task: fails(task) for task in tasks], 2, seen.append)
+    done = [*by(tmp_path).values()]
+    assert len(done) == 7 and len(done) - done.count(first) >= 2
+    assert seen[-1] == done.count(first), "those that failed do not count"
     assert capfd.readouterr().err == ""
 
 
 def test_where_another_process_is_killed_the_rest_is_done_with_a_warning(tasks, tmp_path):
-    killed = [spoilt(task, lambda: os.kill(os.getpid(), signal.SIGKILL)) for task in tasks]
-    seen = []
+    first, seen = os.getpid(), []
+
+    def is_killed(task):
+        task()
+        if os.getpid() != first:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    killed = [lambda task=task: is_killed(task) for task in tasks]
     with pytest.warns(
         SaeLmWarning, match="was killed by signal 9, as happens where memory runs out; .* less --parallel"
     ):
