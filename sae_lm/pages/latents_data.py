@@ -139,27 +139,25 @@ def lines(
     if survey.matches is not None:
         other = (survey.matches.of_left, survey.matches.of_right)[side].latent
         sides.append((1 - side, other[latent]))
-    stripes = []
+    stripes, value = [], np.zeros(len(row), np.float32)
     for which, of_latent in sides:
         of = survey.saes[which]
         around = surroundings(survey, of.codes, of.statistics.fires, of_latent, row, BEFORE, AFTER)
         largest = np.repeat(of.statistics.largest[of_latent], np.diff(around.indptr))
         level = np.clip(np.rint(around.value / largest * STRIPE_LEVELS), 1, STRIPE_LEVELS).astype(np.uint8)
-        stripes.append((around, level))
-    own, _ = stripes[0]
-    here = own.offset == 0
-    value = np.zeros(len(row), np.float32)
-    value[np.repeat(np.arange(len(row)), np.diff(own.indptr))[here]] = own.value[here]
+        pairs = np.stack([around.offset.astype(np.int8).view(np.uint8), level], 1).tobytes()
+        stripes.append((around.indptr.tolist(), pairs))
+        if which == side:
+            here = around.offset == 0
+            value[np.repeat(np.arange(len(row)), np.diff(around.indptr))[here]] = around.value[here]
     out, i = [], 0
     for of in cards:
         packed = bytearray()
         for _ in of.rows:
             packed += struct.pack("<If", place[i], value[i])
-            for around, level in stripes:
-                some = slice(around.indptr[i], around.indptr[i + 1])
-                packed.append(some.stop - some.start)
-                pairs = np.stack([around.offset[some].astype(np.int8).view(np.uint8), level[some]], 1)
-                packed += pairs.tobytes()
+            for starts, pairs in stripes:
+                packed.append(starts[i + 1] - starts[i])
+                packed += pairs[2 * starts[i] : 2 * starts[i + 1]]
             i += 1
         out.append(base64.b64encode(packed).decode())
     return out
