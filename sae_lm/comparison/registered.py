@@ -5,7 +5,7 @@ is over the claims of the file alone: these were chosen beforehand, and all else
 """
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from statistics import fmean
 from typing import NamedTuple
 
@@ -168,12 +168,11 @@ def _read(claim: Claim, evidence: Evidence) -> _Pair:
         return _nothing("L0 not matched")
     others = match.baseline({rung: evidence.values[rung][claim.metric] for rung in match.ladder})
     interpolated = match.how == "interpolated"  # at the arm's own L0
-    weak = [one.name for one in (arm, *match.used) if one in evidence.undertrained]
     return _Pair(
         paired_difference(evidence.values[arm][claim.metric], others),
         "/".join(rung.name for rung in match.used) + ", interpolated" * interpolated,
         (fmean(match.l0), fmean(match.l0 if interpolated else match.ladder[match.rung])),
-        _undertrained(weak),
+        _undertrained((arm, *match.used), evidence),
     )
 
 
@@ -192,20 +191,21 @@ def _at_cost(arm: Arm, against: Arm, cost: float, metric: str, evidence: Evidenc
     if why_not := untrained([curve for curve in pair if curve is not None], cost):
         return _nothing(why_not)
     read = [curve.read(metric, cost).tolist() for curve in pair if curve is not None]
-    between = [one for curve in pair if curve is not None for one in curve.between(cost)]
-    weak = [one.name for one in dict.fromkeys(between) if one in evidence.undertrained]
+    between = dict.fromkeys(one for curve in pair if curve is not None for one in curve.between(cost))
     l0 = [fmean(evidence.values[one]["l0"]) for one in (arm, against)]
     families_read = [curve.family.name for curve in pair if curve is not None]
     against_family = f"{families_read[1]} at {cost:+.3g} FVU"
-    return _Pair(paired_difference(*read), against_family, (l0[0], l0[1]), _undertrained(weak))
+    return _Pair(paired_difference(*read), against_family, (l0[0], l0[1]), _undertrained(between, evidence))
 
 
 def _on_one_curve(arm: Arm, against: Arm, family: str) -> str:
     return f"{arm.name} and {against.name} lie on one curve, {family}"
 
 
-def _undertrained(names: Sequence[str]) -> str | None:
-    return f"undertrained: {', '.join(names)}" if names else None
+def _undertrained(arms: Iterable[Arm], evidence: Evidence) -> str | None:
+    """A control that is held at its start is what its claim is about: no training would bring it away from there."""
+    weak = [arm.name for arm in arms if arm in evidence.undertrained and not arm.is_held]
+    return f"undertrained: {', '.join(weak)}" if weak else None
 
 
 def _entry(claim: Claim, test: _Test, p_holm: float | None, margin: float) -> ClaimEntry:

@@ -169,6 +169,15 @@ def test_undertrained_saes_missing_seeds_and_other_settings_answer_nothing():
     assert differs["answer"].startswith("no answer (compared with other settings than registered: probe_gate is 0.6")
 
 
+@pytest.mark.parametrize("held", ["none@decoder=0.8", "none@encoder=frozen"])
+def test_a_claim_about_a_control_is_answered_though_it_stays_at_its_start(held):
+    text = registered(f'arm = "{held}"\nexpect = "higher"', arms=["none", held])
+    (claim,) = answers(text, evidence([held], **{held: (0.1, 0.04)}), arms=["none", held])
+    assert claim["holds"] and claim["answer"].startswith("holds (")
+    (weak,) = answers(text, evidence([held, "none"], **{held: (0.1, 0.04)}), arms=["none", held])
+    assert weak["answer"] == "no answer (undertrained: none)"
+
+
 def test_where_an_arm_that_was_registered_is_missing_no_claim_is_answered():
     facts = evidence(**{"abs_cos:1": (-0.1, 0.01)})
     text = registered(LOWER, arms=["none", "abs_cos:1/2", "max_cos"])
