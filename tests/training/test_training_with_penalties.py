@@ -3,6 +3,7 @@
 from functools import cache
 from typing import NamedTuple
 
+import jaxtyping
 import pytest
 import torch
 from small_trainings import ARCHITECTURES, NONE, equal, made, recipe, trained
@@ -55,6 +56,15 @@ CHEAPENED = {
 }
 
 
+@pytest.fixture
+def unchecked():
+    """Shapes and types of every call are checked by other tests: that is a third of a training of small steps."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("penalty", CHEAPENED)
 def test_a_sample_every_tenth_step_ends_where_the_whole_gradient_at_every_step_does(penalty, monkeypatch):
     """Samples, searches of a part and gradients used for ten steps are allowed because the outcome is the same."""
