@@ -10,6 +10,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 import sys
 from pathlib import Path
 
+import jaxtyping
 import pytest
 import torch
 
@@ -114,3 +115,12 @@ def make_sae():
         return SAE(config, weights)
 
     return make
+
+
+@pytest.fixture
+def unchecked():
+    """Shapes and types of every call are checked by shorter tests: that is a third of a training of small steps."""
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", before)

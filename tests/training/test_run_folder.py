@@ -106,6 +106,7 @@ def test_an_sae_that_was_steered_says_what_it_began_at_and_what_it_ended_at(tiny
     assert "steered_to" not in of_arm["none"]
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_a_cost_that_no_coefficient_brings_about_ends_with_a_sentence_and_not_with_an_endless_coefficient(
     tiny_store, tmp_path, capsys
 ):

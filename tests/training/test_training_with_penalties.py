@@ -3,7 +3,6 @@
 from functools import cache
 from typing import NamedTuple
 
-import jaxtyping
 import pytest
 import torch
 from small_trainings import ARCHITECTURES, NONE, equal, made, recipe, trained
@@ -54,14 +53,6 @@ CHEAPENED = {
     "c2r": 4.0,
     "silent": 0.3,
 }
-
-
-@pytest.fixture
-def unchecked():
-    """Shapes and types of every call are checked by other tests: that is a third of a training of small steps."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.mark.usefixtures("unchecked")
