@@ -45,17 +45,19 @@ def test_a_file_is_not_emptied_to_lock_it_and_no_link_is_followed(tmp_path):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there are no forks")
 def test_a_lock_is_not_held_by_a_fork_of_the_process_that_took_it(tmp_path):
-    read, write = os.pipe()
+    (end_read, end_write), (there_read, there_write) = os.pipe(), os.pipe()
     with held_if_free(tmp_path) as held:
         assert held
         if not (forked := os.fork()):
-            os.read(read, 1)
+            os.write(there_write, b".")
+            os.read(end_read, 1)
             os._exit(0)
     try:
+        os.read(there_read, 1)
         with held_if_free(tmp_path) as again:
             assert again
     finally:
-        os.write(write, b".")
+        os.write(end_write, b".")
         os.waitpid(forked, 0)
-        os.close(read)
-        os.close(write)
+        for end in (end_read, end_write, there_read, there_write):
+            os.close(end)
