@@ -51,6 +51,8 @@ class Kept(NamedTuple):
     """checksum of what all parts depend on: store, settings, device, code, the baseline's SAEs, and the least width"""
     saes: dict[Path, str]
     """checksums of SAEs, as far as they were asked for"""
+    processes: int = 1
+    """that measure at once"""
 
     def part(self, what: str, runs: Sequence[Run], measure: Callable[[], Any]) -> Any:
         """What was measured of these SAEs, or else what ``measure`` gives, which is kept.
@@ -67,14 +69,22 @@ class Kept(NamedTuple):
             write_whole(path, lambda temporary: temporary.write_text(whole, encoding="utf-8"))
         return _parsed(text)
 
-    def ahead(self, parts: Sequence[Part], processes: int, progress: Callable[[int], None]) -> None:
-        """Measure those of the parts that are not there in so many processes at once, so that `part` finds them.
+    def each(self, parts: Sequence[Part], progress: Callable[[int], None]) -> Iterator[Any]:
+        """What `part` gives of one after the other, measured `ahead`. progress: gets how many are there."""
+        self.ahead(parts, progress)
+        for number, part in enumerate(parts, 1):
+            yield self.part(*part)
+            progress(number)
+
+    def ahead(self, parts: Sequence[Part], progress: Callable[[int], None]) -> None:
+        """Measure those of the parts that are not there in several processes at once, so that `part` finds them.
 
         What fails there `part` measures again. progress: gets how many of the parts are there.
         """
         lacking = [part for part in parts if (path := self._path(part.what, part.runs)) and _read(path) is None]
         there = len(parts) - len(lacking)
-        share_out([partial(self.part, *part) for part in lacking], processes, lambda done: progress(there + done))
+        tasks = [partial(self.part, *part) for part in lacking]
+        share_out(tasks, self.processes, lambda done: progress(there + done))
 
     def _path(self, what: str, runs: Sequence[Run]) -> Path | None:
         """Of the part; None where none are kept."""
@@ -99,17 +109,14 @@ class Kept(NamedTuple):
         return self.saes[run.directory]
 
 
-def at_once(settings: CompareSettings, device: str) -> int:
-    """Processes that measure; an accelerator is busy with one, and does not outlive a fork."""
-    return settings.parallel if torch.device(device).type == "cpu" and not settings.device_map else 1
-
-
 @contextmanager
 def kept_parts(settings: CompareSettings, store: Store, runs: Runs, device: str) -> Iterator[Kept]:
     """Parts of earlier comparisons into the same folder, if any. Two at once do not share them: one keeps none."""
     folder = settings.out / FOLDER
     check_folder(folder)
-    kept = Kept(folder, "", {})
+    # an accelerator is busy with one process, and does not outlive a fork
+    alone = torch.device(device).type != "cpu" or settings.device_map is not None
+    kept = Kept(folder, "", {}, 1 if alone else settings.parallel)
     ladder = ladder_of(runs.baseline, runs.arms, runs.baseline)
     of = {
         "settings": settings.model_dump(mode="json", exclude=NOT_IN_PARTS),

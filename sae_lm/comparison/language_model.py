@@ -11,7 +11,7 @@ import torch
 
 from sae_lm.comparison.evaluate import BootstrapValues
 from sae_lm.comparison.evaluation_set import SAMPLES
-from sae_lm.comparison.kept import Kept, Part, at_once
+from sae_lm.comparison.kept import Kept, Part
 from sae_lm.comparison.runs import Key, Loaded, Runs
 from sae_lm.data.recipe import model_of
 from sae_lm.data.store import Store
@@ -86,21 +86,18 @@ def measure_cross_entropies(
     text = HeldOutText(blocks, store.special(blocks) | store.rowless(first, stop), hook, mean)
     loaded, every = Loaded(runs.by_key, device), list(runs.by_key.values())
     size = max(1, min(CONTEXTS, len(blocks) // BLOCKS))
+    split = text.split(size)
+    ends = list(accumulate(len(block.blocks) * len(every) for block in split))
     with Progress("in the language model", len(blocks) * len(every), "context") as bar:
         of_blocks = [
             Part(
                 f"cross-entropies of block {number}", every, partial(_of_block, model, block, loaded, size, bar.update)
             )
-            for number, block in enumerate(text.split(size))
+            for number, block in enumerate(split)
         ]
-        ends = list(accumulate(len(block.blocks) * len(every) for block in text.split(size)))
-        if (processes := at_once(settings, device)) > 1:
+        if kept.processes > 1:
             loaded.load()
-        kept.ahead(of_blocks, processes, lambda done: bar.reach(ends[done - 1]))
-        by_block = []
-        for part, end in zip(of_blocks, ends, strict=True):
-            by_block.append(kept.part(*part))
-            bar.reach(end)  # of a block that was measured before
+        by_block = list(kept.each(of_blocks, lambda done: bar.reach(ends[done - 1])))
     parts = {key: [CrossEntropy(*of_saes[place]) for of_saes in by_block] for place, key in enumerate(runs.by_key)}
     pooled = {key: pooled_entropy(of_blocks) for key, of_blocks in parts.items()}
     one = next(iter(pooled.values()))

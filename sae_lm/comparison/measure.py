@@ -27,7 +27,7 @@ from sae_lm.comparison.evaluate import (
 )
 from sae_lm.comparison.evaluation_set import EvaluationSet, build_evaluation_set
 from sae_lm.comparison.explorer import MOST_SHOWN, ShownSae, explorer_entries, is_shown, keep_for_explorer
-from sae_lm.comparison.kept import Kept, Part, at_once
+from sae_lm.comparison.kept import Kept, Part
 from sae_lm.comparison.language_model import boot_model, measure_cross_entropies
 from sae_lm.comparison.matching import Matching, ladder_of, match_arms
 from sae_lm.comparison.outcomes import METRICS
@@ -219,8 +219,9 @@ def _measured(
 def _graded(run: Run, yardstick: _Yardstick, splits: list[Split]) -> Grades:
     settings, evaluation_set, common, targets, *_ = yardstick
     sae = run.load(yardstick.device)
-    codes = sae_codes(sae, evaluation_set, runners_up=settings.max_k)
-    return grade(sae, codes, splits, settings, evaluation_set, common, targets)
+    on_concepts = find_main_latents(sae, settings, evaluation_set, splits)
+    assert on_concepts, "there is a concept in use"
+    return grade(sae, *on_concepts, settings, evaluation_set, common, targets)
 
 
 def _shown(run: Run, yardstick: _Yardstick, splits: list[Split]) -> ShownSae:
@@ -254,7 +255,7 @@ def _measure_saes(
     signal: dict[Key, Float[Tensor, " d_sae"]] = {}
     grades: Grades | None = None
     with Progress("comparing", len(parts) + len(controls) + 1, "SAE") as bar:
-        kept.ahead([*controls, *parts.values()], at_once(settings, device), bar.reach)  # the longest begins first
+        kept.ahead([*controls, *parts.values()], bar.reach)  # the longest begins first
         for (arm, seed), part in parts.items():
             measured, signal[arm, seed], of_concepts = kept.part(*part)
             saes[arm, seed] = _as_measured(measured, device)
@@ -308,12 +309,9 @@ def _baseline_splits(
     rungs = {key: run for key, run in runs.by_key.items() if key[0] in ladder and evaluation_set.candidates}
     parts = {key: Part("main latents", [run], partial(found, run)) for key, run in rungs.items()}
     with Progress("main latents of the baseline", len(rungs), "SAE") as bar:
-        kept.ahead([*parts.values()], at_once(settings, device), bar.reach)
-        for key, part in parts.items():
-            of_sae, of_points = kept.part(*part)
+        for key, (of_sae, of_points) in zip(parts, kept.each([*parts.values()], bar.reach), strict=True):
             splits[key] = [Split(*split) for split in of_sae]
             points.append([[OperatingPoint(*point) for point in concept] for concept in of_points])
-            bar.reach(len(points))
     return splits, points
 
 

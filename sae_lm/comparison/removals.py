@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sae_lm.comparison.evaluate import rows_decoded
 from sae_lm.comparison.evaluation_set import EvaluationSet
-from sae_lm.comparison.kept import Kept, Part, at_once
+from sae_lm.comparison.kept import Kept, Part
 from sae_lm.comparison.language_model import LanguageModel
 from sae_lm.comparison.runs import Key, Run, Runs
 from sae_lm.data.store import Store
@@ -101,13 +101,8 @@ def measure_removal_costs(
         for key, sample in samples.items()
         if len(sample.row)
     }
-    figures: dict[Key, dict[str, float]] = {}
     with Progress("without absorbers", len(parts), "SAE") as bar:
-        kept.ahead([*parts.values()], at_once(settings, device), bar.reach)
-        for number, (key, part) in enumerate(parts.items(), 1):
-            figures[key] = kept.part(*part)
-            bar.reach(number)
-    return figures
+        return dict(zip(parts, kept.each([*parts.values()], bar.reach), strict=True))
 
 
 def _contexts(store: Store, row: Int[Tensor, " n"]) -> tuple[Int[Tensor, "n pos"], Int[Tensor, " n"]]:
