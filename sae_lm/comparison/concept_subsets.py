@@ -10,8 +10,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sae_lm.comparison.evaluate import concept_means
 from sae_lm.comparison.evaluation_set import Candidates
 from sae_lm.comparison.matching import Matching
+from sae_lm.comparison.outcomes import METRICS, PRIMARY
 from sae_lm.comparison.runs import Key
 from sae_lm.concepts.probes import Probe
 from sae_lm.metrics.statistics import FEWEST_SEEDS, mean_of_known, paired_difference
@@ -25,7 +27,7 @@ CLEAR = 0.85
 FEWEST_RANKED = 3
 """Concepts that a rank correlation needs."""
 OUTCOME = "equal_hole_rate"
-"""The key of a concept's figures that weak probes and kinds are asked about."""
+"""The key of a concept's figures that weak probes are asked about."""
 OF_CLEAR = {OUTCOME: "equal_hole_rate_clear", "fraction": "absorption_fraction_clear", "splits": "splits_clear"}
 """Key of a concept's figures -> the metric that is its mean over clear concepts."""
 
@@ -63,47 +65,50 @@ def differences_by_kind(
     matching: Matching,
     seeds: Sequence[int],
 ) -> list[KindEntry]:
-    """Every arm's difference from the baseline in holes at equal false alarms, over the concepts of each kind in use.
+    """Every arm's difference from the baseline in each primary outcome, over the concepts of each kind in use.
 
     concepts: all, those in use have figures in ``per_concept``.
     """
     entries: list[KindEntry] = []
     kinds = {probe.name: kind_of(probe) for probe in concepts if probe.skipped is None}
-    for kind in [kind for kind in KINDS if kind in kinds.values()]:
-        values: dict[Arm, list[float]] = {}
-        for arm in matching.matches:
-            of_seeds = [[of for of in per_concept[arm, seed] if kinds[of["concept"]] == kind] for seed in seeds]
-            values[arm] = [mean_of_known([of.get(OUTCOME, math.nan) for of in concepts]) for concepts in of_seeds]
-        for arm, match in matching.matches.items():
-            if arm in matching.ladder or match.how == "not matched":
-                continue
-            d = paired_difference(values[arm], match.baseline({rung: values[rung] for rung in match.ladder}))
-            entries.append(
-                {
-                    "arm": arm.name,
-                    "kind": kind,
-                    "concepts": sum(own == kind for own in kinds.values()),
-                    "per_seed": [*d.per_seed],
-                    "mean": d.mean,
-                    "low": d.low,
-                    "high": d.high,
-                }
-            )
+    for metric in PRIMARY:
+        for kind in [kind for kind in KINDS if kind in kinds.values()]:
+            values: dict[Arm, list[float]] = {}
+            for arm in matching.matches:
+                of_seeds = [[of for of in per_concept[arm, seed] if kinds[of["concept"]] == kind] for seed in seeds]
+                values[arm] = [concept_means(concepts)[metric] for concepts in of_seeds]
+            for arm, match in matching.matches.items():
+                if arm in matching.ladder or match.how == "not matched":
+                    continue
+                d = paired_difference(values[arm], match.baseline({rung: values[rung] for rung in match.ladder}))
+                entries.append(
+                    {
+                        "arm": arm.name,
+                        "metric": metric,
+                        "kind": kind,
+                        "concepts": sum(own == kind for own in kinds.values()),
+                        "per_seed": [*d.per_seed],
+                        "mean": d.mean,
+                        "low": d.low,
+                        "high": d.high,
+                    }
+                )
     return entries
 
 
 def disagreements(entries: Sequence[KindEntry]) -> list[str]:
-    """A sentence for each arm that has fewer holes for one kind and more for another, both intervals off 0."""
+    """A sentence for each arm and outcome that is lower for one kind and higher for another, both intervals off 0."""
     sentences = []
-    for arm in dict.fromkeys(entry["arm"] for entry in entries):
-        sure = [entry for entry in entries if entry["arm"] == arm and len(entry["per_seed"]) >= FEWEST_SEEDS]
-        fewer = [_told(entry) for entry in sure if entry["high"] is not None and entry["high"] < 0]
-        more = [_told(entry) for entry in sure if entry["low"] is not None and entry["low"] > 0]
-        if fewer and more:
+    for arm, metric in dict.fromkeys((entry["arm"], entry["metric"]) for entry in entries):
+        sure = [entry for entry in entries if (entry["arm"], entry["metric"]) == (arm, metric)]
+        sure = [entry for entry in sure if len(entry["per_seed"]) >= FEWEST_SEEDS]
+        lower = [_told(entry) for entry in sure if entry["high"] is not None and entry["high"] < 0]
+        higher = [_told(entry) for entry in sure if entry["low"] is not None and entry["low"] > 0]
+        if lower and higher:
             sentences.append(
-                f"{arm}: kinds of concepts disagree. At equal false alarms it has fewer holes for {' and '.join(fewer)}, "
-                f"and more for {' and '.join(more)} (95% intervals, not corrected): its mean over concepts depends on "
-                "which are asked."
+                f"{arm}: kinds of concepts disagree. Its {METRICS[metric].label} is lower for {' and '.join(lower)}, "
+                f"and higher for {' and '.join(higher)} (95% intervals, not corrected): the mean over concepts depends "
+                "on which are asked."
             )
     return sentences
 

@@ -18,6 +18,8 @@ AS_WELL = 0.05
 """F1 that a probe on embeddings may lack and still count as doing as well."""
 ALL_POSITIVE = 2 / (2 + NEGATIVES)
 """F1 of calling every row of a contextual concept positive."""
+FEWEST_RUNGS = 3
+"""L0 of a ladder that are asked which is right: of two one is always less."""
 MOST_NAMED = 4
 """Arms that the answer names for one finding."""
 
@@ -79,6 +81,34 @@ def embedding_findings(probes: Sequence[Probe]) -> list[str]:
             "negatives are of the same tokens."
         )
     return sentences
+
+
+def l0_findings(values: Values) -> list[str]:
+    """Where the n-th decoder projection, which tells a right L0, is least on each ladder of three L0 or more."""
+    ladders: dict[str, list[tuple[float, float]]] = {}
+    for arm, metrics in values.items():
+        l0, projection = fmean(metrics["l0"]), fmean(metrics["nth_projection"])
+        if math.isfinite(l0) and math.isfinite(projection):
+            ladders.setdefault(arm.family.name, []).append((projection, l0))
+    at_end: dict[str, list[str]] = {}
+    for family, rungs in ladders.items():
+        least, every = min(rungs)[1], sorted(l0 for _, l0 in rungs)
+        if len(rungs) >= FEWEST_RUNGS:
+            end = {
+                every[0]: ", the lowest, so that all may be too high",
+                every[-1]: ", the highest, so that all may be too low",
+            }
+            at_end.setdefault(end.get(least, ""), []).append(f"{family} ({least:.3g})")
+    return [
+        "Of L0 that differ alone the right one has the least n-th decoder projection (2508.16560). "
+        f"It is least at the L0 in brackets{end}: {_named(families)}."
+        for end, families in at_end.items()
+    ]
+
+
+def _named(names: Sequence[str]) -> str:
+    more = len(names) - MOST_NAMED
+    return ", ".join(names[:MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def absorption_verdict(metrics: Differences) -> str | None:
@@ -179,9 +209,8 @@ def _equivalent(arms: Mapping[str, Differences]) -> str:
     names = [arm for arm, metrics in arms.items() if _absorbs_alike(metrics) and not metrics["fvu"]["undertrained"]]
     if not names:
         return ""
-    within, more = arms[names[0]]["equal_hole_rate"]["reason"], len(names) - MOST_NAMED
-    named = ", ".join(names[:MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
-    return f"; but with {named} hole rate at equal false alarms and fraction are shown to be the same {within}"
+    within = arms[names[0]]["equal_hole_rate"]["reason"]
+    return f"; but with {_named(names)} hole rate at equal false alarms and fraction are shown to be the same {within}"
 
 
 def _absorbs_alike(metrics: Differences) -> bool:

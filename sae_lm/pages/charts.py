@@ -19,6 +19,8 @@ BALANCE = re.compile(r"@balance=[\d.e+-]+")
 NUMBERS_OF_OPTIONS = re.compile(r"(@\w+=)[\d.e+-]+(?=@|$)")
 COSTS = ("fvu", "ce_recovered")
 """What a lower primary outcome is paid with."""
+RIGHT_L0 = "nth_projection"
+"""The metric that is least where L0 is right."""
 
 
 class Look(NamedTuple):
@@ -106,6 +108,11 @@ def headline(report: Report) -> list[str]:
     metrics = report["metrics"]
     primary = [key for key, metric in metrics.items() if metric["role"] == "primary"]
     return primary + [key for key in COSTS if key in metrics and key not in primary]
+
+
+def ladder_metrics(report: Report) -> list[str]:
+    """The metrics that are drawn against L0: those that open the page, and the one that tells a right L0."""
+    return headline(report) + [RIGHT_L0] * (RIGHT_L0 in report["metrics"])
 
 
 def mean(values: Iterable[float | int | None]) -> float | None:

@@ -41,9 +41,10 @@ class DifferenceEntry(TypedDict):
 
 
 class KindEntry(TypedDict):
-    """One arm's hole rate at equal false alarms less the baseline's, over the concepts of one kind; paired by seed."""
+    """One arm's primary outcome less the baseline's, over the concepts of one kind; paired by seed."""
 
     arm: str
+    metric: str
     kind: str
     """token, letter (first letters), contextual or csv"""
     concepts: int

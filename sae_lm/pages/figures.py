@@ -15,6 +15,7 @@ from sae_lm.pages.charts import (
     by_seed,
     forest,
     headline,
+    ladder_metrics,
     looks,
     nearest_panels,
     several_l0,
@@ -29,7 +30,7 @@ LETTERS = 14
 """Of a legend, in an inch."""
 SUFFIXES = ("png", "svg")
 FIGURES: dict[str, Callable[[Report], list[Chart | None]]] = {
-    "fvu_l0": lambda report: [against_l0(report, key) for key in headline(report) if several_l0(report)],
+    "fvu_l0": lambda report: [against_l0(report, key) for key in ladder_metrics(report) if several_l0(report)],
     "seeds": lambda report: [by_seed(report, key) for key in headline(report) if not several_l0(report)],
     "frontier": frontier_charts,
     "differences": lambda report: [forest(report, key) for key in headline(report)],

@@ -120,9 +120,13 @@ def _plots(report: Report, keys: Sequence[str], styles: Mapping[str, Look]) -> d
     def captioned(panels: Sequence[Chart | None]) -> list[tuple[str, str, str]]:
         return [(chart.title, "", svg(chart, styles, _alt(chart))) for chart in panels if chart is not None]
 
-    first = charts.against_l0 if charts.several_l0(report) else charts.by_seed
+    curves = (
+        _drawn(report, charts.ladder_metrics(report), charts.against_l0, styles)
+        if charts.several_l0(report)
+        else _drawn(report, keys, charts.by_seed, styles)
+    )
     return {
-        "curves": _drawn(report, keys, first, styles),
+        "curves": curves,
         "frontier": captioned(frontier_charts(report)),
         "coefficients": _drawn(report, keys, charts.along_coefficient, styles),
         "forests": _drawn(report, keys, charts.forest, styles),

@@ -14,6 +14,7 @@ from sae_lm.comparison.concept_subsets import (
 )
 from sae_lm.comparison.evaluation_set import Candidates
 from sae_lm.comparison.matching import match_arms
+from sae_lm.comparison.outcomes import METRICS
 from sae_lm.concepts.probes import Probe
 from sae_lm.penalties.arms import parse_arm
 
@@ -51,14 +52,14 @@ def test_rank_correlation_needs_three_pairs_and_two_values_on_each_side():
     assert math.isnan(rank_correlation([0.1, 0.5, 0.9], [1.0, 1.0, 1.0]))
 
 
-def kinds_of(shifts, seeds=4):
-    """Entries of an arm whose holes differ by kind as given; contextual concepts move half as far one by one."""
+def kinds_of(shifts, seeds=4, key="equal_hole_rate"):
+    """Entries of an arm of which a figure of the concepts differs by kind as given."""
     none, arm = parse_arm("none"), parse_arm("abs_cos:1")
     noise = [0.001, -0.001, 0.002, 0.0]
 
     def of(seed, moved):
         return [
-            {"concept": name, "equal_hole_rate": 0.5 + 0.01 * seed + moved * (shifts[kind_of(probe)] + noise[seed])}
+            {"concept": name, key: 0.5 + 0.01 * seed + moved * (shifts[kind_of(probe)] + noise[seed])}
             for name, probe in ((name, concept(name, kind)) for name, kind in NAMES.items())
         ]
 
@@ -68,8 +69,12 @@ def kinds_of(shifts, seeds=4):
     return differences_by_kind(per_concept, probes, matching, range(seeds))
 
 
+def of_metric(entries, metric):
+    return [entry for entry in entries if entry["metric"] == metric]
+
+
 def test_differences_of_each_kind_are_over_its_concepts_alone_and_first_letters_are_a_kind():
-    entries = kinds_of({"token": -0.1, "letter": 0.0, "contextual": -0.05})
+    entries = of_metric(kinds_of({"token": -0.1, "letter": 0.0, "contextual": -0.05}), "equal_hole_rate")
     assert [(entry["kind"], entry["concepts"]) for entry in entries] == [("token", 1), ("letter", 1), ("contextual", 2)]
     assert [entry["mean"] for entry in entries] == pytest.approx([-0.0995, 0.0005, -0.0495])
     assert all(entry["arm"] == "abs_cos:1" and entry["low"] < entry["mean"] < entry["high"] for entry in entries)
@@ -78,6 +83,16 @@ def test_differences_of_each_kind_are_over_its_concepts_alone_and_first_letters_
 def test_kinds_disagree_where_intervals_lie_on_both_sides_of_0():
     (said,) = disagreements(kinds_of({"token": -0.1, "letter": 0.0, "contextual": 0.05}))
     assert said.startswith("abs_cos:1: kinds of concepts disagree.") and "first letters" not in said
-    assert "fewer holes for tokens (1 concept, -0.09" in said and "more for places (2 concepts, +0.05" in said
+    assert "hole rate at equal false alarms is lower for tokens (1 concept, -0.09" in said
+    assert "higher for places (2 concepts, +0.05" in said
     assert disagreements(kinds_of({"token": -0.1, "letter": 0.0, "contextual": -0.05})) == []
     assert disagreements(kinds_of({"token": -0.1, "letter": 0.0, "contextual": 0.05}, seeds=2)) == []
+
+
+@pytest.mark.parametrize(("key", "metric"), [("fraction", "absorption_fraction"), ("splits", "splits")])
+def test_kinds_are_asked_about_the_fraction_and_splitting_too(key, metric):
+    entries = kinds_of({"token": -0.1, "letter": 0.0, "contextual": 0.05}, key=key)
+    assert [entry["mean"] for entry in of_metric(entries, metric)] == pytest.approx([-0.0995, 0.0005, 0.0505])
+    assert all(entry["mean"] is None for entry in of_metric(entries, "equal_hole_rate"))
+    (said,) = disagreements(entries)
+    assert f"Its {METRICS[metric].label} is lower for tokens" in said

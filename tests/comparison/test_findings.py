@@ -3,7 +3,7 @@
 import pytest
 from compared_arms import BASE, arms_of, claim, compare_arms, entry, shifted
 
-from sae_lm.comparison.findings import answer, findings
+from sae_lm.comparison.findings import answer, findings, l0_findings
 
 pytestmark = pytest.mark.transformer_lens_3
 
@@ -136,3 +136,26 @@ def test_fewer_holes_with_less_precision_say_so():
                          absorption_fraction=lower, equal_precision={"none": BASE, "abs_cos:1": shifted(precision)})  # fmt: skip
         sentence = findings(compare_arms(values, "none"), values, 6)[0]
         assert ("but precision there is lower by 0.030" in sentence) == said
+
+
+@pytest.mark.parametrize(
+    ("projections", "said"),
+    [
+        ([9.0, 8.0, 7.0], "It is least at the L0 in brackets, the highest, so that all may be too low: none (33)."),
+        ([7.0, 8.0, 9.0], "It is least at the L0 in brackets, the lowest, so that all may be too high: none (8.5)."),
+        ([9.0, 7.0, 8.0], "It is least at the L0 in brackets: none (16.5)."),
+    ],
+)
+def test_a_ladder_says_at_which_l0_the_nth_projection_is_least(projections, said):
+    l0 = {8: 8.5, 32: 33.0, 16: 16.5}  # in no order
+    by_k = dict(zip((8, 16, 32), projections, strict=True))
+    arms = {f"none@k={k}": [l0[k]] * 3 for k in l0}
+    values = arms_of(l0=arms, nth_projection={f"none@k={k}": [by_k[k]] * 3 for k in l0})
+    (sentence,) = l0_findings(values)
+    assert sentence.endswith(said)
+
+
+def test_of_two_l0_or_an_unknown_projection_nothing_is_said_of_the_right_one():
+    arms = {f"none@k={k}": [float(k)] * 3 for k in (8, 16, 32)}
+    unknown = arms_of(l0=arms, nth_projection={"none@k=8": [9.0] * 3, "none@k=16": [8.0] * 3})
+    assert l0_findings(unknown) == []

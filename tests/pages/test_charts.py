@@ -49,6 +49,13 @@ def test_against_l0_joins_the_rungs_of_a_family_and_draws_the_front_of_fvu() -> 
     assert chart.x_ticks == [(8, "8"), (16, "16")]
 
 
+def test_the_metric_that_tells_a_right_l0_is_drawn_against_it_beside_those_that_open_the_page() -> None:
+    report = make_report(("none",), (8, 16))
+    assert charts.ladder_metrics(report) == charts.headline(report)
+    report["metrics"][charts.RIGHT_L0] = report["metrics"]["fvu"]
+    assert charts.ladder_metrics(report) == [*charts.headline(report), "nth_projection"]
+
+
 def test_one_l0_is_no_curve_and_two_that_differ_by_more_than_a_twentieth_are() -> None:
     report = make_report()
     assert not charts.several_l0(report)

@@ -242,7 +242,7 @@ def _grades(baseline: str) -> dict[str, Any]:
 
 def _kind(arm: str, kind: str, seeds: int) -> dict[str, Any]:
     difference = {"per_seed": [0.1] * seeds, "mean": -0.125, "low": -0.1875, "high": -0.0625}
-    return {"arm": arm, "kind": kind, "concepts": 1, **difference}
+    return {"arm": arm, "metric": "absorption_fraction", "kind": kind, "concepts": 1, **difference}
 
 
 def _other_concepts(arm: str, baseline: str) -> dict[str, Any]:
