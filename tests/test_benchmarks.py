@@ -6,6 +6,7 @@ import runpy
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 from sae_lm.metrics.codes import firing_codes
@@ -44,6 +45,27 @@ def test_held_out_rows_are_measured_for_every_sae_of_a_folder(tiny_store, tmp_pa
     assert list(found) == ["none@k=2-seed0", "none@k=4-seed0"]
     for k, (fvu, l0, projection, start) in zip((2, 4), found.values(), strict=True):
         assert 0 < fvu < 1.5 and l0 == k and projection > 0 and 0.5 < start <= 1
+
+
+def test_a_sweep_of_the_recipe_changes_schedule_and_architecture_and_refuses_what_it_does_not_know(
+    tiny_store, monkeypatch, capsys
+):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    told = runpy.run_path(str(BENCHMARKS / "convergence.py"))
+    job = told["read_options"]("arm=none@arch=relu@k=3,warm_up=0.5,decay=0.25,batch=64,lr=1e-2")
+    assert job == {"arm": "none@arch=relu@k=3", "warm_up": 0.5, "decay": 0.25, "batch": 64, "lr": 0.01}
+    sizes = {"steps": 100, "d_sae": 64, "k": 4, "d_in": 8, "matmul": "float32"}
+    recipe = importlib.import_module("training_steps").recipe({**sizes, **job})
+    assert recipe.learning_rate(24) == 0.005 and recipe.learning_rate(75) == 0.01 > recipe.learning_rate(76)
+    with pytest.raises(SystemExit, match="unknown rows; expected lr, batch"):
+        told["read_options"]("rows=5")
+
+    small = ["--rows", "256", "--unseen", "64", "--d-sae", "64", "--k", "4", "--threads", "1"]
+    ours = ["--ours", "batch=64", "batch=64,arm=none@arch=relu"]
+    monkeypatch.setattr(sys, "argv", ["convergence.py", str(tiny_store), "--hook", "blocks.1.hook_out", *small, *ours])
+    told["main"]()
+    _, plain, relu = capsys.readouterr().out.splitlines()
+    assert "batch=64,arm=none@arch=relu" in relu and plain.split()[-1] != relu.split()[-1]
 
 
 def test_families_on_one_curve_are_told_apart_far_from_what_was_trained_and_seldom_near_it(capsys):

@@ -2,6 +2,7 @@
 
     python tests/benchmarks/convergence.py STORE --seconds 20 --saelens-python PYTHON --peers-python PYTHON
     python tests/benchmarks/convergence.py STORE --rows 1000000 --ours lr=4e-3 lr=4e-3,optimizer=adam lr=8e-3,batch=2048
+    python tests/benchmarks/convergence.py STORE --rows 500000 --ours decay=0.5 arm=none@arch=relu,lr=3.5e-3 arm=none@arch=relu
     python tests/benchmarks/convergence.py STORE --rows 360000 --peer-rates 2e-3 4e-3 8e-3 --saelens-python PYTHON
 
 The environments are those of training.py. Every run is a process of its own; the machine is its alone. With --seconds
@@ -15,6 +16,7 @@ import argparse
 import statistics
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,12 @@ PEERS = {
 }
 """Name -> defaults of the library, where None is 2e-4 / sqrt(d_sae / 2^14); or the best of the batches tried."""
 
+OPTIONS: dict[str, Callable[[str], Any]] = {
+    "lr": float, "batch": int, "k": int, "d_sae": int, "optimizer": str, "whiten": int, "warm_up": float, "decay": float,
+    "matmul": str, "arm": str,
+}  # fmt: skip
+"""What --ours may change."""
+
 
 def held_out_first(store_path: str, hook: str | None, unseen: int) -> torch.Tensor:
     """[unseen + training rows, d_in] float32, scaled as in training: held-out rows, then training rows in random order."""
@@ -47,10 +55,11 @@ def held_out_first(store_path: str, hook: str | None, unseen: int) -> torch.Tens
 
 
 def read_options(text: str) -> dict[str, Any]:
-    """``lr=4e-3,batch=512,optimizer=adam`` as a job's entries."""
-    pairs = dict(pair.split("=") for pair in text.split(",") if pair)
-    kinds = {"lr": float, "batch": int, "k": int, "d_sae": int, "rows": int, "whiten": int}
-    return {key: kinds.get(key, str)(value) for key, value in pairs.items()}
+    """``lr=4e-3,batch=512,arm=none@arch=relu`` as a job's entries."""
+    pairs = dict(pair.split("=", 1) for pair in text.split(",") if pair)
+    if unknown := pairs.keys() - OPTIONS.keys():
+        raise SystemExit(f"--ours {text}: unknown {', '.join(sorted(unknown))}; expected {', '.join(OPTIONS)}")
+    return {key: OPTIONS[key](value) for key, value in pairs.items()}
 
 
 def own_rate(job: dict[str, Any], d_sae: int) -> float:
@@ -84,7 +93,9 @@ def main() -> None:
     parser.add_argument("--k", type=int, default=16)
     parser.add_argument("--unseen", type=int, default=40_000)
     parser.add_argument("--threads", type=int, default=0)
-    parser.add_argument("--ours", nargs="*", default=[""], help="lr=...,batch=...,optimizer=...; empty: the defaults")
+    parser.add_argument(
+        "--ours", nargs="*", default=[""], help=f"{', '.join(OPTIONS)} as NAME=VALUE,...; empty: the defaults"
+    )
     parser.add_argument("--peer-rates", nargs="*", type=float, default=[4e-3], help="beside their defaults")
     parser.add_argument("--saelens-python")
     parser.add_argument("--peers-python")

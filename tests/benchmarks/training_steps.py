@@ -82,6 +82,7 @@ def recipe(job: dict[str, Any]) -> Any:
     return training_recipe(
         job["steps"], d_sae=job["d_sae"], k=job["k"], lr=job["lr"], aux_k=job["d_in"] // 2, matmul=job["matmul"],
         dead_after=max(1, min(10_000_000, job["steps"] * job["batch"] // 10)), optimizer=job.get("optimizer", "row_rms"),
+        **{name: job[name] for name in ("warm_up", "decay") if name in job},
     )  # fmt: skip
 
 
