@@ -20,6 +20,7 @@ from sae_lm.training.recipe import default_widths
         ("jumprelu", Arm("c2r", 3.0)),
         ("batchtopk", Arm("silent", 0.5)),
         ("relu", Arm("align", 0.5)),
+        ("matryoshka", Arm("none", 0.0, widths=(4, 11, 24))),
     ],
     ids=lambda value: getattr(value, "name", value),
 )
