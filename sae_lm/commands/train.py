@@ -35,7 +35,7 @@ from sae_lm.training.run_folder import (
     check_beside_others,
     is_done,
     log_file,
-    missed_cost,
+    missed_target,
     read_convergence,
     sae_folder,
     sae_metadata,
@@ -155,7 +155,7 @@ def _say_how_it_went(settings: TrainSettings, arms: list[Arm], plan: _Plan, seco
         arm.name: [read_convergence(settings.out / sae_folder(arm, seed)) for seed in settings.seed_numbers]
         for arm in arms
     }
-    for line in (state_of_training(of_arm), *(missed_cost(arm, settings.out, settings.seed_numbers) for arm in arms)):
+    for line in (state_of_training(of_arm), *(missed_target(arm, settings.out, settings.seed_numbers) for arm in arms)):
         if line:
             print(line, flush=True)
 

@@ -208,6 +208,8 @@ published value, which costs several times as much (tests/benchmarks/README.md);
 others' cost. The others: what cost about as much there, .004 to .008."""
 ARCHITECTURES: tuple[str, ...] = get_args(Architecture)
 INFINITY = float("inf")
+MOST_COEFFICIENT = 1e6
+"""Below which a coefficient has to be: float32 holds it, and squares of gradients under it."""
 MOST_BALANCE = 10.0
 """Largest balance that an arm may give; published ones go to 5 (2505.11756)."""
 MOST_PREFIXES = 32
@@ -277,8 +279,9 @@ def _read(text: str) -> list[Arm]:
         ladder: list[Any] = [0.0]
     else:
         default = DEFAULT_COEFFICIENTS[penalty]
-        expected = f"a number >= 0, as {penalty}:{default:g}"
-        ladder = _ladder(text, "coefficient", coefficients, _within(0, INFINITY), expected) if colon else [default]
+        expected = f"a number >= 0 and below {MOST_COEFFICIENT:g}, as {penalty}:{default:g}"
+        read = _within(0, MOST_COEFFICIENT)
+        ladder = _ladder(text, "coefficient", coefficients, read, expected) if colon else [default]
     given: dict[str, list[Any]] = {}
     for option in options:
         name, _, values = option.partition("=")

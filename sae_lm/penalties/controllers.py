@@ -20,8 +20,8 @@ RAMP = 0.25
 """Share of the steps over which a cost gets its full say. measured, 500 steps at a rate of 4e-3: at a fixed coefficient
 the cost of coactive falls by a third after that, those of sq_cos and of a balance double."""
 LIMIT = 6.0
-"""How far a logarithm is moved at most, a factor of 400: a cost or an L0 that no coefficient moves shall not wind it up
-further."""
+"""How far a logarithm is moved at most, either way, a factor of 400: a cost, a coherence or an L0 that no coefficient
+brings about shall not wind it up, or down to nothing."""
 LARGEST_ERROR = 1.5
 """Error in a cost's logarithm beyond which it is not answered faster."""
 
@@ -40,7 +40,8 @@ class CostController:
     elasticity: power of the number that the cost rises with.
     young: share of the run until which a cost at a fixed number still grows; it is aimed at in proportion until then.
     rise: share of the target by which a cost at a fixed number rises while the learning rate falls to 0.
-    highest: what the number does not exceed.
+    highest: what the number does not exceed, if that is less than a factor e^LIMIT. It falls by no more than that either:
+        what a strong penalty has done may cost after it is gone, and without a penalty an arm would not be one.
     """
 
     def __init__(
@@ -55,7 +56,8 @@ class CostController:
         rise: float = 0.0,
         highest: float = math.inf,
     ) -> None:
-        self.target, self.elasticity, self.rise, self.highest = target, elasticity, rise, math.log(highest)
+        self.target, self.elasticity, self.rise = target, elasticity, rise
+        self.lowest, self.highest = math.log(first) - LIMIT, min(math.log(highest), math.log(first) + LIMIT)
         self.pace = min(max(steps / 40, 25.0), 60.0)
         """steps in which an error is answered"""
         self.memory = min(max(steps / 50, 15.0), 40.0)
@@ -80,7 +82,7 @@ class CostController:
         error = (aim / self.average.clamp_min(1e-3 * aim)).log() - self.elasticity * (self.log_value - self.followed)
         speed = (self.observed / self.ramp).clamp_max(1) / (self.elasticity * self.pace)
         moved = self.log_value + error.clamp(-LARGEST_ERROR, LARGEST_ERROR) * speed
-        self.log_value = moved.clamp_max(self.highest)
+        self.log_value = moved.clamp(self.lowest, self.highest)
         self.followed = torch.lerp(self.followed, self.log_value, 1 / self.response)
 
     def state(self) -> dict[str, Tensor]:
@@ -107,11 +109,12 @@ class CoherenceController:
     first: the coefficient it begins at, > 0. Rather too low than too high: what a strong penalty has done to a
         dictionary takes longer to undo than a run may have left (max_cos begun twenty times too high: .028).
     target: what the coherence should be.
-    steps: the run's length. The coefficient moves by e per `pace` steps at most.
+    steps: the run's length. The coefficient moves by e per `pace` steps at most, and by e^LIMIT in all.
     """
 
     def __init__(self, first: float, target: float, steps: int, device: str | torch.device) -> None:
         self.target = target
+        self.lowest, self.highest = math.log(first) - LIMIT, math.log(first) + LIMIT
         self.pace = max(steps / 20, 100.0)
         self.memory = max(steps / 100, 20.0)
         """steps over which observations are averaged"""
@@ -123,15 +126,20 @@ class CoherenceController:
     def value(self) -> Float[Tensor, ""]:
         return self.log_coefficient.exp()
 
+    @property
+    def mean(self) -> Float[Tensor, ""]:
+        """The coherence, as it was of late; NaN before the first observation."""
+        return self.average[0] / self.average[1]
+
     @torch.no_grad()
     def observe(self, coherence: Float[Tensor, ""], steps: int = 1) -> None:
         """Take one observation, which stands for this many steps, and move the coefficient."""
         new = torch.stack([coherence.double(), torch.ones_like(self.log_coefficient)])
         self.average = torch.lerp(self.average, new, min(1.0, steps / self.memory))
-        mean = self.average[0] / self.average[1]
         # a cosine has the floor of random directions, which no coefficient gets below: compare differences
-        error = (mean - self.target) / COSINE_SCALE
-        self.log_coefficient = self.log_coefficient + error.clamp(-1, 1) * (steps / self.pace)
+        error = (self.mean - self.target) / COSINE_SCALE
+        moved = self.log_coefficient + error.clamp(-1, 1) * (steps / self.pace)
+        self.log_coefficient = moved.clamp(self.lowest, self.highest)
 
     def state(self) -> dict[str, Tensor]:
         return {"log_coefficient": self.log_coefficient, "average": self.average}

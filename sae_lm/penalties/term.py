@@ -1,6 +1,5 @@
 """One arm's penalty through a training run: when it acts, its coefficient, and what is kept between steps."""
 
-import math
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -11,7 +10,7 @@ from sae_lm.penalties.align import align
 from sae_lm.penalties.arms import Arm
 from sae_lm.penalties.c2r import activation_norms, activation_pull, c2r
 from sae_lm.penalties.coactive import coactive
-from sae_lm.penalties.controllers import LIMIT, CoherenceController, CostController
+from sae_lm.penalties.controllers import CoherenceController, CostController
 from sae_lm.penalties.max_cos import max_cos
 from sae_lm.penalties.pairwise import abs_cos, freq_cos, sq_cos
 from sae_lm.penalties.silent import NEAREST, silent
@@ -58,9 +57,11 @@ def warm_up_share(step: int, length: float) -> float:
     return min(1.0, (step + 1) / max(1.0, length))
 
 
-def first_step(steps: int, penalty_start: float) -> int:
-    """The first of the steps at which a penalty acts."""
-    return round(penalty_start * steps)
+def first_step(steps: int, penalty_start: float, arm: Arm) -> int:
+    """The first of the steps at which an arm's penalty acts: of one that asks which latent fires more often not the
+    very first, before which none has fired."""
+    ranks = arm.anchored or arm.penalty in ("freq_cos", "silent")
+    return max(round(penalty_start * steps), int(ranks))
 
 
 class PenaltyTerm:
@@ -83,7 +84,7 @@ class PenaltyTerm:
         self.arm = arm
         self.on = "decoder" if arm.penalty == "align" else arm.on or recipe.penalty_on
         self.every = arm.every or recipe.penalty_every
-        self.first = first_step(recipe.steps, recipe.penalty_start if arm.start is None else arm.start)
+        self.first = first_step(recipe.steps, recipe.penalty_start if arm.start is None else arm.start, arm)
         self.warm_up_steps = (recipe.penalty_warm_up if arm.warm_up is None else arm.warm_up) * recipe.steps
         self.settled = self.first + round(SETTLING_SHARE * recipe.steps)
         """the first step at which a controller looks"""
@@ -95,6 +96,8 @@ class PenaltyTerm:
         """that gradient, for the rows of ``on``"""
         self.also_cached: dict[str, Tensor] = {}
         """the rest of it: "encoder" of align, for the encoder's rows, and "norms" of c2r, for `activation_norms`"""
+        self.steered: dict[str, Tensor] = {}
+        """where a controller of the coherence is: the ``coefficient``, and the ``coherence`` once it has looked"""
         self.neighbours: NearestRows | None = None
         if arm.penalty in ("max_cos", "c2r", "silent"):
             parts = 1 if arm.exact else -(-recipe.d_sae // max(SEARCHED_ROWS, recipe.d_sae // 64))
@@ -104,8 +107,7 @@ class PenaltyTerm:
             self.neighbours = NearestRows(parts, ranked, self.matmul_dtype, per_part)
         self.controller: CostController | CoherenceController | None = None
         if arm.fvu is not None and not arm.steers_balance:
-            highest = arm.coefficient * math.exp(LIMIT)
-            self.controller = CostController(arm.coefficient, arm.fvu, recipe.steps, device, highest=highest)
+            self.controller = CostController(arm.coefficient, arm.fvu, recipe.steps, device)
         elif arm.coherence is not None:
             self.controller = CoherenceController(arm.coefficient, arm.coherence, recipe.steps, device)
 
@@ -165,6 +167,8 @@ class PenaltyTerm:
         self.value = value.detach()
         if isinstance(self.controller, CoherenceController) and step >= self.settled:
             self.controller.observe(coherence(rows.detach(), generator, COHERENCE_ROWS, self.matmul_dtype), self.every)
+            self.steered["coherence"] = self.controller.mean
+        self.steered["coefficient"] = torch.as_tensor(self.coefficient)
         return True
 
     @property

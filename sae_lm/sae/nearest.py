@@ -186,10 +186,11 @@ def _once(candidates: Int[Tensor, "m n"], cosines: Float[Tensor, "m n"]) -> Floa
 def nearest_in_chunks(
     unit: Float[Tensor, "m d"], chunk: int, generator: torch.Generator | None, matmul_dtype: torch.dtype = torch.float32
 ) -> tuple[Int[Tensor, " m"], Float[Tensor, " m"]]:
-    """Each row's nearest inside its chunk and the cosine to it, for a random partition into ceil(m / chunk) chunks."""
+    """Each row's nearest inside its chunk and the cosine to it, for a random partition into ceil(m / chunk) chunks, or as
+    many as leave two rows in each."""
     nearest = torch.empty(len(unit), dtype=torch.long, device=unit.device)
     for members in to_device(torch.randperm(len(unit), generator=generator), unit.device).tensor_split(
-        -(-len(unit) // chunk)
+        min(-(-len(unit) // chunk), len(unit) // 2)
     ):
         nearest[members] = members[nearest_row(unit[members], matmul_dtype)]
     return nearest, row_products(unit, unit, nearest[:, None])[:, 0]

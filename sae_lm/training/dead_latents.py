@@ -102,7 +102,9 @@ def resample(
     loss += loss.sum() == 0  # no residual: any row will do
     rows = torch.multinomial(loss, len(dead), replacement=len(dead) > int((loss > 0).sum()), generator=generator)
     directions = centred[rows.to(dead.device)]
-    directions = directions / directions.norm(dim=1, keepdim=True).clamp_min(1e-12)
+    norms = directions.norm(dim=1, keepdim=True)
+    # a row that is b_dec has no direction
+    directions = torch.where(norms > 0, directions / norms.clamp_min(1e-30), weights.W_dec[dead])
     norm = _mean_of_others(weights.encoder.norm(dim=1), dead).nan_to_num(1.0)
     weights.W_dec[dead] = directions
     weights.encoder[dead] = directions * (norm * encoder_norm)

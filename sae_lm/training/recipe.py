@@ -45,6 +45,8 @@ WITH_SPARSITY = ("relu", "jumprelu")
 
 MATMUL = ("float32", "bfloat16")
 
+EQUAL_ROWS = 1e-12
+"""Variance over mean squared norm at or below which rows are equal: the difference of two sums in float64 is rounding."""
 SCALE_ROUNDING = 1e-9
 """Relative difference up to which scales are equal: a sum of n rows in float64 is known to about n * 1e-16 at worst."""
 
@@ -149,7 +151,7 @@ class TrainingRecipe(BaseModel):
         rows = _rows_to_train(settings, row, len(store))
         _check_schedules(settings, arms, rows // settings.batch_size)
         moments = store.moments(hook, row)  # of training rows: held-out ones are not looked at
-        if moments.variance <= 0:
+        if moments.variance <= EQUAL_ROWS * moments.mean_squared_norm:
             raise SettingsError(
                 f"store {settings.store}: all rows of {hook} are equal, there is nothing to learn; cache another hook"
             )
@@ -246,6 +248,12 @@ def _check_latents(settings: TrainSettings, arms: list[Arm]) -> None:
         )
     for arm in arms:
         check_nested(arm.name, arm, arm.arch or settings.arch)
+        nested = arm.widths or widths or default_widths(settings.d_sae)
+        if (arm.arch or settings.arch) == "matryoshka" and arm.balance and not arm.prefixes and len(nested) < 2:
+            raise SettingsError(
+                f"arms: {arm.name} is matryoshka with the one width {nested[0]}, all of the latents, which is batchtopk; "
+                "give a narrower width as well, or --arch batchtopk"
+            )
         if arm.chunk is not None and arm.chunk >= settings.d_sae:
             raise SettingsError(
                 f"arms: {arm.name} searches chunks of {arm.chunk} rows, of which there are {settings.d_sae} in all; "
@@ -300,9 +308,10 @@ def _check_schedules(settings: TrainSettings, arms: list[Arm], steps: int) -> No
                 f"arms: {arm.name}: start ({start:g}) and warm_up ({warm_up:g}) are shares of the steps, one after the "
                 "other; expected them to end at 1 or before"
             )
-        if first_step(steps, start) >= steps:
+        if first_step(steps, start, arm) >= steps:
             raise SettingsError(
-                f"arms: {arm.name} never acts in {steps} steps: it starts at {start:g} of them; give an earlier start"
+                f"arms: {arm.name} never acts in {steps} step{'s' * (steps != 1)}: it starts at {start:g} of them; give an "
+                "earlier start, or more --tokens"
             )
         latest = 1 - RAMP - SETTLING_SHARE
         if (arm.fvu or arm.coherence) and start > latest:

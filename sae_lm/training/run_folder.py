@@ -32,7 +32,7 @@ under; ``training``, the training recipe as in ``facts``;
 ``training_architecture``, what the SAE was trained as (a batchtopk or matryoshka SAE is used as a jumprelu);
 ``convergence``, the last ``start_cos`` and ``encoder_start_cos`` of its log, and ``fvu_slope``
 (sae_lm.training.convergence); ``steered_to``, only of arms that were steered, the ``coefficient`` or ``balance`` they
-ended at, where ``coefficient`` is what they began at, and the ``cost`` in FVU; ``largest_activations``, one number for
+ended at, where ``coefficient`` is what they began at, and the ``cost`` in FVU or the ``coherence``; ``largest_activations``, one number for
 each latent (sae_lm.interp.steering); ``versions``; and of the store ``model_name``,
 ``model_revision``, ``hook_name``, ``context_size``, ``prepend_bos``, ``dataset_path``.
 
@@ -41,7 +41,7 @@ an SAE lacks are None: a folder may hold SAEs of other versions and of other pro
 
 Keys of a line of the log: ``arm``, ``seed``, ``step``; the batch's ``loss``, ``fvu``, ``l0``, and where they are part
 of it ``aux``, ``penalty``, ``sparsity`` (the coefficient), ``threshold``; of an arm that is steered, the ``coefficient``
-or ``balance``, and where it is steered to a cost, the ``cost`` of late steps; ``dead`` and ``dense``, numbers of
+or ``balance``, and the ``cost`` or ``coherence`` of late steps that it is steered to; ``dead`` and ``dense``, numbers of
 latents; ``nearest_cos`` and its quantiles
 ``nearest_cos_10``, ``_50``, ``_90`` over living latents; ``start_cos`` and ``encoder_start_cos``, mean cosines of their
 rows with their random start; ``lr``; ``rows_per_second``, ``penalty_share``.
@@ -69,6 +69,8 @@ RUN, STATE_FOLDER = "run.json", "state"
 MOST_MISS = 0.5
 """Share of a cost in FVU by which an arm that is steered to it may miss it and not be told of. On SmolLM2 held-out costs
 were .0018 to .0031 for .0025 (configs/README.md)."""
+MOST_OFF = 0.03
+"""Cosine by which an arm may miss the coherence it is steered to: about what a factor e in the coefficient moves."""
 MOST_SEEDS = 10**5
 """Between the least and the largest; more would be a mistake."""
 PER_ARM = "k"
@@ -172,23 +174,26 @@ def read_sae(directory: Path) -> SaeRecord:
 
 def steered_to(lines: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
     """``steered_to`` of an SAE's metadata, by the last line of its log; empty for an arm that is not steered."""
-    found = {key: lines[-1][key] for key in ("coefficient", "balance", "cost") if lines and key in lines[-1]}
+    keys = ("coefficient", "balance", "cost", "coherence")
+    found = {key: lines[-1][key] for key in keys if lines and key in lines[-1]}
     return {"steered_to": found} if found else {}
 
 
-def missed_cost(arm: "Arm", out: Path, seeds: Iterable[int]) -> str | None:
-    """A sentence on an arm that was steered to a cost in FVU and ended far from it; None for any other."""
-    if arm.fvu is None:
+def missed_target(arm: "Arm", out: Path, seeds: Iterable[int]) -> str | None:
+    """A sentence on an arm that was steered to a cost in FVU or a coherence and ended far from it; None for any other."""
+    key, target = ("cost", arm.fvu) if arm.fvu is not None else ("coherence", arm.coherence)
+    if target is None:
         return None
     of_seeds = [_read_numbers(out / sae_folder(arm, seed), "steered_to") for seed in seeds]
-    costs = [of_seed["cost"] for of_seed in of_seeds if "cost" in of_seed]
-    if not costs or abs(fmean(costs) - arm.fvu) <= MOST_MISS * arm.fvu:
+    reached = [of_seed[key] for of_seed in of_seeds if key in of_seed]
+    most = MOST_OFF if key == "coherence" else MOST_MISS * target
+    if not reached or abs(fmean(reached) - target) <= most:
         return None
     steered = "balance" if arm.steers_balance else "coefficient"
-    return (
-        f"{arm.name} was to cost {arm.fvu:g} FVU and costs {fmean(costs):.4f}: its {steered} does not bring that about in a "
-        "run of this length"
-    )
+    missed = f"was to cost {target:g} FVU and costs {fmean(reached):.4f}"
+    if key == "coherence":
+        missed = f"was to have a mean cosine to the nearest of {target:g} and has {fmean(reached):.3f}"
+    return f"{arm.name} {missed}: its {steered} does not bring that about in a run of this length"
 
 
 def read_convergence(directory: Path) -> dict[str, float]:

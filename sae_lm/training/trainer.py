@@ -158,7 +158,7 @@ class ArmTraining:
             self.team.average(*term.cached)  # each member computed it: rounding must not drive them apart
             self.parts["penalty"] = term.value
         if self.arm.coherence is not None:
-            self.parts["coefficient"] = torch.as_tensor(term.coefficient)
+            self.parts |= term.steered
 
     def _pull_activations(self, code: SparseCode, step: int, values: Tensor) -> Tensor:
         """What the penalty, computed now that the code's values are known, adds to the gradient for them."""

@@ -332,6 +332,13 @@ def test_neighbours_in_chunks_are_the_nearest_inside_equal_chunks_of_a_random_pa
     torch.testing.assert_close(value, cosine.clamp_min(0).square().mean())
 
 
+def test_no_chunk_is_of_one_row_which_would_be_its_own_neighbour():
+    rows = torch.eye(3, requires_grad=True)
+    nearest, _ = nearest_in_chunks(rows.detach(), 2, torch.Generator().manual_seed(0))
+    assert (nearest != torch.arange(3)).all()
+    assert max_cos(rows, torch.Generator().manual_seed(0), chunk=2) == 0
+
+
 @pytest.mark.parametrize("ranked", [False, True])
 def test_known_neighbours_continue_from_their_state_bit_for_bit(ranked):
     table = NearestRows(parts=3, ranked=ranked)

@@ -91,7 +91,7 @@ def test_small_dictionaries_are_penalised_exactly_by_every_arm(penalty):
     (expected,) = torch.autograd.grad(plain, rows)
     for text in (penalty, f"{penalty}@exact") if name != "align" else (penalty,):
         p = penalty_term(text, matmul="float32")
-        gradient = added(p, 0, rows, torch.Generator().manual_seed(0), codes)
+        gradient = added(p, p.first, rows, torch.Generator().manual_seed(0), codes)
         torch.testing.assert_close(gradient, expected * p.arm.coefficient, rtol=1e-4, atol=1e-7)
 
 
@@ -134,7 +134,7 @@ def test_a_penalty_continues_from_its_state_bit_for_bit(text, monkeypatch):
     assert rest and all(map(torch.equal, rest, run(again, generator, range(40, 100))))
 
 
-@pytest.mark.parametrize("first", [0.01, 100.0])
+@pytest.mark.parametrize("first", [0.01, 40.0])
 def test_a_controller_lands_on_its_cost_whatever_it_begins_at(first, steps=2000):
     """The plant: a cost of .02 c^.7 that follows the coefficient over 150 steps, measured with noise."""
     noise, controller, cost = torch.Generator().manual_seed(0), CostController(first, 0.005, steps, "cpu"), 0.0
@@ -152,6 +152,21 @@ def test_a_controller_lands_on_its_coherence(first):
         cosine += 5 * (0.17 - 0.03 * math.log(controller.value.item() / 0.25) - cosine) / 150
         controller.observe(torch.tensor(cosine), 5)
     assert cosine == pytest.approx(0.2, abs=0.005)
+
+
+@pytest.mark.parametrize(("cost", "way"), [(0.0, 1), (0.5, -1)])
+def test_a_cost_or_a_coherence_that_nothing_moves_winds_a_coefficient_up_or_down_by_a_factor_of_400_at_most(cost, way):
+    controllers = (CostController(0.25, 0.005, 2000, "cpu"), CoherenceController(0.25, 0.2, 2000, "cpu"))
+    for _ in range(2000):
+        controllers[0].observe(torch.tensor(cost))
+        controllers[1].observe(torch.tensor(0.5 if cost == 0 else 0.0))
+    assert [one.value.item() for one in controllers] == pytest.approx([0.25 * math.exp(6 * way)] * 2)
+
+
+@pytest.mark.parametrize("text", ["max_cos@anchored", "coactive@anchored", "c2r@anchored", "freq_cos", "silent"])
+def test_a_penalty_that_asks_which_latent_fires_more_often_begins_once_some_have_fired(text):
+    assert penalty_term(text).first == 1 and penalty_term(text, start=0.5).first == 50
+    assert not penalty_term(text).is_due(0) and penalty_term("max_cos").is_due(0)
 
 
 def test_a_controller_only_watches_while_the_dictionary_begins_to_learn():

@@ -83,8 +83,8 @@ def test_an_sae_and_its_log_say_how_far_it_came(tiny_store, tmp_path):
     assert said["encoder_start_cos"] == log[-1]["encoder_start_cos"]
     assert 0 < said["fvu_slope"] < 1
     alive = torch.ones(64, dtype=torch.bool)
-    if log[-1]["dead"] == 0:
-        assert sae_start_cosines(sae, 0, alive)["start_cos"] == pytest.approx(said["start_cos"], abs=1e-5)
+    assert log[-1]["dead"] == 0, "else the log's mean is over others"
+    assert sae_start_cosines(sae, 0, alive)["start_cos"] == pytest.approx(said["start_cos"], abs=1e-5)
     assert abs(sae_start_cosines(sae, 1, alive)["start_cos"]) < 0.2, "another seed's start is not its own"
 
 

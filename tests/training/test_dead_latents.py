@@ -89,6 +89,14 @@ def test_resampling_draws_from_its_generator_alone_and_survives_a_dictionary_all
     torch.testing.assert_close(drawn[0].encoder.norm(dim=1), torch.ones(M).double())
 
 
+def test_a_row_without_a_direction_leaves_a_dead_latent_its_own():
+    w, (centred, residual) = weights(), batch()
+    centred[:] = 0
+    before = w.W_dec[DEAD].clone()
+    resample(residual, centred, w, DEAD, torch.Generator().manual_seed(0), encoder_norm=1.0)
+    assert torch.equal(w.W_dec[DEAD], before) and bool(w.encoder.norm(dim=1).gt(0).all())
+
+
 def test_a_dead_latents_threshold_comes_down_to_the_others_mean_and_never_rises():
     log_threshold = torch.tensor([0.0, 5.0, -1.0, -7.0])
     lower_thresholds(log_threshold, torch.tensor([1, 3]))

@@ -2,9 +2,10 @@
 
 import pydantic
 import pytest
+import torch
 from recipes import training_recipe
 
-from sae_lm.data.store import open_store
+from sae_lm.data.store import Moments, open_store
 from sae_lm.errors import SettingsError
 from sae_lm.penalties.arms import parse_arms
 from sae_lm.settings import TrainSettings
@@ -95,6 +96,9 @@ def test_a_setting_that_no_arm_heeds_is_refused(tiny_store, arms, changes, said)
         ("max_cos@start=0.99", {}, "never acts in 10 steps: it starts at 0.99 of them; give an earlier start"),
         ("max_cos@fvu=0.01@start=0.8", {}, "is steered from 0.85 of the steps on; .* start of 0.7 at most"),
         ("none@arch=matryoshka@fvu=0.01,max_cos@coherence=0.2@start=0.8", {}, "is steered from 0.85 of the steps on"),
+        ("silent", {"tokens": 64}, "silent:0.4 never acts in 1 step: it starts at 0 of them; .* or more --tokens"),
+        ("none@arch=matryoshka", {"widths": "64"}, "is matryoshka with the one width 64, .* which is batchtopk; give a"),
+        ("none@arch=matryoshka@widths=64@balance=0.25", {}, "balance=0.25@widths=64 is matryoshka with the one width 64"),
         ("none", {"batch_size": 1}, "batch_size is 1, expected 2 or more: .* dead latents .* the batch's mean"),
     ],
 )  # fmt: skip
@@ -103,6 +107,24 @@ def test_what_would_train_another_sae_than_its_name_says_is_refused(tiny_store, 
     with pytest.raises(SettingsError, match=said):
         settings = TrainSettings(store=tiny_store, hook="1", d_sae=64, arms=arms, out=tiny_store, **asked)
         TrainingRecipe.from_settings(settings, open_store(tiny_store), parse_arms(settings.arms))
+
+
+def test_rows_that_are_all_equal_teach_nothing_however_their_squares_are_rounded(tiny_store, monkeypatch):
+    """E|x|^2 - |E x|^2 of equal rows is now above 0 and now below."""
+    store = open_store(tiny_store)
+    settings = TrainSettings(
+        store=tiny_store, hook="1", d_sae=64, arms="none", tokens=640, batch_size=64, out=tiny_store
+    )
+    draw, signs = torch.Generator().manual_seed(0), set()
+    for _ in range(40):
+        row = torch.randn(16, generator=draw) * 10
+        rows = row.double().expand(1000, -1)
+        moments = Moments(rows.sum(0) / 1000, float(rows.square().sum() / 1000))
+        signs.add(moments.variance > 0)
+        monkeypatch.setattr(store, "moments", lambda hook, stop, moments=moments: moments)
+        with pytest.raises(SettingsError, match="all rows of blocks.1.hook_out are equal, there is nothing to learn"):
+            TrainingRecipe.from_settings(settings, store, parse_arms(settings.arms))
+    assert signs == {True, False}
 
 
 def test_a_sparsity_coefficient_and_widths_are_for_those_arms_that_heed_them(tiny_store):

@@ -97,7 +97,7 @@ def test_an_sae_that_was_steered_says_what_it_began_at_and_what_it_ended_at(tiny
     for arm, keys in (
         ("max_cos:0.1@fvu=0.01", ("coefficient", "cost")),
         ("none@arch=matryoshka@fvu=0.01", ("balance", "cost")),
-        ("max_cos:0.1@coherence=0.1", ("coefficient",)),
+        ("max_cos:0.1@coherence=0.1", ("coefficient", "coherence")),
     ):
         last = read_lines(out / log_file(parse_arm(arm), 0))[-1]
         assert of_arm[parse_arm(arm).name]["steered_to"] == {key: last[key] for key in keys}
@@ -120,3 +120,15 @@ def test_a_cost_that_no_coefficient_brings_about_ends_with_a_sentence_and_not_wi
     assert said.count("was to cost") == 1
     last = read_lines(out / log_file(parse_arm(arm), 0))[-1]
     assert last["coefficient"] == pytest.approx(0.1 * math.exp(6)) and last["cost"] == 0
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_coherence_that_no_coefficient_brings_about_ends_with_a_sentence_too(tiny_store, tmp_path, capsys):
+    """48 directions of 16 dimensions are not that far apart."""
+    arms = "none,max_cos:0.1@coherence=0.01"
+    settings = {"hook": "blocks.1.hook_out", "d_sae": 48, "k": 4, "arms": arms, "seeds": 1, "tokens": 90_000}
+    out = train(TrainSettings(store=tiny_store, **settings, batch_size=64, out=tmp_path / "runs"))
+    (said,) = [line for line in capsys.readouterr().out.splitlines() if "was to have" in line]
+    last = read_lines(out / log_file(parse_arm("max_cos:0.1@coherence=0.01"), 0))[-1]
+    assert f"mean cosine to the nearest of 0.01 and has {last['coherence']:.3f}: its coefficient does not" in said
+    assert last["coherence"] > 0.1 and last["coefficient"] == pytest.approx(0.1 * math.exp(6))
