@@ -101,7 +101,8 @@ def disagreements(entries: Sequence[KindEntry]) -> list[str]:
     sentences = []
     for arm, metric in dict.fromkeys((entry["arm"], entry["metric"]) for entry in entries):
         sure = [entry for entry in entries if (entry["arm"], entry["metric"]) == (arm, metric)]
-        sure = [entry for entry in sure if len(entry["per_seed"]) >= FEWEST_SEEDS]
+        known = [[value for value in entry["per_seed"] if value is not None and math.isfinite(value)] for entry in sure]
+        sure = [entry for entry, values in zip(sure, known, strict=True) if len(values) >= FEWEST_SEEDS]
         lower = [_told(entry) for entry in sure if entry["high"] is not None and entry["high"] < 0]
         higher = [_told(entry) for entry in sure if entry["low"] is not None and entry["low"] > 0]
         if lower and higher:

@@ -55,7 +55,7 @@ def compare_at_equal_fvu(
 ) -> list[EqualFvuEntry]:
     """One entry for each family that is not the reference, cost and primary outcome that has values.
 
-    undertrained: arms whose SAEs are not trained yet; what is read off theirs is marked.
+    undertrained: arms whose SAEs are not trained yet; what is read off theirs, or is from theirs, is marked.
     """
     tests = list(_tests(all_curves, costs))
     tested = [place for place, test in enumerate(tests) if test.difference.seeds >= FEWEST_SEEDS]
@@ -66,8 +66,11 @@ def compare_at_equal_fvu(
 
 def reference_of(of_rung: Sequence[Curve]) -> Curve:
     """What the others of one L0 are held against."""
-    nested = (c for c in of_rung if all(arm.penalty == "none" and arm.arch == "matryoshka" for arm in c.family.arms))
-    return next(nested, of_rung[0])
+
+    def is_nested(arm: Arm) -> bool:
+        return arm.penalty == "none" and arm.arch == "matryoshka" and not arm.is_held
+
+    return next((curve for curve in of_rung if all(map(is_nested, curve.family.arms))), of_rung[0])
 
 
 def _tests(all_curves: Sequence[Curve], costs: Sequence[float]) -> Iterator[_Test]:
@@ -136,7 +139,7 @@ def _entry(test: _Test, p_holm: float | None, tests: int, undertrained: Collecti
         "p_holm": p_holm,
         "verdict": verdict,
         "reason": reason,
-        "undertrained": any(arm in undertrained for of_curve in read_off for arm in of_curve),
+        "undertrained": known and any(arm in undertrained for arm in (test.curve.rung, *read_off[0], *read_off[1])),
     }
 
 

@@ -7,6 +7,9 @@ from sae_lm.penalties.arms import Arm
 
 MOST_SPELLED = 4
 """Values that a family's name lists."""
+NO_SCALE = ("penalty", "coefficient", "k", "decoder", "encoder")
+"""Fields that no family differs in, but for the coefficient, which is looked at first. A control that is held at its
+start is no weaker or stronger form of the arm that is free."""
 
 
 class Family(NamedTuple):
@@ -27,7 +30,7 @@ def families(arms: Sequence[Arm]) -> list[Family]:
     """
     found: dict[int, Family] = {}
     left = list(arms)
-    for field in ("coefficient", *(field for field in Arm._fields if field not in ("penalty", "coefficient", "k"))):
+    for field in ("coefficient", *(field for field in Arm._fields if field not in NO_SCALE)):
         default = Arm._field_defaults.get(field)
         groups: dict[Arm, list[Arm]] = {}
         for arm in left:
@@ -42,7 +45,11 @@ def families(arms: Sequence[Arm]) -> list[Family]:
                 left = [arm for arm in left if arm not in group]
     for arm in left:
         found[arms.index(arm)] = Family(arm.family.name, None, (arm,), _zero(arm, arms))
-    return [found[place] for place in sorted(found)]
+    names = [family.name for family in found.values()]
+    return [  # rungs of one penalty may have one L0
+        family._replace(name=f"{family.name}@k={family.arms[0].k}") if names.count(family.name) > 1 else family
+        for family in (found[place] for place in sorted(found))
+    ]
 
 
 def _is_number(value: Any) -> bool:

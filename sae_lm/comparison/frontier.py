@@ -3,7 +3,8 @@
 An arm that removes more holes and costs more FVU is not better for that; a family of arms is, if at the same cost it
 has fewer. A family is what differs in one number alone (one penalty's coefficients, or values of one option), at the
 L0 of one rung of the baseline. All its differences are from that rung, whatever its architecture, so that families
-lie in one plane with the baseline at (0, 0).
+lie in one plane with the baseline at (0, 0). Arms of an L0 between two rungs are in none: they would be held against
+arms of another L0.
 
 Rules. Of one seed a family's points in the order of their cost are joined by straight lines, from the origin on, or
 from the arm of its own architecture without the penalty where that was trained: coefficient 0 is there. At a cost
@@ -23,7 +24,7 @@ import numpy as np
 from jaxtyping import Float
 
 from sae_lm.comparison.families import Family, families
-from sae_lm.comparison.matching import Match, Matching, Values
+from sae_lm.comparison.matching import Matching, Values
 from sae_lm.comparison.outcomes import PRIMARY
 from sae_lm.metrics.statistics import student_t
 from sae_lm.pages.difference_entries import BandEntry, FrontierEntry, FrontierPoint, Interval
@@ -129,28 +130,25 @@ def _is_far(line: Line, cost: float) -> bool:
 
 
 def curves(values: Values, matching: Matching) -> list[Curve]:
-    """The curve of every family, by rung; arms whose L0 matches none are in none."""
-    by_rung: dict[Arm, dict[Arm, Match]] = {rung: {} for rung in matching.ladder}
+    """The curve of every family, by rung; arms whose L0 is that of none are in none."""
+    by_rung: dict[Arm, list[Arm]] = {rung: [] for rung in matching.ladder}
     for arm in values:
         of_arm = matching.to_baseline[arm]
-        if arm not in matching.ladder and of_arm.how != "not matched":
-            by_rung[of_arm.rung][arm] = of_arm
+        if arm not in matching.ladder and of_arm.how == "matched":
+            by_rung[of_arm.rung].append(arm)
     return [
         curve
         for rung, arms in by_rung.items()
-        for family in families([*arms])
-        if (curve := _curve(family, rung, arms, values)) is not None
+        for family in families(arms)
+        if (curve := _curve(family, rung, values)) is not None
     ]
 
 
-def _curve(family: Family, rung: Arm, matches: Mapping[Arm, Match], values: Values) -> Curve | None:
+def _curve(family: Family, rung: Arm, values: Values) -> Curve | None:
     """None where FVU is missing, as for an SAE that never fires."""
 
     def change(arm: Arm, metric: str) -> list[float]:
-        if arm == rung:
-            return [a - a for a in values[rung][metric]]
-        others = matches[arm].baseline({one: values[one][metric] for one in matches[arm].ladder})
-        return [a - b for a, b in zip(values[arm][metric], others, strict=True)]
+        return [a - b for a, b in zip(values[arm][metric], values[rung][metric], strict=True)]
 
     places = [family.begins or rung, *family.arms]
     cost = np.array([change(arm, "fvu") for arm in places])

@@ -54,6 +54,10 @@ class Kept(NamedTuple):
     processes: int = 1
     """that measure at once"""
 
+    def about(self, further: Any) -> "Kept":
+        """Of parts that depend on this as well, made of what JSON has."""
+        return self._replace(of=_checksum(json.dumps([self.of, further])))
+
     def part(self, what: str, runs: Sequence[Run], measure: Callable[[], Any]) -> Any:
         """What was measured of these SAEs, or else what ``measure`` gives, which is kept.
 

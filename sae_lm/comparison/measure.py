@@ -92,6 +92,8 @@ def measure(settings: CompareSettings, store: Store, runs: Runs, kept: Kept, dev
         narrower.check()
     model = None if settings.model == "none" else boot_model(settings, store, device)
     evaluation_set, probes, remarks = build_evaluation_set(settings, store, runs, model and model.bridge)
+    # probes are fitted anew, and rounding may bring one across its gate
+    kept = kept.about([[of.probe.name, of.rows.tolist()] for of in evaluation_set.candidates])
     language = model and measure_cross_entropies(settings, store, runs, model, kept, device)
     alone = _measure_saes(settings, runs, evaluation_set, kept, device)
     removals = {key: sae.removals for key, sae in alone.saes.items() if sae.removals}
@@ -226,7 +228,9 @@ def _graded(run: Run, yardstick: _Yardstick, splits: list[Split]) -> Grades:
 
 def _shown(run: Run, yardstick: _Yardstick, splits: list[Split]) -> ShownSae:
     sae = run.load(yardstick.device)
-    return keep_for_explorer(sae, sae_codes(sae, yardstick.evaluation_set), splits, yardstick.evaluation_set)
+    # in the way of the codes that were scored: of equal pre-activations another way may let another fire
+    codes = sae_codes(sae, yardstick.evaluation_set, runners_up=yardstick.settings.max_k)
+    return keep_for_explorer(sae, codes, splits, yardstick.evaluation_set)
 
 
 def _measure_saes(

@@ -83,14 +83,13 @@ def over_common_concepts(
     """Of every arm and figure of `UNEVEN` the differences per seed, over the concepts that every SAE of the pair has it of.
 
     Such a figure is not known of a concept without holes, or whose main latents never fire. A mean over what each SAE
-    has would be of other concepts in the arm than in the baseline. Left out where the two have no concept in common.
+    has would be of other concepts in the arm than in the baseline. NaN where the two have no concept in common.
     """
     found: dict[tuple[Arm, str], list[float]] = {}
     for arm, match in matching.matches.items():
         for metric in UNEVEN if arm not in matching.ladder else ():
             known, x = paired_by_concept(per_concept, seeds, arm, match, metric)
-            if known:
-                found[arm, metric] = x.mean(1).tolist()
+            found[arm, metric] = x.mean(1).tolist() if known else [math.nan] * len(seeds)
     return found
 
 

@@ -125,7 +125,7 @@ METRICS = {
     "absorber_flips": Metric("decision lost without the absorber", "share", None, "context",
         "Share of absorbed tokens on which the probe says no once the absorber is zeroed (SAE with its error term)."),
     "other_flips": Metric("decision lost without another latent", "share", None, "context",
-        "The same for the latent of the nearest strength there, taken away at the absorber's strength."),
+        "The same for the latent of the nearest strength there, where another fires, taken away at the absorber's strength."),
     "absorber_kl": Metric("KL divergence without the absorber", "nats", None, "context",
         "KL(model || model with the absorber zeroed) of the next token, on a sample of the absorbed tokens."),
     "other_kl": Metric("KL divergence without another latent", "nats", None, "context",

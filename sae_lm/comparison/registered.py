@@ -191,7 +191,8 @@ def _at_cost(arm: Arm, against: Arm, cost: float, metric: str, evidence: Evidenc
     if why_not := untrained([curve for curve in pair if curve is not None], cost):
         return _nothing(why_not)
     read = [curve.read(metric, cost).tolist() for curve in pair if curve is not None]
-    between = dict.fromkeys(one for curve in pair if curve is not None for one in curve.between(cost))
+    read_off = ((curve.rung, *curve.between(cost)) for curve in pair if curve is not None)
+    between = dict.fromkeys(one for of_curve in read_off for one in of_curve)
     l0 = [fmean(evidence.values[one]["l0"]) for one in (arm, against)]
     families_read = [curve.family.name for curve in pair if curve is not None]
     against_family = f"{families_read[1]} at {cost:+.3g} FVU"

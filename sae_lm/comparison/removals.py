@@ -34,7 +34,7 @@ class Removals(NamedTuple):
     row: Int[Tensor, " n"]
     """in the store"""
     latents: Int[Tensor, "n 2"]
-    """the absorber, and the other latent"""
+    """the absorber, and the other latent, -1 where none fires beside it"""
     strength: Float[Tensor, " n"]
     """of both, as they are taken away from the activation"""
 
@@ -58,21 +58,31 @@ def measure_removals(
         found = find_absorbers(concept, split.ranking[:k])
         x = candidates.x[found.place]
         strength = found.strength * sae.scale(candidates.x)[found.place, 0].to(found.strength)
-        both = [parts_of(W_dec, latent, strength) for latent in (found.absorber, found.other)]
+        pair = torch.stack([found.absorber, found.other], 1)
+        both = _taken_away(W_dec, pair, strength)
         flips.append(torch.stack([~still_says_yes(x, part, probe.weight, probe.bias) for part in both], 1))
         row = evaluation_set.sets[candidates.set].rows.row
         rows.append(torch.full_like(found.place, -1) if row is None else row[candidates.rows[found.place]])
-        latents.append(torch.stack([found.absorber, found.other], 1))
+        latents.append(pair)
         strengths.append(strength)
-    flipped, row = torch.cat(flips).double(), torch.cat(rows)
+    flipped, row, pairs = torch.cat(flips).double(), torch.cat(rows), torch.cat(latents)
     generator = torch.Generator().manual_seed(derive("removals", evaluation_set.seed))
     chosen = torch.randperm(len(row), generator=generator)
     chosen = chosen[row[chosen] >= 0][:TOKENS]
-    sample = Removals(row[chosen], torch.cat(latents)[chosen], torch.cat(strengths)[chosen])
+    sample = Removals(row[chosen], pairs[chosen], torch.cat(strengths)[chosen])
     if not len(flipped):
         return {"absorbed_tokens": 0.0}, sample
-    absorber, other = flipped.mean(0).tolist()
-    return {"absorbed_tokens": float(len(flipped)), "absorber_flips": absorber, "other_flips": other}, sample
+    absorber, other = flipped[:, 0].mean(), flipped[pairs[:, 1] >= 0, 1].mean()
+    figures = {"absorber_flips": float(absorber), "other_flips": float(other)}
+    return {"absorbed_tokens": float(len(flipped)), **figures}, sample
+
+
+def _taken_away(
+    W_dec: Float[Tensor, "d_sae d_in"], pairs: Int[Tensor, "n 2"], strength: Float[Tensor, " n"]
+) -> list[Float[Tensor, "n d_in"]]:
+    """The parts of the absorber and of the other latent; nothing where there is no other."""
+    pairs = pairs.to(W_dec.device)
+    return [parts_of(W_dec, latent.clamp_min(0), strength.to(latent.device) * (latent >= 0)) for latent in pairs.T]
 
 
 def measure_removal_costs(
@@ -89,8 +99,9 @@ def measure_removal_costs(
     def cost(run: Run, sample: Removals) -> dict[str, float]:
         blocks, position = _contexts(store, sample.row)
         W_dec = run.load(device).W_dec
-        removed = [parts_of(W_dec, latent.to(W_dec.device), sample.strength) for latent in sample.latents.T]
+        removed = _taken_away(W_dec, sample.latents, sample.strength)
         absorber, other = removal_divergences(model.bridge, runs.training["hook"], blocks, position, removed)
+        other = other[sample.latents[:, 1] >= 0]
         return {"absorber_kl": float(absorber.mean()), "other_kl": float(other.mean())}
 
     samples = {

@@ -26,6 +26,8 @@ MUST_MATCH = {
 """Settings of training that SAEs have to share to be compared, and what they are called."""
 REQUIRED = (*MUST_MATCH, "held_out_from_context", "k")
 """Settings of training without which an SAE cannot be compared."""
+OF_WIDTH = ("d_sae", "widths", "scale", "matmul")
+"""Settings of training in which SAEs and narrower ones may differ: what follows from the width, and rounding."""
 Key = tuple[Arm, int]
 """Arm and seed."""
 
@@ -195,7 +197,8 @@ def read_narrower(folder: Path, runs: Runs) -> Runs:
             f"narrower runs {folder} have {few} latents, expected fewer than the {many} of those compared; "
             "give --narrower the folder of SAEs with fewer"
         )
-    alike = {key: runs.training.get(key) for key in (*MUST_MATCH, PER_ARM) if key != "d_sae"}
+    every = [*MUST_MATCH, *runs.training, *narrower.training]
+    alike = {key: runs.training.get(key) for key in dict.fromkeys(every) if key not in OF_WIDTH}
     for key, theirs, ours in differences(narrower.training, alike):
         raise SaeError(
             f"narrower runs {folder} differ from those compared in their {MUST_MATCH.get(key, key)} ({theirs}, "

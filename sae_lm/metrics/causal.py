@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 
 class Absorbers(NamedTuple):
-    """The absorbers of a concept's absorbed tokens, where any other latent fires beside them."""
+    """The absorbers of a concept's absorbed tokens."""
 
     place: Int[Tensor, " n"]
     """of each token among the concept's candidates"""
     absorber: Int[Tensor, " n"]
     """its latent"""
     other: Int[Tensor, " n"]
-    """of the other latents that fire there, the one of the nearest strength"""
+    """of the other latents that fire there, the one of the nearest strength; -1 where none does"""
     strength: Float[Tensor, " n"]
     """of the absorber, z ||d||; the other is taken away at this strength too"""
 
@@ -41,9 +41,10 @@ def find_absorbers(concept: ConceptAtSae, main: list[int]) -> Absorbers:
     distance = (codes.strength - strength.index_select(0, codes.token)).abs()
     distance[top[top >= 0]] = torch.inf
     nearest, other = codes.largest(-distance)
-    place = (full_scores(parts) & nearest.isfinite()).nonzero().flatten()
-    absorber, other = (codes.latent[entry[place]].long() for entry in (top, other))
-    return Absorbers(place, absorber, other, strength[place])
+    place = full_scores(parts).nonzero().flatten()
+    absorber = codes.latent[top[place]].long()
+    beside = torch.where(nearest[place].isfinite(), codes.latent[other[place]].long(), -1)
+    return Absorbers(place, absorber, beside, strength[place])
 
 
 def parts_of(

@@ -10,7 +10,8 @@ it is above 1, and turned up by a factor they fire where it is above 1 over that
 of the codes would not do: it can only turn down, and after the edit above it still left .012 to .035 fewer holes.
 
 No factor makes a latent fire where its pre-activation is negative. Where the rows above 0 are too few for the share
-that all are brought to, those follow whose ratio is nearest below 0, as if a bias were raised. So every share is reached.
+that all are brought to, those follow whose pre-activation is nearest below 0, and of equal ones those of the lowest
+gate. That is an order too which the edit leaves as it is. So every share is reached.
 
 Why false alarms and not precision. Every rate of false alarms can be reached by every SAE; a precision cannot, and then
 nothing can be compared. It also rests on all rows without the concept, not on a ratio of two small counts. And of two
@@ -95,8 +96,15 @@ def _ratios(sae: SAE, x: Tensor, main: Sequence[Sequence[int]]) -> list[Tensor]:
     if architecture == "topk":
         width = min((sae.config.k or 0) + max(map(len, main)), pre.shape[1])
         largest = pre.topk(width, dim=1)
-        return [pre[:, [*own]].amax(1) / _gate(largest.values, largest.indices, own, sae) for own in main]
-    return [(pre[:, [*own]] / _largest_of_others(pre, own, sae.config.k or 1)).amax(1) for own in main]
+        gates = [_gate(largest.values, largest.indices, own, sae) for own in main]
+        return [_over(pre[:, [*own]].amax(1), gate) for own, gate in zip(main, gates, strict=True)]
+    return [_over(pre[:, [*own]], _largest_of_others(pre, own, sae.config.k or 1)).amax(1) for own in main]
+
+
+def _over(pre: Tensor, gate: Tensor) -> Tensor:
+    """pre / gate; where that is negative pre * gate, so that a higher gate is further from 0 there too. A factor on pre
+    leaves both orders as they are."""
+    return torch.where(pre >= 0, pre / gate, pre * gate)
 
 
 def _ratios_ranked(
@@ -112,7 +120,7 @@ def _ratios_ranked(
         is_own[[*own]] = True
         there = values.masked_fill(~is_own[of_values], -torch.inf).amax(1)
         lower = pre[:, [place[latent] for latent in own]].amax(1)
-        ratios.append(there.maximum(lower) / _gate(values, of_values, own, sae))
+        ratios.append(_over(there.maximum(lower), _gate(values, of_values, own, sae)))
     return torch.stack(ratios, 1)
 
 
@@ -140,7 +148,7 @@ def _ratios_alone(sae: SAE, x: Tensor, main: Sequence[Sequence[int]]) -> list[Te
     latents, place = _places(main)
     pre = sae.pre_activations(x, latents)
     if sae.config.architecture == "jumprelu":
-        ratios = pre / sae.threshold[latents].clamp_min(LEAST_GATE)
+        ratios = _over(pre, sae.threshold[latents].clamp_min(LEAST_GATE))
     else:
         ratios = pre * sae.W_dec[latents].norm(dim=1)
     return [ratios[:, [place[latent] for latent in own]].amax(1) for own in main]

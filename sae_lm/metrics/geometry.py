@@ -177,7 +177,12 @@ def _spread_null(unit: Tensor, seed: int) -> float:
 
 
 def null_nearest_shares(n: int, d_in: int, edges: Sequence[float] = EDGES) -> list[float]:
-    """Expected share of n independent uniform directions with their nearest cosine in each bin; see `nearest_shares`."""
+    """Expected share of n independent uniform directions with their nearest cosine in each bin; see `nearest_shares`.
+
+    NaN below two directions, which have no nearest.
+    """
+    if n < 2:
+        return [float("nan")] * (len(edges) - 1)
     below = nearest_below(np.array(edges[1:-1]), n, d_in)
     return np.diff(below, prepend=0.0, append=1.0).tolist()
 

@@ -89,6 +89,12 @@ def test_kinds_disagree_where_intervals_lie_on_both_sides_of_0():
     assert disagreements(kinds_of({"token": -0.1, "letter": 0.0, "contextual": 0.05}, seeds=2)) == []
 
 
+def test_seeds_without_a_value_are_none_that_kinds_disagree_in():
+    entries = kinds_of({"token": -0.1, "letter": 0.0, "contextual": 0.05})
+    lacking = [entry | {"per_seed": [*entry["per_seed"][:2], math.nan, None]} for entry in entries]
+    assert disagreements(entries) and disagreements(lacking) == []
+
+
 @pytest.mark.parametrize(("key", "metric"), [("fraction", "absorption_fraction"), ("splits", "splits")])
 def test_kinds_are_asked_about_the_fraction_and_splitting_too(key, metric):
     entries = kinds_of({"token": -0.1, "letter": 0.0, "contextual": 0.05}, key=key)

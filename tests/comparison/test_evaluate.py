@@ -17,12 +17,16 @@ from sae_lm.comparison.evaluation_set import (
     sum_samples,
 )
 from sae_lm.comparison.explorer import keep_for_explorer
+from sae_lm.comparison.measure import _shown, _Yardstick
 from sae_lm.comparison.removals import measure_removals
+from sae_lm.comparison.runs import Run
 from sae_lm.concepts.probes import f1, fit_probes
 from sae_lm.concepts.rows import TEST, TRAIN
+from sae_lm.metrics.codes import TokenCodes
 from sae_lm.metrics.decoder_projection import nth_decoder_projection
 from sae_lm.metrics.splitting import RANKERS, Split, firing_f1, l1_probe
-from sae_lm.sae.model import SAE
+from sae_lm.penalties.arms import parse_arm
+from sae_lm.sae.model import SAE, SaeConfig
 from sae_lm.settings import CompareSettings
 
 pytestmark = pytest.mark.transformer_lens_3
@@ -100,3 +104,29 @@ def test_candidates_for_main_latents_are_ranked_as_the_settings_say():
         settings = CompareSettings(runs=Path("runs"), out=Path("out"), max_k=6, rank_latents=ranking)
         found = find_main_latents(sae, settings, evaluation_set)
         assert found and found[1][0].ranking == order
+
+
+def test_of_equal_pre_activations_the_explorer_shows_those_that_were_scored(monkeypatch):
+    """Every latent is there twelve times over, so that which of them fire is a matter of the way they are looked for."""
+    one, copies = identity_sae(6), 12
+    W_enc, W_dec = one.W_enc.repeat(1, copies), one.W_dec.repeat(copies, 1)
+    config = SaeConfig(architecture="topk", d_in=6, d_sae=6 * copies, k=3)
+    sae = SAE(config, {"W_enc": W_enc, "W_dec": W_dec, "b_enc": torch.zeros(6 * copies), "b_dec": torch.zeros(6)})
+    rows = toy_rows([0, 2, 5])
+    (probe,) = fit_probes(rows, min_types=50, gate=0.6)
+    evaluation_set, settings = evaluated(rows, probe), CompareSettings(runs="runs", out="out", max_k=2)
+    splits = [Split([0], [0], [1.0], [1.0])]
+    found = find_main_latents(sae, settings, evaluation_set, splits)
+    monkeypatch.setattr("sae_lm.comparison.runs.load", lambda *_, **__: sae)
+    kept: list[list[TokenCodes]] = []
+
+    def keep(sae, codes, splits, evaluation_set):
+        kept.append(codes)
+        return keep_for_explorer(sae, codes, splits, evaluation_set)
+
+    monkeypatch.setattr("sae_lm.comparison.measure.keep_for_explorer", keep)
+    run = Run(parse_arm("none"), 0, Path("none-seed0"), {}, "topk")
+    _shown(run, _Yardstick(settings, evaluation_set, [1], [], 1, "cpu"), splits)
+    ((shown,),), (plain,) = kept, sae_codes(sae, evaluation_set)
+    assert found and torch.equal(shown.latent, found[0][0].latent)
+    assert not torch.equal(plain.latent, shown.latent), "there is something to differ in"

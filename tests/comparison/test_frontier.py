@@ -128,6 +128,35 @@ def test_arms_are_on_the_curve_of_their_l0_and_those_of_no_rung_on_none():
     ]
 
 
+def test_an_arm_between_two_rungs_is_on_no_curve_since_others_there_have_another_l0():
+    names = {"none@k=16": 16.0, "none@k=32": 32.0, "sq_cos:1@k=24": 23.5, "max_cos:1@k=32": 33.0}
+    flat = dict.fromkeys(names, 0.001)
+    assert [curve.family.name for curve in curves_of(values_of(flat, flat, names))] == ["max_cos:1"]
+
+
+def test_a_control_held_at_its_start_is_no_point_of_the_family_that_is_free_and_no_reference():
+    arms = ["none@arch=matryoshka@decoder=0.8", "none@arch=matryoshka", "sq_cos:1"]
+    assert [name for name, _, _ in named(arms)] == arms
+    costs = {"none": 0.0, **{arm: noisy(0.01, seed) for seed, arm in enumerate(arms)}}
+    entries = compare_at_equal_fvu(curves_of(values_of(costs, costs)), [0.0095])
+    assert {entry["reference"] for entry in entries} == {"none@arch=matryoshka"}
+
+
+def test_two_rungs_of_one_penalty_at_one_l0_keep_their_k_in_their_names():
+    assert [name for name, _, _ in named(["max_cos:1@k=31", "max_cos:1@k=32", "sq_cos:1@k=32"])] == [
+        "max_cos:1@k=31", "max_cos:1@k=32", "sq_cos:1",
+    ]  # fmt: skip
+
+
+def test_what_is_read_at_equal_fvu_is_from_the_baseline_and_undertrained_where_that_is():
+    values = values_of({"none": 0.0, "sq_cos:1": 0.01, "sq_cos:3": 0.02, "max_cos:1": 0.01, "max_cos:3": 0.02},
+                       dict.fromkeys(["none", "sq_cos:1", "sq_cos:3", "max_cos:1", "max_cos:3"], 0.001))  # fmt: skip
+    for weak, marked in (([], False), (["none"], True), (["max_cos:3"], True), (["other"], False)):
+        known = [parse_arm(name) for name in weak if name != "other"]
+        entries = compare_at_equal_fvu(curves_of(values), [0.015], known)
+        assert {e["undertrained"] for e in entries if e["fvu"] == 0.015} == {marked}, weak
+
+
 def test_points_and_bands_have_students_interval_over_seeds():
     costs = {"none": 0.0, "sq_cos:3": noisy(0.004, 1)}
     holes = {"none": 0.0, "sq_cos:3": noisy(-0.06, 2, 0.01)}

@@ -119,6 +119,26 @@ def test_a_claim_that_rests_on_one_concept_is_not_said_to_hold_for_others():
         assert said.endswith(f"it is no claim without a or b or c{others}")
 
 
+def test_a_figure_that_no_concept_has_in_every_sae_is_not_compared_over_different_ones():
+    """The arm has it of an easy concept alone, the baseline of a hard one: neither is better on any."""
+    matching = match_arms([NONE, ARM], NONE, {which: [16.0] * len(SEEDS) for which in (NONE, ARM)})
+    of = {ARM: ("easy", 0.9), NONE: ("hard", 0.3)}
+    per_concept = {
+        (which, seed): [{"concept": name} | ({"recovered": value + 0.01 * seed} if name == has else {})
+                        for name in ("easy", "hard")]
+        for which, (has, value) in of.items()
+        for seed in SEEDS
+    }  # fmt: skip
+    found = over_common_concepts(per_concept, SEEDS, matching)
+    values = {
+        which: {key: [NAN] * len(SEEDS) for key in METRICS}
+        | {"l0": [16.0] * len(SEEDS), "recovered_on_holes": [of[which][1] + 0.01 * seed for seed in SEEDS]}
+        for which in of
+    }
+    (of_pair,) = (d for d in compare_arms(values, matching, None, found) if d["metric"] == "recovered_on_holes")
+    assert (of_pair["mean"], of_pair["verdict"], of_pair["reason"]) == (None, "no claim", "no values")
+
+
 def test_a_figure_that_some_saes_lack_of_a_concept_is_compared_over_the_concepts_that_all_have():
     """The arm closes all holes of an easy concept: nothing is recovered on them, and nothing has become worse."""
     l0 = {which: [16.0] * len(SEEDS) for which in (NONE, ARM)}

@@ -331,6 +331,16 @@ def test_arms_of_different_l0_are_not_read_at_one_cost():
     assert claim["answer"] == "no answer (their L0 differ: they are held to none@k=16 and none@k=64)"
 
 
+def test_a_claim_at_one_cost_is_of_undertrained_saes_where_the_baseline_is_undertrained():
+    changes = {"abs_cos:1": (-0.10, 0.02), "max_cos:1": (-0.02, 0.02)}
+    at_cost = 'arm = "abs_cos:1"\nagainst = "max_cos:1"\nfvu = 0.016\nexpect = "lower"'
+    (claim,) = answers(registered(at_cost), evidence(**changes))
+    assert claim["holds"]
+    for weak in ("none", "max_cos:1"):
+        (claim,) = answers(registered(at_cost), evidence([weak], **changes))
+        assert claim["answer"] == f"no answer (undertrained: {weak})"
+
+
 def test_an_undertrained_rung_that_an_arm_is_not_held_to_takes_no_answer_away():
     lower = 'arm = "abs_cos:1@k=16"\nexpect = "lower"'
     (claim,) = answers(registered(lower), of_two_rungs(["none@k=64"]))

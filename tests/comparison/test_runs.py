@@ -186,6 +186,7 @@ def test_narrower_runs_have_fewer_latents_and_all_else_alike(tmp_path):
         ),
         ("d", {"d_sae": 24, "hook": "blocks.0.hook_out"}, "differ from those compared in their hook"),
         ("e", {"d_sae": 24, "held_out_from_row": 1}, "differ from those compared in their first held-out row"),
+        ("f", {"d_sae": 24, "lr": 0.5}, "differ from those compared in their lr"),
     ):
         with pytest.raises(SaeError, match=says):
             read_narrower(of(name, **changes), runs)

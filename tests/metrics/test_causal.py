@@ -19,11 +19,14 @@ def test_the_absorber_and_the_latent_of_the_nearest_strength_are_named():
     x = torch.tensor([[2.0, 2, 2], [4, 2, 1], [2, 2, 0], [2, 1, 1], [3, 9, 9]])
     found = find_absorbers(ConceptAtSae(as_codes(dense), x, torch.arange(5), W_dec, probe), [0])
     # the second row has its main latent, the third nothing beside the absorber, in the fourth it carries too little
-    assert found.place.tolist() == [0, 4] and found.absorber.tolist() == [1, 1] and found.other.tolist() == [3, 2]
+    assert found.place.tolist() == [0, 2, 4] and found.absorber.tolist() == [1, 1, 1]
+    assert found.other.tolist() == [3, -1, 2]
     parts = parts_of(W_dec, found.absorber, found.strength)
     torch.testing.assert_close(parts.norm(dim=1), found.strength)
-    assert still_says_yes(x[found.place], parts, probe, -1.0).tolist() == [False, False]
-    assert still_says_yes(x[found.place], parts_of(W_dec, found.other, found.strength), probe, -1.0).all()
+    assert still_says_yes(x[found.place], parts, probe, -1.0).tolist() == [False, False, False]
+    beside = found.other >= 0
+    parts = parts_of(W_dec, found.other[beside], found.strength[beside])
+    assert still_says_yes(x[found.place[beside]], parts, probe, -1.0).all()
 
 
 def test_taking_a_part_away_is_zeroing_the_latent_in_a_splice_with_its_error_term(tiny_model, make_sae):

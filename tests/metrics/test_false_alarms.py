@@ -63,17 +63,23 @@ def test_every_share_of_false_alarms_is_reached_where_pre_activations_are_negati
         assert float((ratio > threshold_at_false_alarms(ratio, share)).double().mean()) == pytest.approx(
             share, abs=0.01
         )
-    below = ratio[ratio < 0]
-    pre = sae.pre_activations(X)[:, MAIN[0][0]][ratio < 0]
+    below, pre = ratio < 0, sae.pre_activations(X)
+    if architecture == "topk":
+        gate = pre.index_fill(1, torch.tensor(MAIN[0]), -torch.inf).topk(5).values[:, -1]
+    pre = pre[:, MAIN[0][0]][below]
     if architecture in ("jumprelu", "standard"):
-        assert torch.equal(below.argsort(), pre.argsort()), "the nearest to firing first"
+        assert torch.equal(ratio[below].argsort(), pre.argsort()), "the nearest to firing first"
+    if architecture == "topk":
+        nearer = (pre[:, None] > pre) & (gate[below][:, None] < gate[below])
+        assert int(nearer.sum()) > 1000 and bool((ratio[below][:, None] > ratio[below])[nearer].all())
 
 
 @pytest.mark.parametrize("architecture", ["jumprelu", "standard"])
 def test_ratios_of_latents_that_fire_by_themselves_are_those_of_all_pre_activations(make_sae, architecture):
     sae = make_sae(architecture, k=5, unit=False)
     pre = sae.pre_activations(X)
-    every = pre / sae.threshold if architecture == "jumprelu" else pre * sae.W_dec.norm(dim=1)
+    over = torch.where(pre >= 0, pre / sae.threshold, pre * sae.threshold) if architecture == "jumprelu" else None
+    every = pre * sae.W_dec.norm(dim=1) if over is None else over
     plain = torch.stack([every[:, main].amax(1) for main in MAIN], 1)
     assert torch.allclose(gate_ratios(sae, X.split(70), MAIN), plain, rtol=1e-5, atol=1e-6)
 

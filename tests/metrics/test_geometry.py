@@ -99,6 +99,11 @@ def test_the_nulls_are_what_drawn_directions_give(n, d):
     assert expected.sum() == pytest.approx(1) and np.abs(shares - expected).max() < 0.04
 
 
+def test_fewer_than_two_directions_have_no_nearest():
+    assert all(map(math.isnan, null_nearest_shares(0, 8) + null_nearest_shares(1, 8)))
+    assert sum(null_nearest_shares(2, 8)) == pytest.approx(1)
+
+
 def test_the_null_equals_the_integral_worked_by_hand():
     assert null_nearest_cos(2, 7) == pytest.approx(0, abs=1e-7)  # two directions are as often near as far
     assert null_nearest_cos(50, 3) == pytest.approx(1 - 2 / 50, abs=1e-7)  # on the sphere a cosine is uniform
