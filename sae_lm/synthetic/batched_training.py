@@ -278,7 +278,7 @@ def _drop_gradients(weights: ManyWeights, trial: int, arm: Arm) -> None:
 def _coefficient(trial: ToyTrial, step: int, steps: int) -> float:
     """As sae_lm.penalties.term schedules it, and 0 once it is off."""
     arm = trial.arm
-    first = first_step(steps, arm.start or 0.0)
+    first = first_step(steps, arm.start or 0.0, arm)
     if step < first or step >= trial.stop * steps:
         return 0.0
     return arm.coefficient * warm_up_share(step - first, (arm.warm_up or 0.0) * steps)

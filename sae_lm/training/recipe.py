@@ -251,7 +251,7 @@ def _check_latents(settings: TrainSettings, arms: list[Arm]) -> None:
         nested = arm.widths or widths or default_widths(settings.d_sae)
         if (arm.arch or settings.arch) == "matryoshka" and arm.balance and not arm.prefixes and len(nested) < 2:
             raise SettingsError(
-                f"arms: {arm.name} is matryoshka with the one width {nested[0]}, all of the latents, which is batchtopk; "
+                f"arms: {arm.name} is matryoshka with the one width {settings.d_sae}, all of the latents, which is batchtopk; "
                 "give a narrower width as well, or --arch batchtopk"
             )
         if arm.chunk is not None and arm.chunk >= settings.d_sae:
