@@ -23,7 +23,7 @@ from typing import NamedTuple
 import numpy as np
 
 from sae_lm.comparison.frontier import UNTRAINED, Curve, interval, untrained
-from sae_lm.comparison.outcomes import METRICS, PRIMARY
+from sae_lm.comparison.outcomes import BY_F1, METRICS, PRIMARY
 from sae_lm.metrics.statistics import (
     FEWEST_SEEDS,
     LEVEL,
@@ -113,8 +113,10 @@ def _test(curve: Curve, reference: Curve, cost: float, metric: str) -> _Test:
     if unreached:
         nothing = [math.nan] * curve.cost.shape[1]
         return _Test(curve, reference, cost, metric, paired_difference(nothing, nothing), unreached)
-    values = [c.read(metric, cost).tolist() for c in (curve, reference)]
-    return _Test(curve, reference, cost, metric, paired_difference(*values), None)
+    first, second = (
+        paired_difference(*(c.read(key, cost).tolist() for c in (curve, reference))) for key in (metric, BY_F1[metric])
+    )
+    return _Test(curve, reference, cost, metric, first.by_both(second), None)
 
 
 def _entry(test: _Test, p_holm: float | None, tests: int, undertrained: Collection[Arm]) -> EqualFvuEntry:

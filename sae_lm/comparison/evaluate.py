@@ -29,7 +29,7 @@ from sae_lm.metrics.absorption import (
 from sae_lm.metrics.codes import TokenCodes, encode_sparse
 from sae_lm.metrics.geometry import geometry
 from sae_lm.metrics.reconstruction import quality
-from sae_lm.metrics.splitting import RANKERS, Ranker, Split, l1_probe, split_counts
+from sae_lm.metrics.splitting import RANKERS, Ranker, Split, firing_f1, l1_probe, split_counts
 from sae_lm.metrics.statistics import mean_of_known, sums_of_units
 from sae_lm.sae.model import SAE
 from sae_lm.settings import CompareSettings
@@ -126,6 +126,15 @@ def find_main_latents(
     )
 
 
+def ranked_by_f1(
+    on_concepts: OnConcepts, settings: CompareSettings, evaluation_set: EvaluationSet
+) -> list[Split] | None:
+    """One SAE's main latents by the other ranking, where both are asked for."""
+    if settings.rank_latents != "both":
+        return None
+    return sae_splits(on_concepts[0], evaluation_set, settings.max_k, settings.split_gain, firing_f1)
+
+
 def common_counts(splits: Sequence[Sequence[Split]]) -> list[int]:
     """Per concept, the mean splitting count of the baseline's SAEs: how many main latents every SAE gets.
 
@@ -205,6 +214,9 @@ CONCEPT_MEANS = {
     "equal_precision": "equal_precision",
     "equal_false_alarms": "equal_false_alarms",
     "hole_rate_at_precision": "hole_rate_at_precision",
+    "splits_by_f1": "splits_by_f1",
+    "equal_hole_rate_by_f1": "equal_hole_rate_by_f1",
+    "absorption_fraction_by_f1": "fraction_by_f1",
 }
 """Metric -> the key of a concept's figures that it is the mean of."""
 

@@ -25,7 +25,7 @@ from jaxtyping import Float
 
 from sae_lm.comparison.families import Family, families
 from sae_lm.comparison.matching import Matching, Values
-from sae_lm.comparison.outcomes import PRIMARY
+from sae_lm.comparison.outcomes import BY_F1, PRIMARY
 from sae_lm.metrics.statistics import student_t
 from sae_lm.pages.difference_entries import BandEntry, FrontierEntry, FrontierPoint, Interval
 from sae_lm.penalties.arms import Arm
@@ -155,7 +155,8 @@ def _curve(family: Family, rung: Arm, values: Values) -> Curve | None:
     if not np.isfinite(cost).all():
         return None
     order = np.argsort(cost.mean(1), kind="stable")
-    of_metric = {metric: np.array([change(arm, metric) for arm in places])[order] for metric in PRIMARY}
+    metrics = [*PRIMARY, *BY_F1.values()]
+    of_metric = {metric: np.array([change(arm, metric) for arm in places])[order] for metric in metrics}
     return Curve(family, rung, [places[i] for i in order], cost[order], of_metric)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sae_lm.comparison.concept_subsets import subset_figures
 from sae_lm.comparison.controls import GradedSae, Grades, grade
-from sae_lm.comparison.equal_alarms import all_concept_figures, common_points, points_of_sae
+from sae_lm.comparison.equal_alarms import all_concept_figures, common_points, figures_by_f1, points_of_sae
 from sae_lm.comparison.evaluate import (
     BootstrapValues,
     OnConcepts,
@@ -23,6 +23,7 @@ from sae_lm.comparison.evaluate import (
     concept_means,
     find_main_latents,
     held_out_figures,
+    ranked_by_f1,
     sae_codes,
 )
 from sae_lm.comparison.evaluation_set import EvaluationSet, build_evaluation_set
@@ -50,9 +51,14 @@ from sae_lm.settings import CompareSettings
 
 PROJECTED_ROWS, PROJECTION_SHARE = 4096, 8
 """Held-out rows for the n-th decoder projection, at most; n is the number of latents of the narrowest SAE over this."""
-RANKED_BY_F1 = (
-    "Main latents are ranked by the F1 of their firing, not by the L1 probe of sae-spelling (--rank-latents)."
-)
+RANKED = {
+    "l1_probe": [],
+    "f1": ["Main latents are ranked by the F1 of their firing, not by the L1 probe of sae-spelling (--rank-latents)."],
+    "both": [
+        "Main latents are ranked twice, by the L1 probe of sae-spelling and by the F1 of their firing. Figures are by the "
+        "probe; a primary outcome is lower, higher or equivalent where it is by both."
+    ],
+}
 
 
 class Measured(NamedTuple):
@@ -120,7 +126,7 @@ def measure(settings: CompareSettings, store: Store, runs: Runs, kept: Kept, dev
         probes=probes,
         remarks=[
             *remarks,
-            *[RANKED_BY_F1] * (settings.rank_latents == "f1"),
+            *RANKED[settings.rank_latents],
             *filter(None, [evaluation_set.noise_unknown, alone.no_controls]),
         ],
         per_concept={key: sae.per_concept for key, sae in alone.saes.items()},
@@ -200,6 +206,8 @@ class _Yardstick(NamedTuple):
     """of each concept the number of main latents"""
     targets: list[OperatingPoint]
     """of each concept the operating point they are brought to"""
+    by_f1: tuple[list[int], list[OperatingPoint]] | None
+    """the two of the other ranking, where both are asked for"""
     n: int
     """latents per row at which all are projected"""
     device: str
@@ -239,10 +247,10 @@ def _measure_saes(
     """Every SAE, then the control, which has the L0 of the baseline's middle rung."""
     ladder = ladder_of(runs.baseline, runs.arms, runs.baseline)
     rung, first = ladder[len(ladder) // 2], runs.seeds[0]
-    splits, points = _baseline_splits(settings, runs, ladder, evaluation_set, kept, device)
-    common = common_counts(list(splits.values()))
+    splits, of_rankings = _baseline_splits(settings, runs, ladder, evaluation_set, kept, device)
+    (common, targets), *further = of_rankings
     n = -(-runs.least_d_sae // PROJECTION_SHARE)
-    yardstick = _Yardstick(settings, evaluation_set, common, common_points(points, common), n, device)
+    yardstick = _Yardstick(settings, evaluation_set, common, targets, further[0] if further else None, n, device)
     parts = {
         (arm, seed): Part(
             f"{arm.name}, seed {seed}",
@@ -299,29 +307,36 @@ def _baseline_splits(
     evaluation_set: EvaluationSet,
     kept: Kept,
     device: str,
-) -> tuple[dict[Key, list[Split]], list[list[list[OperatingPoint]]]]:
-    """The main latents of the baseline's SAEs, and of each its operating points (`points_of_sae`); none where no concept
-    is in use."""
-    splits: dict[Key, list[Split]] = {}
-    points: list[list[list[OperatingPoint]]] = []
+) -> tuple[dict[Key, list[Split]], list[tuple[list[int], list[OperatingPoint]]]]:
+    """The main latents of the baseline's SAEs; and of each ranking that is asked for how many every SAE gets of each
+    concept, and the operating point. None where no concept is in use."""
+    found_of: dict[Key, list[list[Split]]] = {}
+    points: dict[Key, list[list[list[OperatingPoint]]]] = {}
 
-    def found(run: Run) -> tuple[list[Split], list[list[OperatingPoint]]]:
+    def found(run: Run) -> list[tuple[list[Split], list[list[OperatingPoint]]]]:
         on_concepts = find_main_latents(run.load(device), settings, evaluation_set)
         assert on_concepts, "there is a concept in use"
-        return on_concepts[1], points_of_sae(*on_concepts, evaluation_set)
+        codes, first = on_concepts
+        second = ranked_by_f1(on_concepts, settings, evaluation_set)
+        every = [first] if second is None else [first, second]
+        return [(of, points_of_sae(codes, of, evaluation_set)) for of in every]
 
     rungs = {key: run for key, run in runs.by_key.items() if key[0] in ladder and evaluation_set.candidates}
     parts = {key: Part("main latents", [run], partial(found, run)) for key, run in rungs.items()}
     with Progress("main latents of the baseline", len(rungs), "SAE") as bar:
-        for key, (of_sae, of_points) in zip(parts, kept.each([*parts.values()], bar.reach), strict=True):
-            splits[key] = [Split(*split) for split in of_sae]
-            points.append([[OperatingPoint(*point) for point in concept] for concept in of_points])
-    return splits, points
+        for key, of_rankings in zip(parts, kept.each([*parts.values()], bar.reach), strict=True):
+            found_of[key] = [[Split(*split) for split in splits] for splits, _ in of_rankings]
+            points[key] = [[[OperatingPoint(*p) for p in concept] for concept in of] for _, of in of_rankings]
+    scales = []
+    for place in range(max(map(len, found_of.values()), default=1)):
+        common = common_counts([of[place] for of in found_of.values()])
+        scales.append((common, common_points([of[place] for of in points.values()], common)))
+    return {key: of[0] for key, of in found_of.items()}, scales
 
 
 def _measure_sae(sae: SAE, on_concepts: OnConcepts | None, yardstick: _Yardstick, sweep: bool) -> MeasuredSae:
     """sweep: the gates of the absorption fraction too."""
-    settings, evaluation_set, common, targets, n, _ = yardstick
+    settings, evaluation_set, common, targets, by_f1, n, _ = yardstick
     held_out = held_out_figures(sae, evaluation_set)
     figures, bootstrap_values = dict(held_out.figures), dict(held_out.bootstrap_values)
     per_concept: list[dict[str, Any]] = []
@@ -332,6 +347,10 @@ def _measure_sae(sae: SAE, on_concepts: OnConcepts | None, yardstick: _Yardstick
         figures |= composition(sae.W_dec, held_out.fired, settings.seed)._asdict()
     if on_concepts:
         per_concept, of_concepts = all_concept_figures(sae, *on_concepts, evaluation_set, common, targets, sweep)
+        second = ranked_by_f1(on_concepts, settings, evaluation_set)
+        if by_f1 and second is not None:
+            further = figures_by_f1(sae, on_concepts[0], second, evaluation_set, *by_f1)
+            per_concept = [figures | more for figures, more in zip(per_concept, further, strict=True)]
         figures |= concept_means(per_concept) | subset_figures(per_concept, evaluation_set.candidates)
         bootstrap_values |= of_concepts
         of_removals, removals = measure_removals(sae, *on_concepts, evaluation_set, common)

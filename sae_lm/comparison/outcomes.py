@@ -94,6 +94,12 @@ METRICS = {
         "Over the concepts alone whose probe has an F1 of .85 or more."),
     "probe_rank": Metric("rank correlation of probe F1 and holes", "rho", None, "context",
         "Spearman's, over concepts, of the probe's F1 and the hole rate at equal false alarms; far below 0, weak probes make holes."),
+    "splits_by_f1": Metric("latents per concept, ranked by F1", "latents", "lower", "context",
+        "The same with main latents found by the F1 of their firing (--rank-latents both)."),
+    "equal_hole_rate_by_f1": Metric("hole rate at equal false alarms, ranked by F1", "share", "lower", "context",
+        "The same with main latents found by the F1 of their firing (--rank-latents both)."),
+    "absorption_fraction_by_f1": Metric("absorption, fraction, ranked by F1", "share", "lower", "context",
+        "The same with main latents found by the F1 of their firing (--rank-latents both)."),
     "absorption_full": Metric("absorption, full", "share", "lower", "context",
         "Share of tokens on which the main latents are silent and a single other latent carries the concept."),
     "absorption_full_own_k": Metric("absorption, full, own split count", "share", "lower", "context",
@@ -143,6 +149,10 @@ METRICS = {
 
 
 PRIMARY = tuple(key for key, metric in METRICS.items() if metric.role == "primary")
+
+
+BY_F1 = {key: f"{key}_by_f1" for key in PRIMARY}
+"""Primary outcome -> the same by the other ranking of main latents, where both are asked for."""
 
 
 NOT_OUTCOMES = ("composition_null", "nearest_cos_null", "mean_abs_cos_null", "mean_sq_cos_null")

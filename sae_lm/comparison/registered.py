@@ -13,7 +13,7 @@ from sae_lm.comparison.families import families
 from sae_lm.comparison.frontier import Curve, untrained
 from sae_lm.comparison.matching import Matching, Values, is_rung
 from sae_lm.comparison.other_concepts import UNEVEN
-from sae_lm.comparison.outcomes import METRICS, NOT_OUTCOMES, NOT_TESTED, OF_NARROWER, PRIMARY
+from sae_lm.comparison.outcomes import BY_F1, METRICS, NOT_OUTCOMES, NOT_TESTED, OF_NARROWER, PRIMARY
 from sae_lm.comparison.runs import Runs
 from sae_lm.errors import SettingsError
 from sae_lm.fields import choice
@@ -48,6 +48,8 @@ class _Pair(NamedTuple):
     """means over seeds, of the arm and of what it is held to; of arms that lie at one cost, of these"""
     why_not: str | None = None
     """why it says nothing, or None"""
+    by_f1: Difference | None = None
+    """by the other ranking of main latents, where both were asked for"""
 
 
 class _Test(NamedTuple):
@@ -140,15 +142,20 @@ def _lacking(registered: Registered, settings: CompareSettings, runs: Runs) -> s
 
 
 def _test(claim: Claim, evidence: Evidence, lacking: str | None) -> _Test:
-    pair = _read(claim, evidence)
+    pair = _read(claim, claim.metric, evidence)
+    if claim.metric in BY_F1 and pair.why_not is None:
+        second = _read(claim, BY_F1[claim.metric], evidence).difference
+        pair = pair._replace(by_f1=second if second.seeds else None)
     difference, why_not = pair.difference, lacking or pair.why_not
     if why_not is None and difference.seeds < FEWEST_SEEDS:
         why_not = f"fewer than {FEWEST_SEEDS} seeds have a value"
     if why_not is not None:
         return _Test(pair, None, why_not)
     if claim.expect == "equivalent":
-        p = equivalence_p(difference.per_seed, evidence.margin)
-        return _Test(pair, 1.0 if p is None else p, None)
+        every = [equivalence_p(of.per_seed, evidence.margin) for of in (difference, pair.by_f1) if of is not None]
+        return _Test(pair, max(1.0 if p is None else p for p in every), None)
+    if pair.by_f1 is not None:
+        difference = difference.by_both(pair.by_f1)
     # without any spread there is no t: equal values show nothing, a constant difference is beyond doubt in no test
     return _Test(pair, 1.0 if difference.p is None else difference.p, None)
 
@@ -157,19 +164,19 @@ def _nothing(why_not: str) -> _Pair:
     return _Pair(paired_difference([math.nan], [math.nan]), "", why_not=why_not)
 
 
-def _read(claim: Claim, evidence: Evidence) -> _Pair:
+def _read(claim: Claim, metric: str, evidence: Evidence) -> _Pair:
     arm = parse_arm(claim.arm)
     if arm not in evidence.values:
         return _nothing(f"{arm.name} is not there")
     if claim.fvu is not None and claim.against is not None:
-        return _at_cost(arm, parse_arm(claim.against), claim.fvu, claim.metric, evidence)
+        return _at_cost(arm, parse_arm(claim.against), claim.fvu, metric, evidence)
     match = evidence.matching.to_baseline[arm]  # the baseline, whatever else is there of the arm's own architecture
     if match.how == "not matched":
         return _nothing("L0 not matched")
-    others = match.baseline({rung: evidence.values[rung][claim.metric] for rung in match.ladder})
+    others = match.baseline({rung: evidence.values[rung][metric] for rung in match.ladder})
     interpolated = match.how == "interpolated"  # at the arm's own L0
     return _Pair(
-        paired_difference(evidence.values[arm][claim.metric], others),
+        paired_difference(evidence.values[arm][metric], others),
         "/".join(rung.name for rung in match.used) + ", interpolated" * interpolated,
         (fmean(match.l0), fmean(match.l0 if interpolated else match.ladder[match.rung])),
         _undertrained((arm, *match.used), evidence),
@@ -241,6 +248,8 @@ def _in_words(claim: Claim, test: _Test, p_holm: float | None, holds: bool | Non
     if claim.expect == "equivalent":  # by one-sided tests, to which that interval does not belong
         interval = f" within ±{margin:g}" if holds else f", not shown to be within ±{margin:g}"
     facts = f"{METRICS[claim.metric].label} {d.mean:+.4f}{interval} against {pair.against}, p {p_holm:.2g}"
+    if pair.by_f1 is not None and pair.by_f1.mean is not None:
+        facts += f" by both rankings (ranked by F1 {pair.by_f1.mean:+.4f})"
     facts += f", {d.seeds} seeds, L0 {pair.l0[0]:.3g} and {pair.l0[1]:.3g}"
     if holds:
         return f"holds ({facts})"

@@ -9,7 +9,8 @@ the margin is "equivalent". Other metrics are not corrected: their verdicts desc
 twenty is lower or higher by chance.
 "Less absorption" needs both its hole rate at equal false alarms and its fraction to be lower: a penalty on cosines can
 lower the fraction alone (sae_lm.metrics.absorption), and main latents that fire more often the plain hole rate
-(sae_lm.metrics.false_alarms). Verdicts are of the statistics alone; that the SAEs behind one are not trained yet is a
+(sae_lm.metrics.false_alarms). Where main latents are ranked twice (--rank-latents both) the greater of the two p decides of
+a primary outcome, and 1 where the signs differ: claimed is what holds by either ranking. Verdicts are of the statistics alone; that the SAEs behind one are not trained yet is a
 mark of its own (sae_lm.comparison.undertrained).
 """
 
@@ -18,7 +19,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from sae_lm.comparison.matching import Match, Matching, Values
-from sae_lm.comparison.outcomes import METRICS, NOT_OUTCOMES, NOT_TESTED, PRIMARY
+from sae_lm.comparison.outcomes import BY_F1, METRICS, NOT_OUTCOMES, NOT_TESTED, PRIMARY
 from sae_lm.comparison.undertrained import find_undertrained, taints
 from sae_lm.metrics import statistics
 from sae_lm.metrics.equivalence import equivalence_p
@@ -26,6 +27,7 @@ from sae_lm.metrics.statistics import (
     FEWEST_SEEDS,
     LEVEL,
     MOST_SEEDS,
+    Difference,
     holm,
     paired_difference,
     seeds_needed,
@@ -50,7 +52,38 @@ def compare_arms(
     that are not those of the means, as some concepts lack a value in one SAE (`over_common_concepts`). not_tested:
     metrics whose values are not independent over seeds.
     """
-    paired: dict[Test, statistics.Difference] = {}
+    paired = _paired(values, matching, by_concept, not_tested)
+    tests = [(arm, key) for arm, key in paired if key in PRIMARY]
+    by_f1 = {(arm, key): paired[arm, BY_F1[key]] for arm, key in tests}
+    alone = {test: _alone(paired[test], by_f1[test]) for test in tests}
+    paired |= {test: paired[test].by_both(by_f1[test]) for test in tests}
+    p = {
+        (arm, key): difference.p or 0.0
+        for (arm, key), difference in paired.items()
+        if key in PRIMARY and difference.seeds >= FEWEST_SEEDS and matching.matches[arm].how != "not matched"
+    }
+    corrected = dict(zip(p, holm(list(p.values())), strict=True))
+    equivalence = _Equivalence(margin, _equivalence({test: (paired[test], by_f1[test]) for test in p}, margin))
+    undertrained = find_undertrained(values)
+    return [
+        _entry(
+            test,
+            matching.matches[test[0]],
+            difference,
+            corrected,
+            equivalence,
+            taints(test[0], matching, undertrained),
+            "pairs of seeds overlap" if test[1] in not_tested else alone.get(test),
+        )
+        for test, difference in paired.items()
+    ]
+
+
+def _paired(
+    values: Values, matching: Matching, by_concept: Mapping[Test, Sequence[float]], not_tested: Collection[str]
+) -> dict[Test, Difference]:
+    """Every difference, arm by arm in the order of the metrics."""
+    paired: dict[Test, Difference] = {}
     for arm in values:
         if arm in matching.ladder:
             continue
@@ -64,21 +97,17 @@ def compare_arms(
             if (arm, key) in by_concept:
                 difference = paired_difference(by_concept[arm, key], [0.0] * len(by_concept[arm, key]))
             paired[arm, key] = difference.untested() if key in not_tested else difference
-    p = {
-        (arm, key): difference.p or 0.0
-        for (arm, key), difference in paired.items()
-        if key in PRIMARY and difference.seeds >= FEWEST_SEEDS and matching.matches[arm].how != "not matched"
-    }
-    corrected = dict(zip(p, holm(list(p.values())), strict=True))
-    equivalence = _Equivalence(margin, _equivalence({test: paired[test] for test in p}, margin))
-    undertrained = find_undertrained(values)
-    tainted = {arm: taints(arm, matching, undertrained) for arm, _ in paired}
-    return [
-        _entry(
-            test, matching.matches[test[0]], difference, corrected, equivalence, tainted[test[0]], test[1] in not_tested
-        )
-        for test, difference in paired.items()
-    ]
+    return paired
+
+
+def _alone(first: Difference, second: Difference) -> str | None:
+    """A reason for what one ranking alone would call lower or higher, before any correction."""
+    if (first.by_both(second).p or 0.0) <= LEVEL:
+        return None
+    for of, name in ((first, "the L1 probe"), (second, "F1")):
+        if of.p is not None and of.mean is not None and of.p <= LEVEL:
+            return f"{'lower' if of.mean < 0 else 'higher'} by {name} alone"
+    return None
 
 
 class _Equivalence(NamedTuple):
@@ -90,31 +119,36 @@ class _Equivalence(NamedTuple):
         return self.p.get(test, 1.0) <= LEVEL
 
 
-def _equivalence(tested: Mapping[Test, statistics.Difference], margin: float | None) -> dict[Test, float]:
-    """All are corrected for, those too that are claimed to be lower or higher: which these are is chance as well."""
+def _equivalence(tested: Mapping[Test, tuple[Difference, Difference]], margin: float | None) -> dict[Test, float]:
+    """Of both rankings, where there are two, the greater p. All are corrected for, those too that are claimed to be lower or higher: which these are is chance as well."""
     if margin is None:
         return {}
-    shares = {test: equivalence_p(d.per_seed, margin) for test, d in tested.items() if METRICS[test[1]].unit == "share"}
-    p = holm([1.0 if of_test is None else of_test for of_test in shares.values()])
+    shares = {
+        test: [equivalence_p(d.per_seed, margin) for d in rankings if d is rankings[0] or d.seeds]
+        for test, rankings in tested.items()
+        if METRICS[test[1]].unit == "share"
+    }
+    p = holm([max(1.0 if p is None else p for p in of_test) for of_test in shares.values()])
     return dict(zip(shares, p, strict=True))
 
 
 def _entry(
     test: Test,
     match: Match,
-    d: statistics.Difference,
+    d: Difference,
     corrected: Mapping[Test, float],
     equivalence: _Equivalence,
     undertrained: bool,
-    not_tested: bool,
+    why_not: str | None,
 ) -> DifferenceEntry:
+    """why_not: the reason where it is neither lower nor higher, if that is another than its size."""
     arm, key = test
     # what Holm's first step asks for: a primary outcome is to be found even where no other is
     level = LEVEL / max(1, len(corrected)) if key in PRIMARY else LEVEL
     known = d.mean is not None and d.spread is not None and d.seeds >= FEWEST_SEEDS
     needed = seeds_needed(d.mean, d.spread, level) if known else None  # pyright: ignore[reportArgumentType]
     p_holm = corrected.get(test)
-    verdict, reason = _verdict(key, match.how, d, p_holm, needed, not_tested)
+    verdict, reason = _verdict(key, match.how, d, p_holm, needed, why_not)
     if equivalence.shown(test) and verdict in ("lower", "higher", "not distinguishable"):
         verdict = "equivalent" if verdict == "not distinguishable" else verdict
         reason = f"within ±{equivalence.margin:g}"
@@ -143,7 +177,7 @@ def _entry(
 
 
 def _verdict(
-    key: str, how: str, d: statistics.Difference, p_holm: float | None, needed: int | None, not_tested: bool
+    key: str, how: str, d: Difference, p_holm: float | None, needed: int | None, why_not: str | None
 ) -> tuple[Verdict, str | None]:
     """Also the reason where there is one to give."""
     if not d.seeds:
@@ -152,11 +186,11 @@ def _verdict(
         return "no claim", f"< {FEWEST_SEEDS} seeds"
     if how == "not matched" and key != "l0":
         return "L0 not matched", None
-    if not_tested:
-        return "no claim", "pairs of seeds overlap"
+    if d.p is None and why_not:
+        return "no claim", why_not
     p = p_holm if key in PRIMARY else d.p
     if p is not None and d.mean is not None and p <= LEVEL:
         return "lower" if d.mean < 0 else "higher", None
     if d.mean == 0 and d.spread == 0:
         return "not distinguishable", "equal"
-    return "not distinguishable", f"needs {f'about {needed}' if needed else f'over {MOST_SEEDS}'} seeds"
+    return "not distinguishable", why_not or f"needs {f'about {needed}' if needed else f'over {MOST_SEEDS}'} seeds"

@@ -90,8 +90,8 @@ def firing_f1(codes: TokenCodes, labels: Bool[Tensor, "n concepts"], seed: int =
     return 2 * found / (fired[:, None] + labels.sum(0)).clamp_min(1)
 
 
-RANKERS: dict[str, Ranker] = {"l1_probe": l1_probe, "f1": firing_f1}
-"""By the name that settings give them."""
+RANKERS: dict[str, Ranker] = {"l1_probe": l1_probe, "f1": firing_f1, "both": l1_probe}
+"""By the name that settings give them; of both the first, the other is `firing_f1`."""
 
 
 def split_counts(

@@ -18,6 +18,7 @@ class DifferenceEntry(TypedDict):
     """95% interval of the mean"""
     high: float | None
     p: float | None
+    """of primary outcomes with main latents ranked twice the p by which both rankings differ the same way"""
     p_sign_flip: float | None
     bootstrap_low: float | None
     bootstrap_high: float | None

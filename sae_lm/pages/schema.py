@@ -112,6 +112,10 @@ class _WhereScored(TypedDict, total=False):
     control_hole_rate: float | None
     control_fraction: float | None
     equal_hole_rate: float | None
+    splits_by_f1: int
+    """this and the next two: by the other ranking of main latents, where both are asked for"""
+    equal_hole_rate_by_f1: float | None
+    fraction_by_f1: float | None
     """at the baseline's false alarms"""
     equal_false_alarms: float | None
     """on unseen types, where they are equal over all types"""

@@ -20,7 +20,7 @@ from sae_lm.commands.train import train
 from sae_lm.comparison import measure
 from sae_lm.comparison.concept_subsets import OF_CLEAR
 from sae_lm.comparison.controls import ORDERED
-from sae_lm.comparison.outcomes import METRICS, NOT_OUTCOMES
+from sae_lm.comparison.outcomes import BY_F1, METRICS, NOT_OUTCOMES
 from sae_lm.comparison.runs import Run
 from sae_lm.errors import SaeError, SaeLmError, SaeLmWarning, SettingsError, StoreError
 from sae_lm.pages.difference_entries import DifferenceEntry
@@ -72,6 +72,7 @@ def test_the_report_holds_what_its_schema_says(report):
     optional = {"composition_rate", "composition_null", "recovered_on_holes", "split_ratio", "stitched_novel"}
     optional |= {"absorber_flips", "other_flips", "absorber_kl", "other_kl"}  # of absorbed tokens, which may be none
     optional |= {"nth_projection"}  # L0 is not below an eighth of so few latents
+    optional |= set(BY_F1.values())  # not asked for
     optional |= {*OF_CLEAR.values(), "probe_rank"}  # too few concepts here, and weak probes
     for arm in values["arms"].values():
         assert list(arm["values"]) == list(METRICS)
@@ -178,6 +179,18 @@ def test_a_report_says_where_main_latents_are_not_ranked_as_ever(runs, tmp_path,
         if said.startswith("Main latents are ranked by the F1 of their firing")
     ]
     assert len(told) == 1 and not any("are ranked by" in said for said in report[0]["partial"])
+
+
+def test_ranked_twice_both_figures_are_those_of_either_ranking_alone(runs, tmp_path, report):
+    both = compare(comparing(runs, tmp_path / "both", rank_latents="both"))
+    by_f1 = compare(comparing(runs, tmp_path / "f1", rank_latents="f1"))
+    keys = ("splits", "equal_hole_rate", "absorption_fraction")
+    for arm, of in both["arms"].items():
+        for key in keys:
+            assert of["values"][key] == report[0]["arms"][arm]["values"][key]
+            assert of["values"][f"{key}_by_f1"] == by_f1["arms"][arm]["values"][key]
+            assert set(report[0]["arms"][arm]["values"][f"{key}_by_f1"]) == {None}
+    assert any(said.startswith("Main latents are ranked twice") for said in both["partial"])
 
 
 def test_without_any_concept_the_rest_is_reported_and_labelled(runs, tmp_path):

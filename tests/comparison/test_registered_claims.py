@@ -76,6 +76,28 @@ def test_a_claim_holds_is_not_shown_or_its_opposite_does():
     assert claim["answer"].startswith("does not hold, the opposite does (hole rate at equal false alarms +0.1002 [")
 
 
+def test_with_main_latents_ranked_twice_a_claim_holds_by_both():
+    def by(holes, by_f1):
+        facts = evidence(**{"abs_cos:1": (holes, 0.01)})
+        second = evidence(**{"abs_cos:1": (by_f1, 0.01)}).values
+        for arm, of in facts.values.items():
+            of["equal_hole_rate_by_f1"] = second[arm]["equal_hole_rate"]
+        (claim,) = answers(registered(LOWER), facts)
+        return claim
+
+    both, probe, neither = by(-0.1, -0.08), by(-0.1, 0.0), by(-0.1, 0.1)
+    assert both["holds"] and " by both rankings (ranked by F1 -0.0798), 6 seeds" in both["answer"]
+    assert not probe["holds"] and not neither["holds"] and neither["p"] == 1
+    assert both["p"] == max(by(-0.1, -0.1)["p"], by(-0.08, -0.08)["p"])
+    equivalent = LOWER.replace("lower", "equivalent")
+    facts = evidence(**{"abs_cos:1": (0.003, 0.01)})
+    far = evidence(**{"abs_cos:1": (0.03, 0.01)}).values
+    for arm, of in facts.values.items():
+        of["equal_hole_rate_by_f1"] = far[arm]["equal_hole_rate"]
+    (claim,) = answers(registered(equivalent), facts)
+    assert not claim["holds"]
+
+
 def test_the_correction_is_over_the_claims_of_the_file_alone():
     facts = evidence(**{"abs_cos:1": (-0.001, 0.01), "max_cos:1": (-0.1, 0.01), "sq_cos:1": (-0.1, 0.01)})
     (alone,) = answers(registered(LOWER), facts)

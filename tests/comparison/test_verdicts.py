@@ -34,6 +34,31 @@ def test_a_clear_difference_is_lower_or_higher_and_an_unclear_one_says_how_many_
     assert claim(entry(found, "max_cos:1", "splits")) == ("no claim", "no values")
 
 
+@pytest.mark.parametrize(
+    ("by_probe", "by_f1", "verdict", "reason"),
+    [
+        (shifted(-0.1), shifted(-0.1), "lower", None),
+        (shifted(-0.1), shifted(0.1), "not distinguishable", "lower by the L1 probe alone"),
+        (shifted(-0.1), BASE[::-1], "not distinguishable", "lower by the L1 probe alone"),
+        (BASE[::-1], shifted(0.1), "not distinguishable", "higher by F1 alone"),
+        (shifted(0.0), shifted(-0.0005), "equivalent", "within ±0.02"),
+        (shifted(0.0), BASE[::-1], "not distinguishable", "needs about 473 seeds"),
+    ],
+)
+def test_where_main_latents_are_ranked_twice_a_primary_outcome_is_what_both_say(by_probe, by_f1, verdict, reason):
+    values = arms_of(
+        l0={"none": [16.0] * 6, "abs_cos:1": [16.0] * 6},
+        equal_hole_rate={"none": BASE, "abs_cos:1": by_probe},
+        equal_hole_rate_by_f1={"none": BASE, "abs_cos:1": by_f1},
+    )
+    found = compare_arms(values, "none", MARGIN)
+    assert claim(entry(found, "abs_cos:1", "equal_hole_rate")) == (verdict, reason)
+    alone = compare_arms(arms_of(l0=EQUAL_L0, equal_hole_rate={"none": BASE, "abs_cos:1": by_probe}), "none", MARGIN)
+    first = entry(alone, "abs_cos:1", "equal_hole_rate")
+    assert first["p"] <= entry(found, "abs_cos:1", "equal_hole_rate")["p"]
+    assert first["mean"] == entry(found, "abs_cos:1", "equal_hole_rate")["mean"], "figures are the probe's"
+
+
 def test_primary_outcomes_are_corrected_over_outcomes_and_arms_together_and_others_are_not():
     weak = shifted(-0.02, noise=[0.016, -0.014, 0.013, -0.018, 0.016, 0.0])  # p about .03 alone
     alike = dict.fromkeys(("none", "max_cos:1"), BASE)
