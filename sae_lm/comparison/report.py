@@ -60,12 +60,11 @@ def make_report(
     differences = compare_arms(values, measured.matching, settings.equivalence, by_concept, not_tested)
     other_concepts = compare_over_concepts(measured.per_concept, runs.seeds, measured.matching.matches, differences)
     all_curves = curves(values, measured.matching)
-    baseline, seeds = runs.baseline.name, len(runs.seeds)
-    used = sum(probe.skipped is None for probe in measured.probes)
+    seeds, used = len(runs.seeds), sum(probe.skipped is None for probe in measured.probes)
     front, undertrained = frontier(values), find_undertrained(values)
     at_equal_fvu = compare_at_equal_fvu(all_curves, settings.fvu_cost, undertrained)
     warning = warn(undertrained, runs.arms)
-    plain = answer(differences, baseline, seeds, used)
+    plain = answer(differences, runs.baseline.name, seeds, used)
     kinds = differences_by_kind(measured.per_concept, measured.probes, measured.matching, runs.seeds)
     report: dict[str, Any] = {
         "format": FORMAT,
