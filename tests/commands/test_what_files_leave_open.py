@@ -12,8 +12,6 @@ from hand_made import WORDS, random_contexts, random_sae, write_store
 from sae_lm.cli import main
 from sae_lm.sae.formats.saelens import save
 
-pytestmark = pytest.mark.transformer_lens_3
-
 
 def unscaled(folder: Path) -> Path:
     """An SAE of activations that are multiplied by a number that no file says."""

@@ -18,8 +18,6 @@ from sae_lm.comparison.outcomes import METRICS
 from sae_lm.concepts.probes import Probe
 from sae_lm.penalties.arms import parse_arm
 
-pytestmark = pytest.mark.transformer_lens_3
-
 NAMES = {"first letter a": "token", "digit": "token", "inside brackets": "contextual", "inside quotes": "contextual"}
 
 

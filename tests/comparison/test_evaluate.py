@@ -29,8 +29,6 @@ from sae_lm.penalties.arms import parse_arm
 from sae_lm.sae.model import SAE, SaeConfig
 from sae_lm.settings import CompareSettings
 
-pytestmark = pytest.mark.transformer_lens_3
-
 
 def evaluated(rows, probe):
     of_rows = sample_documents(torch.arange(len(rows.x)), 0)

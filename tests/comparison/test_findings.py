@@ -5,8 +5,6 @@ from compared_arms import BASE, arms_of, claim, compare_arms, entry, shifted
 
 from sae_lm.comparison.findings import answer, findings, l0_findings
 
-pytestmark = pytest.mark.transformer_lens_3
-
 
 @pytest.mark.parametrize(("fraction", "says"), [(shifted(-0.1), "less absorption"), (BASE, "no claim on absorption")])
 def test_less_absorption_needs_hole_rate_at_equal_false_alarms_and_fraction_to_fall(fraction, says):

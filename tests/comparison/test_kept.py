@@ -11,8 +11,6 @@ from sae_lm.comparison.runs import Run, read_runs
 from sae_lm.data.store import open_store
 from sae_lm.penalties.arms import Arm, parse_arm
 
-pytestmark = pytest.mark.transformer_lens_3
-
 
 @pytest.fixture(scope="module")
 def runs(tiny_store, tmp_path_factory):

@@ -7,8 +7,6 @@ import pytest
 from sae_lm.comparison.matching import frontier, interpolate, ladder_of, match, match_arms, pareto
 from sae_lm.penalties.arms import parse_arm
 
-pytestmark = pytest.mark.transformer_lens_3
-
 NAN = float("nan")
 A, B, C = (parse_arm(f"none@k={k}") for k in (8, 32, 16))
 

@@ -9,8 +9,6 @@ from sae_lm.comparison.report import arm_entry
 from sae_lm.comparison.runs import read_narrower, read_runs
 from sae_lm.errors import SaeError
 
-pytestmark = pytest.mark.transformer_lens_3
-
 HOOK = "blocks.1.hook_out"
 
 

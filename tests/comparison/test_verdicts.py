@@ -12,8 +12,6 @@ from sae_lm.metrics.equivalence import MARGIN, equivalence_p
 from sae_lm.penalties.arms import parse_arm
 from sae_lm.settings import CompareSettings
 
-pytestmark = pytest.mark.transformer_lens_3
-
 EQUAL_L0 = {"none": [16.0] * 6, "abs_cos:1": [16.1] * 6, "max_cos:1": [15.9] * 6}
 
 

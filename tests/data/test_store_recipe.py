@@ -8,8 +8,6 @@ from sae_lm.data.writer import open_writer
 from sae_lm.errors import SettingsError, StoreError
 from sae_lm.settings import CacheSettings
 
-pytestmark = pytest.mark.transformer_lens_3
-
 UNTOLD = {"device", "out", "model", "text", "hooks", "forward", "text_column", "shard_tokens"}
 """Settings that a store does not record, or by a name of its own: canonical hooks, the forward pass that was taken,
 the column that was found, whole contexts to a shard."""

@@ -20,8 +20,6 @@ from sae_lm.data.writer import open_writer
 from sae_lm.errors import ModelError, SettingsError, StoreError, TextError
 from sae_lm.lm.source import find_model, load_tokenizer
 
-pytestmark = pytest.mark.transformer_lens_3
-
 CHAT = [{"role": "user", "content": "the quick fox"}, {"role": "assistant", "content": "jumps over lazy dogs"}]
 TEMPLATE = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
 

@@ -14,8 +14,6 @@ from sae_lm.metrics.reconstruction import quality
 from sae_lm.metrics.splitting import rule, split_counts
 from sae_lm.sae.model import SAE, SaeConfig
 
-pytestmark = pytest.mark.transformer_lens_3
-
 FILE = Path(__file__).parents[1] / "fixtures" / "peers.safetensors"
 with safe_open(FILE, "pt") as opened:
     PEERS = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118

@@ -16,8 +16,6 @@ from sae_lm.metrics.codes import (
     mean_square_strength,
 )
 
-pytestmark = pytest.mark.transformer_lens_3
-
 
 @pytest.mark.parametrize("d_sae", [10, 200])
 @pytest.mark.parametrize("architecture", ["topk", "jumprelu", "standard"])

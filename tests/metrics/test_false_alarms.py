@@ -16,8 +16,6 @@ from sae_lm.metrics.false_alarms import (
 from sae_lm.metrics.graded_saes import oracle_sae
 from sae_lm.sae.model import SAE
 
-pytestmark = pytest.mark.transformer_lens_3
-
 X = torch.randn(300, 6, generator=torch.Generator().manual_seed(1)) + 0.5
 MAIN = [[2], [0, 7, 9], [4, 1]]
 

@@ -8,8 +8,6 @@ from toys import identity_sae
 
 from sae_lm.metrics.reconstruction import quality
 
-pytestmark = pytest.mark.transformer_lens_3
-
 
 def test_quality_of_a_hand_worked_case():
     sae = identity_sae(2)  # relu: the negative part of x is lost

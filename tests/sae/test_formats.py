@@ -11,8 +11,6 @@ from sae_formulas import D, inputs
 import sae_lm
 from sae_lm.sae.formats.saelens import save
 
-pytestmark = pytest.mark.transformer_lens_3
-
 
 @pytest.mark.parametrize("name", FOREIGN)
 def test_an_sae_of_every_format_computes_what_its_formula_says(tmp_path, name):

@@ -10,7 +10,6 @@ from sae_formulas import inputs
 import sae_lm
 from sae_lm.errors import SaeError
 
-pytestmark = pytest.mark.transformer_lens_3
 GEMMA = [name for name in FOREIGN if name.startswith("gemma_scope")]
 
 

@@ -13,8 +13,6 @@ from sae_lm.commands.verify import verify
 from sae_lm.errors import SaeError
 from sae_lm.sae.formats.saelens import CONFIG, WEIGHTS, save
 
-pytestmark = pytest.mark.transformer_lens_3
-
 
 @pytest.mark.parametrize("architecture", ["standard", "topk", "jumprelu"])
 def test_a_saved_sae_loads_with_equal_outputs_and_metadata(make_sae, tmp_path, architecture):

@@ -5,8 +5,6 @@ import torch
 
 from sae_lm.errors import SaeError
 
-pytestmark = pytest.mark.transformer_lens_3
-
 
 def test_each_architecture_computes_what_its_formula_says(make_sae):
     x = torch.randn(20, 6, generator=torch.Generator().manual_seed(1))
