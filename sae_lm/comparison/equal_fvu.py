@@ -1,10 +1,10 @@
 """Test which of two families has less of a primary outcome at one cost in FVU and equal L0.
 
 Each family is held against one, the matryoshka SAEs' without a penalty where they are among the arms, else the
-first. Both are read off their curves (`sae_lm.comparison.frontier`) at one cost, seed by seed, and paired by seed.
+first that is no control held at its start. Both are read off their curves (`sae_lm.comparison.frontier`) at one cost, seed by seed, and paired by seed.
 The costs: those of the settings, and for each pair the greatest that both reach, unless that would be the same test
-again. Nothing is read far from what was trained (`frontier.untrained`). What decides is p of Student's t after
-Holm's correction over all that is tested here.
+again. Nothing is read far from what was trained (`frontier.untrained`). What decides is p of Student's t (of
+both rankings of main latents, where both are asked for) after Holm's correction over all that is tested here.
 
 How often the 95% interval holds the difference of the curves through the true means, where the noise of a point's
 cost is a tenth, a third or all of the way to the next point; measured in tests/benchmarks/coverage_crossed.py (800
@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from sae_lm.comparison.both_rankings import alone, joint, needed
 from sae_lm.comparison.frontier import UNTRAINED, Curve, interval, untrained
 from sae_lm.comparison.outcomes import BY_F1, METRICS, PRIMARY
 from sae_lm.metrics.statistics import (
@@ -31,7 +32,6 @@ from sae_lm.metrics.statistics import (
     Difference,
     holm,
     paired_difference,
-    seeds_needed,
 )
 from sae_lm.pages.difference_entries import EqualFvuEntry, Verdict
 from sae_lm.penalties.arms import Arm
@@ -46,6 +46,8 @@ class _Test(NamedTuple):
     cost: float
     metric: str
     difference: Difference
+    by_f1: Difference
+    """by the other ranking of main latents; without values where one alone was asked for"""
     unreached: str | None
     """why there is nothing to read"""
 
@@ -59,7 +61,7 @@ def compare_at_equal_fvu(
     """
     tests = list(_tests(all_curves, costs))
     tested = [place for place, test in enumerate(tests) if test.difference.seeds >= FEWEST_SEEDS]
-    p = holm([tests[place].difference.p or 0.0 for place in tested])
+    p = holm([joint(tests[place].difference, tests[place].by_f1).p or 0.0 for place in tested])
     corrected = dict(zip(tested, p, strict=True))
     return [_entry(test, corrected.get(place), len(tested), undertrained) for place, test in enumerate(tests)]
 
@@ -70,7 +72,9 @@ def reference_of(of_rung: Sequence[Curve]) -> Curve:
     def is_nested(arm: Arm) -> bool:
         return arm.penalty == "none" and arm.arch == "matryoshka" and not arm.is_held
 
-    return next((curve for curve in of_rung if all(map(is_nested, curve.family.arms))), of_rung[0])
+    nested = [curve for curve in of_rung if all(map(is_nested, curve.family.arms))]
+    free = [curve for curve in of_rung if not any(arm.is_held for arm in curve.family.arms)]
+    return [*nested, *free, *of_rung][0]
 
 
 def _tests(all_curves: Sequence[Curve], costs: Sequence[float]) -> Iterator[_Test]:
@@ -112,15 +116,16 @@ def _test(curve: Curve, reference: Curve, cost: float, metric: str) -> _Test:
     unreached = unreached or untrained((curve, reference), cost)
     if unreached:
         nothing = [math.nan] * curve.cost.shape[1]
-        return _Test(curve, reference, cost, metric, paired_difference(nothing, nothing), unreached)
+        known = paired_difference(nothing, nothing)
+        return _Test(curve, reference, cost, metric, known, known, unreached)
     first, second = (
         paired_difference(*(c.read(key, cost).tolist() for c in (curve, reference))) for key in (metric, BY_F1[metric])
     )
-    return _Test(curve, reference, cost, metric, first.by_both(second), None)
+    return _Test(curve, reference, cost, metric, first, second, None)
 
 
 def _entry(test: _Test, p_holm: float | None, tests: int, undertrained: Collection[Arm]) -> EqualFvuEntry:
-    d, known = test.difference, test.unreached is None
+    d, known = joint(test.difference, test.by_f1), test.unreached is None
     read_off = [curve.between(test.cost) if known else [] for curve in (test.curve, test.reference)]
     verdict, reason = _verdict(test, p_holm, tests)
     return {
@@ -155,8 +160,9 @@ def _verdict(test: _Test, p_holm: float | None, tests: int) -> tuple[Verdict, st
         return "lower" if d.mean < 0 else "higher", None
     if d.mean == 0 and d.spread == 0:
         return "not distinguishable", "equal"
-    needed = seeds_needed(d.mean, d.spread, LEVEL / tests)
-    return "not distinguishable", f"needs {f'about {needed}' if needed else f'over {MOST_SEEDS}'} seeds"
+    pair = (test.difference, test.by_f1)
+    seeds = needed(*pair, LEVEL / tests)
+    return "not distinguishable", alone(*pair) or f"needs {f'about {seeds}' if seeds else f'over {MOST_SEEDS}'} seeds"
 
 
 # --- in words

@@ -14,7 +14,8 @@ start is no weaker or stronger form of the arm that is free."""
 
 class Family(NamedTuple):
     name: str
-    """as the ladder is written: ``coactive:0.1/0.3@anchored``; of a single arm its name; without k"""
+    """as the ladder is written: ``coactive:0.1/0.3@anchored``; of a single arm its name; without k, but where two
+    rungs of one penalty have one L0"""
     number: str | None
     """what differs: ``coefficient`` or an option; None of a single arm"""
     arms: tuple[Arm, ...]
@@ -46,8 +47,10 @@ def families(arms: Sequence[Arm]) -> list[Family]:
     for arm in left:
         found[arms.index(arm)] = Family(arm.family.name, None, (arm,), _zero(arm, arms))
     names = [family.name for family in found.values()]
-    return [  # rungs of one penalty may have one L0
-        family._replace(name=f"{family.name}@k={family.arms[0].k}") if names.count(family.name) > 1 else family
+    return [
+        family._replace(name=f"{family.name}@k={family.arms[0].k}")
+        if names.count(family.name) > 1 and family.arms[0].k is not None
+        else family
         for family in (found[place] for place in sorted(found))
     ]
 

@@ -84,16 +84,18 @@ def embedding_findings(probes: Sequence[Probe]) -> list[str]:
 
 
 def l0_findings(values: Values) -> list[str]:
-    """Where the n-th decoder projection, which tells a right L0, is least on each ladder of three L0 or more."""
+    """Where the n-th decoder projection, which tells a right L0, is least on each ladder of three L0 or more of which it
+    is known; the ends are those of the whole ladder."""
     ladders: dict[str, list[tuple[float, float]]] = {}
     for arm, metrics in values.items():
         l0, projection = fmean(metrics["l0"]), fmean(metrics["nth_projection"])
-        if math.isfinite(l0) and math.isfinite(projection):
+        if math.isfinite(l0):
             ladders.setdefault(arm.family.name, []).append((projection, l0))
     at_end: dict[str, list[str]] = {}
     for family, rungs in ladders.items():
-        least, every = min(rungs)[1], sorted(l0 for _, l0 in rungs)
-        if len(rungs) >= FEWEST_RUNGS:
+        known, every = [rung for rung in rungs if math.isfinite(rung[0])], sorted(l0 for _, l0 in rungs)
+        if len(known) >= FEWEST_RUNGS:
+            least = min(known)[1]
             end = {
                 every[0]: ", the lowest, so that all may be too high",
                 every[-1]: ", the highest, so that all may be too low",
@@ -140,7 +142,8 @@ def _finding(arm: str, metrics: Differences, seeds: int) -> str:
     else:
         hole, fraction = verdict_text(metrics["equal_hole_rate"]), verdict_text(metrics["absorption_fraction"])
         absorbed = f"no claim on absorption: hole rate at equal false alarms {hole}, fraction {fraction}"
-        if metrics["hole_rate"]["verdict"] == "lower" != metrics["equal_hole_rate"]["verdict"]:
+        by_one = (metrics["equal_hole_rate"]["reason"] or "").startswith("lower by")  # of two rankings of main latents
+        if metrics["hole_rate"]["verdict"] == "lower" != metrics["equal_hole_rate"]["verdict"] and not by_one:
             absorbed += " (its plain hole rate is lower, which main latents that fire more often give for nothing)"
     absorbed += "".join(f" (but {doubt})" for doubt in _doubts(metrics))
     price = verdict_text(fvu)

@@ -36,6 +36,8 @@ ALIKE = 1.1
 """Cost over cost at which two lines from the origin end at about one."""
 NEAR = 0.05
 """Part of a line before its end that is near this end."""
+MOST_NAMED = 4
+"""Arms that a sentence names."""
 LONGEST = 2.2
 """Cost over cost of the ends of a line that may be read anywhere."""
 UNTRAINED = "nothing was trained"
@@ -142,6 +144,17 @@ def curves(values: Values, matching: Matching) -> list[Curve]:
         for family in families(arms)
         if (curve := _curve(family, rung, values)) is not None
     ]
+
+
+def between_rungs(matching: Matching) -> str | None:
+    """A sentence on the arms that are on no curve, as their L0 lies between two rungs."""
+    left_out = [arm.name for arm, match in matching.to_baseline.items() if match.how == "interpolated"]
+    if not left_out:
+        return None
+    names = ", ".join(left_out[:MOST_NAMED]) + (f" and {len(left_out) - MOST_NAMED} more") * (
+        len(left_out) > MOST_NAMED
+    )
+    return f"{names}: of an L0 between two rungs of the baseline, and so in no frontier and no comparison at equal FVU."
 
 
 def _curve(family: Family, rung: Arm, values: Values) -> Curve | None:

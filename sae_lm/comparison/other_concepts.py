@@ -12,13 +12,13 @@ corrected ones (tests/benchmarks/false_claims.py).
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from sae_lm.comparison.evaluate import CONCEPT_MEANS
 from sae_lm.comparison.matching import Match, Matching
-from sae_lm.comparison.outcomes import METRICS, PRIMARY
+from sae_lm.comparison.outcomes import BY_F1, METRICS, PRIMARY
 from sae_lm.comparison.runs import Key
 from sae_lm.metrics.crossed import FEWEST_CONCEPTS, Matrix, WithoutOne, crossed_interval, without_one
 from sae_lm.metrics.statistics import FEWEST_SEEDS, LEVEL, holm
@@ -33,10 +33,26 @@ UNEVEN = ("recovered_on_holes", "main_precision", "equal_precision")
 """Means over concepts that not every SAE has of all."""
 
 
+class _OfConcepts(NamedTuple):
+    """One difference by concept."""
+
+    known: list[str]
+    """the concepts that every SAE of the pair has a value of"""
+    x: Matrix
+    """[seeds, concepts]"""
+
+    @property
+    def can_say(self) -> bool:
+        return self.x.shape[0] >= FEWEST_SEEDS and self.x.shape[1] >= FEWEST_CONCEPTS and bool(np.ptp(self.x))
+
+
 def compare_over_concepts(
     per_concept: PerConcept, seeds: Sequence[int], matches: Mapping[Arm, Match], differences: Sequence[DifferenceEntry]
 ) -> list[OtherConceptsEntry]:
-    """One entry for each primary difference of three seeds and five concepts or more, at equal or interpolated L0."""
+    """One entry for each primary difference of three seeds and five concepts or more, at equal or interpolated L0.
+
+    Where main latents are ranked twice, a claim has to hold for other concepts, and without any one, by both rankings.
+    """
     arms = {arm.name: arm for arm in matches}
     tested = [d for d in differences if d["p_holm"] is not None]
     p = [d["p"] or 0.0 for d in tested]
@@ -45,10 +61,12 @@ def compare_over_concepts(
         if d["metric"] not in BY_CONCEPT:
             continue
         match = matches[arms[d["arm"]]]
-        known, x = paired_by_concept(per_concept, seeds, arms[d["arm"]], match, d["metric"])
-        if x.shape[0] < FEWEST_SEEDS or x.shape[1] < FEWEST_CONCEPTS or np.ptp(x) == 0:
-            continue
-        entries.append(_entry(d, known, x, place, p))
+        first, second = (
+            _OfConcepts(*paired_by_concept(per_concept, seeds, arms[d["arm"]], match, metric))
+            for metric in (d["metric"], BY_F1[d["metric"]])
+        )
+        if first.can_say:
+            entries.append(_entry(d, [first, *([second] if second.can_say else [])], place, p))
     return entries
 
 
@@ -93,10 +111,12 @@ def over_common_concepts(
     return found
 
 
-def _entry(d: DifferenceEntry, known: Sequence[str], x: Matrix, place: int, p: Sequence[float]) -> OtherConceptsEntry:
-    """place: of the difference among all that are tested; p: of these."""
+def _entry(d: DifferenceEntry, rankings: Sequence[_OfConcepts], place: int, p: Sequence[float]) -> OtherConceptsEntry:
+    """rankings: the first is what is shown. place: of the difference among all that are tested; p: of these."""
+    known, x = rankings[0]
     ends, left = crossed_interval(x) or (None, None), without_one(x)
     mean = float(x.mean())
+    rests_on = [_claim_rests_on(d, of.known, without_one(of.x), place, p) for of in rankings]
     return {
         "arm": d["arm"],
         "baseline": d["baseline"],
@@ -105,12 +125,12 @@ def _entry(d: DifferenceEntry, known: Sequence[str], x: Matrix, place: int, p: S
         "mean": mean,
         "low": ends[0],
         "high": ends[1],
-        "for_others": holds_for_others(x, LEVEL / len(p)),
+        "for_others": all(holds_for_others(of.x, LEVEL / len(p)) for of in rankings),
         "without_low": float(left.means.min()),
         "without_high": float(left.means.max()),
         "concept": known[left.most],
         "sign_changes": bool(((left.means * mean) < 0).any()),
-        "claim_rests_on": _claim_rests_on(d, known, left, place, p),
+        "claim_rests_on": list(dict.fromkeys(concept for of in rests_on for concept in of)),
     }
 
 

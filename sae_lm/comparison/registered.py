@@ -1,6 +1,7 @@
 """Answer the claims that were registered before the first SAE was trained (`sae_lm.training.registered`).
 
-Each is one paired test over seeds, by Student's t; where equivalence is claimed, two one-sided ones. Holm's correction
+Each is one paired test over seeds, by Student's t; where equivalence is claimed, two one-sided ones. Where the file
+asks for both rankings of main latents a claim holds by both (`sae_lm.comparison.both_rankings`). Holm's correction
 is over the claims of the file alone: these were chosen beforehand, and all else in the report was not.
 """
 
@@ -9,6 +10,7 @@ from collections.abc import Collection, Iterable, Sequence
 from statistics import fmean
 from typing import NamedTuple
 
+from sae_lm.comparison.both_rankings import equivalent, joint
 from sae_lm.comparison.families import families
 from sae_lm.comparison.frontier import Curve, untrained
 from sae_lm.comparison.matching import Matching, Values, is_rung
@@ -17,7 +19,6 @@ from sae_lm.comparison.outcomes import BY_F1, METRICS, NOT_OUTCOMES, NOT_TESTED,
 from sae_lm.comparison.runs import Runs
 from sae_lm.errors import SettingsError
 from sae_lm.fields import choice
-from sae_lm.metrics.equivalence import equivalence_p
 from sae_lm.metrics.statistics import FEWEST_SEEDS, LEVEL, Difference, holm, paired_difference
 from sae_lm.pages.difference_entries import ClaimEntry, RegisteredEntry
 from sae_lm.penalties.arms import Arm, parse_arm, parse_arms
@@ -48,8 +49,8 @@ class _Pair(NamedTuple):
     """means over seeds, of the arm and of what it is held to; of arms that lie at one cost, of these"""
     why_not: str | None = None
     """why it says nothing, or None"""
-    by_f1: Difference | None = None
-    """by the other ranking of main latents, where both were asked for"""
+    by_f1: Difference = paired_difference([], [])
+    """by the other ranking of main latents; without values where one alone was asked for"""
 
 
 class _Test(NamedTuple):
@@ -145,17 +146,15 @@ def _test(claim: Claim, evidence: Evidence, lacking: str | None) -> _Test:
     pair = _read(claim, claim.metric, evidence)
     if claim.metric in BY_F1 and pair.why_not is None:
         second = _read(claim, BY_F1[claim.metric], evidence).difference
-        pair = pair._replace(by_f1=second if second.seeds else None)
+        pair = pair._replace(by_f1=second)
     difference, why_not = pair.difference, lacking or pair.why_not
     if why_not is None and difference.seeds < FEWEST_SEEDS:
         why_not = f"fewer than {FEWEST_SEEDS} seeds have a value"
     if why_not is not None:
         return _Test(pair, None, why_not)
     if claim.expect == "equivalent":
-        every = [equivalence_p(of.per_seed, evidence.margin) for of in (difference, pair.by_f1) if of is not None]
-        return _Test(pair, max(1.0 if p is None else p for p in every), None)
-    if pair.by_f1 is not None:
-        difference = difference.by_both(pair.by_f1)
+        return _Test(pair, equivalent(difference, pair.by_f1, evidence.margin), None)
+    difference = joint(difference, pair.by_f1)
     # without any spread there is no t: equal values show nothing, a constant difference is beyond doubt in no test
     return _Test(pair, 1.0 if difference.p is None else difference.p, None)
 
@@ -248,7 +247,7 @@ def _in_words(claim: Claim, test: _Test, p_holm: float | None, holds: bool | Non
     if claim.expect == "equivalent":  # by one-sided tests, to which that interval does not belong
         interval = f" within ±{margin:g}" if holds else f", not shown to be within ±{margin:g}"
     facts = f"{METRICS[claim.metric].label} {d.mean:+.4f}{interval} against {pair.against}, p {p_holm:.2g}"
-    if pair.by_f1 is not None and pair.by_f1.mean is not None:
+    if pair.by_f1.mean is not None:
         facts += f" by both rankings (ranked by F1 {pair.by_f1.mean:+.4f})"
     facts += f", {d.seeds} seeds, L0 {pair.l0[0]:.3g} and {pair.l0[1]:.3g}"
     if holds:

@@ -15,7 +15,7 @@ from sae_lm.comparison.language_model import LanguageModel
 from sae_lm.comparison.runs import Key, Run, Runs
 from sae_lm.data.store import Store
 from sae_lm.metrics.absorption import ConceptAtSae
-from sae_lm.metrics.causal import find_absorbers, parts_of, removal_divergences, still_says_yes
+from sae_lm.metrics.causal import Absorbers, find_absorbers, parts_of, removal_divergences, still_says_yes
 from sae_lm.metrics.codes import TokenCodes
 from sae_lm.metrics.splitting import Split
 from sae_lm.runtime.progress import Progress
@@ -34,7 +34,7 @@ class Removals(NamedTuple):
     row: Int[Tensor, " n"]
     """in the store"""
     latents: Int[Tensor, "n 2"]
-    """the absorber, and the other latent, -1 where none fires beside it"""
+    """the absorber, and the other latent"""
     strength: Float[Tensor, " n"]
     """of both, as they are taken away from the activation"""
 
@@ -46,43 +46,34 @@ def measure_removals(
     evaluation_set: EvaluationSet,
     common: Sequence[int],
 ) -> tuple[dict[str, float], Removals]:
-    """How often the probe's decision falls, over all absorbed tokens of all concepts; and a sample of them.
-
-    Only their number where there are none. codes, splits, common: as for ``concept_figures``.
+    """How often the probe's decision falls, over the absorbed tokens of all concepts where another latent fires beside the
+    absorber; and a sample of them. Only the number of absorbed tokens where there are none of these. codes, splits, common: as for ``concept_figures``.
     """
     W_dec = sae.W_dec.cpu()
-    flips, rows, latents, strengths = [], [], [], []
+    flips, rows, latents, strengths, absorbed = [], [], [], [], 0
     for candidates, split, k in zip(evaluation_set.candidates, splits, common, strict=True):
         own, probe = codes[candidates.set].take(candidates.rows), candidates.probe
         concept = ConceptAtSae(own, rows_decoded(sae, candidates.x), candidates.token_id, W_dec, probe.weight)
-        found = find_absorbers(concept, split.ranking[:k])
+        every = find_absorbers(concept, split.ranking[:k])
+        absorbed += len(every.place)
+        found = Absorbers(*(of[every.other >= 0] for of in every))  # what is compared is taken from the same tokens
         x = candidates.x[found.place]
         strength = found.strength * sae.scale(candidates.x)[found.place, 0].to(found.strength)
-        pair = torch.stack([found.absorber, found.other], 1)
-        both = _taken_away(W_dec, pair, strength)
+        both = [parts_of(W_dec, latent, strength) for latent in (found.absorber, found.other)]
         flips.append(torch.stack([~still_says_yes(x, part, probe.weight, probe.bias) for part in both], 1))
         row = evaluation_set.sets[candidates.set].rows.row
         rows.append(torch.full_like(found.place, -1) if row is None else row[candidates.rows[found.place]])
-        latents.append(pair)
+        latents.append(torch.stack([found.absorber, found.other], 1))
         strengths.append(strength)
-    flipped, row, pairs = torch.cat(flips).double(), torch.cat(rows), torch.cat(latents)
+    flipped, row = torch.cat(flips).double(), torch.cat(rows)
     generator = torch.Generator().manual_seed(derive("removals", evaluation_set.seed))
     chosen = torch.randperm(len(row), generator=generator)
     chosen = chosen[row[chosen] >= 0][:TOKENS]
-    sample = Removals(row[chosen], pairs[chosen], torch.cat(strengths)[chosen])
+    sample = Removals(row[chosen], torch.cat(latents)[chosen], torch.cat(strengths)[chosen])
     if not len(flipped):
-        return {"absorbed_tokens": 0.0}, sample
-    absorber, other = flipped[:, 0].mean(), flipped[pairs[:, 1] >= 0, 1].mean()
-    figures = {"absorber_flips": float(absorber), "other_flips": float(other)}
-    return {"absorbed_tokens": float(len(flipped)), **figures}, sample
-
-
-def _taken_away(
-    W_dec: Float[Tensor, "d_sae d_in"], pairs: Int[Tensor, "n 2"], strength: Float[Tensor, " n"]
-) -> list[Float[Tensor, "n d_in"]]:
-    """The parts of the absorber and of the other latent; nothing where there is no other."""
-    pairs = pairs.to(W_dec.device)
-    return [parts_of(W_dec, latent.clamp_min(0), strength.to(latent.device) * (latent >= 0)) for latent in pairs.T]
+        return {"absorbed_tokens": float(absorbed)}, sample
+    absorber, other = flipped.mean(0).tolist()
+    return {"absorbed_tokens": float(absorbed), "absorber_flips": absorber, "other_flips": other}, sample
 
 
 def measure_removal_costs(
@@ -99,9 +90,8 @@ def measure_removal_costs(
     def cost(run: Run, sample: Removals) -> dict[str, float]:
         blocks, position = _contexts(store, sample.row)
         W_dec = run.load(device).W_dec
-        removed = _taken_away(W_dec, sample.latents, sample.strength)
+        removed = [parts_of(W_dec, latent.to(W_dec.device), sample.strength) for latent in sample.latents.T]
         absorber, other = removal_divergences(model.bridge, runs.training["hook"], blocks, position, removed)
-        other = other[sample.latents[:, 1] >= 0]
         return {"absorber_kl": float(absorber.mean()), "other_kl": float(other.mean())}
 
     samples = {

@@ -13,7 +13,7 @@ from sae_lm.comparison.controls import control_remarks, order_sentences
 from sae_lm.comparison.equal_fvu import compare_at_equal_fvu, equal_fvu_findings
 from sae_lm.comparison.evaluation_set import kinds_of_units
 from sae_lm.comparison.findings import answer, embedding_findings, findings, l0_findings
-from sae_lm.comparison.frontier import curves, frontier_entry
+from sae_lm.comparison.frontier import between_rungs, curves, frontier_entry
 from sae_lm.comparison.matching import TOLERANCE, Values, frontier
 from sae_lm.comparison.measure import Measured
 from sae_lm.comparison.other_concepts import compare_over_concepts, concept_findings, over_common_concepts
@@ -132,7 +132,8 @@ def _what_was_compared(settings: CompareSettings, store: Store, runs: Runs, meas
 
 def _missing(store: Store, runs: Runs, measured: Measured) -> list[str]:
     """What the report says less of than it might, and why; beside what the runs lack."""
-    sentences = []
+    between = between_rungs(measured.matching)
+    sentences = [between] if between else []
     if store.text_repeats:
         sentences.append(
             "The store goes through its text more than once (--repeat), so that held-out rows may be of text that the "

@@ -9,8 +9,8 @@ the margin is "equivalent". Other metrics are not corrected: their verdicts desc
 twenty is lower or higher by chance.
 "Less absorption" needs both its hole rate at equal false alarms and its fraction to be lower: a penalty on cosines can
 lower the fraction alone (sae_lm.metrics.absorption), and main latents that fire more often the plain hole rate
-(sae_lm.metrics.false_alarms). Where main latents are ranked twice (--rank-latents both) the greater of the two p decides of
-a primary outcome, and 1 where the signs differ: claimed is what holds by either ranking. Verdicts are of the statistics alone; that the SAEs behind one are not trained yet is a
+(sae_lm.metrics.false_alarms). Where main latents are ranked twice a primary outcome is claimed that holds by both rankings
+(sae_lm.comparison.both_rankings). Verdicts are of the statistics alone; that the SAEs behind one are not trained yet is a
 mark of its own (sae_lm.comparison.undertrained).
 """
 
@@ -18,11 +18,10 @@ from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
 
+from sae_lm.comparison.both_rankings import alone, equivalent, joint, needed, unseen
 from sae_lm.comparison.matching import Match, Matching, Values
 from sae_lm.comparison.outcomes import BY_F1, METRICS, NOT_OUTCOMES, NOT_TESTED, PRIMARY
 from sae_lm.comparison.undertrained import find_undertrained, taints
-from sae_lm.metrics import statistics
-from sae_lm.metrics.equivalence import equivalence_p
 from sae_lm.metrics.statistics import (
     FEWEST_SEEDS,
     LEVEL,
@@ -30,13 +29,14 @@ from sae_lm.metrics.statistics import (
     Difference,
     holm,
     paired_difference,
-    seeds_needed,
 )
 from sae_lm.pages.difference_entries import DifferenceEntry, Verdict
 from sae_lm.penalties.arms import Arm
 
 Test = tuple[Arm, str]
 """An arm and a metric."""
+Pair = tuple[Difference, Difference]
+"""A difference, and that of the other ranking of main latents, without values where one alone was asked for."""
 
 
 def compare_arms(
@@ -53,29 +53,27 @@ def compare_arms(
     metrics whose values are not independent over seeds.
     """
     paired = _paired(values, matching, by_concept, not_tested)
-    tests = [(arm, key) for arm, key in paired if key in PRIMARY]
-    by_f1 = {(arm, key): paired[arm, BY_F1[key]] for arm, key in tests}
-    alone = {test: _alone(paired[test], by_f1[test]) for test in tests}
-    paired |= {test: paired[test].by_both(by_f1[test]) for test in tests}
+    none = paired_difference([], [])
+    pairs = {test: (paired[test], paired[test[0], BY_F1[test[1]]] if test[1] in PRIMARY else none) for test in paired}
     p = {
-        (arm, key): difference.p or 0.0
-        for (arm, key), difference in paired.items()
-        if key in PRIMARY and difference.seeds >= FEWEST_SEEDS and matching.matches[arm].how != "not matched"
+        (arm, key): joint(*pair).p or 0.0
+        for (arm, key), pair in pairs.items()
+        if key in PRIMARY and pair[0].seeds >= FEWEST_SEEDS and matching.matches[arm].how != "not matched"
     }
     corrected = dict(zip(p, holm(list(p.values())), strict=True))
-    equivalence = _Equivalence(margin, _equivalence({test: (paired[test], by_f1[test]) for test in p}, margin))
+    equivalence = _Equivalence(margin, _equivalence({test: pairs[test] for test in p}, margin))
     undertrained = find_undertrained(values)
     return [
         _entry(
             test,
             matching.matches[test[0]],
-            difference,
+            pair,
             corrected,
             equivalence,
             taints(test[0], matching, undertrained),
-            "pairs of seeds overlap" if test[1] in not_tested else alone.get(test),
+            "pairs of seeds overlap" if test[1] in not_tested else alone(*pair),
         )
-        for test, difference in paired.items()
+        for test, pair in pairs.items()
     ]
 
 
@@ -100,16 +98,6 @@ def _paired(
     return paired
 
 
-def _alone(first: Difference, second: Difference) -> str | None:
-    """A reason for what one ranking alone would call lower or higher, before any correction."""
-    if (first.by_both(second).p or 0.0) <= LEVEL:
-        return None
-    for of, name in ((first, "the L1 probe"), (second, "F1")):
-        if of.p is not None and of.mean is not None and of.p <= LEVEL:
-            return f"{'lower' if of.mean < 0 else 'higher'} by {name} alone"
-    return None
-
-
 class _Equivalence(NamedTuple):
     margin: float | None
     p: Mapping[Test, float]
@@ -119,23 +107,18 @@ class _Equivalence(NamedTuple):
         return self.p.get(test, 1.0) <= LEVEL
 
 
-def _equivalence(tested: Mapping[Test, tuple[Difference, Difference]], margin: float | None) -> dict[Test, float]:
-    """Of both rankings, where there are two, the greater p. All are corrected for, those too that are claimed to be lower or higher: which these are is chance as well."""
+def _equivalence(tested: Mapping[Test, Pair], margin: float | None) -> dict[Test, float]:
+    """All are corrected for, those too that are claimed to be lower or higher: which these are is chance as well."""
     if margin is None:
         return {}
-    shares = {
-        test: [equivalence_p(d.per_seed, margin) for d in rankings if d is rankings[0] or d.seeds]
-        for test, rankings in tested.items()
-        if METRICS[test[1]].unit == "share"
-    }
-    p = holm([max(1.0 if p is None else p for p in of_test) for of_test in shares.values()])
-    return dict(zip(shares, p, strict=True))
+    shares = {test: equivalent(*pair, margin) for test, pair in tested.items() if METRICS[test[1]].unit == "share"}
+    return dict(zip(shares, holm(list(shares.values())), strict=True))
 
 
 def _entry(
     test: Test,
     match: Match,
-    d: Difference,
+    pair: Pair,
     corrected: Mapping[Test, float],
     equivalence: _Equivalence,
     undertrained: bool,
@@ -143,12 +126,11 @@ def _entry(
 ) -> DifferenceEntry:
     """why_not: the reason where it is neither lower nor higher, if that is another than its size."""
     arm, key = test
+    d = joint(*pair)
     # what Holm's first step asks for: a primary outcome is to be found even where no other is
     level = LEVEL / max(1, len(corrected)) if key in PRIMARY else LEVEL
-    known = d.mean is not None and d.spread is not None and d.seeds >= FEWEST_SEEDS
-    needed = seeds_needed(d.mean, d.spread, level) if known else None  # pyright: ignore[reportArgumentType]
-    p_holm = corrected.get(test)
-    verdict, reason = _verdict(key, match.how, d, p_holm, needed, why_not)
+    seeds, p_holm = needed(*pair, level), corrected.get(test)
+    verdict, reason = _verdict(key, match.how, d, p_holm, seeds, why_not)
     if equivalence.shown(test) and verdict in ("lower", "higher", "not distinguishable"):
         verdict = "equivalent" if verdict == "not distinguishable" else verdict
         reason = f"within ±{equivalence.margin:g}"
@@ -167,8 +149,8 @@ def _entry(
         "spread": d.spread,
         "p_holm": p_holm,
         "p_equivalence": equivalence.p.get(test),
-        "detectable": d.spread * statistics.detectable(d.seeds, level) if known and d.spread else None,
-        "seeds_needed": needed,
+        "detectable": unseen(*pair, level),
+        "seeds_needed": seeds,
         "l0": match.how,
         "verdict": verdict,
         "reason": reason,
@@ -177,7 +159,7 @@ def _entry(
 
 
 def _verdict(
-    key: str, how: str, d: Difference, p_holm: float | None, needed: int | None, why_not: str | None
+    key: str, how: str, d: Difference, p_holm: float | None, seeds: int | None, why_not: str | None
 ) -> tuple[Verdict, str | None]:
     """Also the reason where there is one to give."""
     if not d.seeds:
@@ -193,4 +175,4 @@ def _verdict(
         return "lower" if d.mean < 0 else "higher", None
     if d.mean == 0 and d.spread == 0:
         return "not distinguishable", "equal"
-    return "not distinguishable", why_not or f"needs {f'about {needed}' if needed else f'over {MOST_SEEDS}'} seeds"
+    return "not distinguishable", why_not or f"needs {f'about {seeds}' if seeds else f'over {MOST_SEEDS}'} seeds"

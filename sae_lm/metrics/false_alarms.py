@@ -10,8 +10,8 @@ it is above 1, and turned up by a factor they fire where it is above 1 over that
 of the codes would not do: it can only turn down, and after the edit above it still left .012 to .035 fewer holes.
 
 No factor makes a latent fire where its pre-activation is negative. Where the rows above 0 are too few for the share
-that all are brought to, those follow whose pre-activation is nearest below 0, and of equal ones those of the lowest
-gate. That is an order too which the edit leaves as it is. So every share is reached.
+that all are brought to, those follow for which pre-activation times gate is nearest below 0: an order that the edit
+leaves as it is, and in which a row with less to pass comes first. So every share is reached.
 
 Why false alarms and not precision. Every rate of false alarms can be reached by every SAE; a precision cannot, and then
 nothing can be compared. It also rests on all rows without the concept, not on a ratio of two small counts. And of two
@@ -70,7 +70,8 @@ def points_by_count(
 def gate_ratios(
     sae: SAE, batches: Iterable[Float[Tensor, "_ d_in"]], main: Sequence[Sequence[int]], ranked: Ranked | None = None
 ) -> Float[Tensor, "n concepts"]:
-    """Of each row and each concept's main latents, the largest pre-activation over the gate that it has to pass.
+    """Of each row and each concept's main latents, the largest pre-activation over the gate that it has to pass (times it,
+    where that is negative).
 
     topk: the gate is the k-th largest pre-activation of the other latents. jumprelu: the latent's threshold. Both are
     passed above 1, and so is groupmax's: the largest of the others of the latent's block. standard: a factor changes

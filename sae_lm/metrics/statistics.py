@@ -64,14 +64,6 @@ class Difference(NamedTuple):
     def seeds(self) -> int:
         return sum(map(math.isfinite, self.per_seed))
 
-    def by_both(self, second: "Difference") -> "Difference":
-        """With the p by which this and a second measure of the same differ the same way: the greater, and 1 where their
-        signs are not equal. As it is where the second has no values."""
-        if not second.seeds or self.p is None or self.mean is None:
-            return self
-        same = second.mean is not None and self.mean * second.mean > 0
-        return self._replace(p=max(self.p, second.p or 0.0) if same else 1.0)
-
     def untested(self) -> "Difference":
         """The mean alone: for values of which one is not independent of the next."""
         return Difference(self.per_seed, self.mean, *[None] * 7)

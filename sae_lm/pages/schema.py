@@ -112,10 +112,6 @@ class _WhereScored(TypedDict, total=False):
     control_hole_rate: float | None
     control_fraction: float | None
     equal_hole_rate: float | None
-    splits_by_f1: int
-    """this and the next two: by the other ranking of main latents, where both are asked for"""
-    equal_hole_rate_by_f1: float | None
-    fraction_by_f1: float | None
     """at the baseline's false alarms"""
     equal_false_alarms: float | None
     """on unseen types, where they are equal over all types"""
@@ -123,6 +119,10 @@ class _WhereScored(TypedDict, total=False):
     gate_ratio: float | None
     """what main latents are held to there: above 1 turned down, below up, 1 the SAE as it is (0 if it is standard)"""
     hole_rate_at_precision: float | None
+    splits_by_f1: int
+    """this and the next two: by the other ranking of main latents, where both are asked for"""
+    equal_hole_rate_by_f1: float | None
+    fraction_by_f1: float | None
     sweep: list[GateEntry]
     """of the first seed"""
 

@@ -209,7 +209,7 @@ class CompareSettings(Settings):
     """latents tried per concept"""
     rank_latents: Literal["l1_probe", "f1", "both"] = "l1_probe"
     """by what latents are ranked before they are tried: the weights of an L1 probe, as in sae-spelling, or how well each
-    one's firing tells the concept, by F1; `both`: figures are of the probe, and what is claimed has to hold by either"""
+    one's firing tells the concept, by F1; `both`: figures are of the probe, and what is claimed has to hold by both"""
     equivalence: Annotated[float, Field(gt=0, lt=1)] = 0.02
     """difference of a share (hole rate, fraction) below which an arm counts as equivalent to the baseline, if shown"""
     fvu_cost: Costs = (0.005,)

@@ -124,7 +124,7 @@ def test_of_equal_pre_activations_the_explorer_shows_those_that_were_scored(monk
 
     monkeypatch.setattr("sae_lm.comparison.measure.keep_for_explorer", keep)
     run = Run(parse_arm("none"), 0, Path("none-seed0"), {}, "topk")
-    _shown(run, _Yardstick(settings, evaluation_set, [1], [], 1, "cpu"), splits)
+    _shown(run, _Yardstick(settings, evaluation_set, [1], [], None, 1, "cpu"), splits)
     ((shown,),), (plain,) = kept, sae_codes(sae, evaluation_set)
     assert found and torch.equal(shown.latent, found[0][0].latent)
     assert not torch.equal(plain.latent, shown.latent), "there is something to differ in"

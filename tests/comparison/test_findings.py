@@ -40,6 +40,14 @@ def test_a_plain_hole_rate_that_is_lower_alone_claims_nothing_and_the_finding_sa
     assert "fraction lower and hole rate at equal false alarms not, which is no claim on absorption" in told
 
 
+def test_fewer_holes_by_one_ranking_alone_are_not_said_to_be_plain_ones():
+    lower, alike = {"none": BASE, "abs_cos:1": shifted(-0.1)}, {"none": BASE, "abs_cos:1": shifted(0.0)}
+    values = arms_of(l0={arm: [16.0] * 6 for arm in lower}, fvu=alike, hole_rate=lower, absorption_fraction=lower,
+                     equal_hole_rate=lower, equal_hole_rate_by_f1=alike)  # fmt: skip
+    said = findings(compare_arms(values, "none"), values, 6)[0]
+    assert "lower by the L1 probe alone, uncorrected" in said and "for nothing" not in said
+
+
 def test_false_alarms_that_are_more_where_holes_are_counted_stand_beside_fewer_holes():
     lower = {"none": BASE, "abs_cos:1": shifted(-0.1)}
     for alarms, said in (
@@ -157,3 +165,10 @@ def test_of_two_l0_or_an_unknown_projection_nothing_is_said_of_the_right_one():
     arms = {f"none@k={k}": [float(k)] * 3 for k in (8, 16, 32)}
     unknown = arms_of(l0=arms, nth_projection={"none@k=8": [9.0] * 3, "none@k=16": [8.0] * 3})
     assert l0_findings(unknown) == []
+
+
+def test_a_rung_whose_projection_is_unknown_is_an_end_of_its_ladder_all_the_same():
+    known = dict(zip((8, 16, 32), (9.0, 8.0, 7.0), strict=True))
+    l0 = {f"none@k={k}": [float(k)] * 3 for k in (8, 16, 32, 64)}
+    (said,) = l0_findings(arms_of(l0=l0, nth_projection={f"none@k={k}": [of] * 3 for k, of in known.items()}))
+    assert said.endswith("It is least at the L0 in brackets: none (32).")

@@ -9,7 +9,7 @@ from scipy import stats
 
 from sae_lm.comparison.equal_fvu import compare_at_equal_fvu, equal_fvu_findings
 from sae_lm.comparison.families import families
-from sae_lm.comparison.frontier import curves, frontier_entry, interpolate
+from sae_lm.comparison.frontier import between_rungs, curves, frontier_entry, interpolate
 from sae_lm.comparison.matching import match_arms
 from sae_lm.comparison.outcomes import METRICS
 from sae_lm.penalties.arms import parse_arm, parse_arms
@@ -131,7 +131,10 @@ def test_arms_are_on_the_curve_of_their_l0_and_those_of_no_rung_on_none():
 def test_an_arm_between_two_rungs_is_on_no_curve_since_others_there_have_another_l0():
     names = {"none@k=16": 16.0, "none@k=32": 32.0, "sq_cos:1@k=24": 23.5, "max_cos:1@k=32": 33.0}
     flat = dict.fromkeys(names, 0.001)
-    assert [curve.family.name for curve in curves_of(values_of(flat, flat, names))] == ["max_cos:1"]
+    values = values_of(flat, flat, names)
+    assert [curve.family.name for curve in curves_of(values)] == ["max_cos:1"]
+    matching = match_arms([*values], parse_arm("none"), {arm: metrics["l0"] for arm, metrics in values.items()})
+    assert (between_rungs(matching) or "").startswith("sq_cos:1@k=24: of an L0 between two rungs of the baseline")
 
 
 def test_a_control_held_at_its_start_is_no_point_of_the_family_that_is_free_and_no_reference():
@@ -140,20 +143,23 @@ def test_a_control_held_at_its_start_is_no_point_of_the_family_that_is_free_and_
     costs = {"none": 0.0, **{arm: noisy(0.01, seed) for seed, arm in enumerate(arms)}}
     entries = compare_at_equal_fvu(curves_of(values_of(costs, costs)), [0.0095])
     assert {entry["reference"] for entry in entries} == {"none@arch=matryoshka"}
+    held_first = {"none": 0.0, "none@decoder=0.8": noisy(0.01, 0), "sq_cos:1": noisy(0.01, 1)}
+    entries = compare_at_equal_fvu(curves_of(values_of(held_first, held_first)), [0.0095])
+    assert {entry["reference"] for entry in entries} == {"sq_cos:1"}
 
 
 def test_two_rungs_of_one_penalty_at_one_l0_keep_their_k_in_their_names():
     assert [name for name, _, _ in named(["max_cos:1@k=31", "max_cos:1@k=32", "sq_cos:1@k=32"])] == [
         "max_cos:1@k=31", "max_cos:1@k=32", "sq_cos:1",
     ]  # fmt: skip
+    assert [name for name, _, _ in named(["max_cos:1", "max_cos:1@k=31"])] == ["max_cos:1", "max_cos:1@k=31"]
 
 
 def test_what_is_read_at_equal_fvu_is_from_the_baseline_and_undertrained_where_that_is():
     values = values_of({"none": 0.0, "sq_cos:1": 0.01, "sq_cos:3": 0.02, "max_cos:1": 0.01, "max_cos:3": 0.02},
                        dict.fromkeys(["none", "sq_cos:1", "sq_cos:3", "max_cos:1", "max_cos:3"], 0.001))  # fmt: skip
-    for weak, marked in (([], False), (["none"], True), (["max_cos:3"], True), (["other"], False)):
-        known = [parse_arm(name) for name in weak if name != "other"]
-        entries = compare_at_equal_fvu(curves_of(values), [0.015], known)
+    for weak, marked in (([], False), (["none"], True), (["max_cos:3"], True), (["coactive:1"], False)):
+        entries = compare_at_equal_fvu(curves_of(values), [0.015], parse_arms(weak))
         assert {e["undertrained"] for e in entries if e["fvu"] == 0.015} == {marked}, weak
 
 
@@ -221,6 +227,21 @@ def test_a_difference_at_equal_fvu_is_paired_by_seed_and_its_interval_is_student
     assert got["family"] == "sq_cos:3/10" and got["per_seed"] == pytest.approx(by_hand)
     twin = stats.ttest_1samp(got["per_seed"], 0).confidence_interval(0.95)
     assert (got["low"], got["high"]) == pytest.approx((twin.low, twin.high))
+
+
+def test_at_equal_fvu_too_both_rankings_have_to_differ_the_same_way():
+    arms = {"none": 0.0, "sq_cos:1": noisy(0.01, 1), "max_cos:1": noisy(0.01, 2)}
+    holes = {"none": 0.0, "sq_cos:1": noisy(0.0, 3), "max_cos:1": noisy(-0.1, 4)}
+    for by_f1, verdict, reason in (
+        (noisy(-0.1, 5), "lower", None),
+        (noisy(0.1, 6), "not distinguishable", "lower by the L1 probe, higher by F1, uncorrected"),
+    ):
+        values = values_of(arms, holes)
+        second = values_of(arms, holes | {"max_cos:1": by_f1})
+        for arm, of in values.items():
+            of["equal_hole_rate_by_f1"] = second[arm]["equal_hole_rate"]
+        (entry,) = [e for e in compare_at_equal_fvu(curves_of(values), [0.005]) if e["fvu"] == 0.005]
+        assert (entry["family"], entry["verdict"], entry["reason"]) == ("max_cos:1", verdict, reason)
 
 
 def test_claims_at_equal_fvu_are_corrected_together_and_put_into_sentences():

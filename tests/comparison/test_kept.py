@@ -43,6 +43,20 @@ def test_parts_of_other_settings_or_saes_are_measured_anew(runs, tiny_store, tmp
     assert part(measure=unwanted)["figures"]["fvu"] == 0.1
 
 
+def test_parts_are_of_the_concepts_in_use_too(runs, tiny_store, tmp_path):
+    store, settings, found = open_store(tiny_store), comparing(runs, tmp_path), read_runs(runs, "none")
+    with kept_parts(settings, store, found, "cpu") as kept:
+        assert kept.about([["digit", [1, 2]]]).part("a", [], lambda: 1) == 1
+        for concepts, expected in (
+            ([["digit", [1, 2]]], 1),
+            ([["digit", [1]]], 2),
+            ([["capitalised", [1, 2]]], 2),
+            ([], 2),
+        ):
+            assert kept.about(concepts).part("a", [], lambda: 2) == expected, concepts
+        kept.remove()
+
+
 def test_an_sae_of_another_program_is_known_by_what_is_loaded(make_sae, tmp_path, monkeypatch):
     sums = []
     for sae in (make_sae("topk", k=3), make_sae("topk", k=3), make_sae("topk", k=4)):

@@ -72,6 +72,20 @@ def test_an_effect_on_one_concept_alone_rests_on_it_and_is_none_for_others():
     assert narrow.startswith("Not shown for other concepts of the kind (corrected interval")
 
 
+def test_ranked_twice_a_claim_holds_for_other_concepts_and_without_any_one_by_both():
+    per_concept, matches, differences = scene([-0.1, -0.12, -0.09, -0.11, -0.1, -0.13, -0.08, -0.1])
+    on_one, _, _ = scene([-0.9, *[0.0] * 7])
+    for by_f1, holds in ((per_concept, True), (on_one, False)):
+        both = {
+            key: [first | {"equal_hole_rate_by_f1": second["equal_hole_rate"]}
+                  for first, second in zip(per_concept[key], by_f1[key], strict=True)]
+            for key in per_concept
+        }  # fmt: skip
+        (entry,) = compare_over_concepts(both, SEEDS, matches, differences)
+        assert (entry["for_others"], entry["claim_rests_on"]) == (holds, [] if holds else ["concept 0"])
+        assert entry["mean"] == pytest.approx(-0.104, abs=0.01), "figures are the probe's"
+
+
 def test_what_is_no_claim_rests_on_nothing():
     (entry,), differences = entries_of([0.3, -0.3, 0.2, -0.2, 0.05, -0.05], spread=0.2)
     assert next(d for d in differences if d["metric"] == "equal_hole_rate")["verdict"] == "not distinguishable"

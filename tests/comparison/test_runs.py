@@ -175,6 +175,8 @@ def test_narrower_runs_have_fewer_latents_and_all_else_alike(tmp_path):
 
     runs = read_runs(fake_runs(tmp_path / "wide", WHOLE), "none")
     assert read_narrower(of("a", d_sae=24), runs).arms == [runs.baseline]
+    other_width = {"d_sae": 24, "widths": [8, 24], "scale": 1.00001, "matmul": "float32"}
+    assert read_narrower(of("g", **other_width), runs).arms == [runs.baseline]
     for name, changes, says in (
         ("b", {}, "have 48 latents, expected fewer than the 48 of those compared; give --narrower the folder"),
         (

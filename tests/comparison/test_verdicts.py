@@ -1,5 +1,7 @@
 """Which arms are compared with what, and what may be claimed."""
 
+import math
+
 import pytest
 from compared_arms import BASE, arms_of, claim, compare_arms, entry, shifted
 
@@ -12,6 +14,7 @@ from sae_lm.metrics.equivalence import MARGIN, equivalence_p
 from sae_lm.penalties.arms import parse_arm
 from sae_lm.settings import CompareSettings
 
+NOISE = [0.06, -0.05, 0.04, -0.01, 0.03, -0.02]
 EQUAL_L0 = {"none": [16.0] * 6, "abs_cos:1": [16.1] * 6, "max_cos:1": [15.9] * 6}
 
 
@@ -36,11 +39,17 @@ def test_a_clear_difference_is_lower_or_higher_and_an_unclear_one_says_how_many_
     ("by_probe", "by_f1", "verdict", "reason"),
     [
         (shifted(-0.1), shifted(-0.1), "lower", None),
-        (shifted(-0.1), shifted(0.1), "not distinguishable", "lower by the L1 probe alone"),
-        (shifted(-0.1), BASE[::-1], "not distinguishable", "lower by the L1 probe alone"),
-        (BASE[::-1], shifted(0.1), "not distinguishable", "higher by F1 alone"),
+        (shifted(-0.1), shifted(0.1), "not distinguishable", "lower by the L1 probe, higher by F1, uncorrected"),
+        (shifted(-0.1), BASE[::-1], "not distinguishable", "lower by the L1 probe alone, uncorrected"),
+        (BASE[::-1], shifted(0.1), "not distinguishable", "higher by F1 alone, uncorrected"),
         (shifted(0.0), shifted(-0.0005), "equivalent", "within ±0.02"),
-        (shifted(0.0), BASE[::-1], "not distinguishable", "needs about 473 seeds"),
+        (shifted(0.01, NOISE), shifted(-0.02, NOISE), "not distinguishable", "needs over 1000 seeds"),
+        (
+            shifted(-0.1),
+            [*shifted(-0.1)[:2], *[math.nan] * 4],
+            "not distinguishable",
+            "lower by the L1 probe alone, uncorrected",
+        ),
     ],
 )
 def test_where_main_latents_are_ranked_twice_a_primary_outcome_is_what_both_say(by_probe, by_f1, verdict, reason):
@@ -55,6 +64,19 @@ def test_where_main_latents_are_ranked_twice_a_primary_outcome_is_what_both_say(
     first = entry(alone, "abs_cos:1", "equal_hole_rate")
     assert first["p"] <= entry(found, "abs_cos:1", "equal_hole_rate")["p"]
     assert first["mean"] == entry(found, "abs_cos:1", "equal_hole_rate")["mean"], "figures are the probe's"
+
+
+def test_what_could_go_unseen_and_how_many_seeds_it_takes_is_that_of_both_rankings():
+    def of(by_probe, by_f1):
+        changes = {"equal_hole_rate": by_probe, "equal_hole_rate_by_f1": by_f1}
+        values = arms_of(l0=EQUAL_L0, **{key: {"none": BASE, "abs_cos:1": of} for key, of in changes.items()})
+        found = entry(compare_arms(values, "none"), "abs_cos:1", "equal_hole_rate")
+        return found["detectable"], found["seeds_needed"]
+
+    weak = shifted(-0.02, noise=[0.03, -0.04, 0.02, -0.01, 0.03, -0.03])
+    (seen, few), (unseen, many) = of(shifted(-0.1), shifted(-0.1)), of(weak, weak)
+    assert seen < unseen and few < many
+    assert of(shifted(-0.1), weak) == of(weak, shifted(-0.1)) == (unseen, many)
 
 
 def test_primary_outcomes_are_corrected_over_outcomes_and_arms_together_and_others_are_not():
