@@ -32,7 +32,16 @@ def runs(tiny_store, tmp_path_factory):
 @pytest.fixture(scope="module")
 def narrow(tiny_store, tmp_path_factory):
     """Half as wide as `runs`, one rung of the ladder."""
-    settings = {"hook": HOOK, "d_sae": 24, "k": 4, "tokens": 3000, "batch_size": 64, "lr": 3e-3, "held_out": 0.5}
+    settings = {
+        "hook": HOOK,
+        "d_sae": 24,
+        "k": 4,
+        "tokens": 3000,
+        "batch_size": 64,
+        "lr": 3e-3,
+        "held_out": 0.5,
+        "dead_after": 500,
+    }
     out = tmp_path_factory.mktemp("narrow") / "runs"
     return train(TrainSettings(store=tiny_store, arms="none@k=4,max_cos:0.5@k=4", seeds=2, out=out, **settings))
 

@@ -66,7 +66,15 @@ def test_the_names_in_a_checkpoint_stay_what_they_are_on_disk():
         *("control.first", "control.integral", "control.log_l0", "pressure.held", "pressure.value"),
         *("pressure.neighbours.candidates", "pressure.neighbours.cosines", "pressure.neighbours.turn"),
         *("pressure.controller.log_coefficient", "pressure.controller.average"),
-        *("parts.loss", "parts.fvu", "parts.l0", "parts.penalty", "parts.sparsity", "parts.coefficient"),
+        *(
+            "parts.loss",
+            "parts.fvu",
+            "parts.l0",
+            "parts.penalty",
+            "parts.sparsity",
+            "parts.coefficient",
+            "parts.coherence",
+        ),
     }
 
 
