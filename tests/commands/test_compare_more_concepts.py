@@ -61,6 +61,7 @@ def test_every_metric_is_measured_where_all_is_asked_for(runs, narrow, tiny_mode
     monkeypatch.setattr("sae_lm.comparison.concept_subsets.CLEAR", 0.5)
     monkeypatch.setattr("sae_lm.comparison.concept_subsets.FEWEST_RANKED", 2)
     asked = {"narrower": narrow, "composition": True, "contextual": True, "model": str(tiny_model), "ce_contexts": 4}
+    asked |= {"rank_latents": "both"}
     values = compare(comparing(runs, tmp_path / "out", **asked))
     of_narrow = values["arms"]["none@k=4"]["values"], values["arms"]["max_cos:0.5@k=4"]["values"]
     measured = {
