@@ -9,6 +9,10 @@ from sae_lm.metrics.equivalence import equivalence_p
 from sae_lm.metrics.statistics import FEWEST_SEEDS, LEVEL, Difference, detectable, seeds_needed
 
 
+def _asked_for(first: Difference, second: Difference) -> list[Difference]:
+    return [first, second] if second.seeds else [first]
+
+
 def joint(first: Difference, second: Difference) -> Difference:
     """The first with the p by which both differ the same way: the greater, and 1 where their signs are not equal or the
     second is not known of enough seeds."""
@@ -41,7 +45,7 @@ def _way(of: Difference, ranking: str) -> str | None:
 def needed(first: Difference, second: Difference, level: float) -> int | None:
     """The seeds that find both differences (`seeds_needed`); None where it is not known, too many or of two signs."""
     found = []
-    for of in (first, second) if second.seeds else (first,):
+    for of in _asked_for(first, second):
         if of.mean is None or of.spread is None or of.seeds < FEWEST_SEEDS:
             return None
         found.append(seeds_needed(of.mean, of.spread, level))
@@ -52,7 +56,7 @@ def needed(first: Difference, second: Difference, level: float) -> int | None:
 def unseen(first: Difference, second: Difference, level: float) -> float | None:
     """The difference that these seeds find by both with 80% chance, or somewhat less; None where it is not known."""
     found = []
-    for of in (first, second) if second.seeds else (first,):
+    for of in _asked_for(first, second):
         if of.mean is None or not of.spread or of.seeds < FEWEST_SEEDS:
             return None
         found.append(of.spread * detectable(of.seeds, level))
@@ -61,5 +65,5 @@ def unseen(first: Difference, second: Difference, level: float) -> float | None:
 
 def equivalent(first: Difference, second: Difference, margin: float) -> float:
     """The p of being within a margin (`equivalence_p`) by both; 1 where it cannot be known."""
-    every = [equivalence_p(of.per_seed, margin) for of in ((first, second) if second.seeds else (first,))]
+    every = [equivalence_p(of.per_seed, margin) for of in _asked_for(first, second)]
     return max(1.0 if p is None else p for p in every)

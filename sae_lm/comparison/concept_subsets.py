@@ -8,6 +8,7 @@ corrected for their number, and decide nothing.
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import product
 from typing import Any
 
 from sae_lm.comparison.evaluate import concept_means
@@ -71,29 +72,40 @@ def differences_by_kind(
     """
     entries: list[KindEntry] = []
     kinds = {probe.name: kind_of(probe) for probe in concepts if probe.skipped is None}
-    for metric in PRIMARY:
-        for kind in [kind for kind in KINDS if kind in kinds.values()]:
-            values: dict[Arm, list[float]] = {}
-            for arm in matching.matches:
-                of_seeds = [[of for of in per_concept[arm, seed] if kinds[of["concept"]] == kind] for seed in seeds]
-                values[arm] = [concept_means(concepts)[metric] for concepts in of_seeds]
-            for arm, match in matching.matches.items():
-                if arm in matching.ladder or match.how == "not matched":
-                    continue
-                d = paired_difference(values[arm], match.baseline({rung: values[rung] for rung in match.ladder}))
-                entries.append(
-                    {
-                        "arm": arm.name,
-                        "metric": metric,
-                        "kind": kind,
-                        "concepts": sum(own == kind for own in kinds.values()),
-                        "per_seed": [*d.per_seed],
-                        "mean": d.mean,
-                        "low": d.low,
-                        "high": d.high,
-                    }
-                )
+    means = {kind: _means_of(kind, kinds, per_concept, matching, seeds) for kind in KINDS if kind in kinds.values()}
+    compared = {arm: match for arm, match in matching.matches.items() if arm not in matching.ladder}
+    for metric, kind, (arm, match) in product(PRIMARY, means, compared.items()):
+        if match.how == "not matched":
+            continue
+        values = {one: [of_seed[metric] for of_seed in means[kind][one]] for one in (arm, *match.ladder)}
+        d = paired_difference(values[arm], match.baseline(values))
+        entries.append(
+            {
+                "arm": arm.name,
+                "metric": metric,
+                "kind": kind,
+                "concepts": sum(own == kind for own in kinds.values()),
+                "per_seed": [*d.per_seed],
+                "mean": d.mean,
+                "low": d.low,
+                "high": d.high,
+            }
+        )
     return entries
+
+
+def _means_of(
+    kind: str,
+    kinds: Mapping[str, str],
+    per_concept: Mapping[Key, Sequence[Mapping[str, Any]]],
+    matching: Matching,
+    seeds: Sequence[int],
+) -> dict[Arm, list[dict[str, float]]]:
+    """Of every arm and seed the `concept_means` over the concepts of one kind."""
+    return {
+        arm: [concept_means([of for of in per_concept[arm, seed] if kinds[of["concept"]] == kind]) for seed in seeds]
+        for arm in matching.matches
+    }
 
 
 def disagreements(entries: Sequence[KindEntry]) -> list[str]:

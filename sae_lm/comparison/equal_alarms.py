@@ -115,18 +115,9 @@ def all_concept_figures(
     return [before | further for before, further in zip(plain, equal, strict=True)], of_plain | of_equal
 
 
-def figures_by_f1(
-    sae: SAE,
-    codes: Sequence[TokenCodes],
-    splits: Sequence[Split],
-    evaluation_set: EvaluationSet,
-    common: Sequence[int],
-    targets: Sequence[OperatingPoint],
-) -> list[dict[str, Any]]:
-    """The primary outcomes of every concept in use by the other ranking: its splits, common numbers and targets."""
-    figures, _ = all_concept_figures(sae, codes, splits, evaluation_set, common, targets)
-    keys = ("splits", "equal_hole_rate", "fraction")
-    return [{f"{key}_by_f1": of[key] for key in keys if key in of} for of in figures]
+def named_by_f1(figures: dict[str, Any]) -> dict[str, Any]:
+    """The primary outcomes of a concept (`all_concept_figures`) as those of the other ranking are called."""
+    return {f"{key}_by_f1": figures[key] for key in ("splits", "equal_hole_rate", "fraction") if key in figures}
 
 
 def _ratios_of_concepts(

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sae_lm.comparison.concept_subsets import subset_figures
 from sae_lm.comparison.controls import GradedSae, Grades, grade
-from sae_lm.comparison.equal_alarms import all_concept_figures, common_points, figures_by_f1, points_of_sae
+from sae_lm.comparison.equal_alarms import all_concept_figures, common_points, named_by_f1, points_of_sae
 from sae_lm.comparison.evaluate import (
     BootstrapValues,
     OnConcepts,
@@ -349,8 +349,8 @@ def _measure_sae(sae: SAE, on_concepts: OnConcepts | None, yardstick: _Yardstick
         per_concept, of_concepts = all_concept_figures(sae, *on_concepts, evaluation_set, common, targets, sweep)
         second = ranked_by_f1(on_concepts, settings, evaluation_set)
         if by_f1 and second is not None:
-            further = figures_by_f1(sae, on_concepts[0], second, evaluation_set, *by_f1)
-            per_concept = [figures | more for figures, more in zip(per_concept, further, strict=True)]
+            further, _ = all_concept_figures(sae, on_concepts[0], second, evaluation_set, *by_f1)
+            per_concept = [figures | named_by_f1(more) for figures, more in zip(per_concept, further, strict=True)]
         figures |= concept_means(per_concept) | subset_figures(per_concept, evaluation_set.candidates)
         bootstrap_values |= of_concepts
         of_removals, removals = measure_removals(sae, *on_concepts, evaluation_set, common)
