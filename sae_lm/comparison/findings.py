@@ -12,6 +12,7 @@ from sae_lm.metrics.equivalence import MARGIN
 from sae_lm.metrics.statistics import FEWEST_SEEDS, LEVEL
 from sae_lm.pages.difference_entries import DifferenceEntry, verdict_text
 from sae_lm.pages.summary import by_arm
+from sae_lm.pages.text import first_named
 from sae_lm.penalties.arms import parse_arm
 
 AS_WELL = 0.05
@@ -103,14 +104,9 @@ def l0_findings(values: Values) -> list[str]:
             at_end.setdefault(end.get(least, ""), []).append(f"{family} ({least:.3g})")
     return [
         "Of L0 that differ alone the right one has the least n-th decoder projection (2508.16560). "
-        f"It is least at the L0 in brackets{end}: {_named(families)}."
+        f"It is least at the L0 in brackets{end}: {first_named(families, MOST_NAMED)}."
         for end, families in at_end.items()
     ]
-
-
-def _named(names: Sequence[str]) -> str:
-    more = len(names) - MOST_NAMED
-    return ", ".join(names[:MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def absorption_verdict(metrics: Differences) -> str | None:
@@ -213,7 +209,7 @@ def _equivalent(arms: Mapping[str, Differences]) -> str:
     if not names:
         return ""
     within = arms[names[0]]["equal_hole_rate"]["reason"]
-    return f"; but with {_named(names)} hole rate at equal false alarms and fraction are shown to be the same {within}"
+    return f"; but with {first_named(names, MOST_NAMED)} hole rate at equal false alarms and fraction are shown to be the same {within}"
 
 
 def _absorbs_alike(metrics: Differences) -> bool:

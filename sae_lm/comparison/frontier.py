@@ -28,6 +28,7 @@ from sae_lm.comparison.matching import Matching, Values
 from sae_lm.comparison.outcomes import BY_F1, PRIMARY
 from sae_lm.metrics.statistics import student_t
 from sae_lm.pages.difference_entries import BandEntry, FrontierEntry, FrontierPoint, Interval
+from sae_lm.pages.text import first_named
 from sae_lm.penalties.arms import Arm
 
 BAND_COSTS = 24
@@ -151,9 +152,7 @@ def between_rungs(matching: Matching) -> str | None:
     left_out = [arm.name for arm, match in matching.to_baseline.items() if match.how == "interpolated"]
     if not left_out:
         return None
-    names = ", ".join(left_out[:MOST_NAMED]) + (f" and {len(left_out) - MOST_NAMED} more") * (
-        len(left_out) > MOST_NAMED
-    )
+    names = first_named(left_out, MOST_NAMED)
     return f"{names}: of an L0 between two rungs of the baseline, and so in no frontier and no comparison at equal FVU."
 
 

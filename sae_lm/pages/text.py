@@ -1,7 +1,7 @@
 """Format numbers and text as pages and tables show them."""
 
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 def visible(text: object, most: int = 0) -> str:
@@ -43,3 +43,9 @@ def spread(values: Iterable[float | int | None]) -> str:
 def p_value(p: float | int | None) -> str:
     """A p value: three digits, never 0."""
     return "-" if p is None else "< .001" if p < 0.001 else f"{p:.3f}"
+
+
+def first_named(names: Sequence[str], most: int) -> str:
+    """The first of some names, and how many more there are."""
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
