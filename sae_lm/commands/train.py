@@ -170,7 +170,7 @@ def _share_out(
     unfinished = {seed: read_unfinished(settings.out, seed) for seed in pending}
     most = max(map(len, pending.values())) or 1
     sizes = [settings.arms_at_once] if settings.arms_at_once else range(most, 0, -1)
-    ways = [_groups(pending, unfinished, at_once) for at_once in sizes]
+    ways = [_groups(pending, unfinished, at_once, recipe) for at_once in sizes]
     # of ways that end as early the one with the most arms together, which share their batches
     groups = min(ways, key=lambda way: max(map(_work, _shares(way, teams))))
     return groups, sum(map(len, pending.values()))
@@ -189,7 +189,9 @@ def _shares(groups: list[ArmGroup], teams: int) -> list[list[ArmGroup]]:
     return shares
 
 
-def _groups(pending: dict[int, list[Arm]], unfinished: dict[int, list[list[str]]], at_once: int) -> list[ArmGroup]:
+def _groups(
+    pending: dict[int, list[Arm]], unfinished: dict[int, list[list[str]]], at_once: int, recipe: TrainingRecipe
+) -> list[ArmGroup]:
     """The arms of each seed, ``at_once`` of them together at most.
 
     unfinished: of each seed the names of arms that have a checkpoint together, from which they go on at one step.
@@ -203,8 +205,9 @@ def _groups(pending: dict[int, list[Arm]], unfinished: dict[int, list[list[str]]
         for arms in (*alike, rest):
             for first in range(0, len(arms), at_once):
                 together = arms[first : first + at_once]
-                baselines = dict.fromkeys(arm.baseline for arm in together if arm.fvu is not None)
-                groups.append(ArmGroup(seed, together, [arm for arm in baselines if arm not in together]))
+                baselines = dict.fromkeys(recipe.as_trained(arm.baseline) for arm in together if arm.fvu is not None)
+                there = {recipe.as_trained(arm) for arm in together}
+                groups.append(ArmGroup(seed, together, [arm for arm in baselines if arm not in there]))
     return groups
 
 

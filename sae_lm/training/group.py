@@ -70,7 +70,7 @@ def train_group(
     """
     recipe, team, timer = run.recipe, run.team, StepTimer(run.device)
     first = restore(group, trainers, run.out, recipe, team)
-    baselines = {trainer.arm: trainer for trainer in trainers}
+    baselines = {recipe.as_trained(trainer.arm): trainer for trainer in trainers}
     written = time.monotonic()
     with ExitStack() as opened:
         writes = [opened.enter_context(track.begin(first)) for track in tracks]
@@ -106,7 +106,8 @@ def _step(trainers: list[ArmTraining], baselines: dict[Arm, ArmTraining], x: tor
         trainer.step(x, step)
     for trainer in trainers:
         if trainer.arm.fvu is not None:
-            steer(trainer, baselines[trainer.arm.baseline].parts["fvu"], step)
+            baseline = baselines[trainer.recipe.as_trained(trainer.arm.baseline)]
+            steer(trainer, baseline.parts["fvu"], step)
 
 
 def steer(trainer: ArmTraining, baseline_fvu: Float[torch.Tensor, ""], step: int) -> None:

@@ -183,6 +183,11 @@ class TrainingRecipe(BaseModel):
         """matryoshka's nested prefixes."""
         return self.widths or default_widths(self.d_sae)
 
+    def as_trained(self, arm: Arm) -> Arm:
+        """The arm without an architecture or k that are the run's own: two that are equal so are trained alike."""
+        arch = None if arm.arch == self.arch else arm.arch
+        return arm._replace(arch=arch, k=None if arm.k == self.k else arm.k)
+
     def learning_rate(self, step: int) -> float:
         return learning_rate(step, self.steps, self.lr, self.warm_up, self.decay)
 

@@ -110,3 +110,16 @@ def test_the_arms_of_a_damaged_part_of_a_checkpoint_alone_are_trained_anew(train
     assert "continuing at step 13" in capsys.readouterr().out
     assert contents(train(settings)) == whole
     assert "a damaged checkpoint is passed over" in capsys.readouterr().out
+
+
+def test_a_baseline_that_is_the_run_s_own_arm_by_another_name_is_not_trained_a_second_time(train_settings, monkeypatch):
+    steered, made = "none@fvu=0.01@arch=matryoshka", []
+    own = {"arch": "batchtopk", "widths": (16, 64)}
+    alone = contents(train(train_settings("alone", arms=steered, **own)))
+    real = ArmTraining.__init__
+    monkeypatch.setattr(
+        ArmTraining, "__init__", lambda self, arm, *given: made.append(arm.name) or real(self, arm, *given)
+    )
+    both = contents(train(train_settings(arms=f"none,{steered}", **own)))
+    assert made == ["none", steered], "none of this run is batchtopk, which a steered balance is held to"
+    assert of_arms(both, steered) == of_arms(alone, steered) and of_arms(alone, steered)
