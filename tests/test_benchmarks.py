@@ -1,6 +1,7 @@
 """The benchmarks that nothing else runs, in small: they go on working as what they measure changes."""
 
 import importlib
+import json
 import re
 import runpy
 import sys
@@ -96,3 +97,34 @@ def test_other_rankings_of_main_latents_are_those_of_the_dense_columns():
     assert all(weights[:, 0].argmax() == 2 for weights in got.values())
     published, longer = got["l1_probe"], got["l1_probe, 300 epochs"]
     assert longer.abs().max() > 2 * published.abs().max() and torch.equal(told["l1_probe"](codes, labels, 0), published)
+
+
+def test_reports_of_several_lengths_are_told_in_the_order_of_rows_and_of_no_other_difference(
+    tmp_path, monkeypatch, capsys
+):
+    told = runpy.run_path(str(BENCHMARKS / "standstill.py"))
+
+    def report(name, tokens, holes, **training):
+        values = {metric: [0.25, 0.75] for metric in told["FIGURES"]}
+        arms = {"none": {"values": values}, "max_cos:1": {"values": values | {"equal_hole_rate": holes}}}
+        written = {"training": {"tokens": tokens, "lr": 1e-3, **training}, "arms": arms, "baseline": "none"}
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "report.json").write_text(json.dumps(written))
+        return str(tmp_path / name)
+
+    long, short = report("long", 2_000_000, [0.125, 0.5]), report("short", 1_000_000, [0.5, 1.0])
+    picture = tmp_path / "curve.png"
+    monkeypatch.setattr(sys, "argv", ["standstill.py", long, short, "--picture", str(picture)])
+    told["main"]()
+    lines = [line.split() for line in capsys.readouterr().out.splitlines() if "max_cos" in line]
+    assert [line[0] for line in lines] == ["1M", "2M", "1M", "2M"]
+    assert [line[3] for line in lines[:2]] == ["0.7500", "0.3125"], "means of equal holes"
+    assert " ".join(lines[3]).count("-0.1875 (-0.125, -0.250)") == 1 and picture.stat().st_size > 1000
+
+    for name, wrong in (
+        ("other", report("other", 4_000_000, [0, 0], lr=2e-3)),
+        ("again", report("again", 2_000_000, [0, 0])),
+    ):
+        monkeypatch.setattr(sys, "argv", ["standstill.py", long, wrong])
+        with pytest.raises(SystemExit, match={"other": "differ in lr too", "again": "one of each length"}[name]):
+            told["main"]()

@@ -27,7 +27,7 @@ from sae_lm.settings import TrainSettings
 from sae_lm.training.convergence import convergence, state_of_training
 from sae_lm.training.group import TrainingRun, train_group
 from sae_lm.training.locks import only_trainer, only_writer_of_run, others_at_work, remove_locks
-from sae_lm.training.recipe import TrainingRecipe, check_heeded
+from sae_lm.training.recipe import TrainingRecipe, check_heeded, rows_per_step
 from sae_lm.training.registered import Registered, registration
 from sae_lm.training.run_folder import (
     all_seeds,
@@ -65,9 +65,9 @@ def train(settings: TrainSettings) -> Path:
         device = pick_device(settings.device, local_rank, float64_for="coefficients are steered in")
         store = open_store(settings.store)
         team = ranks.team_of(settings.ranks_per_sae)
-        if settings.batch_size % team.size:
+        if (batch_size := rows_per_step(settings)) % team.size:
             raise SettingsError(
-                f"batch_size is {settings.batch_size}, which ranks_per_sae {team.size} does not divide; give a multiple"
+                f"batch_size is {batch_size}, which ranks_per_sae {team.size} does not divide; give a multiple"
             )
         parallel = _parallel(settings, len(arms), ranks, device)
         teams, number = ranks.size // team.size, ranks.rank // team.size

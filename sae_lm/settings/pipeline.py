@@ -114,8 +114,8 @@ class TrainSettings(Settings):
     """TOML file that fixes settings and claims before the first SAE; `compare` answers the claims"""
     tokens: Count | None = None
     """rows each SAE sees (default: every training row of the store once, or again until it is 2000 batches)"""
-    batch_size: Count = 1024
-    """rows per step"""
+    batch_size: Count | None = None
+    """rows per step (default: 1024; 512 if `tokens` is below 500,000, where more steps give a lower error)"""
     lr: Annotated[float, Field(gt=0)] | None = None
     """peak learning rate (default: .08 / sqrt(width of the rows) * sqrt(batch_size / 512), the root at most 2; three fifths for adam)"""
     optimizer: Literal["row_rms", "adam"] = "row_rms"

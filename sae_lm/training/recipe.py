@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 MIN_BATCHES = 2000
 """By default, where the store is small. measured on 450,000 rows of the demo (2048 latents, k 16, batches of 512): FVU on
 held-out rows .184 after 488 batches, .150 after 1953."""
+BATCH, SMALL_BATCH, FEW_ROWS = 1024, 512, 500_000
+"""Rows of a step, by default, and where an SAE sees fewer than so many. measured in tests/benchmarks/README.md: after
+360,000 rows batches of 512 have a lower error than batches of 1024; after equal seconds of longer runs a higher one."""
 WHERE_IT_RUNS = frozenset(
     (
         "store",
@@ -60,6 +63,16 @@ def default_lr(d_in: int, batch_size: int, optimizer: str) -> float:
     Rules for runs of 500 million rows (2e-4 / sqrt(d_sae / 2^14), Gao et al. 2024) leave shorter ones near their start.
     """
     return 0.08 / d_in**0.5 * min(batch_size / 512, 4.0) ** 0.5 * (0.6 if optimizer == "adam" else 1.0)
+
+
+def default_batch_size(rows: int | None) -> int:
+    """Of an SAE that sees so many rows; None: as many as there are by default, which are never few."""
+    return BATCH if rows is None or rows >= FEW_ROWS else SMALL_BATCH
+
+
+def rows_per_step(settings: TrainSettings) -> int:
+    """As asked for, else the default."""
+    return settings.batch_size or default_batch_size(settings.tokens)
 
 
 def default_matmul(device: str) -> str:
@@ -148,8 +161,9 @@ class TrainingRecipe(BaseModel):
         _check_latents(settings, arms)
         _check_aims(settings, arms)
         _check_held(settings, arms)
+        batch_size = rows_per_step(settings)
         rows = _rows_to_train(settings, row, len(store))
-        _check_schedules(settings, arms, rows // settings.batch_size)
+        _check_schedules(settings, arms, rows // batch_size)
         moments = store.moments(hook, row)  # of training rows: held-out ones are not looked at
         if moments.variance <= EQUAL_ROWS * moments.mean_squared_norm:
             raise SettingsError(
@@ -157,8 +171,9 @@ class TrainingRecipe(BaseModel):
             )
         worked_out = {
             "hook": hook,
-            "tokens": rows // settings.batch_size * settings.batch_size,
-            "lr": settings.lr or default_lr(store.hooks[hook], settings.batch_size, settings.optimizer),
+            "tokens": rows // batch_size * batch_size,
+            "batch_size": batch_size,
+            "lr": settings.lr or default_lr(store.hooks[hook], batch_size, settings.optimizer),
             "aux_k": settings.aux_k or max(1, store.hooks[hook] // 2),
             "dead_after": settings.dead_after or max(1, min(10_000_000, rows // 10)),
             "matmul": default_matmul(device) if settings.matmul == "auto" else settings.matmul,
@@ -246,7 +261,7 @@ def _check_latents(settings: TrainSettings, arms: list[Arm]) -> None:
         raise SettingsError(
             f"widths is {', '.join(map(str, widths))}; expected ascending widths from 1, the last d_sae ({settings.d_sae})"
         )
-    if settings.batch_size < 2:
+    if rows_per_step(settings) < 2:
         raise SettingsError(
             f"batch_size is {settings.batch_size}, expected 2 or more: what dead latents are to explain is measured from "
             "the batch's mean"
@@ -343,12 +358,13 @@ def _rows_to_train(settings: TrainSettings, training_rows: int, store_rows: int)
         raise SettingsError(
             f"held_out is {settings.held_out}, which keeps no context of {settings.store} back; give more"
         )
-    if training_rows < settings.batch_size:
+    batch_size = rows_per_step(settings)
+    if training_rows < batch_size:
         raise SettingsError(
             f"store {settings.store} has {training_rows:,} rows for training, fewer than one batch of "
-            f"{settings.batch_size:,}; cache more tokens or give a smaller --batch-size"
+            f"{batch_size:,}; cache more tokens or give a smaller --batch-size"
         )
-    rows = settings.tokens or max(training_rows, MIN_BATCHES * settings.batch_size)
-    if rows < settings.batch_size:
-        raise SettingsError(f"tokens is {rows}, fewer than one batch of {settings.batch_size}; give more --tokens")
+    rows = settings.tokens or max(training_rows, MIN_BATCHES * batch_size)
+    if rows < batch_size:
+        raise SettingsError(f"tokens is {rows}, fewer than one batch of {batch_size}; give more --tokens")
     return rows

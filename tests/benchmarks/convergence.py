@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 from training import Trainer
 
 from sae_lm.data.store import open_store
-from sae_lm.training.recipe import default_lr, default_matmul
+from sae_lm.training.recipe import default_batch_size, default_lr, default_matmul
 
 PEERS = {
     "SAELens, default": {"trainer": "saelens", "lr": 3e-4, "batch": 4096},
@@ -111,7 +111,12 @@ def main() -> None:
         }  # fmt: skip
         plan: list[tuple[str, str, dict[str, Any]]] = []
         for text in arguments.ours:
-            job = {"d_sae": arguments.d_sae, "k": arguments.k, "batch": 1024, **read_options(text)}
+            job = {
+                "d_sae": arguments.d_sae,
+                "k": arguments.k,
+                "batch": default_batch_size(arguments.rows),
+                **read_options(text),
+            }
             job.setdefault("lr", default_lr(d_in, job["batch"], job.get("optimizer", "row_rms")))
             plan.append((f"sae_lm {text or 'default'}", sys.executable, job))
         for name, job in PEERS.items():

@@ -9,7 +9,7 @@ from sae_lm.data.store import Moments, open_store
 from sae_lm.errors import SettingsError
 from sae_lm.penalties.arms import parse_arms
 from sae_lm.settings import TrainSettings
-from sae_lm.training.recipe import NOT_IN_RECIPE, TrainingRecipe, check_heeded, default_lr
+from sae_lm.training.recipe import NOT_IN_RECIPE, TrainingRecipe, check_heeded, default_lr, rows_per_step
 
 WRITTEN = [
     "hook", "d_sae", "k", "arch", "widths", "sparsity_coefficient", "bandwidth", "tokens", "batch_size", "lr", "optimizer", "whiten", "warm_up", "decay",
@@ -42,6 +42,14 @@ def test_what_the_settings_leave_open_is_worked_out_from_the_store(tiny_store):
     assert (recipe.aux_k, recipe.dead_after) == (8, 123)  # half of width 16, a tenth of the rows
     moments = store.moments(recipe.hook, recipe.held_out_from_row)
     assert recipe.scale == pytest.approx(moments.variance**0.5) and recipe.store_id == store.manifest.id
+
+
+def test_where_an_sae_sees_few_rows_a_step_takes_fewer_unless_it_is_told():
+    asked = {None: 1024, 499_999: 512, 500_000: 1024}
+    assert {
+        tokens: rows_per_step(TrainSettings(store="acts", d_sae=64, out="o", tokens=tokens)) for tokens in asked
+    } == asked
+    assert rows_per_step(TrainSettings(store="acts", d_sae=64, out="o", tokens=1000, batch_size=64)) == 64
 
 
 def test_a_recipe_that_is_written_and_read_is_the_same_and_cannot_be_changed():
