@@ -21,9 +21,9 @@ SHOWN_QUANTILES = (0.01, 0.5, 0.99, 1.0)
 QUALITY_BATCH = 2048
 
 
-def inspect(path: str, rows: int = 5) -> str:
+def inspect(path: str | Path, rows: int = 5) -> str:
     """A human's summary of a store (a folder or an hf:// address) with ``rows`` decoded rows, or of an SAE."""
-    if not path.startswith("hf://") and (is_one_sae(Path(path)) or is_sae(Path(path))):
+    if not str(path).startswith("hf://") and (is_one_sae(Path(path)) or is_sae(Path(path))):
         return _shown(_sae(load_as_recorded(path, "cpu")))
     return _shown(_store(open_store(path), rows))
 

@@ -92,7 +92,7 @@ def open_remote(address: str) -> tuple[Manifest, Callable[[str], Path]]:
     return remote.manifest, locate
 
 
-def pull(address: str, out: Path, hooks: tuple[str, ...] | None = None) -> Path:
+def pull(address: str, out: str | Path, hooks: tuple[str, ...] | None = None) -> Path:
     """Download a store into the folder ``out``, each file held against its checksum. Returns ``out``.
 
     hooks: keep these alone (names, layer numbers, glob patterns). The result is a store in itself, the one that
@@ -138,7 +138,7 @@ def pull(address: str, out: Path, hooks: tuple[str, ...] | None = None) -> Path:
     return out
 
 
-def push(store: Path, repo_id: str, *, private: bool = True, revision: str | None = None) -> str:
+def push(store: str | Path, repo_id: str, *, private: bool = True, revision: str | None = None) -> str:
     """Upload a whole store to the data-set repository ``OWNER/NAME``, made if missing. Returns its address.
 
     private: whether a repository made here is private; into a public one only ``private=False`` pushes.

@@ -40,7 +40,7 @@ Each folder holds one sparse autoencoder in the format of SAELens.
 """
 
 
-def push_sae(path: Path, place: str, *, private: bool = True, revision: str | None = None) -> str:
+def push_sae(path: str | Path, place: str, *, private: bool = True, revision: str | None = None) -> str:
     """Upload an SAE of any known format to ``OWNER/NAME:FOLDER``. Returns its address, with the commit.
 
     private: whether a repository made here is private; into a public one only ``private=False`` pushes.
@@ -53,9 +53,10 @@ def push_sae(path: Path, place: str, *, private: bool = True, revision: str | No
 
     repo_id, folder = _place(place)
     sae = load_as_recorded(path, "cpu")
-    if (path / CONFIG).is_file() and changed_since_saved(read_json(path / CONFIG, SaeError, "an SAE directory")):
+    config = Path(path, CONFIG)
+    if config.is_file() and changed_since_saved(read_json(config, SaeError, "an SAE directory")):
         raise SaeError(
-            f"{path / CONFIG} was changed or damaged since it was saved: its content does not match its checksum; "
+            f"{config} was changed or damaged since it was saved: its content does not match its checksum; "
             "restore it, or load and save the SAE anew if the change is meant"
         )
     with tempfile.TemporaryDirectory() as scratch:

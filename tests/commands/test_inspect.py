@@ -1,5 +1,6 @@
 """sae-lm inspect says in words what a store or an SAE is."""
 
+import sae_lm
 from sae_lm.cli import main
 
 
@@ -15,6 +16,14 @@ def test_inspect_shows_what_a_store_holds_in_words(tiny_store, make_sae, tmp_pat
     save(make_sae(), tmp_path / "sae")
     assert main(["inspect", str(tmp_path / "sae")]) == 0
     assert "SAE(topk, d_in=6, d_sae=10" in capsys.readouterr().out
+
+
+def test_a_path_may_be_a_string_or_not(tiny_store, make_sae, tmp_path):
+    from sae_lm.sae.formats.saelens import save
+
+    save(make_sae(), tmp_path / "sae")
+    for path in (tiny_store, tmp_path / "sae"):
+        assert sae_lm.inspect(path) == sae_lm.inspect(str(path))
 
 
 def test_inspect_says_whether_an_sae_left_its_random_start(make_sae, tmp_path, capsys):

@@ -49,7 +49,7 @@ with hub:
     note("push", push_sae, first, "me/saes:blocks.1/first")
     said["private"] = "me/saes" in hub.private
     said["card"] = (root / "models/me/saes/README.md").read_text()
-    note("again", push_sae, first, "me/saes:blocks.1/first")
+    note("again", push_sae, str(first), "me/saes:blocks.1/first")
     note("another there", push_sae, second, "me/saes:blocks.1/first")
     note("inside a file", push_sae, second, "me/saes:blocks.1/first/cfg.json")
     note("second", push_sae, second, "me/saes:second")
