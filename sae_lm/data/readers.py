@@ -168,7 +168,7 @@ def _text(path: Path, place: Any, column: str | None) -> Iterator[Row]:
     with _bytes_of(path, at) as stream:
         # with what is left over a chunk has TEXT_BYTES, so that it depends on its place alone
         while chunk := stream.read(TEXT_BYTES - len(rest)):
-            decoder = codecs.getincrementaldecoder("utf-8")()
+            decoder = codecs.getincrementaldecoder("utf-8" if at else "utf-8-sig")()  # a byte order mark is no text
             content = rest + chunk
             text = decoder.decode(content)
             rest = decoder.getstate()[0]  # a character whose last bytes are in the next chunk
@@ -237,32 +237,32 @@ def _csv(path: Path, place: Any, column: str | None) -> Iterator[Row]:
         lines = _CountedLines(stream)
         if (head := _record(csv.reader(lines))) is None:
             return
-    head[0] = head[0].removeprefix("\ufeff")
-    start = at = lines.bytes if place is None else int(place)
-    with _bytes_of(path, start) as stream:
-        lines = _CountedLines(stream)
+    at = lines.at if place is None else int(place)
+    with _bytes_of(path, at) as stream:
+        lines = _CountedLines(stream, at)
         records = csv.reader(lines)
         while (record := _record(records)) is not None:
             if record and len(record) != len(head):
                 raise ValueError(f"the record at byte {at} has {len(record)} fields, expected {len(head)}")
             if record:
                 yield Row(at, dict(zip(head, record, strict=True)), True)
-            at = start + lines.bytes
+            at = lines.at
 
 
 class _CountedLines:
-    """Lines of a stream as text, and how many bytes those read so far had."""
+    """Lines of a stream as text, without a file's byte order mark, and at which byte the next one begins."""
 
-    def __init__(self, stream: Any) -> None:
-        self.lines, self.bytes = _lines(stream), 0
+    def __init__(self, stream: Any, at: int = 0) -> None:
+        self.lines, self.at = _lines(stream), at
 
     def __iter__(self) -> "_CountedLines":
         return self
 
     def __next__(self) -> str:
         line = next(self.lines)
-        self.bytes += len(line)
-        return line.decode("utf-8")
+        text = line.decode("utf-8" if self.at else "utf-8-sig")
+        self.at += len(line)
+        return text
 
 
 def _record(records: Any) -> list[str] | None:
