@@ -27,6 +27,9 @@ from sae_lm.errors import ModelError, SettingsError
 PIECES_PER_CALL = 64
 CHARACTERS_PER_CALL = 1 << 18
 """Handed to the tokenizer at once, at most: enough for its threads, little memory. Pieces of a document, or documents."""
+RARE = "\U0010fffd \U00012000 \U0002a6d0 \U0001d300"
+"""What few vocabularies have: a character for private use, which BERT's normaliser takes out, and a letter, an ideograph
+and a symbol, which it leaves."""
 
 
 class Position(NamedTuple):
@@ -112,7 +115,7 @@ def _special_ids(tokenizer: Any) -> set[int]:
     added = getattr(tokenizer, "added_tokens_decoder", {})
     ids = {*tokenizer.all_special_ids, *(index for index, token in added.items() if token.special)}
     unknown = tokenizer.unk_token_id
-    text = tokenizer("\U0010fffd", add_special_tokens=False, verbose=False)["input_ids"]
+    text = tokenizer(RARE, add_special_tokens=False, verbose=False)["input_ids"]
     return ids - {unknown} if unknown in text else ids
 
 

@@ -103,6 +103,21 @@ def test_an_unknown_token_that_stands_for_text_is_not_special():
     assert special_tokens(load_tokenizer(find_model("embedded")), True).others == ()
 
 
+def test_berts_unknown_token_stands_for_text_though_its_normaliser_drops_odd_characters():
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    names = ["pad", "unk", "cls", "sep", "mask"]
+    words = {word: index for index, word in enumerate([*(f"[{name.upper()}]" for name in names), "fox"])}
+    bert = Tokenizer(models.WordPiece(words, unk_token="[UNK]"))
+    bert.normalizer, bert.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=bert, **{f"{name}_token": f"[{name.upper()}]" for name in names}
+    )
+    assert tokenizer("9", add_special_tokens=False)["input_ids"] == [1]
+    assert special_tokens(tokenizer, True) == (2, 3, (0, 4))
+
+
 def test_a_token_beyond_the_embedding_is_named_before_the_run(cache_settings, tiny_model, tmp_path, capsys):
     folder = shutil.copytree(tiny_model, tmp_path / "model")
     tokenizer = load_tokenizer(find_model(str(folder)))
