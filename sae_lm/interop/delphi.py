@@ -24,7 +24,7 @@ def write_delphi(encoded: Encoded, out: Path, hookpoint: str, per_file: int = AT
 
     hookpoint: the folder's name. Raises SaeError for activations that float16 does not hold, and where no latent fires.
     """
-    codes, store = encoded.codes, encoded.store
+    codes = encoded.codes
     if (most := float(encoded.statistics.largest.max())) > np.finfo(np.float16).max:
         raise SaeError(
             f"the largest activation is {most:g}, and delphi's caches hold float16, up to 65504; scale the SAE's "
@@ -33,7 +33,7 @@ def write_delphi(encoded: Encoded, out: Path, hookpoint: str, per_file: int = AT
     if not most:
         raise SaeError(f"no latent fires on the {len(encoded.token_id):,} rows searched; give more, --tokens")
     first = int(encoded.context[0])
-    tokens = store.blocks(first, int(encoded.context[-1]) + 1).numpy().astype(np.int64)
+    tokens = encoded.blocks.astype(np.int64)
     matrix = scipy.sparse.vstack([part.matrix(codes.d_sae) for part in codes.parts()]).tocsc()
     folder = out / "latents" / hookpoint
     paths = []

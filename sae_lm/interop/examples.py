@@ -30,14 +30,17 @@ class Encoded(NamedTuple):
     """[rows], as context and position"""
     context: np.ndarray
     position: np.ndarray
+    blocks: np.ndarray
+    """[contexts, pos] token ids of the rows' contexts, special tokens and padding included"""
 
 
 class Example(NamedTuple):
     """One context around a row."""
 
     tokens: list[str]
+    """as they stand in the text, those without rows (BOS, separators, sinks) included"""
     values: list[float]
-    """a latent's activation on each"""
+    """a latent's activation on each; 0 on a token without a row"""
     centre: int
     """which of the tokens is the row's"""
 
@@ -73,7 +76,8 @@ def encode(store: Store, hook: str, sae: SAE, tokens: int, contexts: int, folder
     places = np.zeros((len(token_id), 0), bool)
     d_vocab = max(len(store.vocabulary), int(token_id.max()) + 1)
     statistics = latent_statistics(codes, sae.config.d_sae, start, token_id, context, d_vocab, places, contexts)
-    return Encoded(store, codes, statistics, token_id, context, position)
+    blocks = store.blocks(int(context[0]), int(context[-1]) + 1).numpy()
+    return Encoded(store, codes, statistics, token_id, context, position, blocks)
 
 
 def firing(encoded: Encoded, wanted: Sequence[int] | None) -> list[int]:
@@ -94,25 +98,52 @@ def shown(encoded: Encoded, latents: Sequence[int], before: int, after: int) -> 
         yield _batch(encoded, list(latents[first : first + AT_ONCE]), before, after)
 
 
+class _Window(NamedTuple):
+    """Positions ``first`` to ``last`` of a context, and the rows from ``low`` to ``high`` that stand there."""
+
+    first: int
+    last: int
+    low: int
+    high: int
+
+
+def _windows(encoded: Encoded, rows: np.ndarray, before: int, after: int) -> dict[int, _Window]:
+    """Row, counted from the first that is encoded -> what is shown around it. Padding is not."""
+    lengths = _lengths(encoded.blocks, encoded.store.manifest.recipe.separator)
+    out = {}
+    for row in rows.tolist():
+        context, position = encoded.context[row], int(encoded.position[row])
+        first = max(0, position - before)
+        last = min(int(lengths[context - encoded.context[0]]), position + after + 1)
+        begin, end = np.searchsorted(encoded.context, [context, context + 1])
+        low, high = begin + np.searchsorted(encoded.position[begin:end], [first, last])
+        out[row] = _Window(first, last, int(low), int(high))
+    return out
+
+
+def _lengths(blocks: np.ndarray, separator: int | None) -> np.ndarray:
+    """[contexts] tokens before the padding, which is made of separators; one that ends a document is none."""
+    size = blocks.shape[1]
+    after_text = size - (blocks != (-1 if separator is None else separator))[:, ::-1].argmax(1)
+    return np.minimum(after_text + 1, size)
+
+
 def _batch(encoded: Encoded, latents: list[int], before: int, after: int) -> list[Shown]:
     statistics, start = encoded.statistics, encoded.codes.start
-    windows: dict[int, tuple[int, int]] = {}
-    for kept in (statistics.top, statistics.sample):
-        for row in np.unique(kept.row[latents]):
-            at = int(row) - start
-            if row >= 0 and at not in windows:
-                same = encoded.context[max(0, at - before) : at + after + 1] == encoded.context[at]
-                inside = np.flatnonzero(same) + max(0, at - before)
-                windows[at] = (int(inside[0]), int(inside[-1]) + 1)
-    rows = np.unique(np.concatenate([np.arange(*span) for span in windows.values()]))
+    best = np.concatenate([kept.row[latents].ravel() for kept in (statistics.top, statistics.sample)])
+    windows = _windows(encoded, np.unique(best[best >= 0]) - start, before, after)
+    rows = np.unique(np.concatenate([np.arange(window.low, window.high) for window in windows.values()]))
     acts = encoded.codes.gather(start + rows).matrix(encoded.codes.d_sae).tocsc()[:, latents].tocsc()
     bars = _bars(encoded, latents)
 
     def example(column: np.ndarray, row: int) -> Example:
-        low, high = windows[row - start]
+        first, last, low, high = windows[row - start]
+        ids = encoded.blocks[encoded.context[row - start] - encoded.context[0], first:last].tolist()
+        values = np.zeros(last - first, column.dtype)
         place = np.searchsorted(rows, low)
-        texts = [encoded.store.token_text(int(t)) or EMPTY for t in encoded.token_id[low:high]]
-        return Example(texts, column[place : place + high - low].tolist(), row - start - low)
+        values[encoded.position[low:high] - first] = column[place : place + high - low]
+        texts = [encoded.store.token_text(token) or EMPTY for token in ids]
+        return Example(texts, values.tolist(), int(encoded.position[row - start]) - first)
 
     out = []
     for number, latent in enumerate(latents):

@@ -62,11 +62,18 @@ def batches(out: Path) -> list[dict[str, Any]]:
     return [json.loads((out / f"batch-{n}.json").read_text()) for n in range(len([*out.glob("batch-*.json")]))]
 
 
+def at_every_position(store: Store, values: torch.Tensor) -> np.ndarray:
+    """[contexts, pos]: values of rows where their tokens stand, 0 where a token has no row."""
+    columns, out = store.tokens(), np.zeros((store.manifest.contexts, SIZE))
+    out[columns["context"].numpy(), columns["position"].numpy()] = values.numpy()
+    return out
+
+
 def test_neuronpedias_batches_hold_the_best_contexts_of_every_latent_that_fires(
     settings: Any, store: Store, sae: tuple[Path, SAE], tmp_path: Path
 ) -> None:
     export(settings("neuronpedia", name="My Set"))
-    acts, token, context, _ = dense(store, sae[1])
+    acts, context = dense(store, sae[1])[0], store.tokens()["context"].numpy()
     read = batches(tmp_path / "out")
     assert all(body["modelId"] == "tiny" and body["source"] == "1-my-set" for body in read)
     assert all(1 <= len(body["features"]) <= 128 for body in read)
@@ -79,8 +86,20 @@ def test_neuronpedias_batches_hold_the_best_contexts_of_every_latent_that_fires(
         best = [c for value, c in best if value < 0][:20]
         assert len(feature["activations"]) == len(best)
         for c, activation in zip(best, feature["activations"], strict=True):
-            assert activation["tokens"] == texts[token[context == c]].tolist()
-            assert activation["values"] == pytest.approx(acts[context == c, latent].tolist(), abs=1e-3)
+            assert activation["tokens"] == texts[store.blocks()[c].numpy()].tolist()
+            expected = at_every_position(store, acts[:, latent])[c].tolist()
+            assert activation["values"] == pytest.approx(expected, abs=1e-3)
+
+
+@pytest.mark.parametrize("to", ["neuronpedia", "saedashboard"])
+def test_examples_show_tokens_without_rows_but_no_padding(settings: Any, tmp_path: Path, to: str) -> None:
+    folder = write_store(tmp_path / "s", [[0, 1, 3, 2, 1, 2], [0, 2, 1, 3, 3, 3]], scale=1, separator=3).path
+    write_sae(tmp_path / "by_hand")
+    export(settings(to, sae=str(tmp_path / "by_hand"), store=str(folder), latents=(2,)))
+    first, second = batches(tmp_path / "out")[0]["features"][0]["activations"][:2]
+    assert first["tokens"] == [WORDS[token] for token in (0, 2, 1, 3)] and first["values"] == [0, 2, 0, 0]
+    assert second["tokens"] == [WORDS[token] for token in (0, 1, 3, 2, 1, 2)] and second["values"] == [0, 0, 0, 1, 0, 1]
+    assert to == "neuronpedia" or (first["qualifying_token_index"], second["qualifying_token_index"]) == (1, 3)
 
 
 def upload(**changes: Any) -> dict[str, Any]:

@@ -21,7 +21,12 @@ HOOK = "blocks.1.hook_out"
 
 
 def write_store(
-    folder: Path, contexts: list[list[int]], per_shard: int = 2, scale: float = 0.25, hook: str = HOOK
+    folder: Path,
+    contexts: list[list[int]],
+    per_shard: int = 2,
+    scale: float = 0.25,
+    hook: str = HOOK,
+    separator: int | None = None,
 ) -> Store:
     """A store of given ids whose row for token t in context c is (1 + scale c) times the unit vector t."""
     size = len(contexts[0])
@@ -35,11 +40,14 @@ def write_store(
         model={"id": "owner/tiny", "revision": None, "d_model": len(WORDS), "d_vocab": len(WORDS)},
         text={"id": "by hand"},
         bos=0,
+        separator=separator,
     )
     for index, first in enumerate(range(0, len(contexts), per_shard)):
         part = np.array(contexts[first : first + per_shard], np.int32)
         documents = np.repeat(np.arange(first, first + len(part), dtype=np.int32)[:, None] // 2, size, 1)
-        blocks = [Block(i, d, i == 0, size, START) for i, d in zip(part, documents, strict=True)]
+        blocks = [
+            Block(i, d, (i == 0) | (i == (separator or 0)), size, START) for i, d in zip(part, documents, strict=True)
+        ]
         kept = rows_wanted(blocks, recipe)
         strength = torch.tensor([1 + scale * (first + c) for c in np.nonzero(kept)[0]], dtype=torch.float32)
         values = torch.zeros(*part.shape, len(WORDS))
