@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+from sae_lm.data.recipe import model_of
 from sae_lm.data.store import Store, open_store
 from sae_lm.errors import SaeError, SettingsError
 from sae_lm.interop.delphi import write_delphi
@@ -116,8 +117,8 @@ def _names(settings: ExportSettings, hook: str, store: Store) -> tuple[str, int,
 
 
 def _promoted(settings: ExportSettings, sae: SAE, store: Store, hook: str, device: str) -> PromotedTokens | None:
-    """Raises ModelError for a model that is not the store's."""
-    if settings.model is None:
+    """None without a model. Raises ModelError for a model whose width or vocabulary is not the store's."""
+    if settings.model in (None, "none"):
         return None
     import torch
 
@@ -125,7 +126,8 @@ def _promoted(settings: ExportSettings, sae: SAE, store: Store, hook: str, devic
     from sae_lm.lm.bridge import boot
     from sae_lm.lm.source import find_model
 
-    model = boot(find_model(settings.model, None), device=device, dtype=torch.float32)
+    source = find_model(*model_of(store.manifest.recipe, store.path, settings.model))
+    model = boot(source, device=device, dtype=torch.float32)
     check_unembeds(model, hook, sae.config.d_in, store.manifest.recipe.model["d_vocab"])
     return promoted_tokens(model, sae.W_dec.detach().float().cpu(), LOGITS)
 

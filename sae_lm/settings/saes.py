@@ -69,7 +69,7 @@ class ExportSettings(Settings):
     tokens: Count = 250_000
     """rows to search; at most, from the store's end"""
     model: str | None = None
-    """neuronpedia, saedashboard: language model, for the tokens that a latent promotes (default: without them)"""
+    """neuronpedia, saedashboard: language model, for the tokens that a latent promotes (default, and `none`: without them)"""
     name: str | None = None
     """name of the set of SAEs (default: sae-lm); gguf: llama.cpp's name of the model's architecture, as llama"""
     strength: float | None = None

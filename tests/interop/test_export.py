@@ -91,17 +91,6 @@ def test_neuronpedias_batches_hold_the_best_contexts_of_every_latent_that_fires(
             assert activation["values"] == pytest.approx(expected, abs=1e-3)
 
 
-@pytest.mark.parametrize("to", ["neuronpedia", "saedashboard"])
-def test_examples_show_tokens_without_rows_but_no_padding(settings: Any, tmp_path: Path, to: str) -> None:
-    folder = write_store(tmp_path / "s", [[0, 1, 3, 2, 1, 2], [0, 2, 1, 3, 3, 3]], scale=1, separator=3).path
-    write_sae(tmp_path / "by_hand")
-    export(settings(to, sae=str(tmp_path / "by_hand"), store=str(folder), latents=(2,)))
-    first, second = batches(tmp_path / "out")[0]["features"][0]["activations"][:2]
-    assert first["tokens"] == [WORDS[token] for token in (0, 2, 1, 3)] and first["values"] == [0, 2, 0, 0]
-    assert second["tokens"] == [WORDS[token] for token in (0, 1, 3, 2, 1, 2)] and second["values"] == [0, 0, 0, 1, 0, 1]
-    assert to == "neuronpedia" or (first["qualifying_token_index"], second["qualifying_token_index"]) == (1, 3)
-
-
 def upload(**changes: Any) -> dict[str, Any]:
     feature = {"index": 3, "density": 0.1, "topLogits": [], "bottomLogits": [], "explanations": []}
     feature |= {"activations": [{"tokens": ["a", "b"], "values": [0.0, 1.0]}]}
