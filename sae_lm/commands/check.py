@@ -6,12 +6,10 @@ tried on the same activations (`sae_lm.metrics.fit`), and a sentence says what f
 
 import re
 from collections.abc import Iterator, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from jaxtyping import Bool, Int
 from torch import Tensor
 
 from sae_lm.data.manifest import MANIFEST
@@ -19,6 +17,7 @@ from sae_lm.data.store import Store, open_store
 from sae_lm.errors import SaeError, SettingsError
 from sae_lm.interp.max_activating import same_model
 from sae_lm.lm.device_map import input_device
+from sae_lm.metrics.contexts import Contexts, contexts_of
 from sae_lm.metrics.fit import POOR, Fit, find_fit
 from sae_lm.metrics.language_model import CrossEntropy, HeldOutText, cross_entropies
 from sae_lm.pages.fit import fit_html, fit_text
@@ -31,7 +30,8 @@ from sae_lm.training.recipe import aimed_k
 if TYPE_CHECKING:
     from sae_lm.lm.bridge import TransformerBridge
 
-CONTEXTS_AT_ONCE = 16
+CONTEXTS_AT_ONCE, TOKENS_AT_ONCE = 16, 4096
+"""Of one forward pass, at most: a bridge's attention holds contexts x heads x tokens x tokens numbers."""
 LOSS_CONTEXTS = 64
 """Contexts for the cross-entropy, at most."""
 NEAR_L0 = 1.5
@@ -73,14 +73,6 @@ class Check(NamedTuple):
         return fit_html(self)
 
 
-class _Contexts(NamedTuple):
-    tokens: Int[Tensor, "contexts pos"]
-    special: Bool[Tensor, "contexts pos"]
-    """positions that are not measured"""
-    bos: bool
-    """every context begins with the tokenizer's BOS"""
-
-
 def check(
     model: "TransformerBridge | None",
     sae: SAE,
@@ -88,7 +80,7 @@ def check(
     *,
     hook: str | None = None,
     tokens: int = 8_192,
-    context_size: int = 128,
+    context_size: int | None = None,
 ) -> Check:
     """Measure an SAE on activations, and try whether another way of loading it would fit them better.
 
@@ -97,9 +89,13 @@ def check(
         data set).
     hook: in place of the SAE's own.
     tokens: positions to measure, at most.
+    context_size: tokens per context of a text; default: as the SAE was trained, else 128, at most what the model takes.
+
+    A text is cut into contexts as ``sae-lm cache --no-pack`` does, with a BOS unless the SAE was trained without.
 
     Raises SaeError where the SAE does not fit the model's or the store's width, ModelError and StoreError for a hook
-    that is not there, SettingsError for a source that is no text and for a device without float64.
+    that is not there, SettingsError for a source that is no text, for contexts that are too long for the model and for a
+    device without float64.
     """
     from sae_lm.interp.splice import expect
 
@@ -119,10 +115,12 @@ def check(
                 raise SettingsError("check needs a language model to read text with; give one, or an activation store")
             rows = _stored_rows(store, sae, str(name), tokens)
         else:
-            contexts = _contexts(model, source, tokens, context_size)
+            contexts = contexts_of(model, source, tokens, context_size, sae.config.metadata)
             rows = _model_rows(model, sae, str(name), contexts)
             losses = _losses(model, sae, str(name), contexts)
             remarks += _other_model(model, sae)
+            if sae.config.metadata.get("prepend_bos") is True and not contexts.bos:
+                remarks.append("The SAE was trained on contexts that begin with a BOS, here none does.")
             if store is not None:
                 remarks += _other_rows(store, rows, str(name))
         fit = find_fit(sae, rows)
@@ -153,46 +151,7 @@ def _stored_rows(store: Store, sae: SAE, name: str, tokens: int) -> dict[str, Te
     return {hook: store.rows(hook, start).to(sae.W_enc) for hook in (own, *others)}
 
 
-def _contexts(model: Any, source: Any, tokens: int, context_size: int) -> _Contexts:
-    """Raises SettingsError, TextError."""
-    if isinstance(source, Store):
-        count = max(1, min(-(-tokens // source.manifest.recipe.context_size), source.manifest.contexts))
-        first = source.manifest.contexts - count
-        special, bos = source.rowless(first, source.manifest.contexts), source.manifest.recipe.bos is not None
-        contexts = _Contexts(source.blocks(first).long(), special, bos)
-    else:
-        contexts = _tokenized(model, source, tokens, context_size)
-    if not bool((~contexts.special).any()):
-        raise SettingsError("the text gives no token that is not special; give more text")
-    return contexts
-
-
-def _tokenized(model: Any, source: Any, tokens: int, context_size: int) -> _Contexts:
-    """Every document begins a context of its own, padded where it ends, so that short texts do."""
-    from sae_lm.data.text import open_text
-    from sae_lm.data.tokens import blocks, in_memory, special_tokens
-    from sae_lm.interp.positions import special_ids
-
-    if model.tokenizer is None:
-        raise SettingsError("this model has no tokenizer to read text with; give an activation store")
-    if isinstance(source, str | Path):
-        known = source == "embedded" or (len(str(source)) < 256 and (Path(source).exists() or " " not in str(source)))
-        read = open_text(str(source)).chunks if known else in_memory([str(source)])
-    elif isinstance(source, Sequence) and all(isinstance(text, str) for text in source):
-        read = in_memory(source)
-    else:
-        raise SettingsError(f"the text is a {type(source).__name__}; expected an activation store, a text or several")
-    wanted = special_tokens(model.tokenizer, model.tokenizer.bos_token_id is not None)
-    cut = blocks(read, model.tokenizer, wanted, context_size, pack=wanted.separator is None)
-    found = list(islice(cut, max(1, -(-tokens // context_size))))
-    if not found:
-        raise SettingsError(f"the text does not fill a context of {context_size} tokens; give more text")
-    ids = torch.stack([torch.as_tensor(block.ids).long() for block in found])
-    special = torch.stack([torch.as_tensor(block.special) for block in found])
-    return _Contexts(ids, special | torch.isin(ids, torch.tensor(special_ids(model))), wanted.bos is not None)
-
-
-def _model_rows(model: Any, sae: SAE, name: str, contexts: _Contexts) -> dict[str, Tensor]:
+def _model_rows(model: Any, sae: SAE, name: str, contexts: Contexts) -> dict[str, Tensor]:
     """Where -> rows [n, d_in] of the positions that are not special: the SAE's hook, its neighbours, without BOS."""
     from sae_lm.interp.splice import place
     from sae_lm.lm.bridge import resolve_hook
@@ -200,9 +159,10 @@ def _model_rows(model: Any, sae: SAE, name: str, contexts: _Contexts) -> dict[st
     place(model, {name: sae})  # raises where hook or width do not fit
     own = resolve_hook(model, name)
     wanted = ~contexts.special
-    rows = _activations(model, [own, *_neighbours(model, own)], contexts.tokens, wanted, sae)
+    mask = torch.ones_like(wanted) if contexts.mask is None else contexts.mask
+    rows = _activations(model, [own, *_neighbours(model, own)], contexts.tokens, wanted, mask, sae)
     if contexts.bos and contexts.tokens.shape[1] > 2:
-        shorter = _activations(model, [own], contexts.tokens[:, 1:], wanted[:, 1:], sae)
+        shorter = _activations(model, [own], contexts.tokens[:, 1:], wanted[:, 1:], mask[:, 1:], sae)
         rows["contexts without their BOS"] = shorter[own]
     return rows
 
@@ -225,7 +185,9 @@ def _neighbours(model: Any, own: str) -> list[str]:
     return [name for name in names if name in model.hook_dict and name != own]
 
 
-def _activations(model: Any, names: Sequence[str], tokens: Tensor, wanted: Tensor, sae: SAE) -> dict[str, Tensor]:
+def _activations(
+    model: Any, names: Sequence[str], tokens: Tensor, wanted: Tensor, mask: Tensor, sae: SAE
+) -> dict[str, Tensor]:
     from sae_lm.lm.bridge import FORWARD_KWARGS
 
     parts: dict[str, list[Tensor]] = {name: [] for name in names}
@@ -235,10 +197,12 @@ def _activations(model: Any, names: Sequence[str], tokens: Tensor, wanted: Tenso
     def keep(tensor: Tensor, hook: Any) -> None:
         seen[hook.name] = tensor
 
-    for ids, chosen in zip(tokens.split(CONTEXTS_AT_ONCE), wanted.split(CONTEXTS_AT_ONCE), strict=True):
+    at_once = _at_once(tokens)
+    for ids, chosen, attended in zip(*(column.split(at_once) for column in (tokens, wanted, mask)), strict=True):
         seen.clear()
+        attention = None if bool(attended.all()) else attended.long()
         with model.hooks(fwd_hooks=[(name, keep) for name in names]):
-            model(ids.to(device), return_type=None, **FORWARD_KWARGS)
+            model(ids.to(device), return_type=None, attention_mask=attention, **FORWARD_KWARGS)
         for name in names:
             x = seen.get(model.hook_dict[name].name)
             if x is not None and x.flatten(2).shape[-1] == sae.config.d_in:
@@ -246,10 +210,13 @@ def _activations(model: Any, names: Sequence[str], tokens: Tensor, wanted: Tenso
     return {name: torch.cat(found) for name, found in parts.items() if found}
 
 
-def _losses(model: Any, sae: SAE, name: str, contexts: _Contexts) -> CrossEntropy:
-    tokens, special = contexts.tokens[:LOSS_CONTEXTS], contexts.special[:LOSS_CONTEXTS]
-    text = HeldOutText(tokens, special, name)
-    return cross_entropies(model, text, {name: sae}, CONTEXTS_AT_ONCE)[name]
+def _losses(model: Any, sae: SAE, name: str, contexts: Contexts) -> CrossEntropy:
+    text = HeldOutText(contexts.tokens, contexts.special, name, mask=contexts.mask).split(LOSS_CONTEXTS)[0]
+    return cross_entropies(model, text, {name: sae}, _at_once(text.blocks))[name]
+
+
+def _at_once(tokens: Tensor) -> int:
+    return max(1, min(CONTEXTS_AT_ONCE, TOKENS_AT_ONCE // tokens.shape[1]))
 
 
 # --- what is claimed, and what is said

@@ -13,7 +13,7 @@ from sae_lm.data.text import Text
 from sae_lm.data.tokenizer_checks import check_ids
 from sae_lm.data.tokens import special_tokens
 from sae_lm.errors import SettingsError, StoreError
-from sae_lm.lm.capture import Forward, context_limit, describe_model
+from sae_lm.lm.capture import Forward, context_limit, describe_model, too_long
 from sae_lm.lm.source import ModelSource
 from sae_lm.settings import CacheSettings
 
@@ -25,13 +25,9 @@ def describe_recipe(
     settings: CacheSettings, forward: Forward, source: ModelSource, text: Text, tokenizer: Any
 ) -> Recipe:
     """Everything the rows depend on. Raises SettingsError for a context that is too long for the model."""
-    limit = context_limit(forward.config)
-    if limit and settings.context_size > limit:
-        named = getattr(forward.config, "max_position_embeddings", limit)
-        why = "" if named == limit else f" ({named} position embeddings, of which {named - limit} are for padding)"
-        raise SettingsError(
-            f"context_size is {settings.context_size}, the model takes at most {limit} tokens{why}; give --context-size {limit}"
-        )
+    if told := too_long(forward.config, settings.context_size):
+        limit = context_limit(forward.config)
+        raise SettingsError(f"context_size is {settings.context_size}, {told}; give --context-size {limit}")
     special = special_tokens(tokenizer, settings.prepend_bos)
     laid = np.array([token for token in special[:2] if token is not None])
     check_ids(laid, forward.config.vocab_size, tokenizer, "every context (BOS, or the separator of documents)")

@@ -233,6 +233,14 @@ def _block(ids: np.ndarray, index: np.ndarray, special: SpecialTokens, following
     return Block(ids, index, marks, len(ids), following, place)
 
 
+def lengths(ids: np.ndarray, separator: int | None) -> np.ndarray:
+    """[contexts] tokens before the padding of ids [contexts, pos]: it is made of separators, of which a document's own,
+    that ends it, is none."""
+    size = ids.shape[1]
+    after_text = size - (ids != (-1 if separator is None else separator))[:, ::-1].argmax(1)
+    return np.minimum(after_text + 1, size)
+
+
 def _stream(
     read: Read, tokenizer: Any, separator: int | None, repeat: bool, start: Position, place: Place
 ) -> Iterator[_Tokens]:

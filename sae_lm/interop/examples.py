@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from sae_lm.data.store import Store
+from sae_lm.data.tokens import lengths
 from sae_lm.errors import SaeError
 from sae_lm.metrics.latent_statistics import LatentStatistics, latent_statistics
 from sae_lm.metrics.stored_codes import StoredCodes, store_codes
@@ -109,23 +110,16 @@ class _Window(NamedTuple):
 
 def _windows(encoded: Encoded, rows: np.ndarray, before: int, after: int) -> dict[int, _Window]:
     """Row, counted from the first that is encoded -> what is shown around it. Padding is not."""
-    lengths = _lengths(encoded.blocks, encoded.store.manifest.recipe.separator)
+    ends = lengths(encoded.blocks, encoded.store.manifest.recipe.separator)
     out = {}
     for row in rows.tolist():
         context, position = encoded.context[row], int(encoded.position[row])
         first = max(0, position - before)
-        last = min(int(lengths[context - encoded.context[0]]), position + after + 1)
+        last = min(int(ends[context - encoded.context[0]]), position + after + 1)
         begin, end = np.searchsorted(encoded.context, [context, context + 1])
         low, high = begin + np.searchsorted(encoded.position[begin:end], [first, last])
         out[row] = _Window(first, last, int(low), int(high))
     return out
-
-
-def _lengths(blocks: np.ndarray, separator: int | None) -> np.ndarray:
-    """[contexts] tokens before the padding, which is made of separators; one that ends a document is none."""
-    size = blocks.shape[1]
-    after_text = size - (blocks != (-1 if separator is None else separator))[:, ::-1].argmax(1)
-    return np.minimum(after_text + 1, size)
 
 
 def _batch(encoded: Encoded, latents: list[int], before: int, after: int) -> list[Shown]:

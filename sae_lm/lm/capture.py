@@ -75,3 +75,13 @@ def context_limit(config: Any) -> int | None:
     if not limit:
         return None
     return int(limit) - (int(config.pad_token_id or 0) + 1 if config.model_type in COUNTED_FROM_PADDING else 0)
+
+
+def too_long(config: Any, context_size: int) -> str:
+    """Why the model takes no contexts of so many tokens, for a message; empty where it does."""
+    limit = context_limit(config)
+    if not limit or context_size <= limit:
+        return ""
+    named = getattr(config, "max_position_embeddings", limit)
+    why = "" if named == limit else f" ({named} position embeddings, of which {named - limit} are for padding)"
+    return f"the model takes at most {limit} tokens{why}"

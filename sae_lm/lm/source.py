@@ -99,6 +99,17 @@ def load_tokenizer(source: ModelSource) -> Any:
     return tokenizer
 
 
+def saved_tokenizer(bridge: Any) -> Any:
+    """The tokenizer of a bridge as ``load_tokenizer`` gives it; the bridge's own where no files of it are found."""
+    tokenizer, config = bridge.tokenizer, bridge.original_model.config
+    name = getattr(tokenizer, "name_or_path", "")
+    of_model = name == getattr(config, "_name_or_path", "")
+    try:
+        return load_tokenizer(ModelSource(name, name, getattr(config, "_commit_hash", None) if of_model else None))
+    except ModelError:
+        return tokenizer
+
+
 @lru_cache(maxsize=4)
 def _tokenizer(source: ModelSource, written: tuple[Any, ...], thread: int) -> tuple[Any, list[Any]]:
     """The tokenizer, and what is warned of it. written: when files of a folder were; a commit of the hub stays what it is."""

@@ -70,11 +70,14 @@ class HeldOutText(NamedTuple):
     hook: str
     mean: Float[Tensor, " d_in"] | None = None
     """the hook's mean row, for the mean-ablated reference"""
+    mask: Bool[Tensor, "contexts pos"] | None = None
+    """tokens that are attended to, all but padding; None for all"""
 
     def split(self, contexts: int) -> "list[HeldOutText]":
         """The text so many contexts at a time."""
-        parts = zip(self.blocks.split(contexts), self.special.split(contexts), strict=True)
-        return [self._replace(blocks=blocks, special=special) for blocks, special in parts]
+        columns = {"blocks": self.blocks, "special": self.special} | ({} if self.mask is None else {"mask": self.mask})
+        parts = zip(*(column.split(contexts) for column in columns.values()), strict=True)
+        return [self._replace(**dict(zip(columns, part, strict=True))) for part in parts]
 
 
 @dataclass
@@ -164,8 +167,10 @@ def _logits(
     """Of the predictions that count, with the hook's activation [batch, pos, d_in] replaced by this function of it."""
     from sae_lm.lm.bridge import FORWARD_KWARGS, replace_activation
 
+    mask = None if batch.mask is None else batch.mask.long()
     with replace_activation(model, batch.hook, function):
-        return model(batch.blocks, return_type="logits", **FORWARD_KWARGS)[:, :-1][~batch.special[:, :-1]].float()
+        logits = model(batch.blocks, return_type="logits", attention_mask=mask, **FORWARD_KWARGS)
+    return logits[:, :-1][~batch.special[:, :-1]].float()
 
 
 def _clean(logits: Tensor, batch: HeldOutText) -> _Clean:

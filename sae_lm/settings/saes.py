@@ -105,8 +105,8 @@ class CheckSettings(Settings):
     """what activations are multiplied by before they are encoded, where the files do not say"""
     tokens: Count = 8_192
     """activations to measure"""
-    context_size: Annotated[int, BeforeValidator(parse_count), Field(ge=2)] = 128
-    """tokens per context"""
+    context_size: Annotated[int, BeforeValidator(parse_count), Field(ge=2)] | None = None
+    """tokens per context of a text (default: as the SAE was trained, else 128; at most what the model takes)"""
     device: str = "auto"
     """`auto` (cuda if there is one), `cpu`, `cuda`"""
     device_map: DeviceMap | None = None

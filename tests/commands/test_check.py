@@ -215,6 +215,16 @@ def test_the_command_prints_the_table_and_its_exit_code_says_whether_it_fits(
     assert "--model is required" in capsys.readouterr().err
 
 
+def test_contexts_longer_than_the_model_takes_are_an_error_and_the_usual_ones_are_cut_short(
+    sae, tiny_model, tmp_path, capsys
+):
+    save(sae, tmp_path / "sae")
+    common = ["check", str(tmp_path / "sae"), "--model", str(tiny_model), "--tokens", "300"]
+    assert main([*common, "--context-size", "64"]) == 2
+    assert "the model takes at most 32 tokens; give --context-size 32" in capsys.readouterr().err
+    assert main(common) == 0
+
+
 def test_a_notebook_shows_a_table_with_text_from_files_escaped(store, sae):
     hostile = changed(sae)
     hostile.provenance = ["<script>alert(1)</script>"]
