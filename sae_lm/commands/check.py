@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from sae_lm.data.manifest import MANIFEST
+from sae_lm.data.recipe import model_of
 from sae_lm.data.store import Store, open_store
 from sae_lm.errors import SaeError, SettingsError
 from sae_lm.interp.max_activating import same_model
@@ -320,11 +321,13 @@ def run(settings: CheckSettings) -> int:
     if settings.model != "none" and (settings.model or not store or name == "embedded"):
         from sae_lm.lm.bridge import load_model
 
-        named = name or sae.config.metadata.get("model_name")
+        named, revision = name or sae.config.metadata.get("model_name"), None
         if not isinstance(named, str):
             raise SettingsError("check: --model is required: the SAE does not say which language model it is for")
+        if store is not None:
+            named, revision = model_of(store.manifest.recipe, store.path, settings.model)
         placed: dict[str, Any] = {"device_map": settings.device_map} if settings.device_map else {"device": device}
-        model = load_model(named, **placed)
+        model = load_model(named, revision=revision, **placed)
     if store is not None and settings.text is not None:
         raise SettingsError("check: --store and --text are both given; give one, rows or text")
     found = check(

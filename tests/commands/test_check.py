@@ -225,6 +225,21 @@ def test_contexts_longer_than_the_model_takes_are_an_error_and_the_usual_ones_ar
     assert main(common) == 0
 
 
+def test_the_model_is_that_of_the_commit_that_the_store_records(sae, tiny_store, tmp_path, monkeypatch):
+    save(sae, tmp_path / "sae")
+    recorded, asked = sae_lm.open_store(tiny_store), {}
+    recorded.manifest.recipe.model["revision"] = "f" * 40
+
+    def load_model(name, **options):
+        asked.update(options, name=name)
+        raise ModelError("no model")
+
+    monkeypatch.setattr("sae_lm.commands.check.open_store", lambda path: recorded)
+    monkeypatch.setattr("sae_lm.lm.bridge.load_model", load_model)
+    main(["check", str(tmp_path / "sae"), "--store", str(tiny_store), "--model", "owner/tiny"])
+    assert (asked["name"], asked["revision"]) == ("owner/tiny", "f" * 40)
+
+
 def test_a_notebook_shows_a_table_with_text_from_files_escaped(store, sae):
     hostile = changed(sae)
     hostile.provenance = ["<script>alert(1)</script>"]
