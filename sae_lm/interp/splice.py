@@ -65,8 +65,9 @@ def splice(
         ``special_ids``. Token ids, or a function from token ids [batch, pos] to a boolean tensor of that shape:
         these fit passes of any shape, those of generation too. A boolean mask [batch, pos]: passes of another shape
         raise SaeError. None: no position is left alone.
-    error_term: add back the SAE's error, x - x_hat, computed before any edit: without edits the model's output is then
-        its own. The error is a constant to gradients, so that latents have theirs. Default: with steering only.
+    error_term: add back the SAE's error, x - x_hat, computed before any edit, at whichever hook: without edits the
+        model's output is then its own. The SAE is applied twice for it. The error is a constant to gradients, so that
+        latents have theirs. Default: with steering only.
     steering: edits of latents, see ``Steer``.
 
     Yields, for one SAE, a HookedRootModule with ``hook_sae_input``, ``hook_sae_acts_pre``, ``hook_sae_acts_post``,
@@ -200,10 +201,9 @@ class SplicedSAE(HookedRootModule):
     ) -> Float[Tensor, "batch pos *width"]:
         """What the model goes on with; heads [batch, pos, heads, d_head] are laid side by side for the SAE."""
         sae = self.at(x.device)
+        error = _error(sae, x.flatten(2)) if self.error_term else None  # before any hook: one may edit in place
         flat = self.hook_sae_input(x.flatten(2))
         z = sae.activate(self.hook_sae_acts_pre(sae.pre_activations(flat)))
-        # before any hook: one may edit z in place. A constant: its gradient to z would cancel the reconstruction's
-        error = (flat - sae.decode(z, flat)).detach() if self.error_term else None
         z = self.hook_sae_acts_post(steer_latents(z, self.edits))
         y = self.hook_sae_recons(sae.decode(z, flat))
         if error is not None:
@@ -226,3 +226,9 @@ class SplicedSAE(HookedRootModule):
                 )
             self.copies[device] = [deepcopy(self.sae).to(device)]  # in a list: no submodule of this one
         return self.copies[device][0]
+
+
+@torch.no_grad()
+def _error(sae: SAE, x: Float[Tensor, "batch pos d_in"]) -> Float[Tensor, "batch pos d_in"]:
+    """What the SAE misses of x. A constant: its gradient to the latents would cancel the reconstruction's."""
+    return x - sae.decode(sae.encode(x), x)

@@ -64,6 +64,23 @@ def test_with_the_error_term_an_unedited_splice_changes_nothing_and_an_edit_move
     torch.testing.assert_close(edited - clean, moved, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("in_place", [False, True])
+@pytest.mark.parametrize("part", ["hook_sae_input", "hook_sae_acts_pre", "hook_sae_acts_post"])
+def test_the_error_term_is_that_of_the_sae_before_any_edit_at_whichever_hook(model, make_sae, part, in_place):
+    sae = make_sae("standard", d_in=16, d_sae=32)
+    clean, seen = residual(model), {}
+
+    def zero(tensor, hook):
+        return tensor.zero_() if in_place else torch.zeros_like(tensor)
+
+    with sae_lm.splice(model, sae, keep=None, error_term=True) as spliced:
+        note = [("hook_sae_recons", lambda y, hook: seen.__setitem__("y", y.clone()))]
+        with spliced.hooks(fwd_hooks=[(part, zero), *note]):
+            edited = residual(model, "blocks.2.hook_in")
+    torch.testing.assert_close(edited, seen["y"] + clean - sae(clean), atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(edited, clean, atol=0.1)
+
+
 def test_latents_can_be_cached_at_their_hook_points(model, make_sae):
     sae = make_sae(d_in=16, d_sae=32)
     seen = {}
