@@ -72,7 +72,7 @@ def _same_with_kept_keys(bridge: TransformerBridge) -> bool:
     logits = []
     for kept in (True, False):
         try:
-            with warnings.catch_warnings(), torch.no_grad():
+            with warnings.catch_warnings(), torch.no_grad(), without_users_hooks(bridge):
                 warnings.simplefilter("ignore")  # of names that will go; what matters is what comes out
                 made: Any = bridge.generate(
                     prompt,
@@ -148,6 +148,29 @@ def _inputs_to_device(module: Any, inputs: tuple[Any, ...], keywords: dict[str, 
 
 
 @contextmanager
+def without_users_hooks(bridge: TransformerBridge) -> Iterator[None]:
+    """Inside the block no hook is called but those that are added there: for passes that nobody asked for.
+
+    A splice or a recorder of the user's would take such a pass for one of its own. Permanent hooks stay, since some of
+    TransformerLens' hook points fire by those of others. Hooks that were added in the block come after the others then.
+    """
+    before = []
+    for point in set(bridge.hook_dict.values()):
+        hooks = point._forward_hooks
+        before.append((hooks, dict(hooks)))
+        permanent = {handle.hook.id for handle in point.fwd_hooks if handle.is_permanent}
+        for key in set(hooks) - permanent:
+            del hooks[key]
+    try:
+        yield
+    finally:
+        for hooks, held in before:
+            added = dict(hooks)
+            hooks.clear()
+            hooks.update({**held, **added})
+
+
+@contextmanager
 def token_ids(bridge: TransformerBridge) -> Iterator[Callable[[], Tensor | None]]:
     """Inside the block, the function that is yielded gives the token ids of the forward pass that is under way.
 
@@ -211,7 +234,7 @@ def hook_width(bridge: TransformerBridge, name: str) -> int:
         raise Stop
 
     try:
-        with torch.no_grad(), bridge.hooks(fwd_hooks=[(name, look)]):
+        with torch.no_grad(), without_users_hooks(bridge), bridge.hooks(fwd_hooks=[(name, look)]):
             tokens = torch.zeros(1, count, dtype=torch.long, device=input_device(bridge))
             bridge(tokens, return_type=None, **FORWARD_KWARGS)
     except Stop:
@@ -261,15 +284,16 @@ class Capture:
 
     def __enter__(self) -> "Capture":
         self._hooks = self.bridge.hooks(fwd_hooks=[(name, self._grab(name)) for name in self.names])
-        try:
-            self._hooks.__enter__()
-        except ValueError as problem:
-            raise _switched_off(", ".join(self.names), problem) from problem
-        try:
-            self.hooks = probe_widths(self, self.device)
-        except BaseException:
-            self.__exit__()
-            raise
+        with without_users_hooks(self.bridge):
+            try:
+                self._hooks.__enter__()
+            except ValueError as problem:
+                raise _switched_off(", ".join(self.names), problem) from problem
+            try:
+                self.hooks = probe_widths(self, self.device)
+            except BaseException:
+                self.__exit__()
+                raise
         return self
 
     def __exit__(self, *exception: Any) -> None:

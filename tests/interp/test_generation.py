@@ -79,6 +79,16 @@ def test_whether_keys_are_kept_is_found_by_trying_and_not_by_versions(folder, mo
     bridge.remembers(model)
 
 
+def test_the_trial_of_kept_keys_is_no_pass_of_the_users(folder):
+    model = bridge.boot(find_model(str(folder)), device="cpu", dtype=torch.float32)
+    seen = []
+    with model.hooks(fwd_hooks=[("blocks.0.hook_in", lambda x, hook: seen.append(x.shape))]):
+        bridge.remembers(model)
+        assert not seen
+        model(PROMPT)
+    assert len(seen) == 1
+
+
 def test_a_cache_that_is_never_filled_is_found(tmp_path, tiny_model, monkeypatch):
     from transformer_lens.model_bridge.generalized_components.attention import AttentionBridge
 

@@ -7,6 +7,7 @@ import torch
 import sae_lm
 from sae_lm.errors import ModelError, SaeError
 from sae_lm.interp.splice import SplicedSAE
+from sae_lm.lm.bridge import Capture
 
 pytestmark = pytest.mark.transformer_lens_3
 
@@ -102,6 +103,29 @@ def test_the_width_is_that_of_the_hook_not_of_the_residual_stream(model, make_sa
         sae_lm.splice(model, wide, hook="blocks.1.hook_mlp_in"),
     ):
         pass
+
+
+def test_a_splice_opens_inside_another_with_a_mask_and_users_hooks_see_no_pass_but_their_own(model, make_sae):
+    outer, inner = make_sae(d_in=16), make_sae(d_in=16, hook_name="blocks.2.hook_mlp_out")
+    shapes = []
+    model.add_hook("blocks.0.hook_in", lambda x, hook: shapes.append(tuple(x.shape[:2])))
+    try:
+        with sae_lm.splice(model, outer, keep=IDS == 0):
+            with sae_lm.splice(model, inner, keep=IDS == 0):
+                nested = model(IDS)
+            sae_lm.run_with_cache(model, IDS, inner)
+            with sae_lm.splice(model, inner):
+                assert torch.equal(model(IDS), nested)  # the outer splice is as it was
+    finally:
+        model.reset_hooks()
+    assert shapes == [(2, 6)] * 3
+
+
+def test_inside_a_splice_with_a_mask_activations_are_captured_as_it_leaves_them(model, make_sae):
+    with sae_lm.splice(model, make_sae(d_in=16), keep=IDS == 0):
+        expected = model.run_with_cache(IDS, names_filter="blocks.2.hook_in")[1]["blocks.2.hook_in"]
+        with Capture(model, ["blocks.1.hook_out"]) as capture:
+            assert torch.equal(capture(IDS)["blocks.1.hook_out"], expected)
 
 
 @pytest.mark.parametrize("error_term", [False, True])
