@@ -107,10 +107,10 @@ def special_tokens(tokenizer: Any, prepend_bos: bool) -> SpecialTokens:
             "prepend_bos is true, but the tokenizer has no BOS token; give --no-prepend-bos to begin contexts with text"
         )
     laid = SpecialTokens(bos if prepend_bos else None, end if end is not None else bos)
-    return laid._replace(others=tuple(sorted(_special_ids(tokenizer) - set(laid.ids))))
+    return laid._replace(others=tuple(sorted(special_token_ids(tokenizer) - set(laid.ids))))
 
 
-def _special_ids(tokenizer: Any) -> set[int]:
+def special_token_ids(tokenizer: Any) -> set[int]:
     """All ids that the tokenizer calls special, but for an unknown token that stands for text."""
     added = getattr(tokenizer, "added_tokens_decoder", {})
     ids = {*tokenizer.all_special_ids, *(index for index, token in added.items() if token.special)}

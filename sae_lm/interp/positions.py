@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from sae_lm.data.tokens import special_token_ids
 from sae_lm.errors import SaeError
 from sae_lm.lm.bridge import token_ids
 
@@ -44,14 +45,12 @@ def kept_positions(model: Any, keep: Any) -> Iterator[Marks]:
 
 
 def special_ids(model: Any) -> list[int]:
-    """Ids of the tokens that are no text: those that the tokenizer calls special, chat marks among them, and the BOS,
-    EOS and padding that the model's own configuration names."""
-    tokenizer, config = model.tokenizer, getattr(model.original_model, "config", None)
+    """Ids of the tokens that are no text, which have no rows in activation stores either: what the tokenizer calls
+    special, chat marks among them. Without a tokenizer, BOS, EOS and padding of the model's configuration."""
+    if model.tokenizer is not None:
+        return sorted(special_token_ids(model.tokenizer))
+    config = getattr(model.original_model, "config", None)
     ids: set[int] = set()
-    if tokenizer is not None:
-        ids.update(tokenizer.all_special_ids)
-        added = getattr(tokenizer, "added_tokens_decoder", {})
-        ids.update(token for token, what in added.items() if getattr(what, "special", False))
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         value = getattr(config, name, None)
         ids.update(value if isinstance(value, list | tuple) else [] if value is None else [value])

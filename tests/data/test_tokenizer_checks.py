@@ -73,7 +73,7 @@ def test_a_store_of_before_says_what_differs_and_is_repaired_as_it_was(
 
     settings = cache_settings(tmp_path / "store", model=str(chat_model), text=str(marked_text), tokens=900)
     with monkeypatch.context() as patch:
-        patch.setattr(tokens, "_special_ids", lambda tokenizer: set())
+        patch.setattr(tokens, "special_token_ids", lambda tokenizer: set())
         cache(settings)
     assert "other_special" not in (settings.out / "manifest.json").read_text()
     before = (settings.out / "tokens/00001.safetensors").read_bytes()

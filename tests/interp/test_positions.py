@@ -1,9 +1,14 @@
 """sae_lm.interp.positions: which positions a splice leaves alone, in forward passes of any shape."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
+from tokenizers import Tokenizer, models
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 import sae_lm
+from sae_lm.data.tokens import special_tokens
 from sae_lm.errors import SaeError
 from sae_lm.interp.positions import special_ids
 
@@ -53,19 +58,29 @@ def test_special_tokens_are_left_alone_unless_told_otherwise(model, sae):
         assert torch.equal(after(model), default)
 
 
-def test_special_tokens_are_those_of_the_tokenizer_chat_marks_among_them_and_of_the_configuration(model):
-    from types import SimpleNamespace
+def with_tokenizer(tokenizer, **config):
+    return SimpleNamespace(tokenizer=tokenizer, original_model=SimpleNamespace(config=SimpleNamespace(**config)))
 
-    from transformers import AutoTokenizer
 
-    assert special_ids(model) == [0]
+def test_special_tokens_are_those_of_the_store_chat_marks_among_them_whatever_the_configuration_names(model):
     tokenizer = AutoTokenizer.from_pretrained(model.tokenizer.name_or_path)
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>"]})
     tokenizer.add_tokens(["an_added_word"])
-    config = SimpleNamespace(bos_token_id=None, eos_token_id=[7, 9], pad_token_id=11)
-    other = SimpleNamespace(tokenizer=tokenizer, original_model=SimpleNamespace(config=config))
     chat = tokenizer.convert_tokens_to_ids("<|im_start|>")
-    assert special_ids(other) == sorted({0, 7, 9, 11, chat})
+    other = with_tokenizer(tokenizer, bos_token_id=1, eos_token_id=[0, 7], pad_token_id=11)
+    assert special_ids(model) == [0]
+    assert special_ids(other) == sorted({*special_tokens(tokenizer, prepend_bos=True).ids}) == [0, chat]
+
+
+def test_an_unknown_token_that_stands_for_text_is_not_special():
+    words = Tokenizer(models.WordLevel({"[UNK]": 0, "[CLS]": 1, "fox": 2}, unk_token="[UNK]"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]", cls_token="[CLS]")
+    other = with_tokenizer(tokenizer, bos_token_id=0)
+    assert special_ids(other) == sorted({*special_tokens(tokenizer, prepend_bos=True).ids}) == [1]
+
+
+def test_without_a_tokenizer_special_tokens_are_those_of_the_configuration():
+    assert special_ids(with_tokenizer(None, bos_token_id=None, eos_token_id=[7, 9], pad_token_id=11)) == [7, 9, 11]
     assert special_ids(SimpleNamespace(tokenizer=None, original_model=None)) == []
 
 
