@@ -132,15 +132,17 @@ def attribute(
     method: "gradient": one forward and one backward pass. "integrated": ``steps`` of both for each SAE; the
         attributions of one SAE sum up to what the metric loses without all of its latents. "ablation": exact, a forward
         pass for each latent that fires (``batch_size`` of them at once).
-    of: ablate the entries of this attribution of the same prompts only, such as ``attribution.head(50)``; it may be of
-        another metric.
+    of: with "ablation", ablate the entries of this attribution of the same prompts only, such as
+        ``attribution.head(50)``; it may be of another metric.
 
     With several SAEs a latent's attribution is that of all its effects, those by way of later SAEs' latents and errors
     included. Raises SaeError for a metric that does not give one number for each prompt, and for an ``of`` of other
-    prompts or SAEs.
+    prompts or SAEs or with another method.
     """
     if method not in ("gradient", "integrated", "ablation"):
         raise SaeError(f"method is {method!r}, expected gradient, integrated or ablation")
+    if of is not None and method != "ablation":
+        raise SaeError(f"of names entries to ablate, method is {method!r}; give method='ablation', or leave of out")
     if steps < 1 or batch_size < 1:
         raise SaeError(f"steps is {steps} and batch_size {batch_size}; both must be at least 1")
     run = _Run(model, tokens, metric, saes, keep, attention_mask)

@@ -221,6 +221,13 @@ def test_one_prompt_may_be_ids_alone_and_its_metric_a_single_number(model, sae):
         torch.testing.assert_close(single.dense(), whole.dense(), rtol=1e-4, atol=1e-4)
 
 
+def test_entries_to_ablate_are_refused_where_nothing_is_ablated(model, sae):
+    found = sae_lm.attribute(model, IDS, METRIC, sae)
+    for method in ("gradient", "integrated"):
+        with pytest.raises(SaeError, match=f"of names entries to ablate, method is '{method}'; give method='ablation'"):
+            sae_lm.attribute(model, IDS, METRIC, sae, method=method, of=found.head(3))
+
+
 def test_wrong_metrics_and_methods_are_refused(model, sae):
     with pytest.raises(SaeError, match=r"metric gave shape \(\), expected one number for each of 2 prompts"):
         sae_lm.attribute(model, IDS, lambda logits: logits.mean(), sae)
