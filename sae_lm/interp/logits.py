@@ -1,15 +1,16 @@
 """What latents say to the logits: the tokens that they promote and suppress, and metrics of what a model says."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae_lm.errors import SaeError
 from sae_lm.interp.promoted_tokens import promoted_tokens, writes_residual
-from sae_lm.interp.splice import place
+from sae_lm.interp.splice import expect, place
+from sae_lm.interp.steering import is_whole
 from sae_lm.sae.model import SAE
 
 if TYPE_CHECKING:
@@ -37,13 +38,19 @@ class LogitEffect(NamedTuple):
 
 @torch.no_grad()
 def logit_effect(
-    model: "TransformerBridge", sae: SAE, latents: int | Sequence[int], *, top: int = 10, hook: str | None = None
+    model: "TransformerBridge",
+    sae: SAE,
+    latents: int | Sequence[int] | Int[Tensor, "*n"],
+    *,
+    top: int = 10,
+    hook: str | None = None,
 ) -> list[LogitEffect]:
     """For each latent, the tokens that its decoder row promotes and suppresses by the direct path to the logits.
 
     Later blocks are passed by. What is read is W_dec times the final norm's weight times the unembedding, as on the
     page of latents and on public dashboards, see `sae_lm.interp.promoted_tokens`.
-    Raises SaeError for a latent that is not there, and for an SAE whose rows are no directions of the residual stream.
+    Raises SaeError for a latent that is not there, a ``top`` below 1, and an SAE whose rows are no directions of the
+    residual stream.
     """
     (name,) = place(model, sae, hook)
     if not writes_residual(model, name):
@@ -51,16 +58,28 @@ def logit_effect(
             f"decoder rows of an SAE at {name} are no directions of the residual stream, so they have no direct effect on "
             "logits; give an SAE of a residual stream or of an MLP's or attention's output"
         )
-    wanted = [latents] if isinstance(latents, int) else list(latents)
-    for latent in wanted:
-        if not 0 <= latent < sae.config.d_sae:
-            raise SaeError(f"latent {latent} is none of this SAE, which has latents 0 to {sae.config.d_sae - 1}")
+    if not is_whole(top) or top < 1:
+        raise SaeError(f"top is {top!r}, expected a whole number from 1 on")
+    wanted = _numbers(latents, sae.config.d_sae)
     found = promoted_tokens(model, sae.W_dec[wanted], top)
     rows = zip(wanted, *(side.tolist() for side in found), strict=True)
     return [
         LogitEffect(latent, _tokens(model, high, above), _tokens(model, low, below))
         for latent, high, above, low, below in rows
     ]
+
+
+def _numbers(latents: Any, d_sae: int) -> list[int]:
+    """One latent or several, as a list. Raises SaeError for what is no latent."""
+    given = latents.tolist() if isinstance(latents, Tensor) else latents
+    wanted = list(given) if isinstance(given, Iterable) else [given]
+    for latent in wanted:
+        if not is_whole(latent) or not 0 <= latent < d_sae:
+            raise SaeError(
+                f"latent {latent!r} is none of this SAE, which has latents 0 to {d_sae - 1}; give one of these numbers, or "
+                "several as a list"
+            )
+    return [int(latent) for latent in wanted]
 
 
 def _tokens(model: Any, ids: Sequence[int], effects: Sequence[float]) -> list[TokenEffect]:
@@ -87,12 +106,14 @@ def logit_difference(
     """The metric logit(right) - logit(wrong) at a position: for ``attribute``, or for logits of your own.
 
     right, wrong: a token id, ids [batch], one for each prompt, or a text that is one token of the model's, which is
-        then given: " Paris". Raises SaeError for a text that is several tokens.
+        then given: " Paris". Raises SaeError for a text that is several tokens. The metric raises it for logits without
+        the position, without a token id, or of another number of prompts.
     """
     first, second = (_token_ids(answer, model) for answer in (right, wrong))
 
     def metric(logits: Float[Tensor, "batch pos d_vocab"]) -> Float[Tensor, " batch"]:
-        said = logits[:, position].float()
+        _check_fits(logits, position, first, second)
+        said = logits[:, int(position)].float()
         ids = (answer.to(said.device).expand(len(said))[:, None] for answer in (first, second))
         one, other = (said.gather(1, column)[:, 0] for column in ids)
         return one - other
@@ -100,11 +121,38 @@ def logit_difference(
     return metric
 
 
-def _token_ids(answer: Answer, model: Any) -> Tensor:
-    if isinstance(answer, Tensor):
-        return answer.long().reshape(-1)
-    if isinstance(answer, int):
-        return torch.tensor([answer])
+def _check_fits(logits: Tensor, position: Any, *answers: Int[Tensor, " _"]) -> None:
+    """Raises SaeError where a position and answers are none of these logits."""
+    if logits.ndim != 3:
+        raise SaeError(f"logits have shape {tuple(logits.shape)}, expected [batch, pos, d_vocab]; give the model's own")
+    prompts, length, d_vocab = logits.shape
+    if not is_whole(position) or not -length <= position < length:
+        raise SaeError(
+            f"position is {position!r}, the logits have positions 0 to {length - 1}; give one of them, or one from "
+            f"{-length} on, counted from the end"
+        )
+    for ids in answers:
+        if len(ids) not in (1, prompts):
+            raise SaeError(
+                f"an answer is {len(ids)} token ids, the logits are of {prompts} prompts; give one id, or one for each prompt"
+            )
+        beyond = ids[(ids < 0) | (ids >= d_vocab)]
+        if len(beyond):
+            raise SaeError(
+                f"an answer is token id {int(beyond[0])}, the vocabulary has ids 0 to {d_vocab - 1}; give an id of this "
+                "model's tokens"
+            )
+
+
+def _token_ids(answer: Answer, model: Any) -> Int[Tensor, " n"]:
+    if not isinstance(answer, str):
+        ids = answer.reshape(-1).tolist() if isinstance(answer, Tensor) else [answer]
+        if not all(map(is_whole, ids)):
+            raise SaeError(
+                f"an answer is {answer!r}, expected a token id, token ids [batch] as a tensor, or a text that is one token"
+            )
+        return torch.tensor(ids, dtype=torch.long)
+    expect(model, [])
     if model is None or model.tokenizer is None:
         raise SaeError(f"the answer {answer!r} is text; give logit_difference(..., model=model), or its token id")
     ids = model.tokenizer(answer, add_special_tokens=False)["input_ids"]

@@ -129,7 +129,7 @@ def place(model: TransformerBridge, sae: SAEs, hook: str | None = None) -> dict[
     """{name of the hook as given: SAE}, checked against the model. Raises ModelError and SaeError."""
     expect(model, sae)
     if isinstance(sae, SAE):
-        named = [(hook or _own_hook(sae), sae)]
+        named = [(_own_hook(sae) if hook is None else hook, sae)]
     elif hook is not None:
         raise SaeError(f"hook is {hook!r}, which is for one SAE; give several as {{hook: sae}}")
     else:

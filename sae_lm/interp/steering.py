@@ -6,6 +6,8 @@ ever fires, whatever its scale.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isfinite
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -48,15 +50,33 @@ class Steer:
     def __post_init__(self) -> None:
         if self.action not in ACTIONS:
             raise SaeError(f"action is {self.action!r}, expected one of {', '.join(ACTIONS)}")
+        if not is_whole(self.latent) or self.latent < 0:
+            raise SaeError(f"steering names latent {self.latent!r}, expected a whole number from 0 on")
         for name in ("strength", "largest"):
             value = getattr(self, name)
-            if value is not None and not abs(value) < float("inf"):
-                raise SaeError(f"{name} of the steering of latent {self.latent} is {value}, expected a finite number")
+            if not (is_finite(value) or (name == "largest" and value is None)):
+                raise SaeError(f"{name} of the steering of latent {self.latent} is {value!r}, expected a finite number")
         if self.largest is not None and not self.largest > 0:
             raise SaeError(
-                f"largest of the steering of latent {self.latent} is {self.largest:g}, expected a number above 0: where it was "
+                f"largest of the steering of latent {self.latent} is {float(self.largest):g}, expected a number above 0: where it was "
                 "searched the latent never fired; give largest=1 for a strength in units of the latent"
             )
+
+
+def is_whole(value: Any) -> bool:
+    """Whether this is a whole number: of Python or NumPy, or a tensor of one."""
+    value = _one(value)
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def is_finite(value: Any) -> bool:
+    """Whether this is a real number, neither infinite nor NaN: of Python or NumPy, or a tensor of one."""
+    value = _one(value)
+    return isinstance(value, Real) and isfinite(value)
+
+
+def _one(value: Any) -> Any:
+    return value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
 
 
 @dataclass(frozen=True)
@@ -79,7 +99,7 @@ def as_list(steering: Any) -> list[Steer]:
 
 def edits(sae: SAE, steering: Sequence[Steer]) -> list[Edit]:
     """Steering in units of the SAE's latents. Raises SaeError for a latent it has not, or one of unknown size."""
-    return [Edit(steer.latent, steer.action, _amount(sae, steer)) for steer in steering]
+    return [Edit(int(steer.latent), steer.action, _amount(sae, steer)) for steer in steering]
 
 
 def _amount(sae: SAE, steer: Steer) -> float:
@@ -97,7 +117,7 @@ def _amount(sae: SAE, steer: Steer) -> float:
             f"activation, which {why}; give largest=float(sae_lm.largest_activations(sae, store)[latent]), "
             "or largest=1 for a strength in units of the latent"
         )
-    return steer.strength * float(largest or 0)
+    return float(steer.strength) * float(largest or 0)
 
 
 def _known(sae: SAE, latent: int) -> float | None:

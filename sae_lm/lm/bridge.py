@@ -198,6 +198,8 @@ def expand_bridge_hooks(bridge: TransformerBridge, patterns: Sequence[str]) -> l
 
 def resolve_hook(bridge: TransformerBridge, name: str) -> str:
     """The canonical name of one hook point the model has. Raises ModelError naming what it has instead."""
+    if not isinstance(name, str):
+        raise ModelError(f"a hook is {name!r}, expected its name, such as 'blocks.0.hook_out', or a layer as text, '0'")
     canonical = canonical_hook(name)
     for known in (canonical, name):
         if known in bridge.hook_dict:

@@ -119,6 +119,22 @@ def test_what_has_no_direct_effect_is_refused(model, make_sae):
         sae_lm.logit_effect(model, sae, [3, 10])
 
 
+@pytest.mark.usefixtures("unchecked")
+def test_latents_may_be_a_tensor_and_what_are_no_latents_or_numbers_of_tokens_is_refused(model, make_sae):
+    sae, logit_effect = make_sae(d_in=16), sae_lm.logit_effect
+    wanted = logit_effect(model, sae, [1, 2])
+    assert logit_effect(model, sae, torch.tensor([1, 2])) == wanted and [one.latent for one in wanted] == [1, 2]
+    assert (
+        logit_effect(model, sae, torch.tensor(2)) == logit_effect(model, sae, 2) and logit_effect(model, sae, []) == []
+    )
+    for latents in (1.5, [1.0], "3", True, None, torch.tensor([0.5]), torch.tensor([[1, 2]]), -1, [3, 10]):
+        with pytest.raises(SaeError, match=r"latent .* is none of this SAE, which has latents 0 to 9; give"):
+            logit_effect(model, sae, latents)
+    for top in (0, -1, 2.5, "3", True):
+        with pytest.raises(SaeError, match=f"top is {top!r}, expected a whole number from 1 on"):
+            logit_effect(model, sae, 3, top=top)
+
+
 def test_logit_difference_is_the_difference_of_two_logits(model):
     logits = model(IDS)
     expected = logits[:, -1, 7] - logits[:, -1, 11]
@@ -133,3 +149,39 @@ def test_logit_difference_is_the_difference_of_two_logits(model):
         sae_lm.logit_difference(" quite a few words", ".", model=model)
     with pytest.raises(SaeError, match="model=model"):
         sae_lm.logit_difference(",", ".")
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("right", "position", "message"),
+    [
+        (torch.tensor([7, 8, 9]), -1, "an answer is 3 token ids, the logits are of 2 prompts; give one id, or one for"),
+        (torch.tensor([]).long(), -1, "an answer is 0 token ids, the logits are of 2 prompts"),
+        (7, 6, "position is 6, the logits have positions 0 to 5; give one of them, or one from -6 on"),
+        (7, -7, "position is -7, the logits have positions 0 to 5"),
+        (7, 1.0, "position is 1.0, the logits have positions 0 to 5"),
+        (300, -1, "an answer is token id 300, the vocabulary has ids 0 to 299; give an id of this model's tokens"),
+        (torch.tensor([7, -1]), -1, "an answer is token id -1, the vocabulary has ids 0 to 299"),
+    ],
+)
+def test_a_logit_difference_that_does_not_fit_the_logits_is_refused(right, position, message):
+    metric = sae_lm.logit_difference(right, 11, position=position)
+    with pytest.raises(SaeError, match=message):
+        metric(torch.zeros(2, 6, 300))
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_logit_difference_of_what_are_no_logits_is_refused():
+    with pytest.raises(SaeError, match=r"logits have shape \(6, 300\), expected \[batch, pos, d_vocab\]; give"):
+        sae_lm.logit_difference(7, 11)(torch.zeros(6, 300))
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("answer", [1.5, None, True, [7, 8], torch.tensor([0.5]), torch.tensor([True, False])])
+def test_an_answer_that_is_no_token_is_refused(answer):
+    with pytest.raises(
+        SaeError, match=r"an answer is .*, expected a token id, token ids \[batch\] as a tensor, or a text"
+    ):
+        sae_lm.logit_difference(7, answer)
+    with pytest.raises(ModelError, match="model is 'embedded', a name"):
+        sae_lm.logit_difference(",", ".", model="embedded")

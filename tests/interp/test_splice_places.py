@@ -84,6 +84,17 @@ def test_a_hook_the_model_has_not_is_refused_with_the_nearest_names(model, make_
         pass
 
 
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("hook", [0, 1, ("blocks.1.hook_out",)])
+def test_a_hook_that_is_no_name_is_refused(model, make_sae, hook):
+    for given in ({"sae": make_sae(d_in=16), "hook": hook}, {"sae": {hook: make_sae(d_in=16)}}):
+        with (
+            pytest.raises(ModelError, match="a hook is .*, expected its name, such as 'blocks.0.hook_out'"),
+            sae_lm.splice(model, **given),
+        ):
+            pass
+
+
 def test_the_width_is_that_of_the_hook_not_of_the_residual_stream(model, make_sae):
     wide = make_sae(d_in=64)
     with sae_lm.splice(model, wide, hook="blocks.1.mlp.hook_post"):

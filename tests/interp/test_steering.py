@@ -2,12 +2,13 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 import sae_lm
 from sae_lm.errors import SaeError, SaeLmError
-from sae_lm.interp.steering import as_list
+from sae_lm.interp.steering import as_list, edits
 from sae_lm.sae.model import SAE
 
 pytestmark = pytest.mark.transformer_lens_3
@@ -182,3 +183,29 @@ def test_the_largest_activations_are_those_over_all_rows(tiny_store, make_sae):
 def test_wrong_steering_is_refused_in_a_sentence(model, sae, make, message):
     with pytest.raises(SaeLmError, match=message):
         steered(model, sae, [make()])
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("latent", [1.5, -1, "3", None, True, [3], torch.tensor([1, 2])])
+def test_a_latent_that_is_no_whole_number_is_refused(latent):
+    with pytest.raises(SaeError, match="steering names latent .*, expected a whole number from 0 on"):
+        sae_lm.Steer(latent, largest=1.0)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("given", [{"strength": "2"}, {"strength": None}, {"strength": [1.0]}, {"largest": "2"}])
+def test_a_strength_that_is_no_number_is_refused(given):
+    with pytest.raises(
+        SaeError, match=f"{next(iter(given))} of the steering of latent 3 is .*, expected a finite number"
+    ):
+        sae_lm.Steer(3, **given)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_numbers_of_steering_may_be_those_of_tensors_and_arrays(model, sae):
+    steers = [
+        sae_lm.Steer(7, strength=2.0, largest=3.0),
+        sae_lm.Steer(torch.tensor(7), strength=torch.tensor(2.0), largest=torch.tensor(3.0)),
+        sae_lm.Steer(np.int64(7), strength=np.float32(2), largest=np.float64(3)),
+    ]
+    assert len({*edits(sae, steers)}) == 1
