@@ -128,7 +128,8 @@ def attribute(
     """What a metric of the model's logits owes to each latent at each position.
 
     tokens: a prompt, or token ids. metric: logits [batch, pos, d_vocab] -> [batch], see ``logit_difference``.
-    saes, keep: as in ``splice``. attention_mask: for padded prompts.
+    saes, keep: as in ``splice``. attention_mask: for padded prompts, of which a metric
+        has to read each one's own last token (``position`` of `logit_difference`).
     method: "gradient": one forward and one backward pass. "integrated": ``steps`` of both for each SAE; the
         attributions of one SAE sum up to what the metric loses without all of its latents. "ablation": exact, a forward
         pass for each latent that fires (``batch_size`` of them at once).
@@ -230,7 +231,8 @@ class _Run:
         if not isinstance(tokens, Tensor) or tokens.ndim not in (1, 2):
             got = f"of shape {tuple(tokens.shape)}" if isinstance(tokens, Tensor) else f"a {type(tokens).__name__}"
             raise SaeError(
-                f"tokens is {got}, expected a prompt or token ids [batch, pos]; several prompts: model.to_tokens(prompts)"
+                f"tokens is {got}, expected a prompt or token ids [batch, pos]; several prompts: model.to_tokens(prompts), "
+                "and where it pads them, in the metric each prompt's own last position"
             )
         self.tokens = tokens[None] if tokens.ndim == 1 else tokens
         self.spliced = {name: SplicedSAE(sae) for name, sae in place(model, saes).items()}

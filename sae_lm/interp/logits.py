@@ -101,19 +101,28 @@ Answer = int | str | Tensor
 
 
 def logit_difference(
-    right: Answer, wrong: Answer, *, position: int = -1, model: "TransformerBridge | None" = None
+    right: Answer,
+    wrong: Answer,
+    *,
+    position: int | Sequence[int] | Int[Tensor, " batch"] = -1,
+    model: "TransformerBridge | None" = None,
 ) -> Callable[[Float[Tensor, "batch pos d_vocab"]], Float[Tensor, " batch"]]:
     """The metric logit(right) - logit(wrong) at a position: for ``attribute``, or for logits of your own.
 
     right, wrong: a token id, ids [batch], one for each prompt, or a text that is one token of the model's, which is
         then given: " Paris". Raises SaeError for a text that is several tokens. The metric raises it for logits without
         the position, without a token id, or of another number of prompts.
+    position: one for all prompts, or [batch]: where prompts are padded on the right, -1 is padding in all but the
+        longest, and each prompt's own last token is asked for instead.
     """
     first, second = (_token_ids(answer, model) for answer in (right, wrong))
+    places = position.tolist() if isinstance(position, Tensor) else position
+    places = list(places) if isinstance(places, Iterable) else [places]
 
     def metric(logits: Float[Tensor, "batch pos d_vocab"]) -> Float[Tensor, " batch"]:
-        _check_fits(logits, position, first, second)
-        said = logits[:, int(position)].float()
+        _check_fits(logits, places, first, second)
+        at = torch.tensor([int(place) for place in places], device=logits.device).expand(len(logits))
+        said = logits[torch.arange(len(logits), device=logits.device), at].float()
         ids = (answer.to(said.device).expand(len(said))[:, None] for answer in (first, second))
         one, other = (said.gather(1, column)[:, 0] for column in ids)
         return one - other
@@ -121,16 +130,21 @@ def logit_difference(
     return metric
 
 
-def _check_fits(logits: Tensor, position: Any, *answers: Int[Tensor, " _"]) -> None:
-    """Raises SaeError where a position and answers are none of these logits."""
+def _check_fits(logits: Tensor, places: list[Any], *answers: Int[Tensor, " _"]) -> None:
+    """Raises SaeError where positions and answers are none of these logits."""
     if logits.ndim != 3:
         raise SaeError(f"logits have shape {tuple(logits.shape)}, expected [batch, pos, d_vocab]; give the model's own")
     prompts, length, d_vocab = logits.shape
-    if not is_whole(position) or not -length <= position < length:
+    if len(places) not in (1, prompts):
         raise SaeError(
-            f"position is {position!r}, the logits have positions 0 to {length - 1}; give one of them, or one from "
-            f"{-length} on, counted from the end"
+            f"position names {len(places)} positions, the logits are of {prompts} prompts; give one, or one for each prompt"
         )
+    for position in places:
+        if not is_whole(position) or not -length <= position < length:
+            raise SaeError(
+                f"position is {position!r}, the logits have positions 0 to {length - 1}; give one of them, or one from "
+                f"{-length} on, counted from the end"
+            )
     for ids in answers:
         if len(ids) not in (1, prompts):
             raise SaeError(

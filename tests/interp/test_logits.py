@@ -170,6 +170,18 @@ def test_a_logit_difference_that_does_not_fit_the_logits_is_refused(right, posit
         metric(torch.zeros(2, 6, 300))
 
 
+def test_of_padded_prompts_each_ones_own_last_position_is_read(model):
+    short, long = IDS[:1, :3], IDS[1:2]
+    padded = torch.cat([torch.nn.functional.pad(short, (0, IDS.shape[1] - 3)), long])
+    alone = torch.cat([sae_lm.logit_difference(7, 11)(model(ids)) for ids in (short, long)])
+    for last in ([2, -1], torch.tensor([2, IDS.shape[1] - 1])):
+        torch.testing.assert_close(sae_lm.logit_difference(7, 11, position=last)(model(padded)), alone)
+    with pytest.raises(
+        SaeError, match="position names 3 positions, the logits are of 2 prompts; give one, or one for each"
+    ):
+        sae_lm.logit_difference(7, 11, position=[1, 2, 3])(model(padded))
+
+
 @pytest.mark.usefixtures("unchecked")
 def test_a_logit_difference_of_what_are_no_logits_is_refused():
     with pytest.raises(SaeError, match=r"logits have shape \(6, 300\), expected \[batch, pos, d_vocab\]; give"):

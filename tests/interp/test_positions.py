@@ -90,7 +90,8 @@ def test_rules_fit_passes_of_any_shape_and_of_hugging_faces_generation(model, sa
             after(model, ids)
         step = after(model, torch.tensor([[0], [8]]))
     clean = after(model, torch.tensor([[0], [8]]))
-    assert torch.equal(step[0], clean[0]) and torch.equal(step[1], sae(clean[1]))
+    assert torch.equal(step[0], clean[0])
+    torch.testing.assert_close(step[1], sae(clean[1]))  # a product of one row may end in other bits than one of two
 
 
 @pytest.mark.parametrize("keep", ["bos", 3, [0.5], [True, False], IDS])
