@@ -137,9 +137,9 @@ ENDLESS = """
 import os, time
 from sae_lm.runtime.forks import share_out
 def task():
-    print(os.getpid(), flush=True) if os.getpid() == first else os.write(out, f"{os.getpid()}\\n".encode())
-    time.sleep(1000)
-first, out = os.getpid(), os.dup(1)
+    os.write(out, f"{os.getpid()}\\n".encode())  # at once: where nothing is buffered print writes the line's end apart
+    time.sleep(60)
+out = os.dup(1)
 share_out([task] * 3, 3, print)
 """
 
