@@ -33,6 +33,8 @@ class Encoded(NamedTuple):
     position: np.ndarray
     blocks: np.ndarray
     """[contexts, pos] token ids of the rows' contexts, special tokens and padding included"""
+    ends: np.ndarray
+    """[contexts] where padding begins"""
 
 
 class Example(NamedTuple):
@@ -78,7 +80,8 @@ def encode(store: Store, hook: str, sae: SAE, tokens: int, contexts: int, folder
     d_vocab = max(len(store.vocabulary), int(token_id.max()) + 1)
     statistics = latent_statistics(codes, sae.config.d_sae, start, token_id, context, d_vocab, places, contexts)
     blocks = store.blocks(int(context[0]), int(context[-1]) + 1).numpy()
-    return Encoded(store, codes, statistics, token_id, context, position, blocks)
+    ends = lengths(blocks, store.manifest.recipe.separator)
+    return Encoded(store, codes, statistics, token_id, context, position, blocks, ends)
 
 
 def firing(encoded: Encoded, wanted: Sequence[int] | None) -> list[int]:
@@ -110,12 +113,11 @@ class _Window(NamedTuple):
 
 def _windows(encoded: Encoded, rows: np.ndarray, before: int, after: int) -> dict[int, _Window]:
     """Row, counted from the first that is encoded -> what is shown around it. Padding is not."""
-    ends = lengths(encoded.blocks, encoded.store.manifest.recipe.separator)
     out = {}
     for row in rows.tolist():
         context, position = encoded.context[row], int(encoded.position[row])
         first = max(0, position - before)
-        last = min(int(ends[context - encoded.context[0]]), position + after + 1)
+        last = min(int(encoded.ends[context - encoded.context[0]]), position + after + 1)
         begin, end = np.searchsorted(encoded.context, [context, context + 1])
         low, high = begin + np.searchsorted(encoded.position[begin:end], [first, last])
         out[row] = _Window(first, last, int(low), int(high))

@@ -71,8 +71,7 @@ def logit_effect(
 
 def _numbers(latents: Any, d_sae: int) -> list[int]:
     """One latent or several, as a list. Raises SaeError for what is no latent."""
-    given = latents.tolist() if isinstance(latents, Tensor) else latents
-    wanted = list(given) if isinstance(given, Iterable) else [given]
+    wanted = _listed(latents)
     for latent in wanted:
         if not is_whole(latent) or not 0 <= latent < d_sae:
             raise SaeError(
@@ -80,6 +79,12 @@ def _numbers(latents: Any, d_sae: int) -> list[int]:
                 "several as a list"
             )
     return [int(latent) for latent in wanted]
+
+
+def _listed(given: Any) -> list[Any]:
+    """One number or several, of a tensor or not."""
+    given = given.tolist() if isinstance(given, Tensor) else given
+    return list(given) if isinstance(given, Iterable) else [given]
 
 
 def _tokens(model: Any, ids: Sequence[int], effects: Sequence[float]) -> list[TokenEffect]:
@@ -116,8 +121,7 @@ def logit_difference(
         longest, and each prompt's own last token is asked for instead.
     """
     first, second = (_token_ids(answer, model) for answer in (right, wrong))
-    places = position.tolist() if isinstance(position, Tensor) else position
-    places = list(places) if isinstance(places, Iterable) else [places]
+    places = _listed(position)
 
     def metric(logits: Float[Tensor, "batch pos d_vocab"]) -> Float[Tensor, " batch"]:
         _check_fits(logits, places, first, second)

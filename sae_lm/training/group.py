@@ -70,7 +70,9 @@ def train_group(
     """
     recipe, team, timer = run.recipe, run.team, StepTimer(run.device)
     first = restore(group, trainers, run.out, recipe, team)
-    baselines = {recipe.as_trained(trainer.arm): trainer for trainer in trainers}
+    there = {recipe.as_trained(trainer.arm): trainer for trainer in trainers}
+    steered = [trainer.arm for trainer in trainers if trainer.arm.fvu is not None]
+    baselines = {arm: there[recipe.as_trained(arm.baseline)] for arm in steered}
     written = time.monotonic()
     with ExitStack() as opened:
         writes = [opened.enter_context(track.begin(first)) for track in tracks]
@@ -101,13 +103,15 @@ def train_group(
 
 
 def _step(trainers: list[ArmTraining], baselines: dict[Arm, ArmTraining], x: torch.Tensor, step: int) -> None:
-    """One step of every arm; a steered arm then sees what its penalty or balance costs beside its baseline."""
+    """One step of every arm; a steered arm then sees what its penalty or balance costs beside its baseline.
+
+    baselines: of each arm that is steered.
+    """
     for trainer in trainers:
         trainer.step(x, step)
     for trainer in trainers:
-        if trainer.arm.fvu is not None:
-            baseline = baselines[trainer.recipe.as_trained(trainer.arm.baseline)]
-            steer(trainer, baseline.parts["fvu"], step)
+        if trainer.arm in baselines:
+            steer(trainer, baselines[trainer.arm].parts["fvu"], step)
 
 
 def steer(trainer: ArmTraining, baseline_fvu: Float[torch.Tensor, ""], step: int) -> None:
