@@ -245,11 +245,11 @@ class PenaltyTerm:
         """As it is now; a tensor where it is steered."""
         return self.arm.coefficient if self.controller is None else self.controller.value.float()
 
-    def observe(self, step: int, excess: Float[Tensor, ""], lr_share: float = 0.0) -> Tensor:
-        """excess: FVU of this step's batch less the baseline's on the same batch, over all ranks' rows. lr_share: the
-        step's learning rate in those of the peak. Returns the coefficient, as it then is."""
+    def observe(self, step: int, excess: Float[Tensor, ""]) -> Tensor:
+        """excess: FVU of this step's batch less the baseline's on the same batch, over all ranks' rows. Returns the
+        coefficient, as it then is."""
         if isinstance(self.controller, CostController) and step >= self.settled:
-            self.controller.observe(excess, lr_share)
+            self.controller.observe(excess)
         return torch.as_tensor(self.coefficient)
 
     def state(self) -> dict[str, Tensor]:

@@ -116,11 +116,11 @@ def _step(trainers: list[ArmTraining], baselines: dict[Arm, ArmTraining], x: tor
 
 def steer(trainer: ArmTraining, baseline_fvu: Float[torch.Tensor, ""], step: int) -> None:
     """After the step of an arm that has a cost, move its coefficient or balance by its baseline's FVU on the same batch."""
-    cost, lr_share = trainer.parts["fvu"] - baseline_fvu, trainer.recipe.learning_rate(step) / trainer.recipe.lr
+    cost = trainer.parts["fvu"] - baseline_fvu
     if trainer.arm.steers_balance:
-        trainer.parts["balance"] = trainer.prefixes.observe(step, cost, lr_share)
+        trainer.parts["balance"] = trainer.prefixes.observe(step, cost)
     else:
-        trainer.parts["coefficient"] = trainer.penalty_term.observe(step, cost, lr_share)
+        trainer.parts["coefficient"] = trainer.penalty_term.observe(step, cost)
     controller = trainer.prefixes.controller or trainer.penalty_term.controller
     assert isinstance(controller, CostController)
     trainer.parts["cost"] = controller.average
