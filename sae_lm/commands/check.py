@@ -20,7 +20,7 @@ from sae_lm.interp.max_activating import same_model
 from sae_lm.lm.device_map import input_device
 from sae_lm.metrics.contexts import Contexts, contexts_of
 from sae_lm.metrics.fit import POOR, Fit, find_fit
-from sae_lm.metrics.language_model import CrossEntropy, HeldOutText, cross_entropies
+from sae_lm.metrics.language_model import CrossEntropy, HeldOutText, cross_entropies, looks_ahead
 from sae_lm.pages.fit import fit_html, fit_text
 from sae_lm.runtime.device import pick_device
 from sae_lm.sae.load import load
@@ -55,7 +55,8 @@ class Check(NamedTuple):
     fit: Fit
     """FVU, L0, dead share and norms as loaded, and of every change that was tried"""
     losses: CrossEntropy | None
-    """cross-entropy and KL divergence with the SAE in place, as in ``compare``; None without a model"""
+    """cross-entropy and KL divergence with the SAE in place, as in ``compare``; None without a model that
+    predicts the next token"""
     claims: list[tuple[str, str, str, bool]]
     """(what, as the files claim, as measured, whether they agree)"""
     verdict: str
@@ -118,7 +119,12 @@ def check(
         else:
             contexts = contexts_of(model, source, tokens, context_size, sae.config.metadata)
             rows = _model_rows(model, sae, str(name), contexts)
-            losses = _losses(model, sae, str(name), contexts)
+            if looks_ahead(model, contexts.tokens[0]):
+                remarks.append(
+                    "Cross-entropy is left out: this model's predictions change with tokens that come after them."
+                )
+            else:
+                losses = _losses(model, sae, str(name), contexts)
             remarks += _other_model(model, sae)
             if sae.config.metadata.get("prepend_bos") is True and not contexts.bos:
                 remarks.append("The SAE was trained on contexts that begin with a BOS, here none does.")
@@ -212,7 +218,7 @@ def _activations(
 
 
 def _losses(model: Any, sae: SAE, name: str, contexts: Contexts) -> CrossEntropy:
-    text = HeldOutText(contexts.tokens, contexts.special, name, mask=contexts.mask).split(LOSS_CONTEXTS)[0]
+    text = HeldOutText(contexts.tokens, contexts.special, name).split(LOSS_CONTEXTS)[0]
     return cross_entropies(model, text, {name: sae}, _at_once(text.blocks))[name]
 
 

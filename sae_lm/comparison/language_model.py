@@ -17,7 +17,7 @@ from sae_lm.data.recipe import model_of
 from sae_lm.data.store import Store
 from sae_lm.errors import SaeError, SaeLmWarning
 from sae_lm.lm.device_map import input_device
-from sae_lm.metrics.language_model import CrossEntropy, HeldOutText, cross_entropies
+from sae_lm.metrics.language_model import CrossEntropy, HeldOutText, cross_entropies, looks_ahead
 from sae_lm.metrics.statistics import resamples
 from sae_lm.runtime.device import imitation
 from sae_lm.runtime.progress import Progress
@@ -60,6 +60,19 @@ def boot_model(settings: CompareSettings, store: Store, device: str) -> Language
                 "give the same model with --model"
             )
     return LanguageModel(name, model)
+
+
+def if_causal(model: LanguageModel | None, store: Store) -> LanguageModel | None:
+    """The model, or None with a warning where it looks ahead, so that nothing is of the next token."""
+    if model is not None and looks_ahead(model.bridge, store.blocks(0, 1)[0]):
+        warnings.warn(
+            "this language model's predictions change with tokens that come after them, as a BERT's do: cross-entropy and "
+            "the cost of removed absorbers, which are of the next token, are left out",
+            SaeLmWarning,
+            stacklevel=2,
+        )
+        return None
+    return model
 
 
 class CrossEntropies(NamedTuple):

@@ -29,7 +29,7 @@ from sae_lm.comparison.evaluate import (
 from sae_lm.comparison.evaluation_set import EvaluationSet, build_evaluation_set
 from sae_lm.comparison.explorer import MOST_SHOWN, ShownSae, explorer_entries, is_shown, keep_for_explorer
 from sae_lm.comparison.kept import Kept, Part
-from sae_lm.comparison.language_model import boot_model, measure_cross_entropies
+from sae_lm.comparison.language_model import boot_model, if_causal, measure_cross_entropies
 from sae_lm.comparison.matching import Matching, ladder_of, match_arms
 from sae_lm.comparison.outcomes import METRICS
 from sae_lm.comparison.pairs import compare_seeds, compare_widths, genealogies, take_rows
@@ -100,6 +100,7 @@ def measure(settings: CompareSettings, store: Store, runs: Runs, kept: Kept, dev
     evaluation_set, probes, remarks = build_evaluation_set(settings, store, runs, model and model.bridge)
     # probes are fitted anew, and rounding may bring one across its gate
     kept = kept.about([[of.probe.name, of.rows.tolist()] for of in evaluation_set.candidates])
+    model = if_causal(model, store)
     language = model and measure_cross_entropies(settings, store, runs, model, kept, device)
     alone = _measure_saes(settings, runs, evaluation_set, kept, device)
     removals = {key: sae.removals for key, sae in alone.saes.items() if sae.removals}

@@ -24,6 +24,9 @@ Name = TypeVar("Name")
 
 LOGITS = 1 << 26
 """Logits of one batch of contexts, at most: 256 MiB in float32, of which a few copies are held."""
+FEW, AHEAD = 8, 0.02
+"""Tokens of which the last is changed, and the change of the others' logits, in their norm, that rounding in bfloat16 does
+not make: of two rows in one batch it makes .005."""
 
 
 class CrossEntropy(NamedTuple):
@@ -70,14 +73,11 @@ class HeldOutText(NamedTuple):
     hook: str
     mean: Float[Tensor, " d_in"] | None = None
     """the hook's mean row, for the mean-ablated reference"""
-    mask: Bool[Tensor, "contexts pos"] | None = None
-    """tokens that are attended to, all but padding; None for all"""
 
     def split(self, contexts: int) -> "list[HeldOutText]":
         """The text so many contexts at a time."""
-        columns = {"blocks": self.blocks, "special": self.special} | ({} if self.mask is None else {"mask": self.mask})
-        parts = zip(*(column.split(contexts) for column in columns.values()), strict=True)
-        return [self._replace(**dict(zip(columns, part, strict=True))) for part in parts]
+        parts = zip(self.blocks.split(contexts), self.special.split(contexts), strict=True)
+        return [self._replace(blocks=blocks, special=special) for blocks, special in parts]
 
 
 @dataclass
@@ -106,6 +106,17 @@ class _Clean(NamedTuple):
 
 
 @torch.no_grad()
+def looks_ahead(model: "TransformerBridge", tokens: Int[Tensor, " pos"]) -> bool:
+    """Whether predictions change with a token that comes after them, as a BERT's do: none is of the next token then."""
+    from sae_lm.lm.bridge import FORWARD_KWARGS
+
+    both = tokens[:FEW].long().repeat(2, 1).to(input_device(model))
+    both[1, -1] = (both[1, -1] + 1) % model.cfg.d_vocab
+    one, other = model(both, return_type="logits", **FORWARD_KWARGS)[:, :-1].float()
+    return bool((one - other).norm() > AHEAD * one.norm())
+
+
+@torch.no_grad()
 def cross_entropies(
     model: "TransformerBridge",
     text: HeldOutText,
@@ -119,6 +130,7 @@ def cross_entropies(
     and one is held at a time, so that the mapping may load them when they are asked for.
 
     tell: called with the contexts done for an SAE.
+    The model has to be causal (see `looks_ahead`): what pads a context at its end changes nothing before it then.
     Definition: SAEBench evals/core/main.py, pooled per token over all contexts, a ratio of means.
     """
     batch_size = max(1, min(batch_size, LOGITS // max(1, text.blocks.shape[1] * model.cfg.d_vocab)))
@@ -167,9 +179,8 @@ def _logits(
     """Of the predictions that count, with the hook's activation [batch, pos, d_in] replaced by this function of it."""
     from sae_lm.lm.bridge import FORWARD_KWARGS, replace_activation
 
-    mask = None if batch.mask is None else batch.mask.long()
     with replace_activation(model, batch.hook, function):
-        logits = model(batch.blocks, return_type="logits", attention_mask=mask, **FORWARD_KWARGS)
+        logits = model(batch.blocks, return_type="logits", **FORWARD_KWARGS)
     return logits[:, :-1][~batch.special[:, :-1]].float()
 
 
