@@ -44,11 +44,9 @@ class Direction(NamedTuple):
 
     weight: Float[Tensor, " d_in"]
     gap: float
-    """its mean over rows with the concept less its mean over the others; it is the squared correlation as well"""
-
-    @property
-    def correlation(self) -> float:
-        return max(0.0, self.gap) ** 0.5
+    """its mean over rows with the concept less its mean over the others"""
+    correlation: float
+    """of the line with the label, 0 at least"""
 
 
 class Segment(NamedTuple):
@@ -87,18 +85,30 @@ class Bar(NamedTuple):
 
 @torch.no_grad()
 def concept_directions(x: Float[Tensor, "n d_in"], labels: Bool[Tensor, "n concepts"]) -> list[Direction]:
-    """The line of each concept over some rows; one solve for all. It is 0 where the rows do not vary."""
+    """The line of each concept, fitted on the first half of the rows; one solve for all. It is 0 where they do not vary.
+
+    Gap and correlation are those of the second half: on its own rows a line reads noise, with a correlation of
+    (d_in / rows)^.5. Rows come as they lie in a store, so that the halves have hardly a document in common.
+    """
+    half = (len(x) + 1) // 2
     x, y = x.double(), labels.double()
-    centred, target = x - x.mean(0), y - y.mean(0)
-    covariance = centred.T @ centred / len(x)
+    mean = x[:half].mean(0)
+    centred, target = x[:half] - mean, y[:half] - y[:half].mean(0)
+    covariance = centred.T @ centred / half
     ridge = RIDGE * float(covariance.diagonal().mean()) or 1.0
     covariance += ridge * torch.eye(x.shape[1], dtype=torch.float64)
-    weight = torch.linalg.solve(covariance, centred.T @ target / len(x))
-    read = centred @ weight
+    weight = torch.linalg.solve(covariance, centred.T @ target / half)
+    read, y = (x[half:] - mean) @ weight, y[half:]
     with_it = (read * y).sum(0) / y.sum(0).clamp_min(1)
     without = (read * (1 - y)).sum(0) / (1 - y).sum(0).clamp_min(1)
-    gaps = (with_it - without).tolist()
-    return [Direction(weight[:, c].float(), gaps[c]) for c in range(y.shape[1])]
+    share = y.sum(0) / max(1, len(y))
+    spread = read.square().sum(0) / max(1, len(y)) - (read.sum(0) / max(1, len(y))).square()
+    gap = with_it - without
+    correlation = gap * (share * (1 - share) / spread.clamp_min(1e-300)).sqrt()
+    return [
+        Direction(*each)
+        for each in zip(weight.T.float(), gap.tolist(), correlation.clamp_min(0).nan_to_num(0).tolist(), strict=True)
+    ]
 
 
 def concept_bars(

@@ -248,7 +248,7 @@ class Scene:
         self.has = (self.token < 20)[:, None]
         z = np.stack([np.isin(self.token, tokens) for tokens, _ in latents], 1).astype(np.float32)
         self.W_dec = torch.tensor([[along, 1.0] for _, along in latents])
-        self.direction = Direction(torch.tensor([1.0, 0.0]), gap=1.0)
+        self.direction = Direction(torch.tensor([1.0, 0.0]), gap=1.0, correlation=1.0)
         self.codes = _codes_of(z, folder)
 
     def bar(self):
@@ -312,14 +312,16 @@ def test_a_row_belongs_to_the_latent_that_brings_most_in_a_plain_loop(store: Sto
         assert {segment.latent: segment.rows for segment in bar.segments} == owners
 
 
-def test_the_gap_of_a_concepts_line_is_its_squared_correlation() -> None:
+def test_a_concepts_line_is_judged_by_rows_that_it_was_not_fitted_to() -> None:
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(4000, 6, generator=generator)
+    x = torch.randn(4000, 400, generator=generator)
     labels = torch.stack([x[:, 0] + x[:, 3] > 1, torch.rand(4000, generator=generator) > 0.5], 1)
-    good, bad = concept_directions(x, labels)
-    read = (x @ good.weight).numpy()
-    assert abs(np.corrcoef(read, labels[:, 0])[0, 1] - good.correlation) < 1e-3
-    assert good.correlation > 0.5 and bad.correlation < 0.1
+    good, noise = concept_directions(x, labels)
+    read = (x[2000:] @ good.weight).numpy()
+    there = labels[2000:, 0].numpy()
+    assert good.correlation == pytest.approx(np.corrcoef(read, there)[0, 1])
+    assert good.gap == pytest.approx(read[there].mean() - read[~there].mean())
+    assert good.correlation > 0.5 and noise.correlation < 0.1  # of its own rows .4
     assert set(good.weight.abs().topk(2).indices.tolist()) == {0, 3}
 
 
