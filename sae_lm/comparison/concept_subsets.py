@@ -24,7 +24,7 @@ from sae_lm.pages.text import signed
 from sae_lm.penalties.arms import Arm
 
 CLEAR = 0.85
-"""F1 of a clear probe on unseen types."""
+"""F1 of a clear probe on unseen words."""
 FEWEST_RANKED = 3
 """Concepts that a rank correlation needs."""
 OUTCOME = "equal_hole_rate"

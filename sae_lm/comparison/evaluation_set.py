@@ -71,7 +71,7 @@ class ConceptSet(NamedTuple):
 
 
 class Candidates(NamedTuple):
-    """Rows of one concept on which absorption is scored: of unseen types, with the concept, and the probe says so."""
+    """Rows of one concept on which absorption is scored: of unseen words, with the concept, and the probe says so."""
 
     set: int
     """number of its concept set"""

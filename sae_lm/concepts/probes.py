@@ -61,7 +61,7 @@ def fit_probes(rows: ConceptRows, min_types: int, gate: float, seed: int = 0) ->
             score, permuted_f1 = scores[column[c]], scores[len(fitted) + column[c]]
             direction, offset = weight[:, column[c]].clone(), float(bias[column[c]])
             if score < gate:
-                reason = f"probe F1 {score:.2f} on unseen types, below {gate:g}"
+                reason = f"probe F1 {score:.2f} on unseen words, below {gate:g}"
             elif permuted_f1 >= gate:
                 reason = f"probe F1 {permuted_f1:.2f} on permuted labels too, not below {gate:g}"
         kind = rows.kinds[c] if rows.kinds else "token"

@@ -114,7 +114,7 @@ class _WhereScored(TypedDict, total=False):
     equal_hole_rate: float | None
     """at the baseline's false alarms"""
     equal_false_alarms: float | None
-    """on unseen types, where they are equal over all types"""
+    """on unseen words, where they are equal over all types"""
     equal_precision: float | None
     gate_ratio: float | None
     """what main latents are held to there: above 1 turned down, below up, 1 the SAE as it is (0 if it is standard)"""

@@ -19,9 +19,6 @@ from torch import Tensor
 RAMP = 0.25
 """Share of the steps over which a cost gets its full say. measured, 500 steps at a rate of 4e-3: at a fixed coefficient
 the cost of coactive falls by a third after that, that of sq_cos doubles."""
-HELD_FROM = 0.75
-"""Share of the steps whose costs move a number that is held at the end: after the first twentieth, so up to the last fifth,
-in which the learning rate falls by default."""
 LIMIT = 6.0
 """How far a logarithm is moved at most, either way, a factor of 400: a cost, a coherence or an L0 that no coefficient
 brings about shall not wind it up, or down to nothing."""
@@ -41,8 +38,8 @@ class CostController:
     steps: the run's length.
     response: steps in which the dictionary follows the number.
     elasticity: power of the number that the cost rises with.
-    holds: errors are answered over a tenth of the run, and the number stays where it is in the last fifth: for one whose
-        cost dips there and comes back, as a balance's does. Else they are over a fortieth, to the end.
+    unhurried: errors are answered over a tenth of the run, else over a fortieth: for a number whose cost says little of
+        the end while the learning rate falls, as a balance's, which dips then and comes back.
     highest: what the number does not exceed, if that is less than a factor e^LIMIT. It falls by no more than that either:
         what a strong penalty has done may cost after it is gone, and without a penalty an arm would not be one.
     """
@@ -55,18 +52,16 @@ class CostController:
         device: str | torch.device,
         response: float = 40.0,
         elasticity: float = 1.0,
-        holds: bool = False,
+        unhurried: bool = False,
         highest: float = math.inf,
     ) -> None:
         self.target, self.elasticity, self.response = target, elasticity, response
         self.lowest, self.highest = math.log(first) - LIMIT, min(math.log(highest), math.log(first) + LIMIT)
-        self.pace = max(steps / 10, 25.0) if holds else min(max(steps / 40, 25.0), 60.0)
+        self.pace = max(steps / 10, 25.0) if unhurried else min(max(steps / 40, 25.0), 60.0)
         """steps in which an error is answered"""
-        self.memory = max(steps / 20, 15.0) if holds else min(max(steps / 50, 15.0), 40.0)
+        self.memory = max(steps / 20, 15.0) if unhurried else min(max(steps / 50, 15.0), 40.0)
         """steps over which observations are averaged"""
         self.ramp = max(1.0, RAMP * steps)
-        self.moves = HELD_FROM * steps if holds else math.inf
-        """observations that move the number"""
         self.log_value = torch.tensor(math.log(first), dtype=torch.float64, device=device)
         self.followed = self.log_value.clone()
         """what the number was on average while the dictionary came to what it is"""
@@ -84,7 +79,7 @@ class CostController:
         self.average = torch.lerp(self.average, cost.double(), 1 / self.observed.clamp_max(self.memory))
         error = (self.target / self.average.clamp_min(1e-3 * self.target)).log()
         error = error - self.elasticity * (self.log_value - self.followed)
-        speed = (self.observed / self.ramp).clamp_max(1) / (self.elasticity * self.pace) * (self.observed <= self.moves)
+        speed = (self.observed / self.ramp).clamp_max(1) / (self.elasticity * self.pace)
         moved = self.log_value + error.clamp(-LARGEST_ERROR, LARGEST_ERROR) * speed
         self.log_value = moved.clamp(self.lowest, self.highest)
         self.followed = torch.lerp(self.followed, self.log_value, 1 / self.response)

@@ -68,7 +68,7 @@ class Prefixes:
             self.generator = torch.Generator().manual_seed(derive("prefixes", seed))
         if arm.steers_balance and arm.fvu is not None:
             self.controller = CostController(
-                FIRST_BALANCE, arm.fvu, recipe.steps, device, RESPONSE, ELASTICITY, holds=True, highest=MOST_BALANCE
+                FIRST_BALANCE, arm.fvu, recipe.steps, device, RESPONSE, ELASTICITY, unhurried=True, highest=MOST_BALANCE
             )
         elif arm.balance != 1:
             slices = self.drawn + 1 if self.drawn else len(self.widths)

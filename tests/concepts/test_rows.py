@@ -7,6 +7,7 @@ import torch
 import sae_lm
 from sae_lm.concepts import rows as concepts
 from sae_lm.concepts import text_units
+from sae_lm.concepts.probes import fit_probes
 from sae_lm.concepts.rows import (
     NEGATIVES,
     contextual_rows,
@@ -15,6 +16,8 @@ from sae_lm.concepts.rows import (
     sample_matched,
     sample_rows,
     vocabulary_rows,
+    word_of,
+    word_subset,
 )
 from sae_lm.concepts.token_labels import read_labels
 
@@ -34,8 +37,10 @@ def test_the_sample_holds_at_most_so_many_rows_per_type_each_labelled_by_its_tok
     text = [store.vocabulary[token] for token in rows.token_id]
     column = rows.names.index("digit")
     assert rows.labels[:, column].tolist() == [any(c.isdigit() for c in t) for t in text]
-    for token in types:  # a type is on one side of the split only
-        assert len(rows.subset[rows.token_id == token].unique()) == 1
+    sides = dict[str, set[int]]()  # a word is on one side of the split only
+    for token, subset in zip(rows.token_id.tolist(), rows.subset.tolist(), strict=True):
+        sides.setdefault(store.vocabulary[token].strip().casefold() or str(token), set()).add(subset)
+    assert all(len(found) == 1 for found in sides.values())
 
 
 HOOK = "blocks.0.hook_out"
@@ -172,3 +177,26 @@ def test_prompts_of_one_token_give_what_the_model_gives_for_bos_and_that_token(t
     digit = rows.names.index("digit")
     assert rows.labels[:, digit].tolist() == [any(c.isdigit() for c in store.vocabulary[t]) for t in rows.token_id]
     assert len(vocabulary_rows(model, HOOK, store, seed=0, limit=20).x) == 20
+
+
+def test_no_probe_knows_a_word_by_another_spelling_of_it():
+    """Labels of random words mean nothing, but the rows of a word's four spellings lie together."""
+    draw = torch.Generator().manual_seed(0)
+    words = [f"w{number}" for number in range(400)]
+    vocabulary = [spelled for word in words for spelled in (word, f" {word}", word.upper(), f" {word.upper()}")]
+    token_id = torch.arange(len(vocabulary)).repeat_interleave(3)
+    x = torch.randn(len(words), 256, generator=draw)[token_id // 4] + 0.1 * torch.randn(len(token_id), 256, generator=draw)
+    label = (torch.rand(len(words), generator=draw) < 0.2)[token_id // 4]
+    subset = concepts._word_subsets(token_id, vocabulary, seed=0)
+    assert torch.bincount(subset).min() > 100
+    rows = concepts.ConceptRows(x, token_id, label[:, None], subset, ["random words"])
+    (probe,) = fit_probes(rows, 50, 0.6)
+    assert probe.f1 < 0.4 and probe.skipped is not None
+    by_type = torch.tensor([word_subset(str(token), 0) for token in range(len(vocabulary))])[token_id]
+    assert fit_probes(rows._replace(subset=by_type), 50, 0.6)[0].f1 > 0.6
+
+
+def test_spaces_and_parts_of_characters_are_words_of_their_own():
+    vocabulary = ["  ", "\n", " \ufffd", "\ufffd", " .", ".", "Dog", " dog"]
+    found = [word_of(token, vocabulary) for token in range(8)]
+    assert found == ["0", "1", "2", "3", ".", ".", "dog", "dog"]

@@ -179,10 +179,10 @@ def test_a_controller_only_watches_while_the_dictionary_begins_to_learn():
 
 
 @pytest.mark.parametrize("steps", [500, 2000, 8000])
-def test_a_controller_that_holds_lands_on_its_cost_though_that_dips_while_the_learning_rate_falls(steps):
+def test_an_unhurried_controller_lands_on_its_cost_though_that_dips_while_the_learning_rate_falls(steps):
     """The plant: a balance's cost on SmolLM2, a power of 1.58 followed over 100 steps, halved in the decay and back."""
     noise = torch.Generator().manual_seed(0)
-    controller = CostController(0.25, 0.005, steps, "cpu", 100.0, 1.5, holds=True, highest=10.0)
+    controller = CostController(0.25, 0.005, steps, "cpu", 100.0, 1.5, unhurried=True, highest=10.0)
     followed, balances = math.log(0.25), []
     for step in range(steps):
         lr_share = min(1.0, (steps - step) / (0.2 * steps))
