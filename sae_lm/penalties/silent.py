@@ -47,7 +47,8 @@ def silent(
     and sparsities.
 
     codes: the batch's; ``firing_frequency`` says which fires more often, an entry of value 0 has not fired.
-    neighbours: ranked, `NEAREST` of them looked at; None: all are searched. Where it has several parts, one a part.
+    neighbours: ranked, `NEAREST` of them looked at; None: all are searched. Of several parts each has a few candidates,
+        and the nearest of these are taken.
     """
     assert codes is not None
     neighbours = neighbours or NearestRows(1, True, matmul_dtype, per_part=NEAREST)

@@ -148,7 +148,7 @@ class NearestRows:
         known = cosines
         if self.ranked and firing_frequency is not None:
             known = torch.where(firing_frequency[candidates] > firing_frequency[:, None], cosines, NO_COSINE)
-        if self.ranked and min(self.parts, self.per_part) > 1:
+        if self.ranked and self.parts > 1:
             known = _once(candidates, known)
         known, column = known.topk(min(RECHECKED_CANDIDATES, known.shape[1]), dim=1)
         rows = candidates.gather(1, column)

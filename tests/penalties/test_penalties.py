@@ -310,10 +310,11 @@ def test_ranked_neighbours_fire_more_often(parts, monkeypatch):
     assert (rank[nearest] > rank)[has_neighbour].all()
 
 
-def test_several_neighbours_are_all_different_while_ranks_change():
+@pytest.mark.parametrize(("parts", "per_part"), [(3, 3), (6, 1)])
+def test_several_neighbours_are_all_different_while_ranks_change(parts, per_part):
     """A row that moves to another part as ranks change is a candidate of both."""
     draw, unit = torch.Generator().manual_seed(1), units(0)
-    table = NearestRows(parts=3, ranked=True, per_part=3)
+    table = NearestRows(parts=parts, ranked=True, per_part=per_part)
     for _ in range(12):
         rate = torch.rand(M, generator=draw)
         rows, cosines = table.update_several(unit, rate)
