@@ -1,4 +1,4 @@
-"""Contextual labels that the words before a token give: after a preposition, in a question, near "she" or "her", ...
+"""Contextual labels that the words before a token give: after a preposition, after a question word, near "she" or "her", ...
 
 A word counts once it is whole: its token begins a word, and the token after it does not go on with it. Both are known
 at the token that is labelled. A sentence ends at a full stop, question or exclamation mark (and what closes behind
@@ -40,7 +40,7 @@ WORDS_BEFORE = (
     "after a number",
     "after a name",
     "shortly after a negation",
-    "in a question",
+    "after a question word",
     "in a sentence with a comma",
     "in a sentence in the past tense",
     "far into a sentence",
@@ -86,7 +86,7 @@ def labels_of_words_before(tokens: TokenSequence, texts: list[str]) -> dict[str,
         "after a number": previous(t.digit_last),
         "after a name": previous(name & begins_word & ~first_word),
         "shortly after a negation": within(negation, SHORTLY) & (last(negation) > sentence),
-        "in a question": last(question) > sentence,
+        "after a question word": last(question) > sentence,
         "in a sentence with a comma": last(comma) > sentence,
         "in a sentence in the past tense": last(whole(PAST_VERBS)) > sentence,
         "far into a sentence": (sentence >= 0) & (tokens.place - sentence > FAR),

@@ -241,7 +241,8 @@ def random_sae(like: SAE, l0: float, seed: int) -> SAE:
     generator = torch.Generator().manual_seed(derive("random SAE", seed))
     d_sae = like.config.d_sae
     rows = unit_rows(torch.randn(d_sae, like.config.d_in, generator=generator))
-    config = replace(like.config, architecture="topk", k=min(d_sae, max(1, round(l0))))
+    # whether b_dec is taken off the input or folded into b_enc, the SAE is the same; random encoders need it off
+    config = replace(like.config, architecture="topk", k=min(d_sae, max(1, round(l0))), apply_b_dec_to_input=True)
     return SAE(
         config, {"W_dec": rows, "W_enc": rows.T, "b_enc": torch.zeros(d_sae), "b_dec": like.b_dec.detach().cpu()}
     )

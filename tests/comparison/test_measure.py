@@ -1,5 +1,6 @@
 """Figures of SAEs, the noise of their evaluation, and what they are held to."""
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import pytest
@@ -82,6 +83,8 @@ def test_the_random_control_fires_as_many_latents_as_the_baseline_whatever_its_a
     x = torch.randn(200, 6, generator=torch.Generator().manual_seed(0))
     assert float((control.encode(x) > 0).sum(1).float().mean()) == pytest.approx(3, abs=0.1)
     assert torch.equal(control.b_dec, like.b_dec) and torch.allclose(control.W_dec.norm(dim=1), torch.ones(10))
+    folded = SAE(replace(like.config, apply_b_dec_to_input=False), weights)  # the same with b_dec in b_enc
+    assert torch.equal(random_sae(folded, 3.2, seed=0).encode(x), control.encode(x))
 
 
 def evaluation_set_of(x, of_row, size):

@@ -67,7 +67,7 @@ def test_labels_of_words_before_of_a_text_one_can_read():
     kinds = sorted(set(tokens))
     labels = contextual_labels(np.array([kinds.index(token) for token in tokens]), np.arange(23) == 0, kinds)
     told = {name: [t for t, has in zip(tokens, label, strict=True) if has] for name, label in labels.items()}
-    assert told["in a question"] == tokens[4:15]
+    assert told["after a question word"] == tokens[4:15]
     assert told["shortly after a negation"] == [" see", " Anna", " go", " to"]
     assert told["after a preposition"] == []  # "Of" goes on as "Often", and 12 is no word
     assert told["after to"] == [" Rome"] and told["after a comma"] == [" I"] and told["after a number"] == [" days"]

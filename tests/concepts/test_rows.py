@@ -185,7 +185,9 @@ def test_no_probe_knows_a_word_by_another_spelling_of_it():
     words = [f"w{number}" for number in range(400)]
     vocabulary = [spelled for word in words for spelled in (word, f" {word}", word.upper(), f" {word.upper()}")]
     token_id = torch.arange(len(vocabulary)).repeat_interleave(3)
-    x = torch.randn(len(words), 256, generator=draw)[token_id // 4] + 0.1 * torch.randn(len(token_id), 256, generator=draw)
+    x = torch.randn(len(words), 256, generator=draw)[token_id // 4] + 0.1 * torch.randn(
+        len(token_id), 256, generator=draw
+    )
     label = (torch.rand(len(words), generator=draw) < 0.2)[token_id // 4]
     subset = concepts._word_subsets(token_id, vocabulary, seed=0)
     assert torch.bincount(subset).min() > 100

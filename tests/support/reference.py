@@ -354,7 +354,7 @@ def labels_of_words_before(tokens: list[str], t: int) -> dict[str, bool]:
         "after a name": follows and name,
         "shortly after a negation": in_sentence(NEGATIONS, SHORTLY)
         or any(ends_contraction(u) for u in range(max(sentence + 1, t - SHORTLY), t)),
-        "in a question": sentence >= 0 and first is not None and is_whole(first, QUESTION_WORDS),
+        "after a question word": sentence >= 0 and first is not None and is_whole(first, QUESTION_WORDS),
         "in a sentence with a comma": any(tokens[u].endswith(",") for u in range(sentence + 1, t)),
         "in a sentence in the past tense": in_sentence(PAST_VERBS, t),
         "far into a sentence": sentence >= 0 and t - sentence > FAR,
