@@ -304,6 +304,26 @@ def test_what_the_output_cannot_encode_is_escaped(cache_settings, tmp_path):
     assert (done.returncode, done.stderr) == (0, "") and "\\u2192\\u4e2d" in done.stdout
 
 
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (["demo", "--seeds", "10"], "demo: --seeds is for the toys; give it with `demo toy`, or leave it out"),
+        (
+            ["verify", "SAE", "--device-map", "auto"],
+            "verify: --device-map is for --repair alone; give that too, or leave",
+        ),
+        (["compare", "RUNS", "--hook", "3", "--out", "o"], "compare: --hook is for SAEs of other programs, and"),
+    ],
+)
+def test_a_setting_that_the_rest_of_the_command_makes_nothing_of_is_refused(make_sae, tmp_path, capsys, line, said):
+    save(make_sae(), tmp_path / "sae")
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "run.json").write_text("{}")
+    names = {"SAE": str(tmp_path / "sae"), "RUNS": str(tmp_path / "runs")}
+    assert main([names.get(word, word) for word in line]) == 2
+    assert said in capsys.readouterr().err
+
+
 def test_an_sae_is_not_repaired_but_trained_again(make_sae, tmp_path, capsys):
     save(make_sae(), tmp_path / "sae")
     assert main(["verify", str(tmp_path / "sae"), "--repair"]) == 2

@@ -47,6 +47,11 @@ def compare(settings: CompareSettings) -> Report:
         )
     device = pick_device(settings.device, float64_for="figures are summed in")
     foreign = is_foreign(settings.runs)
+    if settings.hook is not None and not foreign:
+        raise SettingsError(
+            f"compare: --hook is for SAEs of other programs, and {settings.runs} was written by sae-lm train, whose SAEs all "
+            "say one hook; leave it out"
+        )
     runs = read_foreign(settings) if foreign else read_runs(settings.runs, settings.baseline)
     registered = None if foreign else check_registered(settings)
     store = find_store(settings, runs.training["store_id"])

@@ -34,6 +34,11 @@ def run(settings: VerifySettings) -> int:
             f"{settings.path} is on the hub, where files are checked as they are fetched; pull it, then verify"
         )
     path = Path(settings.path)
+    unread = sorted(settings.model_fields_set & {"model", "text", "device", "device_map"})
+    if unread and not settings.repair:
+        raise SettingsError(
+            f"verify: --{unread[0].replace('_', '-')} is for --repair alone; give that too, or leave it out"
+        )
     if settings.repair and (path / CONFIG).is_file():
         raise SettingsError(f"--repair caches shards of a store again, and {path} is an SAE directory; train it again")
     if settings.repair:

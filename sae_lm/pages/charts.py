@@ -155,7 +155,7 @@ def against_l0(report: Report, key: str) -> Chart | None:
 def space_out(values: Sequence[float | int]) -> list[float | int]:
     """Those that leave room for their labels on a log axis, at most six."""
     kept: list[float | int] = []
-    least = max(1.05, (values[-1] / values[0]) ** (1 / 7))
+    least = max(1.05, (values[-1] / values[0]) ** (1 / 5))
     for value in values:
         if not kept or value >= kept[-1] * least:
             kept.append(value)

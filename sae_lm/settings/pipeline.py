@@ -239,7 +239,7 @@ class DemoSettings(Settings):
     what: Annotated[Literal["pipeline", "toy"], Positional] = "pipeline"
     """`pipeline` or `toy`"""
     out: Path = Path("sae_lm_demo")
-    """folder for the store, the runs and the report; what is there already is reused"""
+    """folder for the store, the runs and the report; a store and SAEs that are there already are reused"""
     full: bool = False
     """toy: every arm, with curves over coefficients, instead of a short list; about a quarter of an hour"""
     seeds: Annotated[int, BeforeValidator(parse_count), Field(ge=2)] = 6

@@ -50,11 +50,10 @@ class ToyTrial(NamedTuple):
 
     @property
     def name(self) -> str:
-        if self.truth != "unknown":
-            return f"truth {'at the start' if self.truth == 'start' else 'held'}"
+        known = {"unknown": self.arm.name, "start": "truth at the start", "fixed": "truth held"}
         nested = f", widths {'/'.join(map(str, self.widths))}" if self.widths else ""
         ended = f", off at {self.stop:g}" if self.stop < 1 else ""
-        return self.arm.name + nested + ended + (", again" if self.again else "")
+        return known[self.truth] + nested + ended + (", again" if self.again else "")
 
 
 class ToyRecipe(NamedTuple):

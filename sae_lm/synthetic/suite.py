@@ -102,7 +102,9 @@ def _agreements(arms: dict[str, Any], differences: Sequence[dict[str, Any]]) -> 
                 {name: _numbers(arm["values"][metric]) for name, arm in arms.items()} for metric in (true, figure)
             )
             verdicts = {arm: (signs[arm, true], signs[arm, figure]) for arm, metric in signs if metric == true}
-            found.append({"true": true, "figure": figure, **agreement(by_truth, as_told, verdicts)._asdict()})
+            agreed = agreement(by_truth, as_told, verdicts)._asdict()
+            agreed |= {key: _finite(agreed[key]) for key in ("rank", "low", "high")}
+            found.append({"true": true, "figure": figure, **agreed})
     return found
 
 
@@ -210,13 +212,20 @@ def agreement_lines(experiment: dict[str, Any]) -> list[str]:
     rows = experiment["agreement"]
     names = [f"{_HEADS.get(row['figure'], row['figure'])} beside true {row['true']}" for row in rows]
     columns_of = {
-        "rank correlation": [f"{row['rank']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]" for row in rows],
+        "rank correlation": [_rank_text(row) for row in rows],
         **{key: [str(row[key]) for row in rows] for key in ("same", "opposite", "missed", "invented")},
     }
     title = (
-        "  what compare's figures say of these arms, beside the truth (counts of arms that differ from their baseline)"
+        "  what compare's figures say of these arms, beside the truth (counts of arms that differ from their baseline by\n"
+        "  their 95% intervals, paired by seed and not corrected for the number of arms)"
     )
     return [title, *_indented(["", *names], [[head, *cells] for head, cells in columns_of.items()])]
+
+
+def _rank_text(row: dict[str, Any]) -> str:
+    if None in (row["rank"], row["low"], row["high"]):
+        return "-"
+    return f"{row['rank']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]"
 
 
 def _indented(labels: Sequence[str], cells: Sequence[Sequence[str]]) -> list[str]:
@@ -255,11 +264,13 @@ def halving(experiment: dict[str, Any]) -> list[str]:
         )
         verdict = "halved" * halves + " and cheap" * (halves and cheap)
         names.append(name)
-        rows.append([f"x{sum(holes) / sum(before):.2f}", _interval_text(fewer), _interval_text(fvu), verdict])
+        times = f"x{sum(holes) / sum(before):.2f}" if sum(before) else "-"
+        rows.append([times, _interval_text(fewer), _interval_text(fvu), verdict])
     heads = ("holes, times", "difference of holes", "of FVU", "holes halved?")
     cells = [[head, *column] for head, column in zip(heads, zip(*rows, strict=True), strict=True)] if rows else []
     title = (
-        f"  against no penalty, on the arm's architecture if it is there (cheap: FVU less than {FVU_BUDGET:g} above it)"
+        f"  against no penalty, on the arm's architecture if it is there (cheap: FVU less than {FVU_BUDGET:g} above it;\n"
+        "  95% intervals, paired by seed and not corrected for the number of arms)"
     )
     return [title, *_indented(["", *names], cells)]
 

@@ -142,6 +142,8 @@ def agreement(
 ) -> Agreement:
     """true, said: arm -> one value per seed. verdicts: arm -> signs of the differences in truth and as told, 0 if neither."""
     arms = [arm for arm in true if all(map(math.isfinite, [*true[arm], *said[arm]]))]
+    if not arms:
+        return Agreement(math.nan, math.nan, math.nan, 0, 0, 0, 0)
     values = torch.tensor([[true[arm], said[arm]] for arm in arms], dtype=torch.float64).reshape(len(arms), 2, -1)
     seeds = values.shape[-1]
     draws = torch.randint(0, seeds, (SAMPLES, seeds), generator=torch.Generator().manual_seed(0))

@@ -126,4 +126,5 @@ def test_a_trial_is_called_by_what_it_does():
     assert ToyTrial(parse_arm("coactive:0.7@anchored")).name == "coactive:0.7@anchored"
     assert ToyTrial(parse_arm("max_cos:1"), stop=0.5).name == "max_cos:1, off at 0.5"
     assert ToyTrial(parse_arm("none"), truth="fixed").name == "truth held"
+    assert ToyTrial(parse_arm("none"), truth="start", again=True).name == "truth at the start, again"
     assert ToyTrial(parse_arm("none@arch=matryoshka"), widths=(3, 8)).name == "none@arch=matryoshka, widths 3/8"

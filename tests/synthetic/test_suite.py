@@ -94,6 +94,8 @@ def test_holes_count_as_halved_and_cheap_only_with_their_whole_interval():
     ends = {line.split()[0]: line.split("]")[-1].strip() for line in rows}
     assert ends == {"good": "halved and cheap", "dear": "halved", "unsure": ""}
     assert "x0.35" in rows[0] and "+0.012 [+0.010, +0.014]" in rows[0]  # .63 / 1.8
+    whole = suite.halving({"arms": {"none": arm([0.0, 0.0], base[:2]), "other": arm([0.0, 0.1], base[:2])}})
+    assert whole[-1].split()[:2] == ["other", "-"] and "not corrected" in whole[0]
 
 
 def test_the_table_holds_a_line_for_every_arm_with_its_counts(small):

@@ -1,5 +1,7 @@
 """sae_lm.synthetic.tool_figures: what compare's figures say of SAEs whose absorption is known, and how that is held against it."""
 
+import math
+
 import pytest
 import torch
 from toys import TREE
@@ -82,6 +84,15 @@ def test_agreement_is_the_rank_correlation_of_means_and_the_counts_of_verdicts()
     # ranks none 3, a 1, b 2, c 4, d 5 against 2, 1, 3, 4, 5: two places are off by one, 1 - 6 * 2 / 120
     assert found.rank == pytest.approx(0.9) and (found.low, found.high) == pytest.approx((0.9, 0.9))
     assert (found.same, found.opposite, found.missed, found.invented) == (1, 1, 1, 1)
+
+
+def test_figures_that_order_no_arm_are_kept_as_unknown(monkeypatch):
+    unknown = {"none": [math.nan, 0.5], "a": [math.nan, 0.2]}
+    assert math.isnan(agreement(unknown, unknown, {}).rank)
+    arms = {name: {"values": {key: [0.5, 0.5] for key in (*suite.TRUE, *suite.FIGURES)}} for name in ("none", "a")}
+    (line, *_) = suite._agreements(arms, [])
+    assert (line["rank"], line["low"], line["high"]) == (None, None, None)
+    assert suite.agreement_lines({"agreement": [line]})[-1].split()[-5] == "-"
 
 
 def test_the_suite_takes_the_figures_where_asked_and_prints_how_they_agree(monkeypatch):

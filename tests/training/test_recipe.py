@@ -85,6 +85,7 @@ def test_the_default_learning_rate_turns_a_row_by_as_much_at_any_width_and_stops
         ("none@k=8", {"sparsity_coefficient": 0.1, "arch": "jumprelu"}, "arms: 'none@k=8' aims at k, which sparsity_coef"),
         ("none,none@arch=batchtopk", {"sparsity_coefficient": 0.1}, "sparsity_coefficient is 0.1, and no arm is relu or"),
         ("none,none@arch=relu", {"widths": "8,64"}, "widths is 8, 64, and no arm is matryoshka, which alone has nested"),
+        ("none,none@arch=relu", {"bandwidth": 0.1}, "bandwidth is 0.1, and no arm is jumprelu, whose thresholds alone have"),
         ("none@arch=matryoshka", {"widths": ()}, "widths: got .*; expected one or more, separated by commas"),
     ],
 )  # fmt: skip
