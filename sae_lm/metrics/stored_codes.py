@@ -28,6 +28,7 @@ from safetensors.numpy import save_file
 from sae_lm.data.store import Store
 from sae_lm.metrics.codes import active, firing_codes
 from sae_lm.runtime.files import check_folder, write_json, write_whole
+from sae_lm.runtime.locks import only_writer
 from sae_lm.runtime.progress import Progress
 from sae_lm.sae.model import SAE
 
@@ -118,6 +119,8 @@ def weights_digest(sae: SAE) -> str:
 def store_codes(store: Store, hook: str, sae: SAE, start: int, stop: int, folder: Path) -> StoredCodes:
     """Encode rows start to stop in a folder of their own below ``folder``, as far as they are not there.
 
+    Where another process encodes the same, each waits for the part that the other is at, and reads it.
+
     Raises SaeLmError for a folder that cannot be written, StoreError for a damaged store.
     """
     facts: dict[str, Any] = {
@@ -131,14 +134,17 @@ def store_codes(store: Store, hook: str, sae: SAE, start: int, stop: int, folder
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
     codes = StoredCodes(folder / key, sae.config.d_sae, start, stop)
     check_folder(codes.folder)
-    if not (codes.folder / "codes.json").is_file():
-        write_json(codes.folder / "codes.json", facts)
+    with only_writer(codes.folder):
+        if not (codes.folder / "codes.json").is_file():
+            write_json(codes.folder / "codes.json", facts)
     with Progress("encoding", stop - start, "tok") as bar:
         for number, first in enumerate(codes.firsts):
             last = min(stop, first + PART_ROWS)
             path = codes.folder / _file(number)
             if _read(path, first, last - first) is None:
-                write_part(path, _encode(store, hook, sae, first, last))
+                with only_writer(codes.folder):  # another process may be at the same part: then it is read
+                    if _read(path, first, last - first) is None:
+                        write_part(path, _encode(store, hook, sae, first, last))
             bar.update(last - first)
     return codes
 

@@ -70,7 +70,7 @@ def _opened(path: Path) -> IO[str]:
 def only_writer(folder: Path) -> Iterator[None]:
     """Hold the lock of a folder, on the folder itself, so that nothing is left in it; wait for it.
 
-    For what is written within moments.
+    For what is written within moments, or what whoever waits would have to make as well.
     """
     with _held(folder, wait=True):
         yield

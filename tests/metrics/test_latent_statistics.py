@@ -1,6 +1,8 @@
 """Codes on disk, and what one pass makes of them: beside plain loops, in any order, after kills."""
 
 import itertools
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +23,7 @@ from sae_lm.metrics.latent_statistics import (
 )
 from sae_lm.metrics.stored_codes import StoredCodes, store_codes
 from sae_lm.runtime.files import PART
+from sae_lm.runtime.locks import has_locks
 from sae_lm.sae.model import SAE
 
 D_SAE = 12
@@ -82,6 +85,21 @@ def test_a_second_call_encodes_nothing_and_a_killed_one_goes_on(
     _, again = encoded(store, tmp_path)
     assert calls == [100, 150]
     assert {file.name: file.read_bytes() for file in again.folder.iterdir() if file.suffix != PART} == files
+
+
+@pytest.mark.skipif(not has_locks(), reason="nobody is kept out there")
+def test_two_at_once_store_the_same_codes_each_part_once(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stored_codes, "PART_ROWS", 100)
+    calls, encode, save = [], stored_codes._encode, stored_codes.save_file
+    monkeypatch.setattr(stored_codes, "_encode", lambda *of: calls.append(of[3]) or encode(*of))
+    monkeypatch.setattr(stored_codes, "save_file", lambda *of, **more: (save(*of, **more), time.sleep(0.05)))
+    with ThreadPoolExecutor(2) as pool:
+        codes = [codes for _, codes in pool.map(lambda _: encoded(store, tmp_path), range(2))]
+    assert sorted(calls) == list(range(0, len(store), 100))
+    assert [len(part) for one in codes for part in one.parts()] == [len(part) for part in codes[0].parts()] * 2
+    assert not list(tmp_path.rglob(f"*{PART}"))
 
 
 def test_codes_of_other_weights_rows_or_stores_lie_in_folders_of_their_own(store: Store, tmp_path: Path) -> None:
