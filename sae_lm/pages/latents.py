@@ -7,69 +7,83 @@ lie beside it, so each chunk of data is a script that hands its data over. Text 
 import base64
 import hashlib
 import json
+import os
+import re
 import shutil
 from collections.abc import Mapping
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
-from sae_lm.errors import SettingsError
 from sae_lm.pages.latents_data import PageData
 from sae_lm.pages.templates import asset, encode_page, fill
-from sae_lm.runtime.files import PART, replace_folder, write_whole
+from sae_lm.runtime.files import parse_json, whole_folder, write_whole
 from sae_lm.runtime.locks import only_writer
 
 PAGE_BYTES = 5_000_000
 """Of the page, at most, as one file; a larger one gets a folder."""
+HEAD = re.compile(r'<script type="application/json" id="head">(.*?)</script>', re.DOTALL)
+"""Of a page, what names its folder."""
 
 
 def write_latents(path: Path, data: PageData, facts: Mapping[str, Any]) -> list[Path]:
     """Write the page whole, and its folder where it needs one; return what was written.
 
-    facts: what the template shows. A folder that an earlier page had is replaced or removed. Where a folder of other
-    files has its name it gets another; raises SettingsError where that is taken too.
+    facts: what the template shows. The folder has a name that is free. An earlier page at ``path`` stays as it is, with
+    its folder, until the new one is there; then its folder is removed, and no other.
     """
-    folder, further = (path.with_name(f"{path.stem}{ending}") for ending in ("_data", "_latents_data"))
     inline = {name: to_json(chunk) for name, chunk in data.chunks.items()}
     page = encode_page(_page(data.head | {"folder": None}, inline, facts))
     with only_writer(path.absolute().parent):
+        earlier, written = _folder_of(path), [path]
         if len(page) > PAGE_BYTES:
-            if folder.exists() and not _is_ours(folder):
-                folder = further
-            if folder.exists() and not _is_ours(folder):
-                raise SettingsError(
-                    f"{folder} is where the page's data would be, and holds other files; give another --out"
-                )
-            return _write_beside(path, folder, data, inline, facts)
-        write_whole(path, lambda temporary: temporary.write_bytes(page) and None)
-        for earlier in filter(_is_ours, (folder, further)):
-            shutil.rmtree(earlier)
-        return [path]
+            written.append(_write_beside(path, data, inline, facts))
+        else:
+            write_whole(path, lambda temporary: temporary.write_bytes(page) and None)
+        if earlier is not None:
+            shutil.rmtree(earlier, ignore_errors=True)
+        return written
 
 
-def _write_beside(
-    path: Path, folder: Path, data: PageData, inline: Mapping[str, str], facts: Mapping[str, Any]
-) -> list[Path]:
-    """A page and its folder. The page comes last, and an earlier one goes before its folder does: none has another's."""
-    aside = folder.with_name(folder.name + PART)
-    shutil.rmtree(aside, ignore_errors=True)
-    try:
+def _write_beside(path: Path, data: PageData, inline: Mapping[str, str], facts: Mapping[str, Any]) -> Path:
+    """A page and its folder, which is returned. The page comes last, so that none names a folder not its own."""
+    names = chain([f"{path.stem}_data"], (f"{path.stem}_data_{number}" for number in count(2)))
+    folder = next(folder for name in names if not os.path.lexists(folder := path.with_name(name)))
+    with whole_folder(folder) as aside:
         for name, chunk in inline.items():
-            script = f'"use strict";saeLatents("{name}",{chunk});\n'.encode()
-            write_whole(aside / f"{name}.js", lambda temporary, script=script: temporary.write_bytes(script) and None)
-        path.unlink(missing_ok=True)
-        replace_folder(aside, folder)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-    page = encode_page(_page(data.head | {"folder": folder.name}, {}, facts))
-    write_whole(path, lambda temporary: temporary.write_bytes(page) and None)
-    return [path, folder]
+            (aside / f"{name}.js").write_bytes(f'"use strict";saeLatents("{name}",{chunk});\n'.encode())
+    try:
+        page = encode_page(_page(data.head | {"folder": folder.name}, {}, facts))
+        write_whole(path, lambda temporary: temporary.write_bytes(page) and None)
+    except BaseException:
+        if _folder_of(path) != folder:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return folder
 
 
-def _is_ours(folder: Path) -> bool:
-    """Whether a folder holds nothing but chunks of an earlier page."""
-    return folder.is_dir() and all(
-        file.suffix == ".js" and file.stem[:2] in ("a-", "b-", "c-") for file in folder.iterdir()
-    )
+def _folder_of(path: Path) -> Path | None:
+    """The folder of the page at ``path``, where it has one that is a page's and its own.
+
+    A page that was copied or renamed names another page's. One whose folder holds other files keeps that.
+    """
+    try:
+        head = HEAD.search(path.read_text(encoding="utf-8"))
+        name = parse_json(head[1])["folder"] if head else None
+    except (OSError, ValueError, KeyError, TypeError):  # no file, or no page of latents
+        return None
+    if not isinstance(name, str) or not re.fullmatch(rf"{re.escape(path.stem)}_data(_\d+)?", name):
+        return None
+    folder = path.with_name(name)
+    return folder if _holds_chunks(folder) else None
+
+
+def _holds_chunks(folder: Path) -> bool:
+    """Whether a folder holds chunks of a page, and nothing else."""
+    if not folder.is_dir() or folder.is_symlink():
+        return False
+    ours = [file.suffix == ".js" and file.stem[:2] in ("a-", "b-", "c-") for file in folder.iterdir()]
+    return bool(ours) and all(ours)
 
 
 def _page(head: Mapping[str, Any], chunks: Mapping[str, str], facts: Mapping[str, Any]) -> str:

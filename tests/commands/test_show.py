@@ -1,6 +1,7 @@
 """The page of latents, made of a store and SAEs whose answers are known by hand."""
 
 import importlib
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -206,28 +207,63 @@ def test_a_large_page_gets_a_folder_of_data_and_a_small_one_again_none(
     assert not folder.exists() and LatentsPage(settings.out).html == whole.html
 
 
-def test_a_folder_of_someone_elses_is_left_alone(settings: ShowSettings, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = settings.out.with_name("latents_data")
-    folder.mkdir(parents=True)
-    (folder / "mine.txt").write_text("keep")
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir() if path.is_dir() and path.name != "latent_codes"}
+
+
+def test_a_folder_of_someone_elses_is_left_alone_even_an_empty_one(
+    settings: ShowSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, further = settings.out.with_name("latents_data"), settings.out.with_name("latents_data_2")
+    further.mkdir(parents=True)
+    (further / "mine.txt").write_text("keep")
+    folder.mkdir()
     show(settings)
-    assert (folder / "mine.txt").read_text() == "keep"
+    assert names(settings.out.parent) == {"latents_data", "latents_data_2"}
     monkeypatch.setattr(latents_module, "PAGE_BYTES", 1000)
     show(settings)
-    assert (folder / "mine.txt").read_text() == "keep"
-    assert LatentsPage(settings.out).head["folder"] == "latents_latents_data"
-    assert LatentsPage(settings.out).lines(1)["top"]
-    further = settings.out.with_name("latents_latents_data")
-    with monkeypatch.context() as undone:
-        undone.setattr(latents_module, "PAGE_BYTES", 5_000_000)
-        show(settings)
-        assert not further.exists()
-    further.mkdir()
-    (further / "mine.txt").write_text("keep")
-    before = settings.out.read_bytes()
-    with pytest.raises(SettingsError, match="latents_latents_data is where the page's data would be, and holds other"):
-        show(settings)
-    assert (further / "mine.txt").read_text() == "keep" and settings.out.read_bytes() == before
+    assert LatentsPage(settings.out).head["folder"] == "latents_data_3" and LatentsPage(settings.out).lines(1)["top"]
+    assert (further / "mine.txt").read_text() == "keep" and not list(folder.iterdir())
+    (settings.out.with_name("latents_data_3") / "mine.txt").write_text("keep")
+    monkeypatch.undo()
+    show(settings)
+    assert (settings.out.with_name("latents_data_3") / "mine.txt").read_text() == "keep"
+
+
+def test_a_page_takes_no_folder_of_another_page(settings: ShowSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither one whose name begins like its own, nor that of a page it was copied from."""
+    pages = [settings.out.with_name(f"{name}.html") for name in ("none_latents", "none", "copy")]
+    monkeypatch.setattr(latents_module, "PAGE_BYTES", 1000)
+    for page in pages[:2]:
+        show(settings.model_copy(update={"out": page}))
+    shutil.copyfile(pages[1], pages[2])
+    assert names(settings.out.parent) == {"none_latents_data", "none_data"}
+    monkeypatch.undo()
+    show(settings.model_copy(update={"out": pages[2]}))
+    assert names(settings.out.parent) == {"none_latents_data", "none_data"}
+    show(settings.model_copy(update={"out": pages[1]}))
+    assert names(settings.out.parent) == {"none_latents_data"}
+    assert LatentsPage(pages[0]).lines(1)["top"]
+
+
+def test_an_earlier_page_and_its_folder_stay_until_the_new_page_is_there(
+    settings: ShowSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(latents_module, "PAGE_BYTES", 1000)
+    show(settings)
+    before, lines = settings.out.read_bytes(), LatentsPage(settings.out).lines(1)
+
+    def cut(path: Path, write: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(latents_module, "write_whole", cut)
+        with pytest.raises(KeyboardInterrupt):
+            show(settings.model_copy(update={"contexts": 1}))
+    assert settings.out.read_bytes() == before and LatentsPage(settings.out).lines(1) == lines
+    assert names(settings.out.parent) == {"latents_data"}
+    show(settings.model_copy(update={"contexts": 1}))
+    assert names(settings.out.parent) == {"latents_data_2"} and len(LatentsPage(settings.out).lines(1)["top"]) == 1
 
 
 def test_codes_lie_beside_the_page_or_where_they_are_wanted(settings: ShowSettings, tmp_path: Path) -> None:
