@@ -65,8 +65,7 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         mode = _usual_mode(temporary)
         write(temporary)
         _allow(temporary, mode)
-        with temporary.open("rb+") as written:
-            os.fsync(written.fileno())
+        _sync(temporary)
         os.replace(temporary, path)
     except BaseException as problem:  # Ctrl-C too leaves nothing half written
         with suppress(OSError):
@@ -79,9 +78,10 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
 def whole_folder(path: Path) -> Iterator[Path]:
     """``with whole_folder(path) as temporary:`` what is written to ``temporary`` is at ``path`` afterwards, or nothing is.
 
-    What an earlier run left there is replaced. Raises SaeLmError as ``write_whole`` does.
+    What an earlier run left there is replaced. A link to a folder stays one. Raises SaeLmError as ``write_whole`` does.
     """
-    temporary = path.with_name(path.name + PART)
+    place = Path(os.path.realpath(path))
+    temporary = place.with_name(place.name + PART)
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         _refuse_dangling(path)
@@ -89,13 +89,48 @@ def whole_folder(path: Path) -> Iterator[Path]:
         yield temporary
         mode = _usual_mode(temporary / PROBE)
         (temporary / PROBE).unlink()
-        for file in filter(Path.is_file, temporary.rglob("*")):
-            _allow(file, mode)
-        replace_folder(temporary, path)
+        for inside in [*temporary.rglob("*"), temporary]:
+            if inside.is_file():
+                _allow(inside, mode)
+            _sync(inside)
+        _replace_folder(temporary, place)
     except BaseException as problem:
         shutil.rmtree(temporary, ignore_errors=True)
         _raise_in_words(path, problem)
         raise
+
+
+def _replace_folder(temporary: Path, path: Path) -> None:
+    """Move a finished folder to its place. What an earlier run left there goes once that is done, or else comes back.
+
+    A kill in between leaves it aside, and the next call does either.
+    """
+    earlier = path.with_name(f"{path.name}.earlier{PART}")
+    try:
+        if path.is_dir():
+            shutil.rmtree(earlier, ignore_errors=True)
+            os.replace(path, earlier)
+        os.replace(temporary, path)
+        _sync(path.parent)
+    finally:
+        if path.exists():
+            shutil.rmtree(earlier, ignore_errors=True)
+        elif earlier.exists():
+            os.replace(earlier, path)
+
+
+def _sync(path: Path) -> None:
+    """Have the disk hold what a file, or the list of names in a folder, is now, before anything relies on it."""
+    if not path.is_dir():
+        with path.open("rb+") as written:
+            os.fsync(written.fileno())
+        return
+    with suppress(OSError):  # Windows opens no folder
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _usual_mode(path: Path) -> int:
@@ -250,13 +285,6 @@ def read_json(path: Path, error: type[SaeLmError], what: str) -> dict[str, Any]:
             f"{path} holds a JSON {type(value).__name__}, expected an object; the folder is damaged, make it anew"
         )
     return value
-
-
-def replace_folder(temporary: Path, path: Path) -> None:
-    """Move a finished folder to its place, replacing what an earlier run left there."""
-    if path.exists():
-        shutil.rmtree(path)
-    os.replace(temporary, path)
 
 
 def sha256(path: Path) -> str:

@@ -1,6 +1,7 @@
 """Files are whole or absent."""
 
 import os
+import shutil
 import threading
 
 import pytest
@@ -55,6 +56,93 @@ def test_what_the_disk_refuses_is_one_sentence_and_nothing_is_left(tmp_path, pro
     ):
         half(part / "file")
     assert [path.name for path in tmp_path.rglob("*")] == ["folder", "earlier"]
+
+
+def earlier_folder(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "weights").write_text("earlier")
+    return tmp_path / "folder"
+
+
+def content(tmp_path):
+    return {path.relative_to(tmp_path).as_posix(): path.read_text() for path in tmp_path.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("problem", [KeyboardInterrupt, OSError(5, "Input/output error")])
+@pytest.mark.parametrize("move", [1, 2])
+def test_a_folder_whose_replacement_fails_on_its_way_in_is_what_it_was(tmp_path, monkeypatch, problem, move):
+    folder, replace, moves = earlier_folder(tmp_path), os.replace, []
+
+    def fails(source, target):
+        moves.append(target)
+        if len(moves) == move:
+            raise problem
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", fails)
+    with pytest.raises((KeyboardInterrupt, SaeLmError)), whole_folder(folder) as part:
+        (part / "weights").write_text("new")
+    assert content(tmp_path) == {"folder/weights": "earlier"} and [*tmp_path.iterdir()] == [folder]
+
+
+def test_a_finished_folder_stays_where_the_earlier_ones_removal_is_cut(tmp_path, monkeypatch):
+    folder, rmtree = earlier_folder(tmp_path), shutil.rmtree
+
+    def cut(path, **how):
+        if (path / "weights").is_file() and (path / "weights").read_text() == "earlier":
+            raise KeyboardInterrupt
+        rmtree(path, **how)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", cut)
+        with pytest.raises(KeyboardInterrupt), whole_folder(folder) as part:
+            (part / "weights").write_text("new")
+    assert content(folder) == {"weights": "new"}
+    with whole_folder(folder) as part:
+        (part / "weights").write_text("newer")
+    assert content(tmp_path) == {"folder/weights": "newer"} and [*tmp_path.iterdir()] == [folder]
+
+
+def test_what_a_kill_left_aside_comes_back_where_the_next_folder_fails(tmp_path, monkeypatch):
+    earlier_folder(tmp_path).rename(tmp_path / "folder.earlier.part")
+    replace = os.replace
+
+    def fails(source, target):
+        if source.name == "folder.part":
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", fails)
+    with pytest.raises(KeyboardInterrupt), whole_folder(tmp_path / "folder") as part:
+        (part / "weights").write_text("new")
+    assert content(tmp_path) == {"folder/weights": "earlier"}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows syncs no folder")
+def test_all_of_a_folder_is_on_disk_before_it_is_moved_and_the_move_before_it_ends(tmp_path, monkeypatch):
+    """A checkpoint is deleted once the SAE is written, so that a loss of power must not take what was written."""
+    synced, fsync, replace, before = set(), os.fsync, os.replace, set()
+    monkeypatch.setattr(os, "fsync", lambda file: synced.add(os.fstat(file).st_ino) or fsync(file))
+    monkeypatch.setattr(os, "replace", lambda *of: before.update(synced) or replace(*of))
+    with whole_folder(tmp_path / "folder") as part:
+        save_file({"a": torch.zeros(2)}, part / "weights")
+        (part / "deeper").mkdir()
+        (part / "deeper" / "text").write_text("a")
+    inside = [tmp_path / "folder", *(tmp_path / "folder").rglob("*")]
+    assert len(inside) == 4 and {path.stat().st_ino for path in inside} <= before
+    assert tmp_path.stat().st_ino in synced
+
+
+def test_a_folder_given_as_a_link_is_replaced_where_it_lies_and_the_link_stays(tmp_path):
+    folder = earlier_folder(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    link = tmp_path / "elsewhere" / "link"
+    link.symlink_to(folder)
+    with whole_folder(link) as part:
+        (part / "weights").write_text("new")
+    assert link.is_symlink() and content(tmp_path)["folder/weights"] == "new"
+    assert [*folder.iterdir()] == [folder / "weights"] and [*link.parent.iterdir()] == [link]
+    assert not list(tmp_path.glob("*.part"))
 
 
 def test_an_error_that_is_not_the_disks_stays_what_it_is(tmp_path):
