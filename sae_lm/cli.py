@@ -235,9 +235,7 @@ def _main(argv: list[str] | None) -> int:
 def _in_words(problem: Exception, verb: str) -> str | None:
     """The sentence for a user; None for an error of ours. Memory comes first: what it led to may blame a file."""
     if (cause := raised_by_memory(problem)) is not None:
-        advice = (
-            f"{LESS_MEMORY.get(verb, 'free some memory')}, and run the same command again: what is finished is kept"
-        )
+        advice = LESS_MEMORY.get(verb, "free some memory and run the same command again")
         return str(SaeLmError(out_of_memory_sentence(cause, f"in `sae-lm {verb}`", advice)))
     if isinstance(problem, SaeLmError):
         return str(problem)

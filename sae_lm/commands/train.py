@@ -72,7 +72,7 @@ def train(settings: TrainSettings) -> Path:
         parallel = _parallel(settings, len(arms), ranks, device)
         teams, number = ranks.size // team.size, ranks.rank // team.size
         plan = ranks.decided(lambda: _plan(settings, store, arms, device, teams * parallel, locks))
-        with report_out_of_memory(device, f"{LESS_MEMORY['train']}; finished SAEs are kept"):
+        with report_out_of_memory(device, LESS_MEMORY["train"]):
             mine = _shares(plan.groups, teams)[number]
             seconds = _train_groups(_Place(ranks, team, device, parallel), mine, plan, settings, store)
         everyones = ranks.gather(seconds)

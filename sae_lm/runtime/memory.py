@@ -23,14 +23,19 @@ ASKED = re.compile(r"(?:allocate|mmap) ([\d.]+) (bytes|[KMGT]iB)")
 UNITS = {unit: 1024**power for power, unit in enumerate(("bytes", "KiB", "MiB", "GiB", "TiB"))}
 SAID = "memory ran out"
 LESS_MEMORY = {
-    "cache": "give a smaller --batch-size, --context-size or --shard-tokens, or fewer --hooks",
-    "train": "give fewer --arms-at-once or less --parallel, or a smaller --batch-size or --d-sae with another --out",
-    "compare": "give fewer --tokens, a smaller --per-type, fewer --ce-contexts or less --parallel",
-    "show": "give fewer --tokens or --contexts, or name --latents",
-    "export": "give fewer --tokens or name --latents",
+    "cache": "give a smaller --batch-size and run the same command again: what is finished is kept; or with another "
+    "--out a smaller --context-size, --shard-tokens or fewer --hooks",
+    "train": "give fewer --arms-at-once or less --parallel and run the same command again: finished SAEs are kept; or "
+    "with another --out a smaller --batch-size or --d-sae",
+    "compare": "give less --parallel and run the same command again: what is measured is kept; or measure anew with "
+    "fewer --tokens, a smaller --per-type or fewer --ce-contexts",
+    "show": "give fewer --contexts or name --latents and run the same command again: stored codes are kept; or give "
+    "fewer --tokens, for which all is encoded anew",
+    "export": "name --latents and run the same command again: stored codes are kept; or give fewer --tokens, for which "
+    "all is encoded anew",
     "check": "give fewer --tokens",
 }
-"""Verb -> what makes it take less, as advice."""
+"""Verb -> what makes it take less, as advice: first what lets it go on where it was, then what begins anew."""
 
 
 def is_out_of_memory(problem: BaseException) -> bool:

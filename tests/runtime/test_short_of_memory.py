@@ -8,9 +8,11 @@ import sys
 import pytest
 
 from sae_lm import cli
+from sae_lm.comparison.kept import NOT_IN_PARTS
 from sae_lm.errors import SaeError
 from sae_lm.runtime.memory import LESS_MEMORY, is_out_of_memory
 from sae_lm.settings import VERBS
+from sae_lm.training.recipe import NOT_IN_RECIPE
 
 TORCH = (
     "[enforce fail at alloc_cpu.cpp:121] err == 0. DefaultCPUAllocator: can't allocate memory: "
@@ -46,8 +48,7 @@ def test_memory_that_runs_out_ends_a_command_in_one_sentence(problem, how_much, 
     assert cli.main(["train", "--store", "a", "--out", "b"]) == 2
     said = capsys.readouterr().err
     assert said.startswith("sae-lm: error: memory ran out in `sae-lm train` (") and said.count("\n") == 1
-    assert how_much in said and "give fewer --arms-at-once" in said
-    assert said.endswith("run the same command again: what is finished is kept\n")
+    assert how_much in said and said.endswith(f"); {LESS_MEMORY['train']}\n")
 
 
 def test_a_file_is_not_called_damaged_where_memory_ran_out_while_it_was_read(monkeypatch, capsys):
@@ -78,6 +79,17 @@ def test_another_error_of_ours_is_still_a_traceback(problem, monkeypatch):
 def test_what_is_advised_are_settings_of_that_command(verb):
     flags = re.findall(r"--([a-z-]+)", LESS_MEMORY[verb])
     assert flags and {flag.replace("-", "_") for flag in flags} <= VERBS[verb].model_fields.keys()
+
+
+@pytest.mark.parametrize(
+    ("verb", "free"), [("cache", {"batch_size"}), ("train", NOT_IN_RECIPE), ("compare", NOT_IN_PARTS)]
+)
+def test_what_is_kept_is_promised_for_settings_alone_that_what_is_kept_does_not_depend_on(verb, free):
+    """Others are refused in the same folder, or begin from nothing there."""
+    goes_on, begins_anew = LESS_MEMORY[verb].split("run the same command again")
+    flags = {flag.replace("-", "_") for flag in re.findall(r"--([a-z-]+)", goes_on)}
+    assert flags and flags <= free
+    assert "with another --out" in begins_anew or "anew" in begins_anew
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux'")
