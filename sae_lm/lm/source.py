@@ -100,9 +100,13 @@ def load_tokenizer(source: ModelSource) -> Any:
 
 
 def saved_tokenizer(bridge: Any) -> Any:
-    """The tokenizer of a bridge as ``load_tokenizer`` gives it; the bridge's own where no files of it are found."""
+    """The tokenizer of a bridge as ``load_tokenizer`` gives it; the bridge's own where no files of it are found.
+
+    One that was made in memory has no name, and the files in the working directory are not its own.
+    """
     tokenizer, config = bridge.tokenizer, bridge.original_model.config
-    name = getattr(tokenizer, "name_or_path", "")
+    if not (name := getattr(tokenizer, "name_or_path", "")):
+        return tokenizer
     of_model = name == getattr(config, "_name_or_path", "")
     try:
         return load_tokenizer(ModelSource(name, name, getattr(config, "_commit_hash", None) if of_model else None))

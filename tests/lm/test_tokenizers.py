@@ -6,10 +6,12 @@ import json
 import shutil
 import sys
 import threading
+from copy import copy
+from types import SimpleNamespace
 
 import pytest
 
-from sae_lm.lm.source import find_model, load_tokenizer
+from sae_lm.lm.source import find_model, load_tokenizer, saved_tokenizer
 
 TEXTS = [f"words {number} of a text {number * 7919} that no other text has {number**3}" for number in range(2000)]
 
@@ -23,6 +25,14 @@ def test_the_same_files_give_the_same_tokenizer_and_changed_ones_another(tiny_mo
     file.write_text(json.dumps(json.loads(file.read_text()) | {"model_max_length": 77}))
     other = load_tokenizer(find_model("model"))
     assert other is not first and other.model_max_length == 77
+
+
+def test_a_tokenizer_without_a_name_is_not_taken_for_the_one_in_the_working_directory(tiny_model, monkeypatch):
+    tokenizer = copy(load_tokenizer(find_model("embedded")))
+    tokenizer.name_or_path = ""
+    bridge = SimpleNamespace(tokenizer=tokenizer, original_model=SimpleNamespace(config=SimpleNamespace()))
+    monkeypatch.chdir(tiny_model)
+    assert saved_tokenizer(bridge) is tokenizer
 
 
 def test_each_thread_has_its_own_as_one_may_not_be_used_by_two_at_once(tiny_model):
