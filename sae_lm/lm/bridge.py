@@ -15,7 +15,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from sae_lm.errors import ModelError
 from sae_lm.fields import has_heads
-from sae_lm.lm.capture import Stop, probe_widths
+from sae_lm.lm.capture import Stop, probe_widths, trial_size
 from sae_lm.lm.device_map import Placement, check_device_map, input_device, waiting
 from sae_lm.lm.hooks import canonical_hook, expand_hooks, layer_of
 from sae_lm.lm.source import ModelSource, find_model, language_config, loading_quietly
@@ -223,12 +223,12 @@ def hook_width(bridge: TransformerBridge, name: str) -> int:
     """The width of a hook's activation [batch, pos, width]; of [batch, pos, heads, d_head] it is heads * d_head.
 
     Known for residual streams, found by a forward pass of a few tokens for others. Raises ModelError for a hook that
-    never fires, or whose activation has no positions.
+    never fires, or whose activation has no contexts or no positions.
     """
     name = resolve_hook(bridge, name)
     if layer_of(name):
         return bridge.cfg.d_model
-    count = 2 + (bridge.cfg.n_heads == 2)  # so that heads are not taken for positions
+    contexts, positions = trial_size(language_config(bridge.original_model.config))
     shape: list[int] = []
 
     def look(tensor: Tensor, hook: Any) -> None:
@@ -237,7 +237,7 @@ def hook_width(bridge: TransformerBridge, name: str) -> int:
 
     try:
         with torch.no_grad(), without_users_hooks(bridge), bridge.hooks(fwd_hooks=[(name, look)]):
-            tokens = torch.zeros(1, count, dtype=torch.long, device=input_device(bridge))
+            tokens = torch.zeros(contexts, positions, dtype=torch.long, device=input_device(bridge))
             bridge(tokens, return_type=None, **FORWARD_KWARGS)
     except Stop:
         pass
@@ -247,10 +247,11 @@ def hook_width(bridge: TransformerBridge, name: str) -> int:
         raise ModelError(
             f"hook {name} never fired in a forward pass; name another, such as a residual stream (blocks.0.hook_out)"
         )
-    if len(shape) < 3 or shape[:2] != [1, count]:
+    if len(shape) < 3 or shape[:2] != [contexts, positions]:
         raise ModelError(
-            f"hook {name} gives a tensor of shape {shape} for {count} tokens, expected [batch, pos, width] or "
-            "[batch, pos, heads, d_head]; name a residual stream, an MLP's or attention's output, or hook_z"
+            f"hook {name} gives a tensor of shape {shape} for {contexts} contexts of {positions} tokens, expected "
+            "[batch, pos, width] or [batch, pos, heads, d_head]; name a residual stream, an MLP's or attention's "
+            "output, or hook_z"
         )
     return math.prod(shape[2:])
 
@@ -278,7 +279,7 @@ class Capture:
 
     def _grab(self, name: str) -> Callable[..., None]:
         def keep(tensor: Tensor, hook: Any) -> None:
-            self.seen[name] = tensor.detach().flatten(2) if has_heads(name) else tensor.detach()
+            self.seen[name] = tensor.detach().flatten(2) if has_heads(name) and tensor.ndim > 3 else tensor.detach()
             if len(self.seen) == len(self.names):
                 raise Stop
 

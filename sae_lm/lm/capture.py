@@ -42,13 +42,25 @@ class Stop(Exception):
     """Raised inside a hook once every activation asked for was seen: the forward pass ends there."""
 
 
-def probe_widths(run: Any, device: str) -> dict[str, int]:
-    """{hook: width} from a forward pass of two tokens. Raises ModelError where an activation is no residual stream."""
+def trial_size(config: Any) -> tuple[int, int]:
+    """How many contexts of how many tokens a trial pass has: two numbers of which neither is the model's of heads.
+
+    So the shape of an activation tells whether it has these axes, and which they are.
+    """
+    heads = [getattr(config, key, None) for key in ("num_attention_heads", "num_key_value_heads")]
+    contexts, tokens = [size for size in range(2, 6) if size not in heads][:2]
+    return contexts, tokens
+
+
+def probe_widths(run: Forward, device: str) -> dict[str, int]:
+    """{hook: width} from a pass of a few tokens. Raises ModelError where an activation is no residual stream."""
+    contexts, tokens = trial_size(run.config)
     widths = {}
-    for name, value in run(torch.zeros(1, 2, dtype=torch.long, device=device)).items():
-        if value.ndim != 3:
+    for name, value in run(torch.zeros(contexts, tokens, dtype=torch.long, device=device)).items():
+        if value.ndim != 3 or value.shape[:2] != (contexts, tokens):
             raise ModelError(
-                f"hook {name} gives a tensor of {value.ndim} dimensions, expected [batch, pos, width]; name a residual stream such as blocks.0.hook_out"
+                f"hook {name} gives a tensor of shape {list(value.shape)} for {contexts} contexts of {tokens} tokens, "
+                "expected [batch, pos, width]; name a residual stream such as blocks.0.hook_out"
             )
         widths[name] = value.shape[-1]
     return widths

@@ -186,7 +186,7 @@ def test_a_text_too_short_for_one_context_is_refused(cache_settings, tmp_path):
         ({"context_size": 64}, SettingsError, "at most 32 tokens"),
         ({"device": "cuda:7"}, SettingsError, "not available"),
         ({"device": "tpu"}, SettingsError, "expected `auto`"),
-        ({"hooks": "blocks.0.attn.hook_pattern"}, ModelError, "4 dimensions, expected"),
+        ({"hooks": "blocks.0.attn.hook_pattern"}, ModelError, r"shape \[\d, 2, .*expected \[batch, pos, width\]"),
     ],
 )
 def test_what_the_model_lacks_is_named_before_anything_is_written(cache_settings, tmp_path, changes, error, says):

@@ -1,10 +1,13 @@
 """The plain Hugging Face forward pass gives what the bridge gives, on every architecture it is used for."""
 
+from types import SimpleNamespace
+
 import pytest
 import tiny_models
 import torch
 
 from sae_lm.errors import ModelError
+from sae_lm.lm.capture import trial_size
 from sae_lm.lm.forward import BLOCKS, open_forward
 from sae_lm.lm.hooks import canonical_hook, expand_hooks
 from sae_lm.lm.source import find_model
@@ -96,6 +99,25 @@ def test_a_hook_within_a_block_needs_the_bridge_and_gets_it(tiny_model):
     with open_forward(find_model(str(tiny_model)), hooks, kind="auto", device="cpu", dtype=torch.float32) as forward:
         assert forward.attention == "bridge eager"
         assert forward.hooks == {"blocks.1.hook_attn_out": 16, "blocks.1.hook_out": 16}
+
+
+@pytest.mark.parametrize("hook", ["rotary_emb.hook_cos", "blocks.1.attn.hook_sin"])
+def test_a_hook_whose_activation_all_contexts_share_is_refused_before_anything_is_read(hook):
+    from sae_lm.lm.bridge import hook_width, load_model
+
+    says = rf"hook {hook} gives a tensor of shape \[1, .* for 2 contexts of 3 tokens, expected \[batch, pos, width\]"
+    embedded = open_forward(find_model("embedded"), [hook], kind="auto", device="cpu", dtype=torch.float32)
+    with pytest.raises(ModelError, match=says), embedded:
+        pass
+    with pytest.raises(ModelError, match=says):
+        hook_width(load_model("embedded", device="cpu"), hook)
+
+
+def test_a_trial_pass_has_no_size_that_heads_have():
+    for heads in range(1, 9):
+        for pairs in range(1, heads + 1):
+            config = SimpleNamespace(num_attention_heads=heads, num_key_value_heads=pairs)
+            assert len({*trial_size(config), heads}) == 3 and pairs not in trial_size(config)
 
 
 def test_a_model_without_some_weights_is_refused_instead_of_drawn_at_random(tiny_model, tmp_path):
