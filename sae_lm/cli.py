@@ -102,8 +102,8 @@ def parse(argv: list[str]) -> tuple[str, Any]:
     arguments, unknown = make_parser().parse_known_args(words)
     values = vars(arguments)
     verb, config = values.pop("verb"), values.pop("config")
-    if unknown:
-        raise SettingsError(f"{verb}: {_about_unknown(verb, unknown[0])}; see sae-lm {verb} --help")
+    if left := _fill_positionals(verb, unknown, values):
+        raise SettingsError(f"{verb}: {_about_unknown(verb, left[0])}; see sae-lm {verb} --help")
     section = read_config(Path(config)).get(verb, {}) if config else {}
     return verb, make_settings(verb, {**section, **_settings_of(verb, overrides), **values})
 
@@ -121,6 +121,24 @@ def _without_overrides(argv: list[str]) -> tuple[list[str], list[re.Match[str]]]
         else:
             words.append(word)
     return words + argv[end:], overrides
+
+
+def _fill_positionals(verb: str, words: list[str], values: dict[str, Any]) -> list[str]:
+    """Give words that argparse left over to the positionals that still take one; return those that none takes.
+
+    argparse closes all positionals with the first group of words: of `show A --store S B` it leaves B.
+    """
+    end = words.index("--") if "--" in words else len(words)
+    if flags := [word for word in words[:end] if word.startswith("-")]:
+        return flags  # whose values may be among the words
+    left = words[:end] + words[end + 1 :]
+    for key, field in VERBS[verb].model_fields.items():
+        if left and is_positional(field):
+            if get_origin(field.annotation) is tuple:
+                values[key], left = [*values.get(key, ()), *left], []
+            elif key not in values:
+                values[key] = left.pop(0)
+    return left
 
 
 def _about_unknown(verb: str, word: str) -> str:

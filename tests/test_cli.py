@@ -225,6 +225,21 @@ def test_switches_positionals_and_lists_are_read_as_help_says():
     assert parse(["show", "--out", "x", "--store", "s", "--latents", "1,2", "sae"])[1].latents == (1, 2)
 
 
+def test_a_flag_may_stand_between_positionals_as_before_or_behind_them():
+    shown = parse(["show", "A", "--store", "S", "B", "--out", "x"])[1]
+    assert (shown.sae, shown.beside, shown.store) == ("A", "B", "S")
+    assert parse(["merge", "a", "--out", "o", "b", "c"])[1].stores == ("a", "b", "c")
+    assert parse(["merge", "a", "--out", "o", "--", "-b"])[1].stores == ("a", "-b")
+    assert parse(["push", "acts", "--revision", "r", "me/acts"])[1].repo == "me/acts"
+    for words, said in (
+        ("show A --store S B --out x C", "unexpected argument 'C'"),
+        ("show A --stroe S B --out x", "unknown argument '--stroe'; expected '--store'"),
+        ("compare R --tokens 3 T --out x", "unexpected argument 'T'"),
+    ):
+        with pytest.raises(SettingsError, match=said):
+            parse(words.split())
+
+
 def test_a_positional_may_stand_in_the_file_and_words_after_two_dashes_are_positional(tmp_path):
     file = tmp_path / "c.toml"
     file.write_text('[compare]\nruns = "there"\n')
