@@ -90,6 +90,14 @@ def tiny_store(cache_settings, tmp_path_factory):
     return cache(cache_settings(tmp_path_factory.mktemp("stores") / "tiny"))
 
 
+@pytest.fixture(scope="module")
+def every_token_a_word():
+    """The tiny text has few words, of which hardly any is left for each side of a split."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sae_lm.concepts.rows.word_of", lambda token_id, vocabulary: str(token_id))
+        yield
+
+
 @pytest.fixture
 def make_sae():
     """A random SAE; ``unit=False`` leaves decoder rows at uneven norms."""

@@ -296,7 +296,7 @@ def check_heeded(settings: TrainSettings, arms: list[Arm]) -> None:
             f"widths is {', '.join(map(str, settings.widths))}, and no arm is matryoshka, which alone has nested prefixes; "
             "leave it out, or give --arch matryoshka"
         )
-    if "bandwidth" in settings.model_fields_set and "jumprelu" not in architectures:
+    if settings.bandwidth != TrainSettings.model_fields["bandwidth"].default and "jumprelu" not in architectures:
         raise SettingsError(
             f"bandwidth is {settings.bandwidth:g}, and no arm is jumprelu, whose thresholds alone have one; leave it out, or "
             "give --arch jumprelu"

@@ -42,7 +42,7 @@ def no_figures(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def runs(tiny_store, tmp_path_factory):
+def runs(tiny_store, tmp_path_factory, every_token_a_word):
     return two_arms(tiny_store, tmp_path_factory.mktemp("runs") / "tiny")
 
 

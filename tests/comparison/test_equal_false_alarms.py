@@ -42,7 +42,7 @@ def write_turned_up(runs, arm, seed, main, factor):
 
 
 @pytest.fixture(scope="module")
-def report(tiny_store, tmp_path_factory):
+def report(tiny_store, tmp_path_factory, every_token_a_word):
     """The baseline, and itself with its main latents turned up."""
     folder = tmp_path_factory.mktemp("edited")
     monkeypatch = pytest.MonkeyPatch()
