@@ -25,8 +25,8 @@ Name = TypeVar("Name")
 LOGITS = 1 << 26
 """Logits of one batch of contexts, at most: 256 MiB in float32, of which a few copies are held."""
 FEW, AHEAD = 8, 0.02
-"""Tokens of which the last is changed, and the change of the others' logits, in their norm, that rounding in bfloat16 does
-not make: of two rows in one batch it makes .005."""
+"""Tokens of which the last is changed, and the change of the others' logits, in their norm, from which a model looks
+ahead. measured: 0 on SmolLM2 in float32 and in bfloat16, .39 to .69 on a small BERT."""
 
 
 class CrossEntropy(NamedTuple):
