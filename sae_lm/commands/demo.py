@@ -4,6 +4,7 @@ import time
 from pathlib import Path
 
 from sae_lm.errors import SettingsError
+from sae_lm.fields import flag
 from sae_lm.settings import CacheSettings, CompareSettings, DemoSettings, ShowSettings, TrainSettings
 
 
@@ -41,7 +42,7 @@ def demo(settings: DemoSettings) -> str:
 
         return suite.demo(settings.out / "toy", settings.full, settings.seeds)
     if unread := sorted(settings.model_fields_set & {"full", "seeds"}):
-        raise SettingsError(f"demo: --{unread[0]} is for the toys; give it with `demo toy`, or leave it out")
+        raise SettingsError(f"demo: {flag(unread[0])} is for the toys; give it with `demo toy`, or leave it out")
     from sae_lm.commands.cache import cache
     from sae_lm.commands.compare import compare
     from sae_lm.commands.show import show

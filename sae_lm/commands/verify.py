@@ -5,6 +5,7 @@ from pathlib import Path
 from sae_lm.data.integrity import check_files
 from sae_lm.data.manifest import read_manifest
 from sae_lm.errors import SettingsError, StoreError
+from sae_lm.fields import flag
 from sae_lm.pages.text import visible
 from sae_lm.sae.folder import CONFIG
 from sae_lm.sae.formats.saelens import verify_files
@@ -36,9 +37,7 @@ def run(settings: VerifySettings) -> int:
     path = Path(settings.path)
     unread = sorted(settings.model_fields_set & {"model", "text", "device", "device_map"})
     if unread and not settings.repair:
-        raise SettingsError(
-            f"verify: --{unread[0].replace('_', '-')} is for --repair alone; give that too, or leave it out"
-        )
+        raise SettingsError(f"verify: {flag(unread[0])} is for --repair alone; give that too, or leave it out")
     if settings.repair and (path / CONFIG).is_file():
         raise SettingsError(f"--repair caches shards of a store again, and {path} is an SAE directory; train it again")
     if settings.repair:

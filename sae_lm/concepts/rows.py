@@ -33,7 +33,7 @@ from torch import Tensor
 
 from sae_lm.concepts.context_labels import CONTEXTUAL, contextual_labels
 from sae_lm.concepts.text_units import text_units
-from sae_lm.concepts.token_labels import LABELS, GivenLabels, label_table
+from sae_lm.concepts.token_labels import LABELS, GivenLabels, label_table, spelled
 from sae_lm.concepts.word_forms import FORMS, form_of
 from sae_lm.data.store import Store
 from sae_lm.lm.device_map import input_device
@@ -74,7 +74,7 @@ class ConceptRows(NamedTuple):
 
 def word_of(token_id: int, vocabulary: list[str]) -> str:
     """What a token is spelled like without case and spaces around; of spaces alone, or parts of a character, its number."""
-    word = vocabulary[token_id].strip().casefold()
+    word = spelled(vocabulary[token_id])
     return str(token_id) if not word or "\N{REPLACEMENT CHARACTER}" in word else word
 
 

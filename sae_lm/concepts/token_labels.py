@@ -78,6 +78,11 @@ def _word(text: str) -> str:
     return text.strip()
 
 
+def spelled(text: str) -> str:
+    """A token's word, whatever its case and the spaces around."""
+    return _word(text).casefold()
+
+
 def _suffix(ending: str) -> Callable[[str], bool]:
     return lambda text: len(_word(text)) > len(ending) + 1 and _word(text).isalpha() and _word(text).endswith(ending)
 
@@ -137,7 +142,7 @@ def read_labels(path: Path, vocabulary: list[str], taken: Collection[str] = LABE
     """
     lines = _lines(path, taken)
     column = "token" if lines and "token" in lines[0] else "string"
-    spelling = (lambda text: text) if column == "token" else (lambda text: _word(text).casefold())
+    spelling = (lambda text: text) if column == "token" else spelled
     known: dict[str, list[int]] = {}
     for token, text in enumerate(vocabulary):
         known.setdefault(spelling(text), []).append(token)

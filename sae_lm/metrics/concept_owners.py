@@ -101,14 +101,10 @@ def concept_directions(x: Float[Tensor, "n d_in"], labels: Bool[Tensor, "n conce
     read, y = (x[half:] - mean) @ weight, y[half:]
     with_it = (read * y).sum(0) / y.sum(0).clamp_min(1)
     without = (read * (1 - y)).sum(0) / (1 - y).sum(0).clamp_min(1)
-    share = y.sum(0) / max(1, len(y))
-    spread = read.square().sum(0) / max(1, len(y)) - (read.sum(0) / max(1, len(y))).square()
     gap = with_it - without
-    correlation = gap * (share * (1 - share) / spread.clamp_min(1e-300)).sqrt()
-    return [
-        Direction(*each)
-        for each in zip(weight.T.float(), gap.tolist(), correlation.clamp_min(0).nan_to_num(0).tolist(), strict=True)
-    ]
+    of_label, of_line = ((each - each.mean(0)).square().mean(0) for each in (y, read))
+    correlation = (gap * (of_label / of_line).sqrt()).nan_to_num(0).clamp_min(0)  # 0 where either does not vary
+    return [Direction(*each) for each in zip(weight.T.float(), gap.tolist(), correlation.tolist(), strict=True)]
 
 
 def concept_bars(

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sae_lm.concepts.rows import labels_in_context
-from sae_lm.concepts.token_labels import GivenLabels, label_table
+from sae_lm.concepts.token_labels import GivenLabels, label_table, spelled
 from sae_lm.concepts.word_forms import FORMS, form_of
 from sae_lm.data.store import Store
 from sae_lm.metrics.latent_statistics import LatentStatistics, row_priority
@@ -80,7 +80,7 @@ def read_rules(store: Store, start: int, given: GivenLabels | None = None) -> Ru
         form = form_of(vocabulary[token])
         inflected[token] = [form is not None and form.form == name for name in FORMS]
     numbers: dict[str, int] = {}
-    spelt = [text.strip().casefold() for text in vocabulary]
+    spelt = [spelled(text) for text in vocabulary]
     word_of = [numbers.setdefault(word, len(numbers)) if any(c.isalnum() for c in word) else -1 for word in spelt]
     labels: list[dict[str, Tensor]] = []
     first = start

@@ -100,7 +100,7 @@ class NearestRows:
 
         firing_frequency: of the rows, for ranks.
         """
-        rows, cosines = self.update_several(unit, firing_frequency)
+        rows, cosines = self._nearest_now(unit, *self._search(unit, firing_frequency))
         highest = cosines.max(1)
         return rows.gather(1, highest.indices[:, None])[:, 0], highest.values
 
@@ -108,6 +108,13 @@ class NearestRows:
         self, unit: Float[Tensor, "m d"], firing_frequency: Float[Tensor, " m"] | None = None
     ) -> tuple[Int[Tensor, "m several"], Float[Tensor, "m several"]]:
         """As `update`, all candidates of each row that were looked at again; -2 in place of those it lacks."""
+        candidates, known = self._search(unit, firing_frequency)
+        if self.ranked and self.parts > 1:
+            known = _once(candidates, known)
+        return self._nearest_now(unit, candidates, known)
+
+    def _search(self, unit: Tensor, firing_frequency: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Search one more part, the first time all; return candidates and their cosines as last seen, of ranks as now."""
         every = unit.to(product_dtype(unit, self.matmul_dtype))
         if self.candidates is None or self.cosines is None:
             shape = (len(unit), self.parts * min(self.per_part, len(unit)))
@@ -121,7 +128,10 @@ class NearestRows:
                 assert firing_frequency is not None
                 self.order = firing_frequency.argsort(descending=True, stable=True)
             self._search_part(every, self.candidates, self.cosines)
-        return self._nearest_now(unit, firing_frequency, self.candidates, self.cosines)
+        known = self.cosines
+        if self.ranked and firing_frequency is not None:
+            known = torch.where(firing_frequency[self.candidates] > firing_frequency[:, None], known, NO_COSINE)
+        return self.candidates, known
 
     def _search_part(self, every: Tensor, candidates: Tensor, cosines: Tensor) -> None:
         """Find every row's nearest in the part whose turn it is."""
@@ -141,19 +151,13 @@ class NearestRows:
             cosines[below, column], candidates[below, column] = cosine.to(cosines.dtype), below[where]
         self.turn = (turn + 1) % self.parts
 
-    def _nearest_now(
-        self, unit: Tensor, firing_frequency: Tensor | None, candidates: Tensor, cosines: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def _nearest_now(self, unit: Tensor, candidates: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
         """Look again at the highest candidates, remember what was seen, return them."""
-        known = cosines
-        if self.ranked and firing_frequency is not None:
-            known = torch.where(firing_frequency[candidates] > firing_frequency[:, None], cosines, NO_COSINE)
-        if self.ranked and self.parts > 1:
-            known = _once(candidates, known)
+        assert self.cosines is not None
         known, column = known.topk(min(RECHECKED_CANDIDATES, known.shape[1]), dim=1)
         rows = candidates.gather(1, column)
         now = torch.where(known > NO_COSINE, row_products(unit, unit, rows), NO_COSINE)
-        cosines.scatter_(1, column, torch.where(known > NO_COSINE, now, cosines.gather(1, column)))
+        self.cosines.scatter_(1, column, torch.where(known > NO_COSINE, now, self.cosines.gather(1, column)))
         return rows, now
 
     def state(self) -> dict[str, Tensor]:
