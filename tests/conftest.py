@@ -1,5 +1,6 @@
 """What tests share: a tiny random model on disk, a tiny store, a tiny SAE."""
 
+import hashlib
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach out; those about the hub set their own
@@ -91,10 +92,18 @@ def tiny_store(cache_settings, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def every_token_a_word():
-    """The tiny text has few words, of which hardly any is left for each side of a split."""
+def few_words():
+    """The tiny text has so few words that hardly any is left for each side of a split, and chance tells all of them: let
+    every token be a word, dealt out by a hash alone, and chance not be asked."""
+
+    def by_hash(words, labels, seed):
+        draws = torch.tensor([hashlib.sha256(f"{seed},{word}".encode()).digest()[0] for word in words])
+        return torch.bucketize(draws / 256, torch.tensor([0.64, 0.8]), right=True)
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sae_lm.concepts.rows.word_of", lambda token_id, vocabulary: str(token_id))
+        patch.setattr("sae_lm.concepts.rows.split_words", by_hash)
+        patch.setattr("sae_lm.concepts.probes.CHANCE", 0.0)
         yield
 
 

@@ -157,7 +157,7 @@ EVERY_SETTING = {
     },
     "compare": {
         "runs": "--runs", "out": "o", "hook": "3", "store": "hf://datasets/me/acts", "model": "none", "baseline": "none@k=8",
-        "tokens": 2, "ce_contexts": 1, "per_type": 2, "min_types": 3, "labels": "$HOME/`x`.csv", "contextual": False,
+        "tokens": 2, "ce_contexts": 1, "per_type": 2, "min_words": 3, "labels": "$HOME/`x`.csv", "contextual": False,
         "prompts": True, "probe_gate": 0.1, "split_gain": 0.2, "max_k": 4, "rank_latents": "f1", "equivalence": 0.01, "fvu_cost": "0.002,0.01", "narrower": "n", "composition": True,
         "controls": False, "seed": -5, "parallel": 2, "device": "cpu", "device_map": "balanced",
     },

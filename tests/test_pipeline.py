@@ -179,7 +179,7 @@ def report(half_held_out, tiny_model, tmp_path_factory):
         runs=half_held_out,
         out=out,
         model=str(tiny_model),
-        min_types=3,
+        min_words=1,
         probe_gate=0.5,
         per_type=20,
         ce_contexts=8,
@@ -276,7 +276,7 @@ def test_a_run_json_that_is_not_understood_is_one_sentence(runs, tmp_path, conte
 
 
 def test_concepts_that_one_part_of_the_split_lacks_are_skipped_with_the_reason(runs, tmp_path):
-    values = compare(comparing(runs, tmp_path, min_types=1, probe_gate=0.0))
+    values = compare(comparing(runs, tmp_path, min_words=1, probe_gate=0.0))
     assert any("no examples on both sides" in str(concept["skipped"]) for concept in values["concepts"])
 
 

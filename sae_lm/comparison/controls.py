@@ -17,7 +17,7 @@ from sae_lm.comparison.evaluate import OnConcepts, batch_rows, concept_means, fi
 from sae_lm.comparison.evaluation_set import EvaluationSet
 from sae_lm.comparison.outcomes import METRICS, PRIMARY
 from sae_lm.comparison.pairs import Reader, take_rows
-from sae_lm.concepts.rows import TEST
+from sae_lm.concepts.word_split import TEST
 from sae_lm.metrics.absorption import MainLatents, main_latents
 from sae_lm.metrics.codes import TokenCodes, firing_codes
 from sae_lm.metrics.false_alarms import OperatingPoint

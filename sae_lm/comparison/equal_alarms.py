@@ -2,8 +2,8 @@
 
 The rate of a concept is the mean over all SAEs of the baseline, as is the number of main latents (`common_counts`), and
 the baseline's own SAEs are brought to it as well: so no SAE is at an advantage for being the one the others are held
-to. The rate is taken on rows of training and validation types. Factors are taken on all rows without the concept, test
-types too: holes are counted on rows with it, so that no row sets a factor and is counted. On training rows alone, where
+to. The rate is taken on rows of training and validation words. Factors are taken on all rows without the concept, test
+words too: holes are counted on rows with it, so that no row sets a factor and is counted. On training rows alone, where
 main latents are chosen, they fire wrongly less often than elsewhere, in one arm more so than in another. Why it is done,
 and why by false alarms, is in `sae_lm.metrics.false_alarms`.
 """
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sae_lm.comparison.evaluate import BootstrapValues, batch_rows, concept_figures, type_means
 from sae_lm.comparison.evaluation_set import Candidates, EvaluationSet
-from sae_lm.concepts.rows import TEST
+from sae_lm.concepts.word_split import TEST
 from sae_lm.metrics.absorption import type_mean
 from sae_lm.metrics.codes import TokenCodes
 from sae_lm.metrics.false_alarms import (
@@ -43,7 +43,7 @@ def absent_rows(candidates: Candidates, evaluation_set: EvaluationSet) -> Bool[T
 def points_of_sae(
     codes: Sequence[TokenCodes], splits: Sequence[Split], evaluation_set: EvaluationSet
 ) -> list[list[OperatingPoint]]:
-    """Of one SAE as it is: for each concept in use its operating point with 1, 2, ... main latents, not on test types."""
+    """Of one SAE as it is: for each concept in use its operating point with 1, 2, ... main latents, not on test words."""
     points = []
     for candidates, split in zip(evaluation_set.candidates, splits, strict=True):
         rows = evaluation_set.sets[candidates.set].rows

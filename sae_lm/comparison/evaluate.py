@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sae_lm.comparison.evaluation_set import Candidates, EvaluationSet
-from sae_lm.concepts.rows import TEST
+from sae_lm.concepts.word_split import TEST
 from sae_lm.metrics.absorption import (
     Centre,
     ConceptAtSae,

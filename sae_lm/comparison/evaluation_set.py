@@ -18,7 +18,6 @@ from sae_lm.concepts.rows import (
     CONCEPTS,
     SEARCHED_PLACES,
     SPLIT_CONTEXTS,
-    TEST,
     ConceptRows,
     contextual_rows,
     inflected_rows,
@@ -27,6 +26,7 @@ from sae_lm.concepts.rows import (
 )
 from sae_lm.concepts.text_units import numbered, text_units
 from sae_lm.concepts.token_labels import read_labels
+from sae_lm.concepts.word_split import TEST
 from sae_lm.data.repeats import share_in_several
 from sae_lm.data.store import Store
 from sae_lm.errors import SettingsError, StoreError
@@ -191,6 +191,15 @@ def build_evaluation_set(
     labels = None if settings.labels is None else read_labels(settings.labels, store.vocabulary, CONCEPTS)
     if settings.prompts and model is None:
         raise SettingsError("prompts need the language model, and model is none; leave out one of them")
+    if (
+        settings.prompts
+        and not settings.contextual
+        and settings.per_type != CompareSettings.model_fields["per_type"].default
+    ):
+        raise SettingsError(
+            f"per_type is {settings.per_type}, and with --prompts --no-contextual no concept is looked for in the text; "
+            "leave it out"
+        )
     if settings.prompts:
         sets = [vocabulary_rows(model, hook, store, settings.seed, labels)]
     else:
@@ -204,7 +213,12 @@ def build_evaluation_set(
     candidates, probes = [], []
     for number, rows in enumerate(sets):
         _check_finite(rows.x if rows.row is None else rows.x[rows.row >= 0], store, hook)
-        fitted = fit_probes(rows, settings.min_types, settings.probe_gate, settings.seed)
+        if not torch.isfinite(rows.x).all():
+            raise SettingsError(
+                f"the language model gives NaN or infinity at {hook} on prompts of one token, and --prompts needs rows of "
+                "them; leave it out, or give --model as the store was cached from"
+            )
+        fitted = fit_probes(rows, settings.min_words, settings.probe_gate, settings.seed)
         used = [(column, probe) for column, probe in enumerate(fitted) if probe.skipped is None]
         if used and model is not None:
             scores = embedding_f1(rows, input_embeddings(model, rows), [column for column, _ in used])
@@ -237,9 +251,10 @@ def kinds_of_units(settings: CompareSettings, store: Store, runs: Runs) -> dict[
     start = runs.training["held_out_from_row"]
     tokens = store.tokens(start, columns=("document", "context"))
     document, context = tokens["document"], tokens["context"]
+    of_text = text_units(document, context).kind
     return {
         "held_out": text_units(document[: settings.tokens], context[: settings.tokens]).kind,
-        "concepts": text_units(document, context).kind,
+        "concepts": f"words, those of places by {of_text}" if settings.prompts else of_text,
         "split": text_units(document[-SEARCHED_PLACES:], context[-SEARCHED_PLACES:], SPLIT_CONTEXTS).kind,
     }
 
@@ -253,8 +268,8 @@ def _check_finite(values: Tensor, store: Store, hook: str) -> None:
 
 
 def _documents_of(rows: ConceptRows, unit: Tensor, start: int) -> Tensor:
-    """The document or block of each row; one that is not from the store is a unit of its own."""
-    own = -1 - torch.arange(len(rows.x))
+    """The document or block of each row; of one that is not from the store its word."""
+    own = -1 - rows.words
     if rows.row is None:
         return own
     return torch.where(rows.row < 0, own, unit[(rows.row - start).clamp_min(0)])

@@ -154,12 +154,12 @@ def _finding(arm: str, metrics: Differences, seeds: int) -> str:
 
 
 def _doubts(metrics: Differences) -> list[str]:
-    """What could make the verdict on holes: false alarms that are not equal on test types, and firing where the probe
+    """What could make the verdict on holes: false alarms that are not equal on test words, and firing where the probe
     alone says yes, which no false alarm counts."""
     holes, alarms, precision = (metrics[key] for key in ("equal_hole_rate", "equal_false_alarms", "equal_precision"))
     way, doubts = alarms["verdict"], []
     if way in CLAIMS and holes["verdict"] in (*CLAIMS, "equivalent") and way != holes["verdict"]:
-        doubts.append(f"false alarms on the types where holes are counted are {way} by {abs(alarms['mean'] or 0):.3f}")
+        doubts.append(f"false alarms on the words where holes are counted are {way} by {abs(alarms['mean'] or 0):.3f}")
     if holes["verdict"] == precision["verdict"] == "lower":
         doubts.append(f"precision there is lower by {abs(precision['mean'] or 0):.3f}")
     return doubts

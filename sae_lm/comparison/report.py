@@ -148,7 +148,7 @@ def _missing(store: Store, runs: Runs, measured: Measured) -> list[str]:
         reasons = Counter(str(probe.skipped) for probe in measured.probes).most_common(1)
         sentences.append(
             f"Splitting and absorption are not measured: none of the {len(measured.probes)} concepts passed its gate "
-            f"(most often: {reasons[0][0]}); hold out more text, or lower --min-types or --probe-gate."
+            f"(most often: {reasons[0][0]}); hold out more text, or lower --min-words or --probe-gate."
             if reasons
             else "Splitting and absorption are not measured: there are no concepts."
         )
@@ -180,6 +180,8 @@ def _concept(probe: Probe) -> ConceptEntry:
         "name": probe.name,
         "kind": probe.kind,
         "types": probe.types,
+        "words": probe.words,
+        "test_words": probe.test_words,
         "rows": probe.rows,
         "probe_f1": probe.f1,
         "permuted_f1": probe.permuted_f1,

@@ -7,8 +7,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sae_lm.concepts.probes import f1, logistic
-from sae_lm.concepts.rows import TEST, TRAIN, ConceptRows
+from sae_lm.concepts.rows import ConceptRows
+from sae_lm.concepts.word_split import TEST, TRAIN
 from sae_lm.lm.device_map import input_device
+
+NO_LOGIT = 0.01
+"""What a logit has to exceed for yes. measured: where an embedding says nothing it is 0, and up to .002 away from it where
+another concept is fitted beside it."""
 
 
 def input_embeddings(model: Any, rows: ConceptRows) -> Float[Tensor, "n width"]:
@@ -24,14 +29,14 @@ def input_embeddings(model: Any, rows: ConceptRows) -> Float[Tensor, "n width"]:
 
 
 def embedding_f1(rows: ConceptRows, embeddings: Float[Tensor, "n width"], used: Sequence[int]) -> list[float]:
-    """F1 on test types of a probe on these embeddings, for some concepts (columns of ``rows.labels``).
+    """F1 on test words of a probe on these embeddings, for some concepts (columns of ``rows.labels``).
 
     The probe is fitted as that on activations, on the same rows. Where it does as well, the concept may be no more than
     the token's identity. A contextual concept has three rows of the same token type without it for each with it, so
-    that an embedding says nothing: .4 is then the F1 of calling every row positive.
+    that an embedding says nothing: the logit is 0 but for rounding, no row is called positive, and the F1 is 0.
     """
     train, test = rows.subset == TRAIN, rows.subset == TEST
     labels = rows.labels[:, list(used)]
     weight, bias = logistic(embeddings[train], labels[train])
-    predicted = embeddings[test] @ weight + bias > 0
+    predicted = embeddings[test] @ weight + bias > NO_LOGIT
     return [f1(predicted[:, c], labels[test, c]) for c in range(len(used))]

@@ -1,19 +1,23 @@
 """Linear probes: whether a concept can be read off the rows at all, and by which direction."""
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from sae_lm.concepts.rows import MOMENT_ROWS, TEST, TRAIN, VALIDATION, ConceptRows
+from sae_lm.concepts.rows import MOMENT_ROWS, ConceptRows
+from sae_lm.concepts.word_split import TEST, TRAIN, VALIDATION
 from sae_lm.runtime.seeds import derive
 
 PROBE_L2 = 1e-3
 """Weight of 0.5 ||w||^2 beside the mean balanced loss, rows scaled to mean squared norm d_in."""
 PROBE_ITERATIONS = 60
 """Steps of L-BFGS at most."""
+PERMUTATIONS, CHANCE = 200, 0.99
+"""Permutations of the test's labels, and the share of them whose F1 a probe has to exceed."""
 
 
 class Probe(NamedTuple):
@@ -24,12 +28,16 @@ class Probe(NamedTuple):
     """token, csv or contextual"""
     types: int
     """positive token types among the rows"""
+    words: int
+    """positive words"""
+    test_words: int
+    """those of them on the test's side"""
     rows: int
     """positive rows"""
     f1: float
-    """on test types; NaN where none was fitted"""
+    """on test words; NaN where none was fitted"""
     permuted_f1: float
-    """the same of a probe of permuted labels: what the gate must keep out"""
+    """what its answers score by labels that mean nothing, in the best of a hundred permutations (`permuted_f1`)"""
     weight: Float[Tensor, " d_in"]
     """direction in the space of raw activations"""
     bias: float
@@ -39,55 +47,82 @@ class Probe(NamedTuple):
     """of a probe on the token's input embedding alone (`sae_lm.concepts.embedding`); NaN where there is none"""
 
 
-def fit_probes(rows: ConceptRows, min_types: int, gate: float, seed: int = 0) -> list[Probe]:
-    """L2-regularised, class-balanced logistic regressions, and beside each its control: the same on permuted labels.
+def fit_probes(rows: ConceptRows, min_words: int, gate: float, seed: int = 0) -> list[Probe]:
+    """L2-regularised, class-balanced logistic regressions, and what their answers score by permuted labels.
 
-    Concepts with too few examples are not fitted.
+    Concepts with too few words are not fitted.
     """
-    types = [len(rows.token_id[rows.labels[:, c]].unique()) for c in range(len(rows.names))]
-    reasons = [_too_few(rows, c, types[c], min_types) for c in range(len(rows.names))]
+    has = [rows.labels[:, c] for c in range(len(rows.names))]
+    of_test = [len(rows.words[labels & (rows.subset == TEST)].unique()) for labels in has]
+    reasons = [_too_few(rows, c, of_test[c], min_words) for c in range(len(rows.names))]
     fitted = [c for c, reason in enumerate(reasons) if reason is None]
-    labels = torch.cat([rows.labels[:, fitted], permuted(rows, seed)[:, fitted]], 1)
     train, test = rows.subset == TRAIN, rows.subset == TEST
-    weight, bias = logistic(rows.x[train], labels[train])
-    predicted = rows.x[test] @ weight + bias > 0
-    scores = [f1(predicted[:, c], labels[test, c]) for c in range(labels.shape[1])]
+    weight, bias = logistic(rows.x[train], rows.labels[train][:, fitted])
+    predicted, labels = rows.x[test] @ weight + bias > 0, rows.labels[test][:, fitted]
+    meaningless = permuted_f1(rows, predicted, fitted, seed)
     column = {c: place for place, c in enumerate(fitted)}
     probes = []
     for c, name in enumerate(rows.names):
-        score = permuted_f1 = float("nan")
+        score = by_chance = math.nan
         direction, offset, reason = torch.zeros(rows.x.shape[1]), 0.0, reasons[c]
         if c in column:
-            score, permuted_f1 = scores[column[c]], scores[len(fitted) + column[c]]
-            direction, offset = weight[:, column[c]].clone(), float(bias[column[c]])
+            place = column[c]
+            score, by_chance = f1(predicted[:, place], labels[:, place]), meaningless[place]
+            direction, offset = weight[:, place].clone(), float(bias[place])
             if score < gate:
                 reason = f"probe F1 {score:.2f} on unseen words, below {gate:g}"
-            elif permuted_f1 >= gate:
-                reason = f"probe F1 {permuted_f1:.2f} on permuted labels too, not below {gate:g}"
-        kind = rows.kinds[c] if rows.kinds else "token"
-        positive = int(rows.labels[:, c].sum())
-        probes.append(Probe(name, kind, types[c], positive, score, permuted_f1, direction, offset, reason))
+            elif score <= by_chance:
+                reason = f"probe F1 {score:.2f} on unseen words, no more than by permuted labels"
+        kind, types = rows.kinds[c] if rows.kinds else "token", len(rows.token_id[has[c]].unique())
+        words, positive = len(rows.words[has[c]].unique()), int(has[c].sum())
+        probes.append(
+            Probe(name, kind, types, words, of_test[c], positive, score, by_chance, direction, offset, reason)
+        )
     return probes
 
 
-def _too_few(rows: ConceptRows, concept: int, types: int, min_types: int) -> str | None:
+def _too_few(rows: ConceptRows, concept: int, test_words: int, min_words: int) -> str | None:
     """Why a concept cannot be fitted and scored, or None."""
-    if types < min_types:
-        return f"{types} token type{'s' * (types != 1)}, fewer than {min_types}"
-    if any(len(rows.labels[rows.subset == subset, concept].unique()) < 2 for subset in (TRAIN, VALIDATION, TEST)):
-        return "no examples on both sides in train, validation and test types"
+    if test_words < min_words:
+        return f"{test_words} word{'s' * (test_words != 1)} to be tested on, fewer than {min_words}"
+    for side, name in ((TRAIN, "train"), (VALIDATION, "validation"), (TEST, "test")):
+        labels = rows.labels[rows.subset == side, concept]
+        if not labels.any() or labels.all():
+            return f"no {name} word {'without' if len(labels) and labels.all() else 'with'} it"
     return None
 
 
-def permuted(rows: ConceptRows, seed: int) -> Bool[Tensor, "n concepts"]:
-    """Labels that mean nothing: each token type has those of a random other, each row where concepts are contextual."""
+def permuted_f1(
+    rows: ConceptRows, predicted: Bool[Tensor, "n_test fitted"], fitted: Sequence[int], seed: int
+) -> list[float]:
+    """F1 of these answers on the test's rows by labels without meaning, at the quantile `CHANCE` of `PERMUTATIONS`.
+
+    Whole words change places, for what is alike of a word's spellings would else count as often as it has of them: each
+    has the labels of another, one spelling after the other. Of contextual concepts rows do, as a type has both labels.
+    """
+    test = rows.subset == TEST
+    labels = rows.labels[test][:, fitted]
+    if not len(labels) or not fitted:
+        return [math.nan] * len(fitted)
+    contextual = "contextual" in rows.kinds
+    unit = torch.arange(len(labels)) if contextual else rows.words[test]
+    spelling = unit if contextual else rows.token_id[test]
+    pairs, kind = torch.stack([unit, spelling]).unique(dim=1, return_inverse=True)  # in order of their units
+    said = torch.zeros(pairs.shape[1], len(fitted)).index_add_(0, kind, predicted.float())
+    of_kind = torch.bincount(kind, minlength=pairs.shape[1]).float()
+    label = torch.zeros(pairs.shape[1], len(fitted))
+    label[kind] = labels.float()
+    _, number, sizes = pairs[0].unique_consecutive(return_inverse=True, return_counts=True)
+    first = sizes.cumsum(0) - sizes
+    rank = torch.arange(len(number)) - first[number]
     generator = torch.Generator().manual_seed(derive("permuted labels", seed))
-    if "contextual" in rows.kinds:
-        return rows.labels[torch.randperm(len(rows.labels), generator=generator)]
-    types, kind = rows.token_id.unique(return_inverse=True)
-    of_type = torch.zeros(len(types), rows.labels.shape[1], dtype=torch.bool)
-    of_type[kind] = rows.labels
-    return of_type[torch.randperm(len(types), generator=generator)][kind]
+    scores = []
+    for _ in range(PERMUTATIONS):
+        other = torch.randperm(len(sizes), generator=generator)[number]
+        of_other = label[first[other] + rank % sizes[other]]
+        found, actual = (said * of_other).sum(0), of_kind @ of_other
+        scores.append(2 * found / (said.sum(0) + actual).clamp_min(1))
+    return torch.stack(scores).quantile(CHANCE, dim=0).tolist()
 
 
 def logistic(

@@ -1,29 +1,25 @@
 """Rows of activations labelled by concept, sampled from a store or made from a vocabulary's tokens.
 
 A concept is a property of the token a row belongs to (capitalised, a digit, in a user's list, ...), or of its place
-(inside brackets, first on its line, ...). Rows are split by WORD, so that a probe cannot pass by remembering any: words
-are hashed into train, validation and test, alike for all concepts. A word is all token types that are spelled alike but
-for case and spaces around. Measured on SmolLM2, with types split one by one: on eight labels of 25 random words each a
-probe had F1 .36 to .62 on types it had not seen, whose other spellings it had. Split by word it has .00 to .02.
+(inside brackets, first on its line, ...). Rows are split by WORD (`sae_lm.concepts.word_split`), so that a probe cannot
+pass by remembering any.
 
 Contextual concepts are harder to sample honestly, in two ways. A type says much about its places ("The" begins
 lines, "the" does not), and that generalises to other types (capitalised, no leading space), so splitting by word
 does not keep a probe from reading it. Therefore every type has `NEGATIVES` rows without the concept for each with it,
 and the token says nothing at all. And neighbours share what is around them, so that a row's twin in the same
 brackets could be learned by heart; therefore documents are split as well, and a row is used where its word and its
-document are on the same side. Measured on the embedded model, F1 on unseen words is up to .09 higher in the documents
-of the training rows than in others. Where documents are few, blocks of contexts are split in their place
+document are on the same side. Measured on the embedded model, with types split one by one: F1 on unseen types was up to
+.09 higher in the documents of the training rows than in others. Where documents are few, blocks of contexts are split in their place
 (`sae_lm.concepts.text_units`), and of a block that goes on from one on another side the first context is left out.
 What is not matched is the position: tokens are repeated late in a context.
 
-Inflected words have rows of their own, of listed words alone, so that a concept is not "a word and no comma"; here the
-split is by lemma, so that "dog" and "dogs" are on one side.
+Inflected words have rows of their own, of listed words alone, so that a concept is not "a word and no comma".
 
-A concept is used only if it has enough types, its probe finds it on unseen words, and a probe of permuted labels
-does not; those that are not say why.
+A concept is used only if enough words have it, its probe finds it on unseen ones, and better than labels without meaning
+are found; those that are not say why.
 """
 
-import hashlib
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,15 +29,15 @@ from torch import Tensor
 
 from sae_lm.concepts.context_labels import CONTEXTUAL, contextual_labels
 from sae_lm.concepts.text_units import text_units
-from sae_lm.concepts.token_labels import LABELS, GivenLabels, label_table, spelled
+from sae_lm.concepts.token_labels import LABELS, GivenLabels, label_table
 from sae_lm.concepts.word_forms import FORMS, form_of
+from sae_lm.concepts.word_split import split_words, word_of
 from sae_lm.data.store import Store
 from sae_lm.lm.device_map import input_device
 from sae_lm.runtime.seeds import derive
 
 CONCEPTS = (*LABELS, *CONTEXTUAL, *FORMS)
 """Names of the concepts that are looked for without a user's labels, which may have none of these."""
-TRAIN, VALIDATION, TEST = 0, 1, 2
 SEARCHED_ROWS, SAMPLED_ROWS = 4_000_000, 65_536
 """Rows looked through for occurrences of tokens, from the store's end; rows kept, at most."""
 SEARCHED_PLACES, CONTEXTUAL_ROWS = 1_000_000, 8192
@@ -70,18 +66,13 @@ class ConceptRows(NamedTuple):
     """row numbers in the store, -1 for what is not from it"""
     child: dict[int, str] | None = None
     """token id -> what it counts as when the report names the child a latent fires on: its lemma, or what a user wants"""
+    word: Int[Tensor, " n"] | None = None
+    """number of the row's word; None: each token type is one"""
 
-
-def word_of(token_id: int, vocabulary: list[str]) -> str:
-    """What a token is spelled like without case and spaces around; of spaces alone, or parts of a character, its number."""
-    word = spelled(vocabulary[token_id])
-    return str(token_id) if not word or "\N{REPLACEMENT CHARACTER}" in word else word
-
-
-def word_subset(word: str, seed: int) -> int:
-    """64% of words (or of lemmas) train, 16% validation, 20% test, by hash."""
-    draw = hashlib.sha256(f"{seed},{word}".encode()).digest()[0] / 256
-    return TRAIN if draw < 0.64 else VALIDATION if draw < 0.80 else TEST
+    @property
+    def words(self) -> Int[Tensor, " n"]:
+        """Number of each row's word."""
+        return self.token_id if self.word is None else self.word
 
 
 def document_subsets(document: Int[Tensor, " n"], seed: int) -> Int[Tensor, " n"]:
@@ -127,7 +118,9 @@ def vocabulary_rows(
 
     recipe = store.manifest.recipe
     special = (recipe.bos, recipe.separator, *recipe.other_special)
-    tokens = torch.tensor([token for token, text in enumerate(store.vocabulary) if text and token not in special])
+    part = "\N{REPLACEMENT CHARACTER}"  # a part of a character, or a byte that text never has
+    texts = enumerate(store.vocabulary)
+    tokens = torch.tensor([token for token, text in texts if text and text != part and token not in special])
     generator = torch.Generator().manual_seed(derive("vocabulary rows", seed))
     tokens = tokens[torch.randperm(len(tokens), generator=generator)[:limit]].sort().values
     prompts = (
@@ -142,21 +135,29 @@ def vocabulary_rows(
 def _token_rows(
     vocabulary: list[str], x: Tensor, token_id: Tensor, row: Tensor, seed: int, given: GivenLabels | None
 ) -> ConceptRows:
-    types = token_id.unique().tolist()
-    labels, names, kinds = label_table(vocabulary, types, given)
-    subset = _word_subsets(token_id, vocabulary, seed)
-    return ConceptRows(x, token_id, labels[token_id], subset, names, kinds, row, given and given.child)
+    table, names, kinds = label_table(vocabulary, token_id.unique().tolist(), given)
+    subset, word = _split(token_id, vocabulary, table, seed)
+    return ConceptRows(x, token_id, table[token_id], subset, names, kinds, row, given and given.child, word)
 
 
-def _word_subsets(token_id: Tensor, vocabulary: list[str], seed: int) -> Tensor:
-    subset = torch.zeros(len(vocabulary), dtype=torch.long)
-    for token in token_id.unique().tolist():
-        subset[token] = word_subset(word_of(token, vocabulary), seed)
-    return subset[token_id]
+def _split(
+    token_id: Int[Tensor, " n"], vocabulary: list[str], table: Bool[Tensor, "vocabulary concepts"], seed: int
+) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"]]:
+    """Which side each row is on, and the number of its word. table: labels by token id, of what words are split by."""
+    types = token_id.unique()
+    found = [word_of(token, vocabulary) for token in types.tolist()]
+    words = sorted(set(found))
+    number = {word: place for place, word in enumerate(words)}
+    of_type = torch.tensor([number[word] for word in found], dtype=torch.long)
+    labels = torch.zeros(len(words), table.shape[1], dtype=torch.int32).index_add_(0, of_type, table[types].int()) > 0
+    of_token = torch.zeros(len(vocabulary), dtype=torch.long)
+    of_token[types] = of_type
+    word = of_token[token_id]
+    return split_words(words, labels, seed)[word], word
 
 
 def inflected_rows(rows: ConceptRows, vocabulary: list[str], seed: int) -> ConceptRows:
-    """The concepts of `FORMS` on those of some sampled rows whose token is a listed word; split by lemma.
+    """The concepts of `FORMS` on those of some sampled rows whose token is a listed word.
 
     A word's child is its lemma, unless a user gave it another.
     """
@@ -164,21 +165,21 @@ def inflected_rows(rows: ConceptRows, vocabulary: list[str], seed: int) -> Conce
     known = torch.zeros(len(vocabulary), dtype=torch.bool)
     known[list(forms)] = True
     table = torch.zeros(len(vocabulary), len(FORMS), dtype=torch.bool)
-    subset = torch.zeros(len(vocabulary), dtype=torch.long)
     for token, form in forms.items():
         table[token] = torch.tensor([form.form == name for name in FORMS])
-        subset[token] = word_subset(form.lemma, seed)
     chosen = known[rows.token_id].nonzero().flatten()
     token_id = rows.token_id[chosen]
+    subset, word = _split(token_id, vocabulary, table, seed)
     return ConceptRows(
         x=rows.x[chosen],
         token_id=token_id,
         labels=table[token_id],
-        subset=subset[token_id],
+        subset=subset,
         names=list(FORMS),
         kinds=("token",) * len(FORMS),
         row=None if rows.row is None else rows.row[chosen],
         child={token: form.lemma for token, form in forms.items()} | (rows.child or {}),
+        word=word,
     )
 
 
@@ -196,7 +197,7 @@ def contextual_rows(
     if not len(token_id):
         return []
     labels = labels_in_context(store, tokens)
-    subset = _word_subsets(token_id, store.vocabulary, seed)
+    subset, word = _split(token_id, store.vocabulary, torch.zeros(len(store.vocabulary), 0, dtype=torch.bool), seed)
     eligible = subset == _text_subsets(tokens, seed)
     chosen = [
         sample_matched(token_id, label, eligible, per_type, derive("contextual rows", name, seed))
@@ -213,6 +214,7 @@ def contextual_rows(
             kinds=("contextual",),
             row=start + rows,
             child=given and given.child,
+            word=word[rows],
         )
         for rows_x, rows, (name, label) in zip(x, chosen, labels.items(), strict=True)
     ]

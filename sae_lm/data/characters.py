@@ -48,13 +48,12 @@ def partial_tokens(tokenizer: Any, vocabulary: Sequence[str]) -> dict[int, bytes
     found = {}
     for token, piece in zip(unclear, tokenizer.convert_ids_to_tokens(unclear), strict=True):
         if len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">"):
-            raw = bytes([int(piece[3:5], 16)])
-        elif all(character in BYTES for character in piece):
-            raw = bytes(BYTES[character] for character in piece)
-        else:
+            found[token] = bytes([int(piece[3:5], 16)])
             continue
-        if raw.decode("utf-8", "replace") == vocabulary[token] and not _is_text(raw):
-            found[token] = raw
+        if all(character in BYTES for character in piece):
+            raw = bytes(BYTES[character] for character in piece)
+            if raw.decode("utf-8", "replace") == vocabulary[token] and not _is_text(raw):
+                found[token] = raw
     return found
 
 

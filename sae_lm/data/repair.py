@@ -69,6 +69,7 @@ def repair(
                 write_partial(store, partial_tokens(tokenizer, words))
             else:
                 write_json(store / name, words)
+            manifest.files[name] = file_record(store / name)  # a later version may name some tokens otherwise
             lines.append(f"{name}: written again")
     if "stats.safetensors" in damaged or lines:
         stats = statistics(store, recipe, len(manifest.shards))

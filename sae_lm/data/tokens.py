@@ -313,19 +313,26 @@ def _batches(source: Iterator[tuple[int, Piece]]) -> Iterator[list[tuple[int, Pi
 def vocabulary(tokenizer: Any, size: int) -> list[str]:
     """The text each token id stands for, leading space included; ids beyond the tokenizer are empty.
 
-    Decoding one id loses the leading space of SentencePiece pieces, so those are read from the
-    piece itself. Pieces that are part of a character show as U+FFFD.
+    Decoding one id loses the leading space of SentencePiece pieces, so those are read from the piece itself; WordPiece
+    marks what goes on instead of what begins. Pieces that are part of a character show as U+FFFD, and so does a byte
+    that stands for a character which has a piece of its own: text never has it.
     """
     pieces = tokenizer.convert_ids_to_tokens(list(range(min(size, len(tokenizer)))))
     sentence_piece = any(piece is not None and piece.startswith("\u2581") for piece in pieces)
+    word_piece = type(getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)).__name__ == "WordPiece"
+    known, special = set(pieces), set(tokenizer.all_special_tokens) if word_piece else set()
     texts = []
     for index, piece in enumerate(pieces):
         if piece is None:
             texts.append("")
         elif sentence_piece and len(piece) == 6 and piece.startswith("<0x"):
-            texts.append(bytes([int(piece[3:5], 16)]).decode("utf-8", "replace"))
+            text = bytes([int(piece[3:5], 16)]).decode("utf-8", "replace")
+            texts.append("\N{REPLACEMENT CHARACTER}" if text.replace(" ", "\u2581") in known else text)
         elif sentence_piece:
             texts.append(piece.replace("\u2581", " "))
+        elif word_piece and piece not in special:
+            goes_on = piece.startswith("##") and len(piece) > 2
+            texts.append(piece[2:] if goes_on else f" {piece}" if piece[:1].isalnum() else piece)
         else:
             texts.append(tokenizer.decode([index], clean_up_tokenization_spaces=False))
     return texts + [""] * (size - len(texts))

@@ -1,7 +1,7 @@
 """Feature absorption: how often a concept's own latents stay silent while another latent carries the concept.
 
 A hole is a candidate row on which all main latents are silent: a false negative of theirs where the probe says yes.
-Candidates are rows of unseen token types that have the concept and whose probe says so. The scores
+Candidates are rows of unseen words that have the concept and whose probe says so. The scores
 are those of SAEBench 0.6.0 (feature_absorption_calculator.py), with latent strengths z_i ||d_i|| so
 that decoders of any norm give the same. A penalty on decoder cosines can push an absorber under the
 cosine gates while the hole stays; therefore the hole rate, which sees no geometry, stands beside

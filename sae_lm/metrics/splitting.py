@@ -3,7 +3,7 @@
 The rule of sae-spelling (Chanin et al. 2024, 2409.14507; k_sparse_probing.py there): rank latents
 by an L1 probe, fit logistic regressions on the top 1, 2, ... of them, and count a further latent as
 a split while it adds more than ``gain`` to the F1. differs: the F1 that selects is taken on
-validation types, so that test types stay unseen (SAEBench selects on the set it then scores);
+validation words, so that test words stay unseen (SAEBench selects on the set it then scores);
 strengths are divided by their mean, so that the probe's fixed learning rate and the regressions' fixed
 penalty suit every model, in whatever units its activations are; and
 the regressions are solved to their optimum, where scikit-learn's stop a little before it.
@@ -18,7 +18,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sae_lm.concepts.probes import f1
-from sae_lm.concepts.rows import TEST, TRAIN, VALIDATION, ConceptRows
+from sae_lm.concepts.rows import ConceptRows
+from sae_lm.concepts.word_split import TEST, TRAIN, VALIDATION
 from sae_lm.metrics.codes import TokenCodes
 from sae_lm.runtime.seeds import derive
 
@@ -42,7 +43,7 @@ class Split(NamedTuple):
     f1_by_k: list[float]
     """validation F1 with the top 1, 2, ... latents, up to the first that failed to add"""
     test_f1_by_k: list[float]
-    """F1 on test types with the top 1, 2, ... latents, for all of the ranking"""
+    """F1 on test words with the top 1, 2, ... latents, for all of the ranking"""
 
 
 def l1_probe(

@@ -109,8 +109,8 @@ def text_table(report: Report) -> str:
         lines += ["", *(line for order in grades["orders"] for line in _wrap(f"control: {order['sentence']}"))]
         lines += [line for remark in grades["remarks"] for line in _wrap(f"control: {remark}")]
     used = [concept for concept in report["concepts"] if concept["skipped"] is None]
-    names = ", ".join(f"{c['name']} ({number(c['probe_f1'], 2)}, {c['types']})" for c in used) or "none"
-    lines += ["", *_wrap(f"concepts used (probe F1, token types), {len(used)} of {len(report['concepts'])}: {names}")]
+    names = ", ".join(f"{c['name']} ({number(c['probe_f1'], 2)}, {c['test_words']})" for c in used) or "none"
+    lines += ["", *_wrap(f"concepts used (probe F1, words tested), {len(used)} of {len(report['concepts'])}: {names}")]
     reasons = "; ".join(f"{count} ({reason})" for reason, count in skipped_reasons(report).most_common())
     return "\n".join(lines + (_wrap(f"skipped: {reasons}") if reasons else []))
 

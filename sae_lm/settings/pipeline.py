@@ -193,8 +193,8 @@ class CompareSettings(Settings):
     """held-out contexts for the cross-entropy; at most"""
     per_type: Count = 16
     """occurrences per token type in the concept data; at most"""
-    min_types: Count = 50
-    """positive token types a concept needs"""
+    min_words: Count = 8
+    """words with a concept that it needs for its test, a fifth of all there are"""
     labels: Path | None = None
     """CSV file of further concepts: columns token (exact text) or string, label, and if wanted child"""
     contextual: bool = True
@@ -202,7 +202,7 @@ class CompareSettings(Settings):
     prompts: bool = False
     """token concepts on prompts of BOS and one token each (the vocabulary, or 65,536 of it) instead of on the held-out text"""
     probe_gate: Share = 0.6
-    """F1 on unseen token types a concept's probe needs"""
+    """F1 on unseen words a concept's probe needs"""
     split_gain: Share = 0.03
     """F1 a further latent must add to count as a split (tau of the sae-spelling rule)"""
     max_k: Count = 10

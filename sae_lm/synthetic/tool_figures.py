@@ -18,7 +18,8 @@ from sae_lm.comparison.equal_alarms import all_concept_figures, common_points, p
 from sae_lm.comparison.evaluate import common_counts, concept_means, sae_codes, sae_splits
 from sae_lm.comparison.evaluation_set import ConceptSet, Documents, EvaluationSet, SampleSums, find_candidates
 from sae_lm.concepts.probes import fit_probes
-from sae_lm.concepts.rows import TEST, TRAIN, VALIDATION, ConceptRows
+from sae_lm.concepts.rows import ConceptRows
+from sae_lm.concepts.word_split import TEST, TRAIN, VALIDATION
 from sae_lm.metrics.splitting import Ranker, l1_probe
 from sae_lm.sae.model import SAE, SaeConfig
 from sae_lm.synthetic.batched_training import Saes

@@ -150,7 +150,7 @@ def compared(folder: str, tokens: int, latents: int, per_type: int, seeds: int) 
                 per_type=per_type,
                 ce_contexts=24,
                 probe_gate=0.5,
-                min_types=20,
+                min_words=4,
             )
         )
     used = [concept for concept in report["concepts"] if concept["skipped"] is None]

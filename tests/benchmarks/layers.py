@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("stores", type=Path, nargs="+")
     parser.add_argument("--hooks", nargs="+", help="default: all of the store")
     parser.add_argument("--per-type", type=int, default=16)
-    parser.add_argument("--min-types", type=int, default=50)
+    parser.add_argument("--min-words", type=int, default=8)
     parser.add_argument("--gate", type=float, default=0.6)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--merged", type=Path, default=Path("merged"), help="where several stores are laid end to end")
@@ -62,7 +62,7 @@ def probed(store: Store, hook: str, options: argparse.Namespace) -> list[Probe]:
     sampled = sample_rows(store, hook, 0, options.per_type, options.seed)
     sets = [sampled, inflected_rows(sampled, store.vocabulary, options.seed)]
     sets += contextual_rows(store, hook, 0, options.per_type, options.seed)
-    return [probe for rows in sets for probe in fit_probes(rows, options.min_types, options.gate, options.seed)]
+    return [probe for rows in sets for probe in fit_probes(rows, options.min_words, options.gate, options.seed)]
 
 
 def told(probe: Probe) -> dict[str, Any]:

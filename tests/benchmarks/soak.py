@@ -150,7 +150,7 @@ def one_round(folder: Path, number: int) -> None:
         )
         sae_lm.compare(
             sae_lm.CompareSettings(
-                runs=runs, tokens=400, ce_contexts=4, per_type=4, min_types=3, controls=False, device="cpu",
+                runs=runs, tokens=400, ce_contexts=4, per_type=4, min_words=1, controls=False, device="cpu",
                 out=folder / "report",
             )
         )  # fmt: skip

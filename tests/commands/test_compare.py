@@ -42,7 +42,7 @@ def no_figures(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def runs(tiny_store, tmp_path_factory, every_token_a_word):
+def runs(tiny_store, tmp_path_factory, few_words):
     return two_arms(tiny_store, tmp_path_factory.mktemp("runs") / "tiny")
 
 
@@ -194,7 +194,7 @@ def test_ranked_twice_both_figures_are_those_of_either_ranking_alone(runs, tmp_p
 
 
 def test_without_any_concept_the_rest_is_reported_and_labelled(runs, tmp_path):
-    values = compare(comparing(runs, tmp_path, min_types=10_000))
+    values = compare(comparing(runs, tmp_path, min_words=10_000))
     warning = values["warning"]  # these SAEs hardly left their start
     assert values["answer"].startswith(f"{warning} No claim on splitting or absorption")
     assert any("none of the" in said and "passed its gate" in said for said in values["partial"])
@@ -204,7 +204,7 @@ def test_without_any_concept_the_rest_is_reported_and_labelled(runs, tmp_path):
 def test_one_seed_and_a_missing_one_make_a_partial_report(runs, tmp_path):
     copy = shutil.copytree(runs, tmp_path / "runs")
     shutil.rmtree(copy / "max_cos_0.5@k=6-seed1")
-    values = compare(comparing(copy, tmp_path / "out", min_types=10_000))
+    values = compare(comparing(copy, tmp_path / "out", min_words=10_000))
     assert values["seeds"] == [0] and "max_cos_0.5@k=6-seed1 missing" in values["partial"][0]
     assert values["differences"] and {d["verdict"] for d in values["differences"]} == {"no claim"}
     assert [g["to_seed"] for g in values["genealogy"]] == [0, 0, 0]
@@ -292,7 +292,7 @@ def test_a_folder_that_takes_no_files_is_told_before_the_work(runs, monkeypatch)
 
 
 def test_a_report_is_of_one_comparison_whenever_it_is_interrupted(runs, tmp_path, monkeypatch):
-    first = comparing(runs, tmp_path / "out", min_types=10_000)
+    first = comparing(runs, tmp_path / "out", min_words=10_000)
     compare(first)
     (first.out / "figures" / "differences.png").write_bytes(b"of an earlier report")
     (first.out / "figures" / "mine.png").write_bytes(b"mine")
@@ -365,14 +365,15 @@ def test_rows_that_were_damaged_since_they_were_cached_are_told(runs, tiny_store
     with pytest.raises(
         StoreError, match=f"{copy} is damaged: rows of {HOOK} hold NaN .*; run sae-lm verify .* --repair"
     ):
-        compare(comparing(runs, tmp_path / "out", store=copy, model=str(tiny_model), prompts=prompts))
+        values = {"prompts": True, "per_type": 16} if prompts else {}
+        compare(comparing(runs, tmp_path / "out", store=copy, model=str(tiny_model), **values))
 
 
 def test_tokens_without_a_row_have_no_part_in_the_cross_entropy(cache_settings, tiny_model, tmp_path):
     folder = cache(cache_settings(tmp_path / "store", hooks=(HOOK,), tokens=1500, drop_sinks=1.1))
     settings = {"hook": HOOK, "d_sae": 32, "k": 4, "tokens": 640, "batch_size": 64, "held_out": 0.5}
     runs = train(TrainSettings(store=folder, arms="none", seeds=1, out=tmp_path / "runs", **settings))
-    told = compare(comparing(runs, tmp_path / "out", model=str(tiny_model), min_types=10_000, ce_contexts=10**6))
+    told = compare(comparing(runs, tmp_path / "out", model=str(tiny_model), min_words=10_000, ce_contexts=10**6))
     store = sae_lm.open_store(folder)
     first = told["training"]["held_out_from_context"]
     predicting = ~store.rowless(first, store.manifest.contexts)[:, :-1]

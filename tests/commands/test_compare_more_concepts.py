@@ -25,7 +25,7 @@ def no_figures(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def runs(tiny_store, tmp_path_factory, every_token_a_word):
+def runs(tiny_store, tmp_path_factory, few_words):
     return two_arms(tiny_store, tmp_path_factory.mktemp("runs") / "tiny")
 
 
@@ -72,7 +72,7 @@ def test_every_metric_is_measured_where_all_is_asked_for(runs, narrow, tiny_mode
 
 def test_latents_are_traced_from_narrower_saes_of_the_next_seed(runs, narrow, tiny_store, tmp_path):
     arms = "none@k=4,max_cos:0.5@k=4"
-    values = compare(comparing(runs, tmp_path / "out", narrower=narrow, min_types=10_000))
+    values = compare(comparing(runs, tmp_path / "out", narrower=narrow, min_words=10_000))
     found = {(w["arm"], w["seed"], w["to_seed"]) for w in values["widths"]}
     assert found == {(arm, seed, 1 - seed) for arm in arms.split(",") for seed in (0, 1)}
     for w in values["widths"]:

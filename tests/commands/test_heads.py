@@ -53,7 +53,7 @@ def test_check_and_compare_measure_the_same_cross_entropy_there(model, store, sa
         return cross_entropies(model, text, {"it": sae})["it"]
 
     save(sae, tmp_path / "saes" / "one")
-    values = {"runs": tmp_path / "saes", "store": store.path, "out": tmp_path / "report", "min_types": 3}
+    values = {"runs": tmp_path / "saes", "store": store.path, "out": tmp_path / "report", "min_words": 1}
     settings = CompareSettings(**values, model=str(tiny_model), ce_contexts=8)
     report = compare(settings)
     first = read_foreign(settings).training["held_out_from_context"]

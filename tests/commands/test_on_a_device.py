@@ -25,7 +25,7 @@ def runs(tiny_store, tmp_path_factory):
 
 def test_compare_measures_on_a_device_what_it_measures_on_the_cpu(runs, tiny_model, tmp_path, monkeypatch):
     monkeypatch.setattr("sae_lm.pages.figures.write_figures", lambda report, folder: [])
-    values = {"runs": runs, "min_types": 3, "probe_gate": 0.5, "per_type": 20, "contextual": False, "model": str(tiny_model),
+    values = {"runs": runs, "min_words": 1, "probe_gate": 0.5, "per_type": 20, "contextual": False, "model": str(tiny_model),
               "ce_contexts": 8}  # fmt: skip
     with simulated_device():
         there = compare(CompareSettings(out=tmp_path / "there", device=NAME, **values))

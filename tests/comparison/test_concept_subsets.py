@@ -22,7 +22,7 @@ NAMES = {"first letter a": "token", "digit": "token", "inside brackets": "contex
 
 
 def concept(name, kind, f1=0.9, skipped=None):
-    return Probe(name, kind, 60, 400, f1, 0.2, torch.zeros(2), 0.0, skipped)
+    return Probe(name, kind, 60, 40, 8, 400, f1, 0.2, torch.zeros(2), 0.0, skipped)
 
 
 def candidates_of(probe):

@@ -31,7 +31,7 @@ def grades():
     """The concept has three axes of six; the baseline's latents are the axes, but the third fires too late to be seen."""
     rows = toy_rows([0, 2, 5])
     sae = identity_sae(6, b_enc=torch.tensor([-0.1, -0.1, -0.1, -0.1, -0.1, -2.0]))
-    (probe,) = fit_probes(rows, min_types=50, gate=0.6)
+    (probe,) = fit_probes(rows, min_words=8, gate=0.6)
     documents = sample_documents(torch.arange(len(rows.x)), 0)
 
     def read(size):

@@ -22,7 +22,7 @@ EDITS = {"abs_cos:1.2": 1.2, "abs_cos:1.4": 1.4}
 
 def comparing(runs, out):
     return CompareSettings(
-        runs=runs, out=out, min_types=3, probe_gate=0.5, per_type=20, contextual=False, model="none", seed=4, max_k=1
+        runs=runs, out=out, min_words=1, probe_gate=0.5, per_type=20, contextual=False, model="none", seed=4, max_k=1
     )
 
 
@@ -42,7 +42,7 @@ def write_turned_up(runs, arm, seed, main, factor):
 
 
 @pytest.fixture(scope="module")
-def report(tiny_store, tmp_path_factory, every_token_a_word):
+def report(tiny_store, tmp_path_factory, few_words):
     """The baseline, and itself with its main latents turned up."""
     folder = tmp_path_factory.mktemp("edited")
     monkeypatch = pytest.MonkeyPatch()
@@ -105,7 +105,7 @@ def test_with_the_same_main_latents_holes_at_equal_false_alarms_are_the_same(rep
 
 
 def test_false_alarms_of_the_baseline_are_on_average_what_all_are_brought_to(report):
-    """On rows of other types than holes are counted on, so that here they are near each other and no more."""
+    """On rows of other words than holes are counted on, so that here they are near each other and no more."""
     at = [value for arm in report["arms"].values() for value in arm["values"]["equal_false_alarms"]]
     own = report["arms"]["none"]["values"]["main_false_alarms"]
     assert max(at) - min(at) < 0.2 and abs(sum(at) / len(at) - sum(own) / len(own)) < 0.1

@@ -21,7 +21,7 @@ from sae_lm.comparison.measure import _shown, _Yardstick
 from sae_lm.comparison.removals import measure_removals
 from sae_lm.comparison.runs import Run
 from sae_lm.concepts.probes import f1, fit_probes
-from sae_lm.concepts.rows import TEST, TRAIN
+from sae_lm.concepts.word_split import TEST, TRAIN
 from sae_lm.metrics.codes import TokenCodes
 from sae_lm.metrics.decoder_projection import nth_decoder_projection
 from sae_lm.metrics.splitting import RANKERS, Split, firing_f1, l1_probe
@@ -54,7 +54,7 @@ def test_an_sae_that_normalises_is_scored_as_one_that_does_not_on_what_it_normal
     rows = rows._replace(x=own.normalise(rows.x))
     far = rows._replace(x=100 * rows.x)
     assert torch.allclose(own.normalise(far.x), rows.x, atol=1e-3)
-    (probe,) = fit_probes(rows, min_types=50, gate=0.6)
+    (probe,) = fit_probes(rows, min_words=8, gate=0.6)
     found = []
     for sae, of, weight in ((plain, rows, probe.weight), (own, far, probe.weight / 100)):
         evaluation_set = evaluated(of, probe._replace(weight=weight))
@@ -76,7 +76,7 @@ def test_an_sae_that_normalises_is_scored_as_one_that_does_not_on_what_it_normal
 
 def test_main_latents_are_told_with_the_number_that_all_saes_get_and_not_with_their_own():
     rows, sae = toy_rows([0, 2, 5]), identity_sae(6, b_enc=torch.full((6,), -0.1))
-    (probe,) = fit_probes(rows, min_types=50, gate=0.6)
+    (probe,) = fit_probes(rows, min_words=8, gate=0.6)
     evaluation_set = evaluated(rows, probe)
     codes = sae_codes(sae, evaluation_set)
     splits = sae_splits(codes, evaluation_set, 6, 0.03)
@@ -89,7 +89,7 @@ def test_main_latents_are_told_with_the_number_that_all_saes_get_and_not_with_th
 
 def test_candidates_for_main_latents_are_ranked_as_the_settings_say():
     rows, sae = toy_rows([0, 2, 5]), identity_sae(6, b_enc=torch.full((6,), -0.1))
-    (probe,) = fit_probes(rows, min_types=50, gate=0.6)
+    (probe,) = fit_probes(rows, min_words=8, gate=0.6)
     evaluation_set = evaluated(rows, probe)
     known = rows.subset == TRAIN
     codes = sae_codes(sae, evaluation_set)[0].take(known)
@@ -111,7 +111,7 @@ def test_of_equal_pre_activations_the_explorer_shows_those_that_were_scored(monk
     config = SaeConfig(architecture="topk", d_in=6, d_sae=6 * copies, k=3)
     sae = SAE(config, {"W_enc": W_enc, "W_dec": W_dec, "b_enc": torch.zeros(6 * copies), "b_dec": torch.zeros(6)})
     rows = toy_rows([0, 2, 5])
-    (probe,) = fit_probes(rows, min_types=50, gate=0.6)
+    (probe,) = fit_probes(rows, min_words=8, gate=0.6)
     evaluation_set, settings = evaluated(rows, probe), CompareSettings(runs="runs", out="out", max_k=2)
     splits = [Split([0], [0], [1.0], [1.0])]
     found = find_main_latents(sae, settings, evaluation_set, splits)

@@ -51,7 +51,7 @@ def test_fewer_holes_by_one_ranking_alone_are_not_said_to_be_plain_ones():
 def test_false_alarms_that_are_more_where_holes_are_counted_stand_beside_fewer_holes():
     lower = {"none": BASE, "abs_cos:1": shifted(-0.1)}
     for alarms, said in (
-        (0.01, "but false alarms on the types where holes are counted are higher by 0.010"),
+        (0.01, "but false alarms on the words where holes are counted are higher by 0.010"),
         (0.0, None),
     ):
         values = arms_of(l0={arm: [16.0] * 6 for arm in lower}, fvu=lower, equal_hole_rate=lower,

@@ -40,7 +40,7 @@ def settings(folder, tiny_store, tmp_path):
                 "store": tiny_store,
                 "out": tmp_path / "report",
                 "model": "none",
-                "min_types": 3,
+                "min_words": 1,
                 **changes,
             }
         )

@@ -118,7 +118,7 @@ def test_means_over_types_leave_out_types_that_a_sample_lacks():
     weight = torch.tensor([[1.0, 1.0, 1.0], [2.0, 1.0, 0.0]])
     types = torch.tensor([0, 0, 1])
     type_weight = torch.zeros(2, 2).index_add_(1, types, weight)
-    probe = Probe("p", "token", 2, 3, 1.0, 0.0, torch.zeros(2), 0.0, None)
+    probe = Probe("p", "token", 2, 2, 2, 3, 1.0, 0.0, torch.zeros(2), 0.0, None)
     found = Candidates(0, 0, probe, torch.arange(3), torch.zeros(3, 2), types, types, weight, type_weight)
     values = torch.tensor([1.0, 0.0, 1.0])
     assert type_means(values, found).tolist() == pytest.approx([(0.5 + 1) / 2, 2 / 3])

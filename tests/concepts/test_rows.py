@@ -16,8 +16,6 @@ from sae_lm.concepts.rows import (
     sample_matched,
     sample_rows,
     vocabulary_rows,
-    word_of,
-    word_subset,
 )
 from sae_lm.concepts.token_labels import read_labels
 
@@ -37,10 +35,6 @@ def test_the_sample_holds_at_most_so_many_rows_per_type_each_labelled_by_its_tok
     text = [store.vocabulary[token] for token in rows.token_id]
     column = rows.names.index("digit")
     assert rows.labels[:, column].tolist() == [any(c.isdigit() for c in t) for t in text]
-    sides = dict[str, set[int]]()  # a word is on one side of the split only
-    for token, subset in zip(rows.token_id.tolist(), rows.subset.tolist(), strict=True):
-        sides.setdefault(store.vocabulary[token].strip().casefold() or str(token), set()).add(subset)
-    assert all(len(found) == 1 for found in sides.values())
 
 
 HOOK = "blocks.0.hook_out"
@@ -170,7 +164,8 @@ def test_contextual_rows_are_labelled_by_the_text_of_their_own_document_and_cont
 def test_prompts_of_one_token_give_what_the_model_gives_for_bos_and_that_token(tiny_model, tiny_store):
     store, model = sae_lm.open_store(tiny_store), sae_lm.load_model(str(tiny_model))
     rows = vocabulary_rows(model, HOOK, store, seed=0)
-    assert 0 not in rows.token_id and len(rows.token_id.unique()) == len(rows.x) == 299
+    whole = [token for token, text in enumerate(store.vocabulary) if token and text != "\ufffd"]
+    assert rows.token_id.tolist() == whole and len(whole) < 299
     assert rows.row is not None and (rows.row == -1).all()
     _, cached = model.run_with_cache(torch.tensor([[0, int(rows.token_id[7])]]))
     torch.testing.assert_close(rows.x[7], cached[HOOK][0, 1], atol=1e-5, rtol=1e-5)
@@ -179,26 +174,49 @@ def test_prompts_of_one_token_give_what_the_model_gives_for_bos_and_that_token(t
     assert len(vocabulary_rows(model, HOOK, store, seed=0, limit=20).x) == 20
 
 
-def test_no_probe_knows_a_word_by_another_spelling_of_it():
+def spelled_variously(words):
+    return [spelling for word in words for spelling in (word, f" {word}", word.upper(), f" {word}s")]
+
+
+def test_no_probe_knows_a_word_by_another_spelling_or_form_of_it():
     """Labels of random words mean nothing, but the rows of a word's four spellings lie together."""
     draw = torch.Generator().manual_seed(0)
-    words = [f"w{number}" for number in range(400)]
-    vocabulary = [spelled for word in words for spelled in (word, f" {word}", word.upper(), f" {word.upper()}")]
+    vocabulary = spelled_variously([f"w{number}x" for number in range(400)])
     token_id = torch.arange(len(vocabulary)).repeat_interleave(3)
-    x = torch.randn(len(words), 256, generator=draw)[token_id // 4] + 0.1 * torch.randn(
-        len(token_id), 256, generator=draw
-    )
-    label = (torch.rand(len(words), generator=draw) < 0.2)[token_id // 4]
-    subset = concepts._word_subsets(token_id, vocabulary, seed=0)
+    x = torch.randn(400, 256, generator=draw)[token_id // 4] + 0.1 * torch.randn(len(token_id), 256, generator=draw)
+    label = (torch.rand(400, generator=draw) < 0.2)[token_id // 4]
+    subset, word = concepts._split(token_id, vocabulary, torch.zeros(len(vocabulary), 0, dtype=torch.bool), seed=0)
+    assert torch.equal(word.unique(return_inverse=True)[1], word) and len(word.unique()) == 400
     assert torch.bincount(subset).min() > 100
-    rows = concepts.ConceptRows(x, token_id, label[:, None], subset, ["random words"])
-    (probe,) = fit_probes(rows, 50, 0.6)
+    rows = concepts.ConceptRows(x, token_id, label[:, None], subset, ["random words"], word=word)
+    (probe,) = fit_probes(rows, 8, 0.6)
     assert probe.f1 < 0.4 and probe.skipped is not None
-    by_type = torch.tensor([word_subset(str(token), 0) for token in range(len(vocabulary))])[token_id]
-    assert fit_probes(rows._replace(subset=by_type), 50, 0.6)[0].f1 > 0.6
+    by_type = torch.randint(0, 3, (len(vocabulary),), generator=draw)[token_id]
+    assert fit_probes(rows._replace(subset=by_type), 8, 0.6)[0].f1 > 0.6
 
 
-def test_spaces_and_parts_of_characters_are_words_of_their_own():
-    vocabulary = ["  ", "\n", " \ufffd", "\ufffd", " .", ".", "Dog", " dog"]
-    found = [word_of(token, vocabulary) for token in range(8)]
-    assert found == ["0", "1", "2", "3", ".", ".", "dog", "dog"]
+@pytest.mark.parametrize("of", ["tokens", "places", "forms"])
+def test_whatever_a_concept_is_of_a_word_is_on_one_side(tiny_store, monkeypatch, of):
+    store = sae_lm.open_store(tiny_store)
+    vocabulary = [text if text.isascii() else "?" for text in store.vocabulary]
+    seen = store.tokens()["token_id"].unique().tolist()[3:]
+    for token, spelling in zip(seen, spelled_variously(["fox", "dog", "river", "walk", "seem"]), strict=True):
+        vocabulary[token] = spelling
+    monkeypatch.setattr(store, "vocabulary", vocabulary)
+    if of == "places":
+        sets = [rows for rows in contextual_rows(store, HOOK, 0, 4, 0) if len(rows.x)]
+    else:
+        sampled = sample_rows(store, HOOK, 0, 3, 0)
+        sets = [sampled] if of == "tokens" else [inflected_rows(sampled, vocabulary, 0)]
+    several = 0
+    for rows in sets:
+        sides, spellings = dict[str, set[int]](), dict[str, set[str]]()
+        for token, word, side in zip(rows.token_id.tolist(), rows.words.tolist(), rows.subset.tolist(), strict=True):
+            text = vocabulary[token].strip().casefold()
+            stem = text.removesuffix("s") if len(text) > 3 else text
+            for name in (stem, f"word {word}"):
+                sides.setdefault(name, set()).add(side)
+            spellings.setdefault(stem, set()).add(vocabulary[token])
+        assert sides and all(len(found) == 1 for found in sides.values())
+        several += sum(len(found) > 1 for found in spellings.values())
+    assert several, "no word has two spellings"

@@ -6,7 +6,8 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from sae_lm.concepts.rows import TRAIN, VALIDATION, ConceptRows
+from sae_lm.concepts.rows import ConceptRows
+from sae_lm.concepts.word_split import TRAIN, VALIDATION
 from sae_lm.metrics.absorption import ConceptAtSae, fraction_scores, full_scores, projections
 from sae_lm.metrics.codes import firing_codes
 from sae_lm.metrics.meta_sae import explained_variance

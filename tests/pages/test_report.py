@@ -88,7 +88,15 @@ def test_verdicts_are_told_by_words_and_signs_and_coloured_by_which_way_is_bette
 def test_statistics_concepts_and_settings_are_tables_and_text(tmp_path: Path) -> None:
     page = page_of(make_report(), tmp_path)
     text = " ".join(Tags(page).text.split())
-    for cell in ("0.031", "0.062", "[-0.1875, -0.0625]", "0.91", "0.25", "no: 49 token types, fewer than 50", "2 of 4"):
+    for cell in (
+        "0.031",
+        "0.062",
+        "[-0.1875, -0.0625]",
+        "0.91",
+        "0.25",
+        "no: 6 words to be tested on, fewer than 8",
+        "2 of 4",
+    ):
         assert cell in text
     assert page.count('data-verdict="') == 2 * len(METRICS)
     assert "cos 0.1" in text and "share 0.4" in text, "the sweep of gates"

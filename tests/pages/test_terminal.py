@@ -51,8 +51,8 @@ def test_the_table_says_what_was_compared_and_opens_with_the_answer() -> None:
     lines = text.splitlines()
     assert lines.index("Compared with none: less absorption with max_cos:0.25 (FVU +0.0100).") < 4
     assert "abs_cos:1: less absorption; splitting not distinguishable." in lines
-    assert "concepts used (probe F1, token types), 2 of 4: digit (0.91, 60), capitalised (0.91, 60)" in text
-    assert "skipped: 2 (token types, fewer than 50)" in text
+    assert "concepts used (probe F1, words tested), 2 of 4: digit (0.91, 9), capitalised (0.91, 9)" in text
+    assert "skipped: 2 (words to be tested on, fewer than 8)" in text
 
 
 def test_what_is_missing_is_said_before_what_was_found() -> None:
@@ -64,14 +64,15 @@ def test_reasons_are_counted_without_their_number_and_are_left_whole_otherwise()
     report = make_report()
     for concept, reason in zip(
         report["concepts"],
-        ["no examples on both sides in train, validation and test types", "12 token types, fewer than 50",
-         "probe F1 0.65 on permuted labels too, not below 0.6", "7 token types, fewer than 50"],
+        ["no validation word with it", "6 words to be tested on, fewer than 8",
+         "probe F1 0.65 on unseen words, no more than by permuted labels", "7 words to be tested on, fewer than 8"],
         strict=True,
     ):  # fmt: skip
         concept["skipped"] = reason
     text = " ".join(text_table(report).split())
-    assert "1 (no examples on both sides in train, validation and test types)" in text
-    assert "2 (token types, fewer than 50)" in text and "1 (probe F1 on permuted labels too, not below 0.6)" in text
+    assert "1 (no validation word with it)" in text
+    assert "2 (words to be tested on, fewer than 8)" in text
+    assert "1 (probe F1 on unseen words, no more than by permuted labels)" in text
 
 
 def test_each_arm_has_a_row_of_means_and_one_of_differences() -> None:

@@ -15,5 +15,5 @@ def two_arms(tiny_store, out):
 
 
 def comparing(runs, out, **changes):
-    values = {"min_types": 3, "probe_gate": 0.5, "per_type": 20, "contextual": False, "model": "none", "seed": 4}
+    values = {"min_words": 1, "probe_gate": 0.5, "per_type": 20, "contextual": False, "model": "none", "seed": 4}
     return CompareSettings(**{"runs": runs, "out": out, **values, **changes})

@@ -79,7 +79,7 @@ def make_report(
         "findings": [f"{arm}: less absorption; splitting not distinguishable." for arm in others],
         "registered": None,
         "partial": [],
-        "settings": {"runs": "my runs", "out": "report", "baseline": families[0], "min_types": 50, "max_k": 7},
+        "settings": {"runs": "my runs", "out": "report", "baseline": families[0], "min_words": 8, "max_k": 7},
         "training": {"hook": "blocks.3.hook_out", "d_sae": 4096, "k": ks[0], "tokens": 900, "held_out_from_row": 900},
         "store": {
             "id": "0123456789abcdef" * 4,
@@ -117,8 +117,8 @@ def make_report(
         },
         "concepts": [
             *(_concept(name, None) for name in used),
-            _concept("ends in -ed", "49 token types, fewer than 50"),
-            _concept("ends in -ly", "7 token types, fewer than 50"),
+            _concept("ends in -ed", "6 words to be tested on, fewer than 8"),
+            _concept("ends in -ly", "7 words to be tested on, fewer than 8"),
         ],
         "per_concept": [
             _per_concept(arm, seed, concept)
@@ -312,7 +312,15 @@ def _bump(centre: float) -> list[float]:
 
 
 def _concept(name: str, skipped: str | None) -> dict[str, Any]:
-    figures = {"types": 60, "rows": 400, "probe_f1": 0.912, "permuted_f1": 0.25, "embedding_f1": 0.375}
+    figures = {
+        "types": 60,
+        "words": 45,
+        "test_words": 9,
+        "rows": 400,
+        "probe_f1": 0.912,
+        "permuted_f1": 0.25,
+        "embedding_f1": 0.375,
+    }
     return {"name": name, "kind": "token", **figures, "skipped": skipped}
 
 

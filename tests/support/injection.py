@@ -92,7 +92,7 @@ def works(scratch: Path) -> dict[str, Work]:
     )  # fmt: skip
     of_show = ShowSettings(sae=str(saes / "none-seed0"), store=str(store), device="cpu", out=trial / "page.html")
     of_compare = CompareSettings(
-        runs=saes, model="none", tokens=400, per_type=8, min_types=3, probe_gate=0.5, contextual=False, controls=False,
+        runs=saes, model="none", tokens=400, per_type=8, min_words=1, probe_gate=0.5, contextual=False, controls=False,
         device="cpu", out=trial,
     )  # fmt: skip
     hub = scratch.parent / "hub"
