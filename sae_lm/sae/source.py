@@ -1,5 +1,6 @@
 """The files of one SAE, what its name and its user say about it, and what was decided when it was read."""
 
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,8 @@ from sae_lm.sae.tensors import read_tensors
 
 LARGEST = 2**40
 """No number in a configuration may be larger: it would be a mistake, and memory is asked for by such numbers."""
+LARGEST_FACTOR = 1e30
+"""No threshold, norm or factor is as large: float32 would not hold what is made of it."""
 
 
 @dataclass(kw_only=True)
@@ -85,20 +88,19 @@ class Source:
         """A whole number from 1 on in a configuration. Raises SaeError."""
         value = config.get(key)
         if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= LARGEST:
-            raise self.error(f"{key} is {value!r} in {file}, expected a whole number from 1 on")
+            raise self.error(f"{key} is {shown(value)} in {file}, expected a whole number from 1 on")
         return value
 
     def active_latents(self, recorded: object, where: str) -> int:
         """k: as given, or as recorded. Raises SaeError where neither is there, or it is no whole number."""
-        if isinstance(recorded, Tensor):
-            recorded = recorded.item() if recorded.numel() == 1 else recorded.tolist()
+        recorded = plain(recorded)
         if self.k is not None:
-            self.note(f"k is {self.k} as given" + (f", {where} says {recorded}" if recorded is not None else ""))
+            self.note(f"k is {self.k} as given" + (f", {where} says {shown(recorded)}" if recorded is not None else ""))
             return self.k
         if recorded is None:
             raise self.error(f"{where} does not say how many latents fire per token; give k=")
         if isinstance(recorded, bool) or not isinstance(recorded, int) or not 1 <= recorded <= LARGEST:
-            raise self.error(f"k is {recorded!r} in {where}, expected a whole number from 1 on")
+            raise self.error(f"k is {shown(recorded)} in {where}, expected a whole number from 1 on")
         return recorded
 
     def place(self, recorded: str | None, where: str, model: str = "") -> tuple[str, str]:
@@ -168,3 +170,24 @@ class Source:
 def folded_bias(W_enc: Tensor, b_enc: Tensor, b_dec: Tensor) -> Tensor:
     """b_enc for an encoder that does not subtract b_dec, of one that does: (x - b_dec) W + b = x W + (b - b_dec W)."""
     return b_enc - (b_dec.double() @ W_enc.double()).to(b_enc.dtype)
+
+
+def plain(recorded: object) -> object:
+    """The number that a tensor of one number holds; anything else as it is."""
+    return recorded.item() if isinstance(recorded, Tensor) and recorded.numel() == 1 else recorded
+
+
+def as_number(recorded: object) -> float | None:
+    """What is recorded as a number, be it in a tensor of one; None where it is none, not finite, or larger than any may be."""
+    value = plain(recorded)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < LARGEST_FACTOR:
+        return None
+    return float(value)
+
+
+def shown(recorded: object) -> str:
+    """What is recorded, as an error says it: on one line, and never at length."""
+    value = plain(recorded)
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    return " ".join(reprlib.repr(value).split())

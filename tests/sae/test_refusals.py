@@ -171,6 +171,23 @@ def test_a_threshold_that_was_never_set_is_told_and_k_takes_its_place(tmp_path):
     assert ((sae_lm.load(path, "cpu", k=3).encode(x) > 0).sum(1) <= 3).all()
 
 
+@pytest.mark.parametrize("name", ["BatchTopKSAE", "MatryoshkaBatchTopKSAE"])
+def test_a_threshold_of_all_latents_is_any_number_and_nothing_else(tmp_path, name):
+    path, _ = FOREIGN[f"dictionary_learning {name}"][0](tmp_path)
+    state = torch.load(path / "ae.pt")
+
+    def put(threshold):
+        torch.save({**state, "threshold": threshold}, path / "ae.pt")
+
+    for threshold in (1, 0.5, torch.tensor(0.5), torch.tensor([0.5]), torch.tensor(1)):
+        put(threshold)
+        assert (sae_lm.load(path, "cpu").threshold == float(threshold)).all()
+    for threshold in (None, "0.5", True, float("nan"), torch.tensor(float("inf")), torch.full((M,), 0.5), 10**400, 3j):
+        put(threshold)
+        assert "; give k=3 to keep the k largest" in refusal(path)
+        assert sae_lm.load(path, "cpu", k=2).config.k == 2
+
+
 def test_four_tensors_alone_do_not_say_how_they_are_used(tmp_path):
     n = numbers()
     torch.save(pick(n, "W_enc", "b_enc", "W_dec", "b_dec"), tmp_path / "sae.pt")

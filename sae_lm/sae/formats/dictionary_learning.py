@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sae_lm.sae.hook_names import bridge_hook, named_in
 from sae_lm.sae.model import SAE, SaeConfig
-from sae_lm.sae.source import Source
+from sae_lm.sae.source import Source, as_number, plain, shown
 
 CONFIG, WEIGHTS = "config.json", "ae.pt"
 OURS = "sae_lm"
@@ -121,15 +121,19 @@ def _firing(
     if name == "AutoEncoderTopK":
         return "topk", source.active_latents(state.get("k", trainer.get("k")), WEIGHTS)
     if name in ("BatchTopKSAE", "MatryoshkaBatchTopKSAE"):
-        value = state.get("threshold")
-        known = isinstance(value, Tensor) and value.numel() == 1 and bool(value.isfinite().all())
-        threshold = float(value) if known and isinstance(value, Tensor) else -1.0
         if source.k is not None:
             return "topk", source.active_latents(None, WEIGHTS)
+        threshold = as_number(state.get("threshold", -1.0))
+        k = plain(state.get("k"))
+        instead = f"give k={k if type(k) is int else '...'} to keep the k largest per token"
+        if threshold is None:
+            raise source.error(
+                f"threshold is {shown(state['threshold'])} in {WEIGHTS}, expected one number, of all latents; {instead}"
+            )
         if threshold < 0:
             source.note(
                 f"threshold is {threshold:g}: it was never set, and every positive activation fires, as in dictionary_learning; "
-                f"give k={state['k'].item() if isinstance(state.get('k'), Tensor) else '...'} to keep the k largest per token"
+                + instead
             )
         weights["threshold"] = torch.full((weights["b_enc"].numel(),), max(threshold, 0.0))
         source.note(f"{name} fires above its threshold, {threshold:g}, as a jumprelu SAE")
