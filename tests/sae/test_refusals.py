@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from foreign_saes import FOREIGN, dictionary_learning, linear, openai, pick, saelens_standard
+from foreign_saes import FOREIGN, dictionary_learning, linear, llama_config, openai, pick, put, saelens_standard
 from sae_formulas import M, inputs, numbers
 from safetensors.torch import load_file, save_file
 
@@ -188,6 +188,26 @@ def test_a_threshold_of_all_latents_is_any_number_and_nothing_else(tmp_path, nam
         assert sae_lm.load(path, "cpu", k=2).config.k == 2
 
 
+@pytest.mark.parametrize("k", [torch.tensor([]), torch.tensor([3, 4]), "3", None])
+def test_a_k_that_is_not_needed_may_be_anything(tmp_path, k):
+    path, _ = FOREIGN["dictionary_learning BatchTopKSAE"][0](tmp_path)
+    torch.save(torch.load(path / "ae.pt") | {"k": k, "threshold": torch.tensor(-1.0)}, path / "ae.pt")
+    assert any("give k=... to keep the k largest" in sentence for sentence in sae_lm.load(path, "cpu").provenance)
+
+
+def test_an_average_norm_is_a_number_wherever_it_stands(tmp_path):
+    n, key = numbers(), "dataset_average_activation_norm.in"
+    tensors = {"W_E": n["W_enc"], "b_E": n["b_enc"], "W_D": n["W_dec"], "b_D": n["b_dec"]}
+    put(tmp_path, "config.json", llama_config(act_fn="topk"))
+    for usable in (2, 2.0, torch.tensor(2.0)):
+        torch.save({"sae": {**tensors, key: usable}}, tmp_path / "sae.pt")
+        sae = sae_lm.load(tmp_path / "sae.pt", "cpu", format="llama_scope")
+        assert "norm folded: input times 1.22474, output divided by 1.22474" in sae.provenance
+    for norm in (torch.tensor([1.0, 2.0]), 10**400, -1, True, "1.7", {}, None, 3j):
+        torch.save({"sae": {**tensors, key: norm}}, tmp_path / "sae.pt")
+        assert "expected a number above 0; give input_scale=" in refusal(tmp_path / "sae.pt", format="llama_scope")
+
+
 def test_four_tensors_alone_do_not_say_how_they_are_used(tmp_path):
     n = numbers()
     torch.save(pick(n, "W_enc", "b_enc", "W_dec", "b_dec"), tmp_path / "sae.pt")
@@ -326,7 +346,7 @@ def test_tensors_that_do_not_fit_are_refused(tmp_path, name, damage):
     refusal(path)
 
 
-NONSENSE = [0, -3, 2.5, "many", None, True, [4], 10**15, float("nan")]
+NONSENSE = [0, -3, 2.5, "many", None, True, [4], 10**15, 10**400, float("nan")]
 
 
 @pytest.mark.parametrize(
@@ -346,7 +366,7 @@ NONSENSE = [0, -3, 2.5, "many", None, True, [4], 10**15, float("nan")]
 def test_nonsense_in_a_configuration_is_refused(tmp_path, name, key):
     path, _ = FOREIGN[name][0](tmp_path)
     for value in NONSENSE:
-        if key == "jump_relu_threshold" and type(value) in (int, float) and value == value:
+        if key == "jump_relu_threshold" and type(value) in (int, float) and value < 10**400:
             continue  # any number may be a threshold
         if key == "k" and name == "saelens topk" and value is None:
             continue  # SAELens then takes 100

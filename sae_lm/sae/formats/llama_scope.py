@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from sae_lm.sae.model import SAE, SaeConfig
-from sae_lm.sae.source import Source, folded_bias
+from sae_lm.sae.source import Source, as_number, folded_bias, shown
 
 OLD, CONFIG, AVERAGE = "hyperparams.json", "config.json", "dataset_average_activation_norm"
 _OLD_NAMES = {"encoder.weight": "W_E", "encoder.bias": "b_E", "decoder.weight": "W_D", "decoder.bias": "b_D"}
@@ -102,10 +102,10 @@ def _firing(
     if logs is not None:
         source.fits({_THRESHOLDS[0]: logs}, {_THRESHOLDS[0]: (d_sae,)})
         return "jumprelu", None, logs.exp()
-    value = config.get("jump_relu_threshold")
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise source.error(f"jump_relu_threshold is {value!r} in {file}, expected a number")
-    return "jumprelu", None, torch.full((d_sae,), float(value))
+    threshold = as_number(recorded := config.get("jump_relu_threshold"))
+    if threshold is None:
+        raise source.error(f"jump_relu_threshold is {shown(recorded)} in {file}, expected a number")
+    return "jumprelu", None, torch.full((d_sae,), threshold)
 
 
 def _scales(
@@ -125,7 +125,7 @@ def _scales(
         return source.input_scale, source.input_scale, "none"
     recorded = config.get(AVERAGE)
     recorded = dict(recorded) if isinstance(recorded, Mapping) else {}
-    recorded |= {name.removeprefix(f"{AVERAGE}."): float(value) for name, value in norms.items() if value.numel() == 1}
+    recorded |= {name.removeprefix(f"{AVERAGE}."): value for name, value in norms.items()}
     point = config.get("hook_point_in")
     average_in = recorded.get("in", recorded.get(str(point)))
     average_out = recorded.get("out", average_in)
@@ -133,12 +133,14 @@ def _scales(
         scale = float(source.overrides["norm_scaling_factor"])
         source.note("factor of the input from SAELens' directory of releases")
         return scale, scale, "none"
-    if not all(isinstance(value, (int, float)) and 0 < value < math.inf for value in (average_in, average_out)):
+    mean_in, mean_out = as_number(average_in) or 0.0, as_number(average_out) or 0.0
+    if min(mean_in, mean_out) <= 0:
+        bad = shown(average_in if mean_in <= 0 else average_out)
         raise source.error(
-            f"norm_activation is dataset-wise and the average norm is {average_in!r}; give input_scale=, which is sqrt(d_in) / "
-            "mean norm of the activations"
+            f"norm_activation is dataset-wise and the average norm is {bad}, expected a number above 0; give input_scale=, "
+            "which is sqrt(d_in) / mean norm of the activations"
         )
-    return math.sqrt(d_in) / float(average_in or 1), math.sqrt(d_in) / float(average_out or 1), "none"
+    return math.sqrt(d_in) / mean_in, math.sqrt(d_in) / mean_out, "none"
 
 
 def _folded(

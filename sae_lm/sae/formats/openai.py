@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 
 from sae_lm.sae.model import SAE, SaeConfig
-from sae_lm.sae.source import Source
+from sae_lm.sae.source import Source, shown
 
 _WEIGHTS = ["encoder.weight", "decoder.weight", "pre_bias", "latent_bias"]
 _OTHERS = (
@@ -41,10 +41,10 @@ def read(source: Source) -> SAE:
         settings = state.get("activation_state_dict")
         settings = settings if isinstance(settings, Mapping) else {}
         if settings.get("postact_fn", "ReLU") != "ReLU":
-            raise source.error(f"postact_fn is {settings['postact_fn']!r}, only ReLU is read")
+            raise source.error(f"postact_fn is {shown(settings['postact_fn'])}, only ReLU is read")
         k = source.active_latents(settings.get("k"), "activation_state_dict")
     elif activation != "ReLU":
-        raise source.error(f"activation is {activation!r}, expected TopK or ReLU")
+        raise source.error(f"activation is {shown(activation)}, expected TopK or ReLU")
     norm = "layer_norm" if activation == "TopK" else "none"
     source.note(f"normalize_activations is {norm}: the activation is {activation}")
     source.note("pre_bias subtracted from the input")

@@ -22,7 +22,7 @@ from sae_lm.runtime.files import disk_problem, json_bytes, read_json, sha256, wh
 from sae_lm.sae.folder import CONFIG, WEIGHTS
 from sae_lm.sae.formats.saelens_config import AVERAGE, KNOWN_REPOSITORIES, Parsed, parse
 from sae_lm.sae.model import SAE, SaeConfig
-from sae_lm.sae.source import Source
+from sae_lm.sae.source import Source, as_number, shown
 from sae_lm.sae.tensors import unreadable
 
 SAELENS_VERSION = "6.54.12"
@@ -236,17 +236,17 @@ def _scaled(weights: dict[str, Tensor], source: Source) -> dict[str, Tensor]:
         scale, where = source.overrides["norm_scaling_factor"], "from SAELens' directory of releases"
     if scale is None and SCALER in source.files:
         scale, where = source.json(SCALER).get("scaling_factor"), f"from {SCALER}"
-    if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not 0 < scale < 1e30:
-        said = "and no file says by what" if scale is None else f"by {scale!r}, which is no number above 0"
+    factor = as_number(scale) or 0.0
+    if factor <= 0:
+        said = "and no file says by what" if scale is None else f"by {shown(scale)}, which is no number above 0"
         raise source.error(
             f"normalize_activations is {AVERAGE!r}: activations are to be multiplied by a number, {said}; give "
             "input_scale=, which is sqrt(d_in) / mean norm of the activations, or RELEASE:ID where sae_lens is installed"
         )
-    scale = float(scale)  # torch refuses whole numbers beyond 64 bits
-    source.note(f"activations are multiplied by {scale:.6g}, {where}; folded into W_enc, W_dec and b_dec")
+    source.note(f"activations are multiplied by {factor:.6g}, {where}; folded into W_enc, W_dec and b_dec")
     return {
         **weights,
-        "W_enc": weights["W_enc"] * scale,
-        "W_dec": weights["W_dec"] / scale,
-        "b_dec": weights["b_dec"] / scale,
+        "W_enc": weights["W_enc"] * factor,
+        "W_dec": weights["W_dec"] / factor,
+        "b_dec": weights["b_dec"] / factor,
     }
