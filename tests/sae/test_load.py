@@ -84,6 +84,8 @@ def test_a_given_hook_beside_the_residual_stream_is_not_centred(make_sae, tmp_pa
         (lambda d: edit(d, d_sae=True), "d_sae is True, expected a whole number"),
         (lambda d: edit(d, k=2.5), "k is 2.5, expected a whole number"),
         (lambda d: poison(d), "W_dec holds NaN"),
+        (lambda d: add(d, scaling_factor=torch.full((3,), 2.0)), r"scaling_factor has shape \(3,\), the .* \(10,\)"),
+        (lambda d: add(d, finetuning_scaling_factor=torch.ones(1, 10)), r"ing_factor has shape \(1, 10\), the"),
     ],
 )
 def test_a_directory_that_is_not_whole_is_refused_with_a_reason(make_sae, tmp_path, damage, says):
@@ -111,7 +113,11 @@ def edit(directory, **changes):
 def poison(directory):
     weights = load_file(directory / WEIGHTS)
     weights["W_dec"][2, 3] = float("nan")
-    save_file(weights, directory / WEIGHTS)
+    add(directory, **weights)
+
+
+def add(directory, **tensors):
+    save_file(load_file(directory / WEIGHTS) | tensors, directory / WEIGHTS)
     edit(directory, metadata={})  # no checksum: as another program would write it
 
 

@@ -158,7 +158,8 @@ def _shape_problem(shapes: dict[str, tuple[int, ...]], parsed: Parsed) -> str | 
     expected = parsed.tensors()
     if parsed.written == "jumprelu" and "log_threshold" in shapes:
         expected["log_threshold"] = expected.pop("threshold")
-    if set(shapes) - set(OPTIONAL) != set(expected):
+    expected |= {name: (parsed.config.d_sae,) for name in OPTIONAL if name in shapes}
+    if set(shapes) != set(expected):
         return f"a {parsed.written} SAE has tensors {sorted(expected)}, got {sorted(shapes)}"
     for name, shape in expected.items():
         if shapes[name] != shape:
@@ -208,7 +209,7 @@ def fold(parsed: Parsed, weights: dict[str, Tensor], source: Source) -> dict[str
     for name in OPTIONAL:
         factor = weights.pop(name, None)
         if factor is not None and not bool((factor == 1).all()):
-            weights["W_dec"] = weights["W_dec"] * factor.expand(parsed.config.d_sae)[:, None]
+            weights["W_dec"] = weights["W_dec"] * factor[:, None]
             source.note(f"{name} folded into W_dec")
     if parsed.ranked_by_norm:
         weights = fold_norms(weights, source)
