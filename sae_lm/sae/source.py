@@ -1,8 +1,9 @@
 """The files of one SAE, what its name and its user say about it, and what was decided when it was read."""
 
+import json
 import reprlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -153,7 +154,14 @@ class Source:
                 )
 
     def finish(self, format: str, config: SaeConfig, weights: Mapping[str, Tensor]) -> SAE:
-        """The SAE, with its notes, files and checksums as provenance. Raises SaeError for wrong shapes and NaN."""
+        """The SAE, with its notes, files and checksums as provenance. Raises SaeError for wrong shapes and NaN.
+
+        NaN and infinities in the metadata, which Python's json reads and writes and JSON has not, are None.
+        """
+        unknown: list[str] = []  # to which what is appended is None
+        metadata = json.loads(json.dumps(dict(config.metadata)), parse_constant=unknown.append)
+        if unknown:
+            self.note(f"{', '.join(dict.fromkeys(unknown))} in the metadata is null here: JSON has no such number")
         place = f" of {self.repository} at {self.revision}" if self.repository else ""
         sums = {file: self.checksums.get(file) or sha256(path) for file, path in self.files.items()}
         notes = [
@@ -162,7 +170,7 @@ class Source:
             *(f"{file}{place}: sha256 {digest}" for file, digest in sums.items()),
         ]
         try:
-            return SAE(config, {name: value.contiguous() for name, value in weights.items()}, notes)
+            return SAE(replace(config, metadata=metadata), {name: value.contiguous() for name, value in weights.items()}, notes)
         except SaeError as problem:
             raise self.error(f"{problem}; train or download it again") from None
 

@@ -101,6 +101,18 @@ def test_convert_replaces_nothing(tmp_path, capsys):
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["mine.txt"]
 
 
+@pytest.mark.parametrize("target", ["saelens", "dictionary_learning", "sparsify"])
+def test_numbers_that_json_has_not_are_null_in_what_is_written(tmp_path, capsys, target):
+    path, _ = FOREIGN["saelens topk"][0](tmp_path)
+    config = json.loads((path / "cfg.json").read_text())
+    config["metadata"] |= {"l0": float("nan"), "norms": [float("inf"), 1.5]}
+    (path / "cfg.json").write_text(json.dumps(config))
+    assert main(["convert", str(path), "--to", target, "--out", str(tmp_path / "out")]) == 0
+    assert "NaN, Infinity in the metadata is null here" in capsys.readouterr().out
+    metadata = sae_lm.load(tmp_path / "out", "cpu").config.metadata
+    assert (metadata["l0"], metadata["norms"]) == (None, [None, 1.5])
+
+
 def test_an_old_version_that_an_sae_names_is_not_written_on(tmp_path):
     path, _ = FOREIGN["saelens before 6"][0](tmp_path)
     config = json.loads((path / "cfg.json").read_text())
