@@ -46,10 +46,19 @@ def read_torch(path: Path) -> Mapping[str, Any]:
         raise SaeError(
             f"{path} holds a {type(content).__name__}, expected a dictionary of tensors; give the SAE's file"
         )
-    for name, value in content.items():
-        if isinstance(value, Tensor) and value.numel() * value.element_size() > value.untyped_storage().nbytes():
-            raise SaeError(f"{path}: {name} claims more numbers than the file holds; the file is damaged or forged")
+    for part in (content, *(value for value in content.values() if isinstance(value, Mapping))):
+        _check_tensors(path, part)
     return content
+
+
+def _check_tensors(path: Path, content: Mapping[str, Any]) -> None:
+    for name, value in content.items():
+        if not isinstance(value, Tensor):
+            continue
+        if value.layout != torch.strided or value.is_nested or value.is_meta:
+            raise SaeError(f"{path}: {name} is a sparse, nested or meta tensor, expected a dense one; save it as such")
+        if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            raise SaeError(f"{path}: {name} claims more numbers than the file holds; the file is damaged or forged")
 
 
 def read_npz(path: Path) -> dict[str, Tensor]:

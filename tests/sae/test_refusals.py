@@ -290,6 +290,24 @@ def test_a_pickle_with_code_is_refused_and_nothing_is_executed(tmp_path, monkeyp
     assert not Path("executed").exists()
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        torch.Tensor.to_sparse,
+        torch.Tensor.to_sparse_csr,
+        lambda tensor: torch.nested.nested_tensor([*tensor]),
+        lambda tensor: tensor.to("meta"),
+    ],
+)
+def test_a_tensor_whose_numbers_do_not_lie_side_by_side_is_named(tmp_path, make):
+    path, _ = FOREIGN["goodfire"][0](tmp_path)
+    state = torch.load(path)
+    odd = state | {"encoder_linear.weight": make(state["encoder_linear.weight"])}
+    for content in (odd, {"sae": odd}):
+        torch.save(content, path)
+        assert "encoder_linear.weight is a sparse, nested or meta tensor" in refusal(path)
+
+
 def test_arrays_of_objects_are_refused_and_nothing_is_executed(tmp_path, monkeypatch):
     path, _ = FOREIGN["gemma_scope"][0](tmp_path)
     monkeypatch.chdir(tmp_path)
