@@ -1,6 +1,5 @@
 """Load an SAE of any known format from a directory, from the hub, or by its name in SAELens."""
 
-import math
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -15,7 +14,7 @@ from sae_lm.errors import SaeError
 from sae_lm.runtime.device import pick_device
 from sae_lm.sae.fetch import find
 from sae_lm.sae.model import SAE
-from sae_lm.sae.source import Source
+from sae_lm.sae.source import LARGEST_FACTOR, Source, shown
 
 FORMATS = (
     "saelens",
@@ -63,15 +62,12 @@ def load(
     kind, _, variant = format.partition("/")
     if kind != "auto" and kind not in FORMATS:
         raise SaeError(f"format is {format!r}; expected auto, {', '.join(FORMATS)}")
-    if input_scale is not None and not 0 < input_scale < math.inf:
-        raise SaeError(f"input_scale is {input_scale!r}, expected a number above 0")
+    if input_scale is not None and not 0 < input_scale < LARGEST_FACTOR:
+        raise SaeError(f"input_scale is {shown(input_scale)}, expected a number above 0 and below {LARGEST_FACTOR:g}")
     source, suggested = find(os.fspath(path))
-    source.hook, source.k, source.input_scale, source.variant = (
-        None if hook is None else str(hook),
-        k,
-        input_scale,
-        variant,
-    )
+    source.hook, source.variant = None if hook is None else str(hook), variant
+    source.k = None if k is None else int(k)  # numpy's numbers do not go into JSON
+    source.input_scale = None if input_scale is None else float(input_scale)
     if kind == "auto":
         kind = _format_of_keys(source) if suggested == "torch" else suggested
         source.note(f"format {kind} by the names of its {'tensors' if suggested == 'torch' else 'files'}")

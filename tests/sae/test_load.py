@@ -1,7 +1,10 @@
 """sae_lm.sae.load and .formats.saelens: what is written is read again, and damage is named."""
 
 import json
+from fractions import Fraction
+from inspect import unwrap
 
+import numpy as np
 import pytest
 import torch
 from foreign_saes import FOREIGN, saelens_standard
@@ -167,6 +170,18 @@ def test_verify_says_where_no_checksum_can_show_damage(make_sae, tmp_path):
 def test_a_name_that_is_nowhere_says_so(tmp_path):
     with pytest.raises(SaeError, match="not a directory"):
         sae_lm.load(tmp_path / "nothing")
+
+
+def test_numbers_may_be_given_as_numpy_has_them(tmp_path):
+    load = unwrap(sae_lm.load)  # without the tests' own check of annotations
+    path, _ = FOREIGN["saelens topk"][0](tmp_path)
+    save(load(path, "cpu", k=np.int64(2), hook=np.int64(3)), tmp_path / "again")
+    assert sae_lm.load(tmp_path / "again", "cpu").config.k == 2
+    path, _ = FOREIGN["saelens expected_average_only_in"][0](tmp_path)
+    for scale in (np.float32(0.5), np.float64(0.5), np.int64(2), Fraction(1, 2)):
+        assert torch.equal(load(path, input_scale=scale).W_enc, load(path, input_scale=float(scale)).W_enc)
+    with pytest.raises(SaeError, match="input_scale is 10+.*, expected a number above 0 and below 1e.30"):
+        load(path, input_scale=10**400)
 
 
 def test_a_mistyped_directory_is_answered_with_what_is_there(make_sae, tmp_path):

@@ -262,7 +262,7 @@ def test_what_is_given_for_nothing_is_refused_rather_than_ignored(tmp_path):
     assert "k=5 is given, but this SAE is jumprelu" in refusal(path, k=5)
     assert "takes activations as they are" in refusal(path, input_scale=0.5)
     assert "only of dictionary_learning" in refusal(path, format="gemma_scope/BatchTopKSAE")
-    for scale in (0.0, -1.0, float("nan"), float("inf")):
+    for scale in (0.0, -1.0, float("nan"), float("inf"), 1e300):
         assert "expected a number above 0" in refusal(path, input_scale=scale)
     path, _ = FOREIGN["openai topk"][0](tmp_path)
     for k in (0, -1, M + 1):
