@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from foreign_saes import FOREIGN, saelens_standard
-from sae_formulas import D, M, inputs
+from sae_formulas import D, K, M, inputs
 from safetensors.torch import load_file, save_file
 
 import sae_lm
@@ -182,6 +182,22 @@ def test_numbers_may_be_given_as_numpy_has_them(tmp_path):
         assert torch.equal(load(path, input_scale=scale).W_enc, load(path, input_scale=float(scale)).W_enc)
     with pytest.raises(SaeError, match="input_scale is 10+.*, expected a number above 0 and below 1e.30"):
         load(path, input_scale=10**400)
+
+
+@pytest.mark.parametrize("recorded", [{}, {"k": None}, {"k": 99}, {"k": "many"}])
+def test_a_given_k_counts_whatever_a_topk_configuration_says(tmp_path, recorded):
+    """Without one SAELens takes 100, which is more than this SAE has latents."""
+    path, formula = FOREIGN["saelens topk"][0](tmp_path)
+    config = json.loads((path / CONFIG).read_text())
+    del config["k"]
+    (path / CONFIG).write_text(json.dumps(config | recorded))
+    with pytest.raises(SaeError, match="k is (100|99|'many')"):
+        sae_lm.load(path, "cpu")
+    sae, x = sae_lm.load(path, "cpu", k=K), inputs()
+    torch.testing.assert_close(sae(x), formula(x)[1].float(), atol=1e-5, rtol=1e-5)
+    assert any(sentence.startswith(f"k is {K} as given, cfg.json says ") for sentence in sae.provenance)
+    with pytest.raises(SaeError, match=f"k is {M + 1}, .* needs 1 to {M}; give another k$"):
+        sae_lm.load(path, "cpu", k=M + 1)
 
 
 def test_a_mistyped_directory_is_answered_with_what_is_there(make_sae, tmp_path):

@@ -8,7 +8,6 @@ drops the metadata.
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -85,9 +84,13 @@ def check(directory: Path) -> tuple[dict[str, Any], SaeConfig]:
 
 
 def _checked(
-    directory: Path, config: dict[str, Any], overrides: Mapping[str, Any] | None = None, hook: str | None = None
+    directory: Path,
+    config: dict[str, Any],
+    overrides: Mapping[str, Any] | None = None,
+    hook: str | None = None,
+    given_k: int | None = None,
 ) -> Parsed:
-    parsed = parse(config, directory / CONFIG, overrides, hook)
+    parsed = parse(config, directory / CONFIG, overrides, hook, given_k)
     if problem := _weights_problem(directory, parsed.config.metadata.get("weights_sha256"), parsed):
         raise SaeError(f"{directory}: {problem}; the SAE is damaged, train or download it again")
     return parsed
@@ -174,7 +177,7 @@ def read(source: Source) -> SAE:
     if known:
         source.note(f"{', '.join(map(str, known))}: as SAELens' directory of releases says of {source.repository}")
     hook = source.place(None, CONFIG)[0] if source.hook is not None else None
-    parsed = _checked(directory, source.json(CONFIG), {**known, **source.overrides}, hook)
+    parsed = _checked(directory, source.json(CONFIG), {**known, **source.overrides}, hook, source.k)
     source.notes += parsed.notes
     if recorded := parsed.config.metadata.get("weights_sha256"):  # which was compared just now
         source.checksums[WEIGHTS] = str(recorded)
@@ -184,11 +187,7 @@ def read(source: Source) -> SAE:
         names.remove("threshold")
     extra = [name for name in OPTIONAL if name in tensors]
     weights = fold(parsed, source.numbers(tensors, [*names, *extra]), source)
-    config = parsed.config
-    if source.k is not None and config.architecture == "topk":
-        source.note(f"k is {source.k} as given, {CONFIG} says {config.k}")
-        config = replace(config, k=source.k)
-    return source.finish("saelens", config, weights)
+    return source.finish("saelens", parsed.config, weights)
 
 
 def fold(parsed: Parsed, weights: dict[str, Tensor], source: Source) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ from typing import Any
 from sae_lm.errors import SaeError
 from sae_lm.sae.hook_names import bridge_hook, has_no_mean, written_to_residual
 from sae_lm.sae.model import NORMS, SaeConfig
+from sae_lm.sae.source import shown
 
 ARCHITECTURES = ("standard", "topk", "jumprelu", "gated", "batchtopk", "matryoshka_batchtopk")
 """What is read. The last two are of checkpoints of training, which become jumprelu with ``topk_threshold``."""
@@ -77,10 +78,14 @@ class Parsed:
 
 
 def parse(
-    config: Mapping[str, Any], path: Path, overrides: Mapping[str, Any] | None = None, hook: str | None = None
+    config: Mapping[str, Any],
+    path: Path,
+    overrides: Mapping[str, Any] | None = None,
+    hook: str | None = None,
+    given_k: int | None = None,
 ) -> Parsed:
     """overrides: what a directory of releases says, which counts for more. hook: a bridge's name, in place of the
-    recorded one. Raises SaeError naming ``path``."""
+    recorded one; given_k: of a topk SAE, likewise. Raises SaeError naming ``path``."""
     nested = config.get("metadata") or {}
     if not isinstance(nested, Mapping):
         raise SaeError(f"{path}: metadata is a {type(nested).__name__}, expected an object")
@@ -97,9 +102,7 @@ def parse(
     for key in ("d_in", "d_sae"):
         _check_whole(top, key, path)
     normalize, scaled = _norm(top, path)
-    if architecture == "topk" and k is None:
-        k = DEFAULT_K
-        notes.append(f"k is {k}: cfg.json has none, and SAELens then takes {k}")
+    k = _active_latents(k, given_k, path, notes) if architecture == "topk" else None
     model = str(metadata.get("model_name") or "")
     centred = _hook_and_centring(metadata, model, notes, hook)
     try:
@@ -109,14 +112,15 @@ def parse(
             ),
             d_in=top["d_in"],
             d_sae=top["d_sae"],
-            k=k if architecture == "topk" else None,
+            k=k,
             apply_b_dec_to_input=bool(top.get("apply_b_dec_to_input", True)),
             normalize_activations=normalize,
             centred_input=centred,
             metadata=metadata,
         )
     except SaeError as problem:
-        raise SaeError(f"{path.parent}: {problem}; train or download it again") from None
+        advice = "train or download it again" if given_k is None else "give another k"
+        raise SaeError(f"{path.parent}: {problem}; {advice}") from None
     if not parsed.apply_b_dec_to_input:
         notes.append("b_dec not subtracted from the input: apply_b_dec_to_input is false")
     ranked = bool(top.get("rescale_acts_by_decoder_norm", architecture.endswith("batchtopk")))
@@ -144,9 +148,19 @@ def _architecture(top: Mapping[str, Any], path: Path, old: bool) -> tuple[str, A
             f"{path}: architecture {architecture!r} is unknown here; expected {', '.join(ARCHITECTURES)}; "
             "transcoders and the like are not SAEs of one activation"
         )
-    if architecture == "topk" and k is not None:
-        _check_whole({"k": k}, "k", path)
     return architecture, k
+
+
+def _active_latents(recorded: object, given: int | None, path: Path, notes: list[str]) -> Any:
+    """k of a topk SAE: as given, as recorded, or as SAELens has it."""
+    if given is not None:
+        notes.append(f"k is {given} as given, cfg.json says {'none' if recorded is None else shown(recorded)}")
+        return given
+    if recorded is None:
+        notes.append(f"k is {DEFAULT_K}: cfg.json has none, and SAELens then takes {DEFAULT_K}")
+        return DEFAULT_K
+    _check_whole({"k": recorded}, "k", path)
+    return recorded
 
 
 def _check_whole(values: Mapping[str, Any], key: str, path: Path) -> None:
