@@ -170,7 +170,9 @@ class Source:
             *(f"{file}{place}: sha256 {digest}" for file, digest in sums.items()),
         ]
         try:
-            return SAE(replace(config, metadata=metadata), {name: value.contiguous() for name, value in weights.items()}, notes)
+            return SAE(
+                replace(config, metadata=metadata), {name: value.contiguous() for name, value in weights.items()}, notes
+            )
         except SaeError as problem:
             raise self.error(f"{problem}; train or download it again") from None
 
@@ -178,6 +180,14 @@ class Source:
 def folded_bias(W_enc: Tensor, b_enc: Tensor, b_dec: Tensor) -> Tensor:
     """b_enc for an encoder that does not subtract b_dec, of one that does: (x - b_dec) W + b = x W + (b - b_dec W)."""
     return b_enc - (b_dec.double() @ W_enc.double()).to(b_enc.dtype)
+
+
+def truth(config: Mapping[str, Any], key: str, default: bool | None, path: Path) -> bool | None:
+    """true or false of a configuration, the default for null too. Raises SaeError for all else: "false" would be true."""
+    value = config.get(key)
+    if value is not None and not isinstance(value, bool):
+        raise SaeError(f"{path}: {key} is {shown(value)}, expected true or false; correct it there")
+    return default if value is None else value
 
 
 def plain(recorded: object) -> object:

@@ -1,6 +1,7 @@
 """sae_lm.sae.load and .formats.saelens: what is written is read again, and damage is named."""
 
 import json
+import re
 from fractions import Fraction
 from inspect import unwrap
 
@@ -198,6 +199,41 @@ def test_a_given_k_counts_whatever_a_topk_configuration_says(tmp_path, recorded)
     assert any(sentence.startswith(f"k is {K} as given, cfg.json says ") for sentence in sae.provenance)
     with pytest.raises(SaeError, match=f"k is {M + 1}, .* needs 1 to {M}; give another k$"):
         sae_lm.load(path, "cpu", k=M + 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("saelens topk", "apply_b_dec_to_input"),
+        ("saelens topk", "rescale_acts_by_decoder_norm"),
+        ("saelens matryoshka checkpoint", "rescale_acts_by_decoder_norm"),
+        ("llama_scope, W_E", "use_decoder_bias"),
+        ("llama_scope, W_E", "apply_decoder_bias_to_pre_encoder"),
+        ("llama_scope, W_E", "sparsity_include_decoder_norm"),
+    ],
+)
+def test_true_and_false_are_not_read_out_of_anything_else_and_null_is_the_default(tmp_path, name, key):
+    path, formula = FOREIGN[name][0](tmp_path)
+    (file,) = path.glob("*.json")
+    config, x = json.loads(file.read_text()), inputs()
+    file.write_text(json.dumps(config | {key: None}))
+    torch.testing.assert_close(sae_lm.load(path, "cpu")(x), formula(x)[1].float(), atol=2e-5, rtol=1e-5)
+    for value in ("false", "true", 0, 1.0, [], {}):
+        file.write_text(json.dumps(config | {key: value}))
+        with pytest.raises(SaeError, match=f"{file.name}: {key} is {re.escape(repr(value))}, expected true or false"):
+            sae_lm.load(path, "cpu")
+
+
+@pytest.mark.parametrize(("says", "centred"), [(True, True), (False, False), (None, False), ("false", None)])
+def test_an_activation_is_centred_by_true_alone(tmp_path, says, centred):
+    path, _ = FOREIGN["saelens centred"][0](tmp_path)
+    metadata = json.loads((path / CONFIG).read_text())["metadata"]
+    edit(path, metadata=metadata | {"model_from_pretrained_kwargs": {"center_writing_weights": says}})
+    if centred is not None:
+        assert sae_lm.load(path, "cpu").config.centred_input == centred
+        return
+    with pytest.raises(SaeError, match="center_writing_weights is 'false', expected true or false"):
+        sae_lm.load(path, "cpu")
 
 
 def test_a_mistyped_directory_is_answered_with_what_is_there(make_sae, tmp_path):

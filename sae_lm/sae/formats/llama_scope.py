@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from sae_lm.sae.model import SAE, SaeConfig
-from sae_lm.sae.source import Source, as_number, folded_bias, shown
+from sae_lm.sae.source import Source, as_number, folded_bias, shown, truth
 
 OLD, CONFIG, AVERAGE = "hyperparams.json", "config.json", "dataset_average_activation_norm"
 _OLD_NAMES = {"encoder.weight": "W_E", "encoder.bias": "b_E", "decoder.weight": "W_D", "decoder.bias": "b_D"}
@@ -36,7 +36,7 @@ def read(source: Source) -> SAE:
     norms = {name: value for name, value in tensors.items() if name.startswith(AVERAGE)}
     named = {_OLD_NAMES.get(name, name): value for name, value in tensors.items() if name not in norms}
     old = "encoder.weight" in tensors
-    has_bias = config.get("use_decoder_bias", True) or "b_D" in named
+    has_bias = truth(config, "use_decoder_bias", True, source.files[file]) or "b_D" in named
     wanted = ["W_E", "b_E", "W_D", *(["b_D"] if has_bias else [])]
     source.needs(named, wanted, _THRESHOLDS)
     weights = source.numbers(named, [*wanted, *(name for name in _THRESHOLDS if name in named)])
@@ -153,18 +153,18 @@ def _folded(
 ) -> dict[str, Tensor]:
     """Decoder norms and bias folded, in units of the normalised input."""
     W_enc, b_enc, W_dec, b_dec = (weights[name] for name in ("W_E", "b_E", "W_D", "b_D"))
-    if config.get("apply_decoder_bias_to_pre_encoder"):
+    if truth(config, "apply_decoder_bias_to_pre_encoder", False, source.files[file]):
         b_enc = folded_bias(W_enc, b_enc, b_dec)
         source.note("decoder bias subtracted from the normalised input: folded into b_enc")
     else:
         said = (
             ""
-            if "apply_decoder_bias_to_pre_encoder" in config
+            if config.get("apply_decoder_bias_to_pre_encoder") is not None
             else f", of which {file} says nothing, as SAELens reads it"
         )
         source.note(f"b_dec not subtracted from the input{said}")
     folded = {"W_enc": W_enc, "b_enc": b_enc, "W_dec": W_dec, "b_dec": b_dec}
-    if config.get("sparsity_include_decoder_norm", True) and architecture != "standard":
+    if truth(config, "sparsity_include_decoder_norm", True, source.files[file]) and architecture != "standard":
         norm = W_dec.norm(dim=1).clamp_min(1e-30)
         source.note("latents fire by pre-activation times decoder norm (sparsity_include_decoder_norm)")
         if threshold is not None:

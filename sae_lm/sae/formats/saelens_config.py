@@ -13,7 +13,7 @@ from typing import Any
 from sae_lm.errors import SaeError
 from sae_lm.sae.hook_names import bridge_hook, has_no_mean, written_to_residual
 from sae_lm.sae.model import NORMS, SaeConfig
-from sae_lm.sae.source import shown
+from sae_lm.sae.source import shown, truth
 
 ARCHITECTURES = ("standard", "topk", "jumprelu", "gated", "batchtopk", "matryoshka_batchtopk")
 """What is read. The last two are of checkpoints of training, which become jumprelu with ``topk_threshold``."""
@@ -104,7 +104,8 @@ def parse(
     normalize, scaled = _norm(top, path)
     k = _active_latents(k, given_k, path, notes) if architecture == "topk" else None
     model = str(metadata.get("model_name") or "")
-    centred = _hook_and_centring(metadata, model, notes, hook)
+    centred = _hook_and_centring(metadata, model, notes, hook, path)
+    subtracted = bool(truth(top, "apply_b_dec_to_input", True, path))
     try:
         parsed = SaeConfig(
             architecture={"gated": "jumprelu", "batchtopk": "jumprelu", "matryoshka_batchtopk": "jumprelu"}.get(
@@ -113,7 +114,7 @@ def parse(
             d_in=top["d_in"],
             d_sae=top["d_sae"],
             k=k,
-            apply_b_dec_to_input=bool(top.get("apply_b_dec_to_input", True)),
+            apply_b_dec_to_input=subtracted,
             normalize_activations=normalize,
             centred_input=centred,
             metadata=metadata,
@@ -121,12 +122,11 @@ def parse(
     except SaeError as problem:
         advice = "train or download it again" if given_k is None else "give another k"
         raise SaeError(f"{path.parent}: {problem}; {advice}") from None
-    if not parsed.apply_b_dec_to_input:
+    if not subtracted:
         notes.append("b_dec not subtracted from the input: apply_b_dec_to_input is false")
-    ranked = bool(top.get("rescale_acts_by_decoder_norm", architecture.endswith("batchtopk")))
-    return Parsed(
-        architecture, parsed, scaled, ranked and (architecture == "topk" or architecture.endswith("batchtopk")), notes
-    )
+    of_batch = architecture.endswith("batchtopk")
+    ranked = bool(truth(top, "rescale_acts_by_decoder_norm", of_batch, path))
+    return Parsed(architecture, parsed, scaled, ranked and (architecture == "topk" or of_batch), notes)
 
 
 def _architecture(top: Mapping[str, Any], path: Path, old: bool) -> tuple[str, Any]:
@@ -186,7 +186,7 @@ def _norm(top: Mapping[str, Any], path: Path) -> tuple[str, bool]:
     return norm, False
 
 
-def _hook_and_centring(metadata: dict[str, Any], model: str, notes: list[str], given: str | None) -> bool:
+def _hook_and_centring(metadata: dict[str, Any], model: str, notes: list[str], given: str | None, path: Path) -> bool:
     """Give the hook its name in a bridge; whether the activations were centred."""
     recorded = metadata.get("hook_name")
     hook = given or (bridge_hook(str(recorded), model) if recorded else None)
@@ -202,7 +202,7 @@ def _hook_and_centring(metadata: dict[str, Any], model: str, notes: list[str], g
         metadata |= {"hook_name": hook, "original_hook_name": recorded}
         notes.append(f"hook {hook} from cfg.json, which says {recorded}")
     kwargs = metadata.get("model_from_pretrained_kwargs")
-    says = kwargs.get("center_writing_weights") if isinstance(kwargs, Mapping) else None
+    says = truth(kwargs, "center_writing_weights", None, path) if isinstance(kwargs, Mapping) else None
     if says and written_to_residual(hook) and not has_no_mean(model):
         notes.append(
             "input centred: it was trained on a model with center_writing_weights, whose activations have mean 0 over d_in; "
