@@ -17,7 +17,7 @@ from sae_lm.data.manifest import MANIFEST, Manifest, Recipe, read_manifest, shar
 from sae_lm.data.recipe import model_of, recorded_text, settings_of, text_revision
 from sae_lm.data.shards import rows_wanted
 from sae_lm.data.store import Store
-from sae_lm.data.tokens import START, Block, vocabulary
+from sae_lm.data.tokens import START, Block, lengths, vocabulary
 from sae_lm.data.writer import Job, ShardMaker, file_record, open_writer, statistics
 from sae_lm.errors import StoreError
 from sae_lm.fields import DeviceMap
@@ -120,19 +120,13 @@ def _stored_job(store: Store, number: int, damaged: list[str]) -> Job | None:
     ids = store.blocks(first, first + record.contexts)
     if not len(ids) or int(ids.min()) < 0 or int(ids.max()) >= recipe.model["d_vocab"]:
         return None  # which the model has no embedding for: the text tells what is wrong
-    lengths = np.full(record.contexts, recipe.context_size)
-    if not recipe.pack:
-        # a document's last context ends with a separator, the padding behind it is separators as well
-        own = (ids != (recipe.separator or 0)).numpy()
-        last = recipe.context_size - 1 - own[:, ::-1].argmax(1)
-        least = 1 + (recipe.bos is not None)
-        lengths = np.minimum(np.where(own.any(1), last + 2, least), recipe.context_size)
-        if int((recipe.context_size - lengths).sum()) != record.padding:
-            return None  # a document spells separators at its end
+    ends = lengths(ids.numpy(), recipe)
+    if int((recipe.context_size - ends).sum()) != record.padding:
+        return None  # a document spells separators at its end
     marks = store.special(ids).numpy()
     blocks = [
         Block(context, np.zeros_like(context), special, int(length), START)
-        for context, special, length in zip(ids.numpy(), marks, lengths, strict=True)
+        for context, special, length in zip(ids.numpy(), marks, ends, strict=True)
     ]
     return Job(number, first, blocks, rows_wanted(blocks, recipe))
 

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from sae_lm.data.manifest import Recipe
 from sae_lm.data.pieces import Chunk, Piece, pieces
 from sae_lm.errors import ModelError, SettingsError
 
@@ -233,11 +234,20 @@ def _block(ids: np.ndarray, index: np.ndarray, special: SpecialTokens, following
     return Block(ids, index, marks, len(ids), following, place)
 
 
-def lengths(ids: np.ndarray, separator: int | None) -> np.ndarray:
-    """[contexts] tokens before the padding of ids [contexts, pos]: it is made of separators, of which a document's own,
-    that ends it, is none."""
+def lengths(ids: np.ndarray, recipe: Recipe) -> np.ndarray:
+    """[contexts] tokens before the padding of a store's ids [contexts, pos], as far as ids tell it.
+
+    Padding is made of separators, of which the first is none: it is the document's own, that ends it. So is one alone
+    behind the BOS, which may be the same token, or alone in its context: the document filled the one before. Packed
+    contexts have no padding. Separators that a document spells at its end are not told from padding.
+    """
     size = ids.shape[1]
-    after_text = size - (ids != (-1 if separator is None else separator))[:, ::-1].argmax(1)
+    if recipe.pack:
+        return np.full(len(ids), size)
+    text = ids != recipe.separator
+    if recipe.bos is not None:
+        text[:, 0] = True
+    after_text = np.where(text.any(1), size - text[:, ::-1].argmax(1), 0)
     return np.minimum(after_text + 1, size)
 
 

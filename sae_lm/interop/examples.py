@@ -80,7 +80,7 @@ def encode(store: Store, hook: str, sae: SAE, tokens: int, contexts: int, folder
     d_vocab = max(len(store.vocabulary), int(token_id.max()) + 1)
     statistics = latent_statistics(codes, sae.config.d_sae, start, token_id, context, d_vocab, places, contexts)
     blocks = store.blocks(int(context[0]), int(context[-1]) + 1).numpy()
-    ends = lengths(blocks, store.manifest.recipe.separator)
+    ends = lengths(blocks, store.manifest.recipe)
     return Encoded(store, codes, statistics, token_id, context, position, blocks, ends)
 
 

@@ -60,7 +60,7 @@ def _of_store(store: Store, tokens: int) -> Contexts:
     recipe, stop = store.manifest.recipe, store.manifest.contexts
     first = stop - max(1, min(-(-tokens // recipe.context_size), stop))
     ids = store.blocks(first).long()
-    ends = torch.from_numpy(lengths(ids.numpy(), recipe.separator))
+    ends = torch.from_numpy(lengths(ids.numpy(), recipe))
     mask = None if recipe.pack else _mask(ends, ids.shape[1])
     return Contexts(ids, store.rowless(first, stop), mask, recipe.bos is not None)
 

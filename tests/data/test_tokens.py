@@ -1,9 +1,11 @@
 """Documents are cut into contexts, from any of them on."""
 
+import numpy as np
 import pytest
 import torch
+from made_stores import made_recipe
 
-from sae_lm.data.tokens import Position, SpecialTokens, blocks, in_memory
+from sae_lm.data.tokens import Position, SpecialTokens, blocks, in_memory, lengths
 
 
 class Letters:
@@ -31,3 +33,14 @@ def test_blocks_can_be_made_from_any_block_on(pack, special):
     expected = [token for document in documents for token in [*(10 + ord(letter) for letter in document), 2]]
     assert text == expected[: len(text)] and len(text) > len(expected) - 8
     assert whole[-1][-1] == Position(150, 0) or pack
+
+
+@pytest.mark.parametrize("pack", [True, False])
+@pytest.mark.parametrize("special", [SpecialTokens(1, 2), SpecialTokens(None, 2), SpecialTokens(2, 2)])
+def test_ids_tell_where_the_padding_of_a_context_begins(pack, special):
+    """Of empty documents, and of those that fill their last context, one holds the separator alone, or with the BOS."""
+    documents = ["a" * n for n in range(20)]
+    made = [*blocks(in_memory(documents), Letters(), special, 8, pack=pack)]
+    recipe = made_recipe({}, 8, 100, 1, "float32", pack=pack, bos=special.bos, separator=special.separator)
+    assert lengths(np.stack([block.ids for block in made]), recipe).tolist() == [block.length for block in made]
+    assert pack or min(block.length for block in made) == 1 + (special.bos is not None)
