@@ -301,8 +301,7 @@ class Store:
         Yields [batch, width] of the hook, or, where ``columns`` names hooks and columns of the tokens (token_id,
         document, position, context), {column: its rows}. The order depends on seed and epoch alone.
 
-        steps: end before the batch of this number, however many epochs that takes (default: after ``epochs``, less an
-            incomplete last batch).
+        steps: end before the batch of this number, whatever ``epochs`` is (default: the whole batches of ``epochs``).
         first: number of the first batch, to go on where another run ended.
         rank, world_size: each batch is cut into world_size slices; yield the rank-th.
         pin: into memory that an accelerator reads by itself; needs one.
@@ -310,10 +309,11 @@ class Store:
         """
         names = [self.hook(hook)] if columns is None else [self._column(name) for name in columns]
         last = len(self) if stop is None else stop
-        if not 0 <= start < last <= len(self) or batch_size < 1 or not 0 <= rank < world_size:
+        inside = 0 <= start < last <= len(self) and batch_size >= 1 and 0 <= rank < world_size
+        if not inside or min(first, epochs, steps or 0) < 0:
             raise SettingsError(
-                f"batches of {batch_size} rows from {start} to {last}, rank {rank} of {world_size}: expected 0 <= start < stop <= "
-                f"{len(self)}, batch_size >= 1 and 0 <= rank < world_size"
+                f"batches of {batch_size} rows from {start} to {last}, rank {rank} of {world_size}, first {first}, epochs {epochs}, "
+                f"steps {steps}: expected 0 <= start < stop <= {len(self)}, batch_size >= 1, 0 <= rank < world_size, no other below 0"
             )
         numbers = range(first, (last - start) * epochs // batch_size if steps is None else steps)
         order = row_order(self, seed, start, last)

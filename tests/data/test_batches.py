@@ -80,6 +80,9 @@ def test_which_columns_are_read_does_not_change_the_order(store):
 def test_batches_are_asked_for_in_bounds(store):
     with pytest.raises(SettingsError, match="expected 0 <= start < stop <= 1500"):
         store.batches(8, hook=HOOK, start=20, stop=1501)
+    for below in ({"first": -2, "steps": 1}, {"epochs": -1}, {"steps": -1}):
+        with pytest.raises(SettingsError, match="(first -2|epochs -1|steps -1).* no other below 0"):
+            store.batches(8, hook=HOOK, **below)
     with pytest.raises(StoreError, match="holds blocks.0.hook_out"):
         store.batches(8, columns=["tokens"])
     with pytest.raises(StoreError, match=r"rows\(start=..., stop=...\)"):
