@@ -2,7 +2,6 @@
 
 import hashlib
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from sae_lm.data.writer import file_record, statistics
 from sae_lm.errors import SettingsError, StoreError
 from sae_lm.runtime.differences import differences
 from sae_lm.runtime.files import PART, sha256, write_json, write_whole
+from sae_lm.runtime.locks import held_if_free
 from sae_lm.settings import MergeSettings
 
 MUST_MATCH = {"model", "tokenizer_sha256", "forward", "context_size", "pack", "keep_special", "drop_sinks", "bos", "separator", "other_special", "dtype", "hooks"}  # fmt: skip
@@ -36,14 +36,18 @@ def merge(settings: MergeSettings) -> Path:
         raise SettingsError(f"merge: got {len(settings.stores)} store, expected several; name them one after another")
     stores = [open_store(path) for path in settings.stores]
     _check_they_match(stores)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(PART, f"{out.name}.", out.parent))
-    try:
-        _merge_into(temporary, stores)
-        temporary.chmod(0o755)
-        temporary.rename(out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    aside = out.with_name(f"{out.name}.merge{PART}")
+    aside.mkdir(parents=True, exist_ok=True)
+    with held_if_free(aside) as alone:
+        if not alone:
+            raise StoreError(f"another process is merging into {out}; wait for its end, or give another --out")
+        try:
+            for left in aside.iterdir():  # by a kill
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+            _merge_into(aside, stores)
+            aside.rename(out)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
     return out
 
 

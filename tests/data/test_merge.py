@@ -9,7 +9,9 @@ import sae_lm
 from sae_lm.cli import main
 from sae_lm.commands.cache import cache
 from sae_lm.commands.verify import verify
+from sae_lm.data import merge as merging
 from sae_lm.data.manifest import read_manifest, write_manifest
+from sae_lm.runtime.locks import has_locks, held_if_free
 
 
 def contents(folder):
@@ -41,8 +43,6 @@ def test_merged_stores_hold_the_rows_of_both(cache_settings, tiny_store, tmp_pat
 
 
 def test_a_merge_that_fails_leaves_nothing_and_touches_nobodys_files(cache_settings, tiny_store, tmp_path, monkeypatch):
-    from sae_lm.data import merge as merging
-
     other = another_store(cache_settings, tmp_path)
     (tmp_path / "both.part").mkdir()
     (tmp_path / "both.part" / "mine.txt").write_text("mine")
@@ -77,6 +77,26 @@ def test_stores_that_do_not_go_together_are_not_merged(cache_settings, tiny_stor
 def two_stores(cache_settings, tiny_store, tmp_path):
     """A store that may be changed, and one of another text that goes with it."""
     return shutil.copytree(tiny_store, tmp_path / "first"), another_store(cache_settings, tmp_path)
+
+
+def test_what_a_killed_merge_left_goes_with_the_next(two_stores, tmp_path, monkeypatch):
+    command = ["merge", *map(str, two_stores), "--out", str(tmp_path / "both")]
+    with monkeypatch.context() as patch:
+        patch.setattr(merging, "write_manifest", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(merging.shutil, "rmtree", lambda *_, **__: None)
+        assert main(command) == 130
+    assert [*tmp_path.glob("both*")]
+    assert main(command) == 0 and [*tmp_path.glob("both*")] == [tmp_path / "both"]
+    assert verify(tmp_path / "both") == []
+
+
+def test_two_merges_into_one_folder_do_not_meet(two_stores, tmp_path, capsys):
+    if not has_locks():
+        pytest.skip("no locks here")
+    (tmp_path / "both.merge.part").mkdir()
+    with held_if_free(tmp_path / "both.merge.part"):
+        assert main(["merge", *map(str, two_stores), "--out", str(tmp_path / "both")]) == 2
+    assert "another process is merging into" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
