@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sae_lm.errors import SaeError
+from sae_lm.fields import flag
 from sae_lm.runtime.device import pick_device
 from sae_lm.sae.fetch import find
 from sae_lm.sae.model import SAE
@@ -90,8 +91,7 @@ def load_as_recorded(path: str | os.PathLike[str], device: str) -> SAE:
         return load(path, device)
     except SaeError as problem:
         if asked := _ASKS.search(str(problem)):
-            flag = "--" + asked[1].replace("_", "-")
-            raise SaeError(f"{problem}, or run sae-lm convert with {flag} first") from None
+            raise SaeError(f"{problem}, or run sae-lm convert with {flag(asked[1])} first") from None
         raise
 
 
