@@ -39,23 +39,26 @@ def nearest_in_part(
     rows: Float[Tensor, "n d_in"],
     part: Float[Tensor, "m d_in"],
     first: int = 0,
-    before: bool = False,
+    rate: Float[Tensor, " n"] | None = None,
     tile: int = TILE,
     count: int | None = None,
 ) -> tuple[Float[Tensor, "*nearest"], Int[Tensor, "*nearest"]]:
     """For each unit row the highest cosine to another row of the part, `NO_COSINE` without one, and where that is in the part.
 
-    Row i, if it is in the part, stands there at i - first. before: only the part's rows before the row count.
-    count: the so many highest, [n, count], instead of the highest, [n].
+    Row i, if it is in the part, stands there at i - first. rate: of each row, of which the first are then the part;
+    only the part's rows of a higher rate count. count: the so many highest, [n, count], instead of the highest, [n].
     """
     highest, where = [], []
     for start, cosines in cosine_tiles(rows, part, tile):
-        own = torch.arange(start, start + len(cosines), device=rows.device)[:, None] - first
-        column = torch.arange(len(part), device=rows.device)
-        if before and start < first + len(part):
-            cosines.masked_fill_(column >= own, NO_COSINE)
-        elif not before and first < start + len(cosines) and start < first + len(part):
-            cosines.masked_fill_(column == own, NO_COSINE)
+        stop = start + len(cosines)
+        if rate is not None:
+            own, others = rate[start:stop, None], rate[: len(part)]
+            # most tiles have lower rates than the whole part; an accelerator would be waited for to know it
+            if not rate.is_cpu or own.max() >= others.min():
+                cosines.masked_fill_(others <= own, NO_COSINE)
+        elif first < stop and start < first + len(part):
+            own = torch.arange(start, stop, device=rows.device)[:, None] - first
+            cosines.masked_fill_(torch.arange(len(part), device=rows.device) == own, NO_COSINE)
         # measured: argmax takes four times as long in bfloat16
         nearest = cosines.max(1) if count is None else cosines.topk(count, dim=1)
         highest.append(nearest.values)
@@ -127,13 +130,13 @@ class NearestRows:
             if self.ranked and self.turn == 0:
                 assert firing_frequency is not None
                 self.order = firing_frequency.argsort(descending=True, stable=True)
-            self._search_part(every, self.candidates, self.cosines)
+            self._search_part(every, firing_frequency, self.candidates, self.cosines)
         known = self.cosines
         if self.ranked and firing_frequency is not None:
             known = torch.where(firing_frequency[self.candidates] > firing_frequency[:, None], known, NO_COSINE)
         return self.candidates, known
 
-    def _search_part(self, every: Tensor, candidates: Tensor, cosines: Tensor) -> None:
+    def _search_part(self, every: Tensor, firing_frequency: Tensor | None, candidates: Tensor, cosines: Tensor) -> None:
         """Find every row's nearest in the part whose turn it is."""
         m, turn = len(every), self.turn
         first, last = turn * m // self.parts, (turn + 1) * m // self.parts
@@ -144,9 +147,10 @@ class NearestRows:
             cosine, where = nearest_in_part(every, every[first:last], first, count=count)
             cosines[:, column], candidates[:, column] = cosine.to(cosines.dtype), where + first
         else:  # rows that fire more often than the part's have none in it
+            assert firing_frequency is not None
             below = self.order[first:]
-            rows = every.index_select(0, below)
-            cosine, where = nearest_in_part(rows, rows[: last - first], before=True, count=count)
+            rows, rate = every.index_select(0, below), firing_frequency.index_select(0, below)
+            cosine, where = nearest_in_part(rows, rows[: last - first], rate=rate, count=count)
             cosines[:, column] = NO_COSINE
             cosines[below, column], candidates[below, column] = cosine.to(cosines.dtype), below[where]
         self.turn = (turn + 1) % self.parts

@@ -57,6 +57,8 @@ CODES, FIRES = some_codes()
 ACTIVATIONS = FIRES.double()
 ACTIVATIONS[FIRES > 0] = CODES.value[CODES.value > 0].double()
 OTHERS = some_rows(seed=5).detach()
+TIED = CODES._replace(firing_frequency=(CODES.firing_frequency * 4).round() / 4)
+"""Its 23 latents have five frequencies among them."""
 TWINS = {
     "abs_cos": (abs_cos, mean_abs_cos),
     "abs_cos with a margin": (
@@ -96,6 +98,22 @@ TWINS = {
     "silent": (
         lambda rows: silent(rows, None, CODES),
         lambda rows: silent_generals(rows, CODES.firing_frequency, FIRES),
+    ),
+    "max_cos anchored, ties": (
+        lambda rows: max_cos(rows, None, TIED, anchored=True),
+        lambda rows: anchored_ortsae(rows, TIED.firing_frequency),
+    ),
+    "coactive anchored, ties": (
+        lambda rows: coactive(rows, None, TIED, anchored=True),
+        lambda rows: anchored_coactivation(rows, TIED.firing_frequency, FIRES),
+    ),
+    "c2r anchored, ties": (
+        lambda rows: c2r(rows, None, TIED._replace(value=TIED.value.double()), anchored=True),
+        lambda rows: cross_sample(rows, ACTIVATIONS, TIED.firing_frequency),
+    ),
+    "silent, ties": (
+        lambda rows: silent(rows, None, TIED),
+        lambda rows: silent_generals(rows, TIED.firing_frequency, FIRES),
     ),
     "align": (
         lambda rows: align(rows, encoder=OTHERS),
@@ -292,10 +310,11 @@ def test_penalty_and_gradient_are_those_of_the_neighbours_as_known():
     torch.testing.assert_close(*(torch.autograd.grad(v, moved)[0] for v in (value, expected)), atol=1e-12, rtol=0)
 
 
+@pytest.mark.parametrize("codes", [CODES, TIED], ids=["all differ", "ties"])
 @pytest.mark.parametrize("parts", [1, 3])
-def test_ranked_neighbours_fire_more_often(parts, monkeypatch):
+def test_ranked_neighbours_fire_more_often(parts, codes, monkeypatch):
     monkeypatch.setattr(neighbours, "TILE", 4)
-    unit, rate, table = units(0), CODES.firing_frequency, NearestRows(parts=parts, ranked=True)
+    unit, rate, table = units(0), codes.firing_frequency, NearestRows(parts=parts, ranked=True)
     for updates in (1, parts):  # all at once, then in turns
         for _ in range(updates):
             nearest, cosine = table.update(unit, rate)
@@ -306,7 +325,7 @@ def test_ranked_neighbours_fire_more_often(parts, monkeypatch):
     rank = 1 - rate
     nearest, cosine = table.update(unit, rank)  # a rank that has changed holds at once
     has_neighbour = cosine > -2
-    assert has_neighbour.sum() == M - 1 and not has_neighbour[rank.argmax()]
+    assert torch.equal(has_neighbour, rank < rank.max())
     assert (rank[nearest] > rank)[has_neighbour].all()
 
 
