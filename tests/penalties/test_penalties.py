@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from largest_tensor import LargestTensor
 from reference import (
     anchored_coactivation,
     anchored_ortsae,
@@ -17,6 +18,7 @@ from reference import (
     silent_generals,
 )
 
+from sae_lm.penalties import coactive as coactivation
 from sae_lm.penalties import pairwise as cosines
 from sae_lm.penalties.align import align
 from sae_lm.penalties.arms import PENALTIES
@@ -215,6 +217,26 @@ def test_coactive_sees_only_what_fires_together():
     silent = Codes(torch.tensor([0, 2]), torch.tensor([0, 1]), torch.tensor([1.0, 0.0]), torch.ones(3))
     nothing = Codes(torch.tensor([0, 0]), torch.zeros(0, dtype=torch.long), torch.zeros(0), torch.zeros(3))
     assert coactive(rows, None, apart) == coactive(rows, None, silent) == coactive(rows, None, nothing) == 0
+
+
+@pytest.mark.parametrize("anchored", [False, True])
+def test_coactive_of_one_crowded_token_among_many_holds_no_more_than_the_pairs_there_are(anchored, monkeypatch):
+    monkeypatch.setattr(coactivation, "PAIRS_AT_ONCE", 1000)
+    draw, counts = torch.Generator().manual_seed(2), torch.tensor([3, 200, 0, 1, 5] + 300 * [2])
+    latents = [torch.randperm(200, generator=draw)[:count].sort().values for count in counts.tolist()]
+    fires = torch.zeros(len(counts), 200)
+    for token, latent in enumerate(latents):
+        fires[token, latent] = 1
+    starts = torch.cat([torch.zeros(1, dtype=torch.long), counts.cumsum(0)])
+    codes = Codes(starts, torch.cat(latents), torch.ones(len(torch.cat(latents))), fires.mean(0))
+    rows = some_rows(200)
+    with LargestTensor() as made:
+        value = coactive(rows, None, codes, anchored=anchored)
+    assert made.numbers == 200**2  # one width for all would be 305 times as much
+    rate = codes.firing_frequency
+    plain = anchored_coactivation(rows, rate, fires) if anchored else coactivation_sq_cos(rows, fires)
+    torch.testing.assert_close(value, plain, atol=1e-12, rtol=1e-12)
+    torch.testing.assert_close(*(torch.autograd.grad(each, rows)[0] for each in (value, plain)), atol=1e-12, rtol=1e-12)
 
 
 @pytest.mark.parametrize(
