@@ -74,8 +74,8 @@ class RowRms:
                 square = torch.linalg.vector_norm(part, dim=1).square_().div_(part.shape[1])
                 scale = self._scale(name, square, fired[which], which)
                 moved.addcmul_(part, scale[:, None], value=-rate)
-                if name == "W_dec":
-                    moved.div_(torch.linalg.vector_norm(moved, dim=1, keepdim=True))
+                if name == "W_dec":  # a row that did not move keeps its last bit too
+                    moved.div_(torch.linalg.vector_norm(moved, dim=1).masked_fill_(scale == 0, 1)[:, None])
                 if not isinstance(which, slice):
                     weight.index_copy_(0, which, moved)
 
