@@ -44,6 +44,8 @@ def inverse_root(covariance: Float[Tensor, "d_in d_in"], rows: int) -> Float[Ten
     In float64 and then rounded it is the same to the bit, whatever the number of threads.
     """
     variances, directions = torch.linalg.eigh(covariance.double())
+    if not variances.any():  # the sampled rows all lie at the mean: no direction is known to vary more than another
+        variances = torch.ones_like(variances)
     variances = variances.clamp_min(0) / variances.mean()
     shrinkage = max(SHRINKAGE, len(covariance) / rows)
     return (directions * (variances + shrinkage).rsqrt() @ directions.T).bfloat16()

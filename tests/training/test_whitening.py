@@ -45,6 +45,11 @@ def test_directions_of_which_rows_say_nothing_are_hardly_turned_up():
     assert gains.isfinite().all() and gains.max() < 1.01 * SHRINKAGE**-0.5
 
 
+def test_rows_that_do_not_vary_at_all_turn_no_direction_up():
+    gains = torch.linalg.eigvalsh(inverse_root(torch.zeros(4, 4), 100).double())
+    torch.testing.assert_close(gains, torch.ones(4, dtype=torch.float64), atol=0.05, rtol=0)
+
+
 def test_the_matrix_is_the_same_to_the_bit_with_any_number_of_threads():
     rows, threads = uneven_rows(3000, 64), torch.get_num_threads()
     found = []
