@@ -69,7 +69,7 @@ def train_group(
     Raises SaeError where a loss is not finite, Stopped (after a checkpoint) where a signal came.
     """
     recipe, team, timer = run.recipe, run.team, StepTimer(run.device)
-    first = restore(group, trainers, run.out, recipe, team)
+    first = kept = restore(group, trainers, run.out, recipe, team)
     there = {recipe.as_trained(trainer.arm): trainer for trainer in trainers}
     steered = [trainer.arm for trainer in trainers if trainer.arm.fvu is not None]
     baselines = {arm: there[recipe.as_trained(arm.baseline)] for arm in steered}
@@ -91,8 +91,8 @@ def train_group(
             if step + 1 < recipe.steps and (stops or due) and team.rank == 0:
                 for trainer in trainers:
                     _figures(trainer, step, group, run)  # weights that are not finite are never kept
-                write_checkpoint(group, trainers, run.out, recipe, step + 1)
-                written = time.monotonic()
+                write_checkpoint(group, trainers, run.out, recipe, step + 1, kept)
+                kept, written = step + 1, time.monotonic()
             if stops and step + 1 < recipe.steps:  # else the SAEs are finished, which is more than a checkpoint
                 raise run.stop_request.stop(
                     f"step {step + 1} of {recipe.steps}, seed {group.seed}, is kept in {run.out}; "

@@ -78,9 +78,10 @@ PER_ARM = "k"
 difference between arms would be its."""
 
 
-def sae_folder(arm: "Arm", seed: int) -> str:
-    """Name of an SAE's directory: ``max_cos_0.25-seed0``."""
-    return f"{arm.name.replace(':', '_')}-seed{seed}"
+def sae_folder(arm: "Arm | str", seed: int) -> str:
+    """Name of an SAE's directory: ``max_cos_0.25-seed0``. arm: or its name."""
+    name = arm if isinstance(arm, str) else arm.name
+    return f"{name.replace(':', '_')}-seed{seed}"
 
 
 def log_file(arm: "Arm", seed: int) -> str:

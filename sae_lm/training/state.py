@@ -23,19 +23,17 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sae_lm.errors import SaeError, SaeLmError
-from sae_lm.penalties.arms import Arm, parse_arm
+from sae_lm.penalties.arms import Arm
 from sae_lm.runtime.differences import in_words
 from sae_lm.runtime.distributed import SINGLE, Team
 from sae_lm.runtime.files import PART, present, read_json, sha256, whole_folder, write_json
 from sae_lm.sae.folder import sae_directories
 from sae_lm.training.locks import others_at_work, remove_locks
 from sae_lm.training.recipe import TrainingRecipe
-from sae_lm.training.run_folder import RUN, STATE_FOLDER, read_sae, sae_folder
+from sae_lm.training.run_folder import PER_ARM, RUN, STATE_FOLDER, read_sae, sae_folder
 from sae_lm.training.trainer import ArmTraining
 
 STATE = "state.json"
-KEPT_CHECKPOINTS = 2
-"""Checkpoints of a group that are kept: if the newest is damaged, the other serves."""
 
 
 class ArmGroup(NamedTuple):
@@ -74,9 +72,10 @@ def _whole(folder: Path) -> list[Path]:
 
 
 def write_checkpoint(
-    group: ArmGroup, trainers: list[ArmTraining], out: Path, recipe: TrainingRecipe, step: int
+    group: ArmGroup, trainers: list[ArmTraining], out: Path, recipe: TrainingRecipe, step: int, before: int = 0
 ) -> None:
-    """Write the states of all arms before ``step``; older checkpoints but one, and what a kill left, are deleted then."""
+    """Write the states of all arms before ``step``. The one of step ``before``, which was written or gone on from before, is
+    kept too, in case this one is damaged; all others, passed over or left by a kill, are deleted."""
     folder = group.folder(out) / f"{step:09d}"
     names = {"arms": [arm.name for arm in group.arms], "shadows": [arm.name for arm in group.reference_arms]}
     notes = {"seed": group.seed, **names, "step": step, "facts": recipe.record()}
@@ -90,9 +89,8 @@ def write_checkpoint(
             save_file(tensors, temporary / name)
             files[name] = sha256(temporary / name)
         write_json(temporary / STATE, {**notes, "files": files})
-    kept = _whole(folder.parent)[-KEPT_CHECKPOINTS:]
     for path in present(folder.parent, "[0-9]*"):
-        if path not in kept:
+        if path.name not in (folder.name, f"{before:09d}"):
             shutil.rmtree(path)
 
 
@@ -135,8 +133,10 @@ def restore(
     return step
 
 
-def _check_begun_alike(group_folder: Path, recipe: TrainingRecipe, stored: Mapping[str, Any]) -> None:
-    if differing := recipe.differences(stored):
+def _check_begun_alike(
+    group_folder: Path, recipe: TrainingRecipe, stored: Mapping[str, Any], but: str | None = None
+) -> None:
+    if differing := recipe.differences(stored, but=but):
         raise SaeError(
             f"{group_folder} was begun otherwise: {in_words(differing)}; "
             "give the same settings, another --out, or delete it"
@@ -144,7 +144,11 @@ def _check_begun_alike(group_folder: Path, recipe: TrainingRecipe, stored: Mappi
 
 
 def check_goes_on(groups: Iterable[ArmGroup], out: Path, recipe: TrainingRecipe) -> None:
-    """Refuse, before anything is trained, to go on from a checkpoint of another recipe. Raises SaeError."""
+    """Refuse, before anything is trained, a folder with a checkpoint of another recipe: it could not be gone on with beside
+    what is trained. Those of other arms may have another `PER_ARM`. Raises SaeError."""
+    for folder in present(out / STATE_FOLDER, "seed*-*"):
+        if (facts := _newest_recipe(folder)) is not None:
+            _check_begun_alike(folder, recipe, facts, but=PER_ARM)
     for group in groups:
         for folder in reversed(checkpoints(group, out)):
             if (facts := _recipe_of(folder)) is not None:
@@ -157,12 +161,18 @@ def begun_recipe(out: Path, ours: Iterable[str] = ()) -> dict[str, Any] | None:
     trains, whose recipe run.json has. None where nothing is. ours: names of SAEs whose locks this process holds."""
     begun = chain(
         (read_sae(directory).training for directory in sae_directories(out)),
-        (_recipe_of(folder) for group in present(out / STATE_FOLDER, "seed*-*") for folder in reversed(_whole(group))),
+        (_newest_recipe(folder) for folder in present(out / STATE_FOLDER, "seed*-*")),
     )
     recipe = next((each for each in begun if isinstance(each, dict)), None)
     if recipe is None and (out / RUN).exists() and others_at_work(out, ours):
         recipe = read_json(out / RUN, SaeError, "a folder of runs").get("facts")
     return recipe if isinstance(recipe, dict) else None
+
+
+def _newest_recipe(group_folder: Path) -> dict[str, Any] | None:
+    """Of the newest checkpoint whose recipe can be read."""
+    recipes = map(_recipe_of, reversed(_whole(group_folder)))
+    return next((recipe for recipe in recipes if recipe is not None), None)
 
 
 def _recipe_of(checkpoint: Path) -> dict[str, Any] | None:
@@ -236,12 +246,16 @@ def _names(folder: Path) -> tuple[list[str], list[str]] | None:
 def remove_finished(out: Path, others_at_work: bool) -> None:
     """Remove the checkpoints of groups whose SAEs are all there, and what a kill left of others before their first.
 
-    Checkpoints of SAEs that nobody asked for this time stay. others_at_work: whether another process trains here.
+    Checkpoints of SAEs that nobody asked for this time stay, also those that another version wrote of arms that this one does
+    not know, and so do folders that are none. others_at_work: whether another process trains here.
     """
     for folder in present(out / STATE_FOLDER, "seed*-*"):
-        names, seed = _names(folder), int(folder.name.removeprefix("seed").partition("-")[0])
+        seed = folder.name.removeprefix("seed").partition("-")[0]
+        if not seed.isdecimal():
+            continue
+        names = _names(folder)
         if names is not None:
-            done = all((out / sae_folder(parse_arm(name), seed)).exists() for name in names[0])
+            done = all((out / sae_folder(str(name), int(seed))).exists() for name in names[0])
         else:
             done = not others_at_work and not _whole(folder)
         if done:

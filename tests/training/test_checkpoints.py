@@ -7,6 +7,7 @@ from train_runs import contents, settings_for, stop_at
 
 from sae_lm.commands.train import train
 from sae_lm.errors import SaeError, Stopped
+from sae_lm.training.state import remove_finished
 from sae_lm.training.trainer import ArmTraining
 
 STEERED = "abs_cos:1@fvu=0.01"
@@ -97,6 +98,37 @@ def test_a_checkpoint_left_half_written_does_not_count_as_one_of_the_two_that_ar
     (group / "000000099.part").mkdir()
     stopped(settings, 6)
     assert sorted(path.name for path in group.iterdir()) == ["000000006", "000000007"]
+
+
+def test_a_damaged_checkpoint_is_not_one_of_the_two_that_are_kept(train_settings, stopped):
+    often = train_settings(arms="none", checkpoint_seconds=0)
+    stopped(often, 5)
+    (group,) = often.out.glob("state/seed0-*")
+    (group / "000000006" / "000.safetensors").write_bytes(b"cut short")
+    stopped(train_settings(arms="none"), 8)
+    assert sorted(path.name for path in group.iterdir()) == ["000000005", "000000009"]
+
+
+def test_a_folder_with_a_checkpoint_is_not_taken_over_by_other_arms_with_other_settings(train_settings, stopped):
+    stopped(train_settings(arms="none"), 5)
+    run = (train_settings().out / "run.json").read_bytes()
+    with pytest.raises(
+        SaeError, match='was begun otherwise: lr is 0.002, asked for 0.02; optimizer is "row_rms", .*; give the same'
+    ):
+        train(train_settings(arms="sq_cos", lr=0.02, optimizer="adam"))
+    assert (train_settings().out / "run.json").read_bytes() == run
+    train(train_settings(arms="none@k=3", k=8))
+    assert saes(train(train_settings(arms="none"))) == ["none-seed0", "none@k=3-seed0"]
+
+
+def test_what_another_version_or_nobody_here_wrote_among_the_checkpoints_stays_and_stops_nothing(tmp_path):
+    state = tmp_path / "state"
+    for name, arm in (("seed0-a", "none"), ("seed0-b", "gone:1"), ("seed1-c", "none"), ("seedless-notes", "none")):
+        (state / name / "000000005").mkdir(parents=True)
+        (state / name / "000000005" / "state.json").write_text(json.dumps({"arms": [arm], "shadows": []}))
+    (tmp_path / "none-seed0").mkdir()
+    remove_finished(tmp_path, others_at_work=False)
+    assert sorted(path.name for path in state.iterdir()) == ["seed0-b", "seed1-c", "seedless-notes"]
 
 
 def test_the_arms_of_a_damaged_part_of_a_checkpoint_alone_are_trained_anew(train_settings, stopped, capsys):
