@@ -164,6 +164,7 @@ def largest_activations(
 ) -> Float[Tensor, " d_sae"]:
     """Each latent's largest activation on rows start to stop of a store of its hook; 0 for those that never fire.
 
+    A row of a damaged store on which an activation is a NaN or an infinity is passed over.
     silent: without a progress bar. Raises SaeError where SAE and store do not fit.
     """
     if not isinstance(store, Store):
@@ -174,6 +175,9 @@ def largest_activations(
     with Progress("largest activations", max(0, stop - start), "tok", silent=silent) as bar:
         for first in range(start, stop, size := chunk_rows(store, sae)):
             z = sae.encode(store.rows(hook, first, min(stop, first + size)).to(sae.W_enc))
-            largest = torch.maximum(largest, z.amax(0).float().cpu())
+            most = z.amax(0)
+            if not most.isfinite().all():
+                most = z.masked_fill(~z.isfinite().all(1, keepdim=True), 0).amax(0)
+            largest = torch.maximum(largest, most.float().cpu())
             bar.update(len(z))
     return largest

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from sae_lm.errors import SettingsError
+from sae_lm.errors import SettingsError, StoreError
 from sae_lm.penalties.arms import Arm, check_held, check_nested
 from sae_lm.penalties.controllers import RAMP
 from sae_lm.penalties.term import SETTLING_SHARE, first_step
@@ -155,7 +155,8 @@ class TrainingRecipe(BaseModel):
     def from_settings(
         cls, settings: TrainSettings, store: "Store", arms: list[Arm], device: str = "cpu"
     ) -> "TrainingRecipe":
-        """Work out what the settings leave open. Raises SettingsError for what cannot be trained on this store."""
+        """Work out what the settings leave open. Raises SettingsError for what cannot be trained on this store,
+        StoreError for a damaged one."""
         hook = store.hook(settings.hook)
         context, row = store.held_out_from(settings.held_out)
         _check_latents(settings, arms)
@@ -165,6 +166,11 @@ class TrainingRecipe(BaseModel):
         rows = _rows_to_train(settings, row, len(store))
         _check_schedules(settings, arms, rows // batch_size)
         moments = store.moments(hook, row)  # of training rows: held-out ones are not looked at
+        if not math.isfinite(moments.variance):
+            raise StoreError(
+                f"store {settings.store}: rows of {hook} before row {row} hold a NaN or an infinity, which no store has when it "
+                f"is written; run sae-lm verify {settings.store} --repair"
+            )
         if moments.variance <= EQUAL_ROWS * moments.mean_squared_norm:
             raise SettingsError(
                 f"store {settings.store}: all rows of {hook} are equal, there is nothing to learn; cache another hook"

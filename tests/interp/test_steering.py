@@ -171,6 +171,15 @@ def test_the_largest_activations_are_those_over_all_rows(tiny_store, make_sae):
         sae_lm.largest_activations(make_sae(), store)
 
 
+def test_a_damaged_row_does_not_hide_the_largest_activations_of_the_others(tiny_store, make_sae, monkeypatch):
+    store, sae = sae_lm.open_store(tiny_store), make_sae(d_in=16, d_sae=32)
+    rows = store.rows(HOOK)
+    rows[[5, 700]], rows[900, 3] = float("nan"), float("inf")
+    monkeypatch.setattr(store, "rows", lambda hook, start, stop: rows[start:stop])
+    others = torch.tensor([row for row in range(len(store)) if row not in (5, 700, 900)])
+    torch.testing.assert_close(sae_lm.largest_activations(sae, store), sae.encode(rows[others]).amax(0))
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [

@@ -6,7 +6,7 @@ import torch
 from recipes import training_recipe
 
 from sae_lm.data.store import Moments, open_store
-from sae_lm.errors import SettingsError
+from sae_lm.errors import SettingsError, StoreError
 from sae_lm.penalties.arms import parse_arms
 from sae_lm.settings import TrainSettings
 from sae_lm.training.recipe import NOT_IN_RECIPE, TrainingRecipe, check_heeded, default_lr, rows_per_step
@@ -116,6 +116,15 @@ def test_what_would_train_another_sae_than_its_name_says_is_refused(tiny_store, 
     with pytest.raises(SettingsError, match=said):
         settings = TrainSettings(store=tiny_store, hook="1", d_sae=64, arms=arms, out=tiny_store, **asked)
         TrainingRecipe.from_settings(settings, open_store(tiny_store), parse_arms(settings.arms))
+
+
+@pytest.mark.parametrize("damage", [float("nan"), float("inf")])
+def test_a_row_that_is_not_finite_is_told_before_the_work(tiny_store, monkeypatch, damage):
+    store = open_store(tiny_store)
+    settings = TrainSettings(store=tiny_store, hook="1", d_sae=64, tokens=640, batch_size=64, out=tiny_store)
+    monkeypatch.setattr(store, "moments", lambda hook, stop: Moments(torch.full((16,), damage).double(), damage))
+    with pytest.raises(StoreError, match=r"rows of blocks.1.hook_out before row \d+ hold a NaN .* --repair"):
+        TrainingRecipe.from_settings(settings, store, parse_arms(["none"]))
 
 
 def test_rows_that_are_all_equal_teach_nothing_however_their_squares_are_rounded(tiny_store, monkeypatch):
