@@ -318,17 +318,23 @@ def _read(text: str) -> list[Arm]:
 
 
 def check_nested(text: str, arm: Arm, arch: str) -> None:
-    """Raises SettingsError where an arm of this architecture wants what only nested prefixes have.
+    """Raises SettingsError where an arm of this architecture wants what only nested prefixes have, or gives prefixes that
+    weigh nothing.
 
     text: what was asked for. arch: the arm's, or the run's where it names none.
     """
+    given = [option for option in NESTED if getattr(arm, option) != arm._field_defaults[option]]
     if arch == "matryoshka":
-        return
-    for option in NESTED:
-        if getattr(arm, option) != arm._field_defaults[option]:
+        if arm.balance == 0 and (idle := [option for option in given if option != "balance"]):
             raise SettingsError(
-                f"arms: {text!r} gives {option} to {arch}, which has no nested prefixes; give @arch=matryoshka too"
+                f"arms: {text!r} gives {idle[0]} at balance 0, where only the whole dictionary counts; leave {idle[0]} out, or "
+                "give a balance above 0"
             )
+        return
+    if given:
+        raise SettingsError(
+            f"arms: {text!r} gives {given[0]} to {arch}, which has no nested prefixes; give @arch=matryoshka too"
+        )
     if arm.steers_balance:
         raise SettingsError(
             f"arms: {text!r} has nothing that fvu could steer, no coefficient of a penalty and no balance of a "

@@ -8,7 +8,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 
 from sae_lm.errors import SettingsError, StoreError
-from sae_lm.penalties.arms import Arm, check_held, check_nested
+from sae_lm.penalties.arms import OPTIONS, Arm, check_held, check_nested
 from sae_lm.penalties.controllers import RAMP
 from sae_lm.penalties.term import SETTLING_SHARE, first_step
 from sae_lm.runtime.device import has_bfloat16
@@ -307,9 +307,20 @@ def check_heeded(settings: TrainSettings, arms: list[Arm]) -> None:
             f"bandwidth is {settings.bandwidth:g}, and no arm is jumprelu, whose thresholds alone have one; leave it out, or "
             "give --arch jumprelu"
         )
-    if settings.sparsity_coefficient is None:
-        return
-    if architectures.isdisjoint(WITH_SPARSITY):
+    for option in ("every", "start", "warm_up", "on"):
+        value = getattr(settings, setting := f"penalty_{option}")
+        having = [arm for arm in arms if arm.coefficient and arm.penalty in OPTIONS[option].penalties]
+        heeding = [arm for arm in having if getattr(arm, option) is None]
+        if value != TrainSettings.model_fields[setting].default and not heeding:
+            raise SettingsError(
+                f"{setting} is {value}, and no arm has a penalty that heeds it; leave it out, or name one that does, without "
+                f"@{option}"
+            )
+    if settings.aux_k is not None and not settings.aux_coefficient:
+        raise SettingsError(
+            f"aux_k is {settings.aux_k}, and with aux_coefficient 0 there is no AuxK; leave one of them out"
+        )
+    if settings.sparsity_coefficient is not None and architectures.isdisjoint(WITH_SPARSITY):
         raise SettingsError(
             f"sparsity_coefficient is {settings.sparsity_coefficient:g}, and no arm is {' or '.join(WITH_SPARSITY)}, which "
             f"alone have one; leave it out, or give --arch {WITH_SPARSITY[0]}"

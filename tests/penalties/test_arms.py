@@ -112,6 +112,14 @@ def test_a_decoder_that_is_held_within_a_cosine_of_1_is_frozen():
         ("none@widths=8+", "widths '8\\+' .* ascending"),
         ("none@prefixes=0", "prefixes '0' .* prefixes per step, 1 to 32"),
         ("none@widths=8+64@prefixes=2", "both fixed \\(widths\\) and drawn \\(prefixes\\); give one of them"),
+        (
+            "none@arch=matryoshka@balance=0@prefixes=3",
+            "gives prefixes at balance 0, where only the whole dictionary counts",
+        ),
+        (
+            "none@arch=matryoshka@balance=0/1@widths=8+64",
+            "gives widths at balance 0, .* leave widths out, or give a bal",
+        ),
         ("none@arch=matryoshka@balance=0.5@fvu=0.01", "gives the balance that fvu steers; give one of them"),
         ("none@arch=batchtopk@fvu=0.01", "has nothing that fvu could steer"),
         ("none@decoder=0", "decoder '0' .* frozen or a cosine above 0 and up to 1, as 0.8"),

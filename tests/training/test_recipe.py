@@ -86,6 +86,11 @@ def test_the_default_learning_rate_turns_a_row_by_as_much_at_any_width_and_stops
         ("none,none@arch=batchtopk", {"sparsity_coefficient": 0.1}, "sparsity_coefficient is 0.1, and no arm is relu or"),
         ("none,none@arch=relu", {"widths": "8,64"}, "widths is 8, 64, and no arm is matryoshka, which alone has nested"),
         ("none,none@arch=relu", {"bandwidth": 0.1}, "bandwidth is 0.1, and no arm is jumprelu, whose thresholds alone have"),
+        ("none,none@k=8", {"penalty_every": 3}, "penalty_every is 3, and no arm has a penalty that heeds it; leave it out"),
+        ("none,max_cos:0", {"penalty_start": 0.5}, "penalty_start is 0.5, and no arm has a penalty that heeds it"),
+        ("max_cos@warm_up=0.1", {"penalty_warm_up": 0.2}, "or name one that does, without @warm_up"),
+        ("none,align", {"penalty_on": "encoder"}, "penalty_on is encoder, and no arm has a penalty that heeds it"),
+        ("none", {"aux_k": 4, "aux_coefficient": 0}, "aux_k is 4, and with aux_coefficient 0 there is no AuxK; leave one"),
         ("none@arch=matryoshka", {"widths": ()}, "widths: got .*; expected one or more, separated by commas"),
     ],
 )  # fmt: skip
@@ -125,6 +130,12 @@ def test_a_row_that_is_not_finite_is_told_before_the_work(tiny_store, monkeypatc
     monkeypatch.setattr(store, "moments", lambda hook, stop: Moments(torch.full((16,), damage).double(), damage))
     with pytest.raises(StoreError, match=r"rows of blocks.1.hook_out before row \d+ hold a NaN .* --repair"):
         TrainingRecipe.from_settings(settings, store, parse_arms(["none"]))
+
+
+def test_a_setting_of_penalties_is_for_those_arms_that_have_one_and_no_own(tiny_store):
+    arms, changes = "none,max_cos,max_cos:1@every=2", {"penalty_every": 3, "penalty_on": "encoder", "aux_k": 4}
+    settings = TrainSettings(store=tiny_store, hook="1", d_sae=64, arms=arms, out=tiny_store, **changes)
+    check_heeded(settings, parse_arms(settings.arms))
 
 
 def test_rows_that_are_all_equal_teach_nothing_however_their_squares_are_rounded(tiny_store, monkeypatch):
