@@ -128,3 +128,19 @@ def test_reports_of_several_lengths_are_told_in_the_order_of_rows_and_of_no_othe
         monkeypatch.setattr(sys, "argv", ["standstill.py", long, wrong])
         with pytest.raises(SystemExit, match={"other": "differ in lr too", "again": "one of each length"}[name]):
             told["main"]()
+
+
+def test_cost_and_gain_by_both_rankings_are_drawn_and_a_report_of_one_is_refused(tmp_path, monkeypatch):
+    told = runpy.run_path(str(BENCHMARKS / "both_rankings.py"))
+    metrics = ["fvu", *(metric + ranking for metric in told["OUTCOMES"] for ranking in told["RANKINGS"])]
+    differences = [{"arm": "max_cos:1", "metric": metric, "mean": 0.1, "low": 0.0, "high": 0.2} for metric in metrics]
+    report, picture = tmp_path / "report.json", tmp_path / "both.png"
+    report.write_text(json.dumps({"differences": differences}))
+    monkeypatch.setattr(sys, "argv", ["both_rankings.py", str(tmp_path), "--picture", str(picture)])
+    told["main"]()
+    assert picture.stat().st_size > 1000
+    report.write_text(json.dumps({"differences": differences[:-1]}))
+    with pytest.raises(
+        SystemExit, match=r"no absorption_fraction_by_f1 of max_cos:1; compare with --rank-latents both"
+    ):
+        told["main"]()

@@ -189,17 +189,7 @@ def build_evaluation_set(
     """
     hook, start = runs.training["hook"], runs.training["held_out_from_row"]
     labels = None if settings.labels is None else read_labels(settings.labels, store.vocabulary, CONCEPTS)
-    if settings.prompts and model is None:
-        raise SettingsError("prompts need the language model, and model is none; leave out one of them")
-    if (
-        settings.prompts
-        and not settings.contextual
-        and settings.per_type != CompareSettings.model_fields["per_type"].default
-    ):
-        raise SettingsError(
-            f"per_type is {settings.per_type}, and with --prompts --no-contextual no concept is looked for in the text; "
-            "leave it out"
-        )
+    _check_prompts(settings, model)
     if settings.prompts:
         sets = [vocabulary_rows(model, hook, store, settings.seed, labels)]
     else:
@@ -244,6 +234,21 @@ def build_evaluation_set(
         noise_unknown=why_noise_is_unknown(token_id, read_units),
     )
     return evaluation_set, probes, [labels.unknown] if labels and labels.unknown else []
+
+
+def _check_prompts(settings: CompareSettings, model: Any) -> None:
+    """Raises SettingsError for prompts without a model, and for settings that they leave without an effect."""
+    if settings.prompts and model is None:
+        raise SettingsError("prompts need the language model, and model is none; leave out one of them")
+    if (
+        settings.prompts
+        and not settings.contextual
+        and settings.per_type != CompareSettings.model_fields["per_type"].default
+    ):
+        raise SettingsError(
+            f"per_type is {settings.per_type}, and with --prompts --no-contextual no concept is looked for in the text; "
+            "leave it out"
+        )
 
 
 def kinds_of_units(settings: CompareSettings, store: Store, runs: Runs) -> dict[str, str]:

@@ -41,6 +41,7 @@ def write_store(
         text={"id": "by hand"},
         bos=0,
         separator=separator,
+        pack=separator is None,  # what ends in its context is padded
     )
     for index, first in enumerate(range(0, len(contexts), per_shard)):
         part = np.array(contexts[first : first + per_shard], np.int32)

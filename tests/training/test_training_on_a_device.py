@@ -152,6 +152,7 @@ def test_dead_latents_are_revived_on_a_device_as_on_the_cpu(train_settings, opti
     changes = {
         "arms": "none,none@arch=relu,none@arch=jumprelu",
         "dead_after": 200,
+        "penalty_every": 10,
         "resample_every": 7,
         "optimizer": optimizer,
     }
