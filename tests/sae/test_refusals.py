@@ -290,6 +290,7 @@ def test_a_pickle_with_code_is_refused_and_nothing_is_executed(tmp_path, monkeyp
     assert not Path("executed").exists()
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 @pytest.mark.parametrize(
     "make",
     [
