@@ -61,6 +61,31 @@ ACTIVATIONS[FIRES > 0] = CODES.value[CODES.value > 0].double()
 OTHERS = some_rows(seed=5).detach()
 TIED = CODES._replace(firing_frequency=(CODES.firing_frequency * 4).round() / 4)
 """Its 23 latents have five frequencies among them."""
+
+
+def ranked_twins(codes, said=""):
+    """Of the penalties that ask which latent fires more often; said: what their names end with."""
+    rate, doubles = codes.firing_frequency, codes._replace(value=codes.value.double())
+    return {
+        f"max_cos anchored{said}": (
+            lambda rows: max_cos(rows, None, codes, anchored=True),
+            lambda rows: anchored_ortsae(rows, rate),
+        ),
+        f"coactive anchored{said}": (
+            lambda rows: coactive(rows, None, codes, anchored=True),
+            lambda rows: anchored_coactivation(rows, rate, FIRES),
+        ),
+        f"c2r anchored{said}": (
+            lambda rows: c2r(rows, None, doubles, anchored=True),
+            lambda rows: cross_sample(rows, ACTIVATIONS, rate),
+        ),
+        f"silent{said}": (
+            lambda rows: silent(rows, None, codes),
+            lambda rows: silent_generals(rows, rate, FIRES),
+        ),
+    }
+
+
 TWINS = {
     "abs_cos": (abs_cos, mean_abs_cos),
     "abs_cos with a margin": (
@@ -72,14 +97,6 @@ TWINS = {
     "max_cos with a margin": (
         lambda rows: max_cos(rows, margin=0.3),
         lambda rows: ortsae_over(0.3, rows),
-    ),
-    "max_cos anchored": (
-        lambda rows: max_cos(rows, None, CODES, anchored=True),
-        lambda rows: anchored_ortsae(rows, CODES.firing_frequency),
-    ),
-    "coactive anchored": (
-        lambda rows: coactive(rows, None, CODES, anchored=True),
-        lambda rows: anchored_coactivation(rows, CODES.firing_frequency, FIRES),
     ),
     "coactive": (
         lambda rows: coactive(rows, None, CODES),
@@ -93,30 +110,8 @@ TWINS = {
         lambda rows: c2r(rows, None, CODES._replace(value=CODES.value.double())),
         lambda rows: cross_sample(rows, ACTIVATIONS),
     ),
-    "c2r anchored": (
-        lambda rows: c2r(rows, None, CODES._replace(value=CODES.value.double()), anchored=True),
-        lambda rows: cross_sample(rows, ACTIVATIONS, CODES.firing_frequency),
-    ),
-    "silent": (
-        lambda rows: silent(rows, None, CODES),
-        lambda rows: silent_generals(rows, CODES.firing_frequency, FIRES),
-    ),
-    "max_cos anchored, ties": (
-        lambda rows: max_cos(rows, None, TIED, anchored=True),
-        lambda rows: anchored_ortsae(rows, TIED.firing_frequency),
-    ),
-    "coactive anchored, ties": (
-        lambda rows: coactive(rows, None, TIED, anchored=True),
-        lambda rows: anchored_coactivation(rows, TIED.firing_frequency, FIRES),
-    ),
-    "c2r anchored, ties": (
-        lambda rows: c2r(rows, None, TIED._replace(value=TIED.value.double()), anchored=True),
-        lambda rows: cross_sample(rows, ACTIVATIONS, TIED.firing_frequency),
-    ),
-    "silent, ties": (
-        lambda rows: silent(rows, None, TIED),
-        lambda rows: silent_generals(rows, TIED.firing_frequency, FIRES),
-    ),
+    **ranked_twins(CODES),
+    **ranked_twins(TIED, ", ties"),
     "align": (
         lambda rows: align(rows, encoder=OTHERS),
         lambda rows: misalignment(OTHERS, rows),
