@@ -240,11 +240,7 @@ def _check_prompts(settings: CompareSettings, model: Any) -> None:
     """Raises SettingsError for prompts without a model, and for settings that they leave without an effect."""
     if settings.prompts and model is None:
         raise SettingsError("prompts need the language model, and model is none; leave out one of them")
-    if (
-        settings.prompts
-        and not settings.contextual
-        and settings.per_type != CompareSettings.model_fields["per_type"].default
-    ):
+    if settings.prompts and not settings.contextual and settings.differs("per_type"):
         raise SettingsError(
             f"per_type is {settings.per_type}, and with --prompts --no-contextual no concept is looked for in the text; "
             "leave it out"

@@ -161,7 +161,7 @@ def _common_hook(folder: Path, saes: dict[str, SAE], store: Store) -> str:
 def _baseline(settings: CompareSettings, names: list[str]) -> str:
     if settings.baseline in names:
         return settings.baseline
-    if settings.baseline != CompareSettings.model_fields["baseline"].default:
+    if settings.differs("baseline"):
         known = dict.fromkeys(names)
         raise SaeError(
             f"{settings.runs} holds no SAE {settings.baseline!r}; expected {choice(settings.baseline, known)}"

@@ -14,6 +14,10 @@ class Settings(BaseModel):
         frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=(), allow_inf_nan=False
     )
 
+    def differs(self, setting: str) -> bool:
+        """Whether it is another than the default; what is given as the default does not count."""
+        return getattr(self, setting) != type(self).model_fields[setting].default
+
     @model_validator(mode="wrap")
     @classmethod
     def _one_sentence_each(cls, values: Any, validate: Callable[[Any], Any], info: Any) -> Any:

@@ -302,7 +302,7 @@ def check_heeded(settings: TrainSettings, arms: list[Arm]) -> None:
             f"widths is {', '.join(map(str, settings.widths))}, and no arm is matryoshka, which alone has nested prefixes; "
             "leave it out, or give --arch matryoshka"
         )
-    if settings.bandwidth != TrainSettings.model_fields["bandwidth"].default and "jumprelu" not in architectures:
+    if settings.differs("bandwidth") and "jumprelu" not in architectures:
         raise SettingsError(
             f"bandwidth is {settings.bandwidth:g}, and no arm is jumprelu, whose thresholds alone have one; leave it out, or "
             "give --arch jumprelu"
@@ -311,7 +311,7 @@ def check_heeded(settings: TrainSettings, arms: list[Arm]) -> None:
         value = getattr(settings, setting := f"penalty_{option}")
         having = [arm for arm in arms if arm.coefficient and arm.penalty in OPTIONS[option].penalties]
         heeding = [arm for arm in having if getattr(arm, option) is None]
-        if value != TrainSettings.model_fields[setting].default and not heeding:
+        if settings.differs(setting) and not heeding:
             raise SettingsError(
                 f"{setting} is {value}, and no arm has a penalty that heeds it; leave it out, or name one that does, without "
                 f"@{option}"
