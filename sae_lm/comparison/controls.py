@@ -12,16 +12,15 @@ from typing import NamedTuple
 
 import torch
 
-from sae_lm.comparison.equal_alarms import all_concept_figures
+from sae_lm.comparison.equal_alarms import Scale, all_concept_figures, with_f1_figures
 from sae_lm.comparison.evaluate import OnConcepts, batch_rows, concept_means, find_main_latents
 from sae_lm.comparison.evaluation_set import EvaluationSet
-from sae_lm.comparison.outcomes import METRICS, PRIMARY
+from sae_lm.comparison.outcomes import BY_F1, METRICS, PRIMARY
 from sae_lm.comparison.pairs import Reader, take_rows
 from sae_lm.concepts.word_split import TEST
-from sae_lm.metrics.absorption import MainLatents, main_latents
-from sae_lm.metrics.codes import TokenCodes, firing_codes
-from sae_lm.metrics.false_alarms import OperatingPoint
-from sae_lm.metrics.graded_saes import PlantedSAE, dropped_sae, oracle_sae, permuted_sae
+from sae_lm.metrics.absorption import MainLatents, main_latents, type_mean
+from sae_lm.metrics.codes import firing_codes
+from sae_lm.metrics.graded_saes import PlantedSAE, absorbing_sae, dropped_sae, oracle_sae, permuted_sae
 from sae_lm.metrics.reconstruction import quality
 from sae_lm.metrics.splitting import Split
 from sae_lm.runtime.progress import Progress
@@ -30,14 +29,22 @@ from sae_lm.settings import CompareSettings
 
 SHARES = (0.25, 0.5, 0.75, 1.0)
 """Shares of the latents that are spoilt."""
+ABSORBED = (0.1, 0.2, 0.4)
+"""Shares of a concept's rows on which the oracle's latent is silent at most, and others carry the concept."""
 ROWS = 8192
 """Held-out rows for the oracle's least squares, and for FVU and L0; at most."""
 ORDERED = (*PRIMARY, "absorption_full", "main_f1", "fvu")
-"""Outcomes that are asked to put the SAEs in order."""
+"""Outcomes that are asked to put the SAEs in order; primary ones by the F1 of main latents too, where that was asked for."""
 MOVES_WITH_L0 = ("fvu",)
 """Of these, what tells little of two SAEs of different L0."""
 SAME = 1e-9
 """Difference of two figures that is rounding."""
+SEES_ABSORPTION = (
+    *(outcome for key in ("equal_hole_rate", "absorption_fraction") for outcome in (key, BY_F1[key])),
+    "absorption_full",
+    "main_f1",
+)
+"""Of these, what has to get worse with planted absorption; splitting may fall or rise with it."""
 SPOILT = {"permuted": "permuted decoder rows", "dropped": "dropped latents"}
 
 
@@ -46,10 +53,11 @@ class GradedSae(NamedTuple):
 
     kind: str
     """probes (no SAE: the probes themselves as detectors), oracle, told oracle (with the planted latents given as main
-    latents), baseline, permuted or dropped"""
+    latents), baseline, permuted, dropped or absorbing"""
     share: float
-    """of the latents that are spoilt"""
+    """of the latents that are spoilt; of a concept's rows that absorbers may take"""
     values: dict[str, float]
+    """of metrics; of absorbing ones "planted_holes" too, the share of candidate rows where the planted latent is silent"""
 
 
 class Grades(NamedTuple):
@@ -60,20 +68,21 @@ class Grades(NamedTuple):
 
 def grade(
     sae: SAE,
-    codes: Sequence[TokenCodes],
-    splits: Sequence[Split],
+    on_concepts: OnConcepts,
     settings: CompareSettings,
     evaluation_set: EvaluationSet,
-    common: Sequence[int],
-    targets: Sequence[OperatingPoint],
+    scale: Scale,
+    scale_by_f1: Scale | None,
 ) -> Grades:
-    """Measure what `SAE` of the baseline is given, the oracle made from it, and spoilt copies of it.
+    """Measure what `SAE` of the baseline is given, the oracle made from it, and spoilt copies of both.
 
-    codes, splits, common, targets: as ``sae_lm.comparison.measure`` has them of this SAE.
+    on_concepts, scale, scale_by_f1 (where both rankings are asked for): as ``sae_lm.comparison.measure`` has them of this
+    SAE.
     """
 
-    def figures(other: SAE, of_codes: Sequence[TokenCodes], of_splits: Sequence[Split]) -> dict[str, float]:
-        per_concept, _ = all_concept_figures(other, of_codes, of_splits, evaluation_set, common, targets)
+    def figures(other: SAE, found: OnConcepts, further: Scale | None = scale_by_f1) -> dict[str, float]:
+        per_concept, _ = all_concept_figures(other, *found, evaluation_set, *scale)
+        per_concept = with_f1_figures(per_concept, other, found, settings, evaluation_set, further)
         measured, _, _ = quality(other, some_rows(evaluation_set.read, other))
         return concept_means(per_concept) | {"fvu": measured.fvu, "l0": measured.l0}
 
@@ -82,39 +91,53 @@ def grade(
         assert found, "what is graded has codes, so there is a concept in use"
         return found
 
-    with Progress("controls", 2 + 2 * len(SHARES), "SAE") as bar:
-        saes = [
-            GradedSae("probes", 0.0, _probes_as_latents(evaluation_set)),
-            GradedSae("baseline", 0.0, figures(sae, codes, splits)),
-        ]
-        bar.update(1)
-        oracle = _oracle(sae, evaluation_set)
-        found = find(oracle)
-        planted = [sae.config.d_sae + place for place in range(len(common))]
-        saes.insert(1, GradedSae("oracle", 0.0, figures(oracle, *found)))
-        told = [
-            Split(
-                [latent],
-                [latent, *(other for other in split.ranking if other != latent)],
-                [],
-                [math.nan] * (len(split.ranking) + 1),
-            )
-            for split, latent in zip(found[1], planted, strict=True)
-        ]
-        saes.insert(2, GradedSae("told oracle", 0.0, figures(oracle, found[0], told)))
-        bar.update(1)
+    oracle = _oracle(sae, evaluation_set)
+    found = find(oracle)
+    planted = [sae.config.d_sae + place for place in range(len(found[1]))]
+    told = [_with_main(split, latent) for split, latent in zip(found[1], planted, strict=True)]
+
+    def measured() -> Iterator[GradedSae]:
+        yield GradedSae("probes", 0.0, _probes_as_latents(evaluation_set))
+        yield GradedSae("oracle", 0.0, figures(oracle, found))
+        yield GradedSae("told oracle", 0.0, figures(oracle, (found[0], told), None))
+        for share in ABSORBED:
+            absorbing = absorbing_sae(oracle, share, some_rows(evaluation_set.read, sae), settings.seed)
+            holes = {"planted_holes": _planted_holes(absorbing, evaluation_set)}
+            yield GradedSae("absorbing", share, figures(absorbing, find(absorbing)) | holes)
+        yield GradedSae("baseline", 0.0, figures(sae, on_concepts))
         for share in SHARES:
-            saes.append(GradedSae("permuted", share, figures(permuted_sae(sae, share, settings.seed), codes, splits)))
-            bar.update(1)
+            yield GradedSae("permuted", share, figures(permuted_sae(sae, share, settings.seed), on_concepts))
         for share in SHARES:
             dropped = dropped_sae(sae, share, settings.seed)
-            saes.append(GradedSae("dropped", share, figures(dropped, *find(dropped))))
+            yield GradedSae("dropped", share, figures(dropped, find(dropped)))
+
+    saes: list[GradedSae] = []
+    with Progress("controls", 4 + len(ABSORBED) + 2 * len(SHARES), "SAE") as bar:
+        for graded in measured():
+            saes.append(graded)
             bar.update(1)
     is_found = [
         (candidates.probe.name, latent in split.ranking[:k])
-        for candidates, split, k, latent in zip(evaluation_set.candidates, found[1], common, planted, strict=True)
+        for candidates, split, k, latent in zip(evaluation_set.candidates, found[1], scale[0], planted, strict=True)
     ]
     return Grades(saes, is_found)
+
+
+def _with_main(split: Split, latent: int) -> Split:
+    """As if this latent alone had been found."""
+    others = [other for other in split.ranking if other != latent]
+    return Split([latent], [latent, *others], [], [math.nan] * (len(split.ranking) + 1))
+
+
+def _planted_holes(absorbing: PlantedSAE, evaluation_set: EvaluationSet) -> float:
+    """Mean over concepts of the share of candidate rows, by types, on which the concept's planted latent is silent."""
+    shares = []
+    for place, candidates in enumerate(evaluation_set.candidates):
+        if len(candidates.rows):
+            x = candidates.x.to(absorbing.W_dec).split(batch_rows(absorbing))
+            silent = torch.cat([absorbing.logits(rows)[:, place] <= 0 for rows in x]).cpu()
+            shares.append(type_mean(silent, candidates.token_id))
+    return fmean(shares) if shares else math.nan
 
 
 def some_rows(read: Reader, sae: SAE) -> Iterator[torch.Tensor]:
@@ -155,13 +178,16 @@ def order_sentences(saes: Sequence[GradedSae]) -> dict[str, tuple[bool, str]]:
     by_kind: dict[str, list[GradedSae]] = {}
     for sae in saes:
         by_kind.setdefault(sae.kind, []).append(sae)
-    sentences = {}
-    for key in ORDERED:
-        value, oracle = by_kind["baseline"][0].values[key], by_kind["oracle"][0].values[key]
+    sentences, known = {}, by_kind["baseline"][0].values
+    for key in (*ORDERED, *(by_f1 for by_f1 in BY_F1.values() if math.isfinite(known.get(by_f1, math.nan)))):
+        value, oracle = known[key], by_kind["oracle"][0].values[key]
         sign = 1 if METRICS[key].better == "lower" else -1
         ladders = {what: [value, *(sae.values[key] for sae in by_kind.get(kind, ()))] for kind, what in SPOILT.items()}
         clauses = [_clause(what, ladder, sign) for what, ladder in ladders.items()]
         spoilt = [figure for ladder in ladders.values() for figure in ladder[1:]]
+        if key in SEES_ABSORPTION and "absorbing" in by_kind:
+            absorbing = [sae.values for sae in by_kind["absorbing"]]
+            clauses.append(_clause("planted absorption", [oracle, *(values[key] for values in absorbing)], sign))
         words = [words for _, words in clauses]
         if key in MOVES_WITH_L0:  # the oracle has its planted latents beside the trained ones, and so a higher L0
             first, words = True, [*words, "the oracle is not placed by it, as more of its latents fire"]
@@ -219,6 +245,15 @@ def control_remarks(grades: Grades) -> list[str]:
             f"({', '.join(missed)}); given all of them, its hole rate at equal false alarms is "
             f"{_number(told['equal_hole_rate'])}, its fraction "
             f"{_number(told['absorption_fraction'])}."
+        )
+    if absorbing := [sae.values for sae in grades.saes if sae.kind == "absorbing"]:
+        shares, seen = (
+            ", ".join(_number(values[key]) for values in absorbing) for key in ("planted_holes", "equal_hole_rate")
+        )
+        without = by_kind["oracle"]["equal_hole_rate"]
+        remarks.append(
+            f"Where absorption was planted the oracle's latents are silent on {shares} of a concept's rows; hole rate at "
+            f"equal false alarms has {seen} there, and {_number(without)} without."
         )
     spoilt = [sae for sae in grades.saes if sae.kind in SPOILT]
     passing = [sae for sae in spoilt if _both_lower(sae.values, by_kind["baseline"])]

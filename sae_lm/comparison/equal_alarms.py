@@ -16,7 +16,14 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from sae_lm.comparison.evaluate import BootstrapValues, batch_rows, concept_figures, type_means
+from sae_lm.comparison.evaluate import (
+    BootstrapValues,
+    OnConcepts,
+    batch_rows,
+    concept_figures,
+    ranked_by_f1,
+    type_means,
+)
 from sae_lm.comparison.evaluation_set import Candidates, EvaluationSet
 from sae_lm.concepts.word_split import TEST
 from sae_lm.metrics.absorption import type_mean
@@ -32,6 +39,7 @@ from sae_lm.metrics.false_alarms import (
 from sae_lm.metrics.splitting import Split
 from sae_lm.metrics.statistics import mean_of_known
 from sae_lm.sae.model import SAE
+from sae_lm.settings import CompareSettings
 
 
 def absent_rows(candidates: Candidates, evaluation_set: EvaluationSet) -> Bool[Tensor, " n"]:
@@ -115,9 +123,30 @@ def all_concept_figures(
     return [before | further for before, further in zip(plain, equal, strict=True)], of_plain | of_equal
 
 
-def named_by_f1(figures: dict[str, Any]) -> dict[str, Any]:
-    """The primary outcomes of a concept (`all_concept_figures`) as those of the other ranking are called."""
-    return {f"{key}_by_f1": figures[key] for key in ("splits", "equal_hole_rate", "fraction") if key in figures}
+Scale = tuple[Sequence[int], Sequence[OperatingPoint]]
+"""Of each concept the common number of main latents, and the operating point that all are brought to."""
+
+
+def with_f1_figures(
+    per_concept: list[dict[str, Any]],
+    sae: SAE,
+    on_concepts: OnConcepts,
+    settings: CompareSettings,
+    evaluation_set: EvaluationSet,
+    scale: Scale | None,
+) -> list[dict[str, Any]]:
+    """The figures of each concept, and where both rankings are asked for the primary outcomes by the other one too.
+
+    scale: of the other ranking; None where one alone was asked for.
+    """
+    splits = ranked_by_f1(on_concepts, settings, evaluation_set)
+    if scale is None or splits is None:
+        return per_concept
+    further, _ = all_concept_figures(sae, on_concepts[0], splits, evaluation_set, *scale)
+    return [
+        figures | {f"{key}_by_f1": more[key] for key in ("splits", "equal_hole_rate", "fraction") if key in more}
+        for figures, more in zip(per_concept, further, strict=True)
+    ]
 
 
 def _ratios_of_concepts(

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sae_lm.comparison.concept_subsets import subset_figures
 from sae_lm.comparison.controls import GradedSae, Grades, grade
-from sae_lm.comparison.equal_alarms import all_concept_figures, common_points, named_by_f1, points_of_sae
+from sae_lm.comparison.equal_alarms import all_concept_figures, common_points, points_of_sae, with_f1_figures
 from sae_lm.comparison.evaluate import (
     BootstrapValues,
     OnConcepts,
@@ -228,11 +228,11 @@ def _measured(
 
 
 def _graded(run: Run, yardstick: _Yardstick, splits: list[Split]) -> Grades:
-    settings, evaluation_set, common, targets, *_ = yardstick
+    settings, evaluation_set, common, targets, by_f1, *_ = yardstick
     sae = run.load(yardstick.device)
     on_concepts = find_main_latents(sae, settings, evaluation_set, splits)
     assert on_concepts, "there is a concept in use"
-    return grade(sae, *on_concepts, settings, evaluation_set, common, targets)
+    return grade(sae, on_concepts, settings, evaluation_set, (common, targets), by_f1)
 
 
 def _shown(run: Run, yardstick: _Yardstick, splits: list[Split]) -> ShownSae:
@@ -348,10 +348,7 @@ def _measure_sae(sae: SAE, on_concepts: OnConcepts | None, yardstick: _Yardstick
         figures |= composition(sae.W_dec, held_out.fired, settings.seed)._asdict()
     if on_concepts:
         per_concept, of_concepts = all_concept_figures(sae, *on_concepts, evaluation_set, common, targets, sweep)
-        second = ranked_by_f1(on_concepts, settings, evaluation_set)
-        if by_f1 and second is not None:
-            further, _ = all_concept_figures(sae, on_concepts[0], second, evaluation_set, *by_f1)
-            per_concept = [figures | named_by_f1(more) for figures, more in zip(per_concept, further, strict=True)]
+        per_concept = with_f1_figures(per_concept, sae, on_concepts, settings, evaluation_set, by_f1)
         figures |= concept_means(per_concept) | subset_figures(per_concept, evaluation_set.candidates)
         bootstrap_values |= of_concepts
         of_removals, removals = measure_removals(sae, *on_concepts, evaluation_set, common)

@@ -1,7 +1,8 @@
 """Make SAEs whose worth is known beside a trained one: a perfect one for some concepts, and spoilt copies.
 
 A metric of absorption is worth something where it puts these in order (2605.18229 asks this of SAE benchmarks): the
-oracle before the trained SAE, and that before copies that are spoilt more and more.
+oracle before the trained SAE, and that before copies that are spoilt more and more. How much absorption a metric sees is
+asked with a known amount of it: some of the oracle's latents' part is given to latents that fire only with the concept.
 """
 
 from collections.abc import Iterable, Sequence
@@ -10,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sae_lm.metrics.codes import active
@@ -22,6 +23,8 @@ SAME_DIRECTION = 1e-4
 DAMPING, LSMR_STEPS = 0.1, 100
 """Of the oracle's least squares, in which every latent's activations are scaled to norm 1: weight that holds a decoder
 row to 0, so that it carries of a concept no more than it has to; steps at most."""
+PURE, FEWEST_ROWS = 0.9, 4
+"""Of a latent that may absorb a concept: least share of its rows on which the probe says yes; least number of these."""
 
 
 class PlantedSAE(SAE):
@@ -29,6 +32,7 @@ class PlantedSAE(SAE):
 
     A planted latent fires exactly where its probe says yes, with x's projection on the probe's direction (raised where
     the probe says yes to negative ones). As many of the others fire as before, so that L0 grows by the planted ones.
+    Where it has absorbers it is silent where one of these fires (`absorbing_sae`).
     """
 
     def __init__(self, sae: SAE, weight: Float[Tensor, "d_in probes"], bias: Float[Tensor, " probes"]) -> None:
@@ -45,19 +49,30 @@ class PlantedSAE(SAE):
             },
         )
         self.trained, self.weight, self.bias = sae, weight, bias
+        self.absorbers: Bool[Tensor, "trained probes"] | None = None
+        """trained latents that silence each planted one"""
 
     def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
-        return torch.cat([self.trained.encode(x), self.encode_planted(x)], -1)
+        z = self.trained.encode(x)
+        return torch.cat([z, self.encode_planted(x, z)], -1)
 
-    def encode_planted(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch probes"]:
-        x = x.to(self.W_enc.dtype)
+    def encode_planted(
+        self, x: Float[Tensor, "*batch d_in"], z: Float[Tensor, "*batch trained"] | None = None
+    ) -> Float[Tensor, "*batch probes"]:
+        """z: of the trained latents, where it is known."""
         count = len(self.bias)
-        along = x @ self.W_enc[:, -count:] + self.b_enc[-count:]
-        return along.clamp_min(torch.finfo(x.dtype).tiny) * (self.logits(x) > 0)
+        along = x.to(self.W_enc.dtype) @ self.W_enc[:, -count:] + self.b_enc[-count:]
+        return along.clamp_min(torch.finfo(along.dtype).tiny) * (self.logits(x, z) > 0)
 
-    def logits(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch probes"]:
-        """Of the probes; a planted latent fires where its own is above 0."""
-        return x.to(self.W_enc.dtype) @ self.weight + self.bias
+    def logits(
+        self, x: Float[Tensor, "*batch d_in"], z: Float[Tensor, "*batch trained"] | None = None
+    ) -> Float[Tensor, "*batch probes"]:
+        """Of the probes, minus infinity where a latent absorbs them; a planted latent fires where its own is above 0."""
+        logits = x.to(self.W_enc.dtype) @ self.weight + self.bias
+        if self.absorbers is None:
+            return logits
+        fires = ((self.trained.encode(x) if z is None else z) > 0).to(logits)
+        return logits.masked_fill(fires @ self.absorbers.to(logits) > 0, -torch.inf)
 
 
 @torch.no_grad()
@@ -99,6 +114,55 @@ def oracle_sae(
     planted.W_dec[:others] = rows[:-1]
     planted.b_dec.copy_(rows[-1])
     return planted
+
+
+@torch.no_grad()
+def absorbing_sae(
+    oracle: PlantedSAE, share: float, batches: Iterable[Float[Tensor, "_ d_in"]], seed: int
+) -> PlantedSAE:
+    """The oracle with absorption of known size: its planted latents are silent on up to this share of their rows.
+
+    What absorbs is found among the trained latents, in random order: those that fire, on at least `PURE` of their rows,
+    where the probe says yes. As many of them as together fire on no more than the share of the probe's rows silence its
+    planted latent wherever they fire, and their decoder rows take its part: a multiple >= 0 of the probe's direction each,
+    by least squares for what the planted latent carried there. So hardly more is lost of x, and L0 falls.
+
+    batches: rows that absorbers are chosen on, and the least squares are of.
+    """
+    from scipy.optimize import nnls
+
+    width, parts = oracle.trained.config.d_sae, [x.to(oracle.W_enc) for x in batches]
+    codes = _design([active(oracle.trained, x) for x in parts], width + 1).tocsc()[:, :width]
+    planted = torch.cat([oracle.encode_planted(x) for x in parts]).double().cpu().numpy()
+    said, fires = planted > 0, (codes > 0).astype(np.float64)
+    together = fires.T @ said.astype(np.float64)  # [d_sae, probes]
+    pure = (together >= FEWEST_ROWS) & (together >= PURE * np.asarray(fires.sum(0))[0][:, None])
+    order = torch.randperm(width, generator=torch.Generator().manual_seed(derive("absorbers", seed))).numpy()
+    absorbing = PlantedSAE(oracle.trained, oracle.weight, oracle.bias)
+    absorbing.W_dec.copy_(oracle.W_dec)
+    absorbing.b_dec.copy_(oracle.b_dec)
+    absorbing.absorbers = torch.zeros(pure.shape, dtype=torch.bool, device=oracle.W_dec.device)
+    for probe, of_probe in enumerate(said.T):
+        latents, absorbed = _within(codes, order[pure[order, probe]], share * of_probe.sum())
+        rows = absorbed & of_probe
+        if rows.any():
+            carried, _ = nnls(codes[rows][:, latents].toarray(), planted[rows, probe])
+            unit = oracle.W_dec[width + probe]
+            absorbing.absorbers[latents, probe] = True
+            absorbing.W_dec[latents] += torch.from_numpy(carried).to(unit)[:, None] * unit
+    return absorbing
+
+
+def _within(codes: Any, candidates: np.ndarray, most: float) -> tuple[list[int], np.ndarray]:
+    """One latent after another, where all taken so far fire on no more rows than this; and the rows where they do."""
+    chosen, covered = [], np.zeros(codes.shape[0], dtype=bool)
+    for latent in candidates.tolist():
+        more = covered.copy()
+        more[codes.indices[codes.indptr[latent] : codes.indptr[latent + 1]]] = True
+        if more.sum() <= most:
+            chosen.append(latent)
+            covered = more
+    return chosen, covered
 
 
 def _design(codes: Sequence[tuple[Tensor, Tensor]], columns: int) -> Any:

@@ -8,6 +8,7 @@ NAMES = {
     "probes": "the probes themselves",
     "oracle": "oracle",
     "told oracle": "oracle, told",
+    "absorbing": "oracle, absorption planted",
     "baseline": "baseline",
     "permuted": "decoder rows permuted",
     "dropped": "latents dropped",

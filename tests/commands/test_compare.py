@@ -105,7 +105,8 @@ def test_the_report_grades_outcomes_by_saes_whose_place_is_known(report, runs, t
     grades = report[0]["grades"]
     assert grades["baseline"] == "none@k=6, seed 0" and grades.keys() == GradesEntry.__annotations__.keys()
     kinds = [sae["kind"] for sae in grades["saes"]]
-    assert kinds == ["probes", "oracle", "told oracle", "baseline", *["permuted"] * 4, *["dropped"] * 4]
+    oracles = ["probes", "oracle", "told oracle", *["absorbing"] * 3]
+    assert kinds == [*oracles, "baseline", *["permuted"] * 4, *["dropped"] * 4]
     by_kind = {sae["kind"]: sae["values"] for sae in grades["saes"]}
     first = {key: of[0] for key, of in report[0]["arms"]["none@k=6"]["values"].items()}
     assert all(by_kind["baseline"][key] == first[key] for key in ("hole_rate", "absorption_fraction", "splits"))

@@ -9,6 +9,7 @@ from toys import identity_sae, toy_rows
 
 from sae_lm.comparison import controls
 from sae_lm.comparison.controls import (
+    ABSORBED,
     ORDERED,
     ROWS,
     SHARES,
@@ -26,11 +27,8 @@ from sae_lm.concepts.probes import fit_probes
 from sae_lm.settings import CompareSettings
 
 
-@pytest.fixture(scope="module")
-def grades():
-    """The concept has three axes of six; the baseline's latents are the axes, but the third fires too late to be seen."""
-    rows = toy_rows([0, 2, 5])
-    sae = identity_sae(6, b_enc=torch.tensor([-0.1, -0.1, -0.1, -0.1, -0.1, -2.0]))
+def graded(rows, sae, count=None):
+    """count: how many main latents every SAE gets; else as many as this one has."""
     (probe,) = fit_probes(rows, min_words=8, gate=0.6)
     documents = sample_documents(torch.arange(len(rows.x)), 0)
 
@@ -41,10 +39,16 @@ def grades():
     evaluation_set = EvaluationSet(read, documents, sum_samples(read, documents), [ConceptSet(rows, [0])], found, 0)
     codes = sae_codes(sae, evaluation_set)
     splits = sae_splits(codes, evaluation_set, 6, 0.03)
-    settings = CompareSettings(runs=Path("runs"), out=Path("out"), max_k=6)
-    common = common_counts([splits])
-    targets = common_points([points_of_sae(codes, splits, evaluation_set)], common)
-    return grade(sae, codes, splits, settings, evaluation_set, common, targets)
+    settings = CompareSettings(runs=Path("runs"), out=Path("out"), max_k=6, rank_latents="both")
+    common = [count] if count else common_counts([splits])
+    scale = common, common_points([points_of_sae(codes, splits, evaluation_set)], common)
+    return grade(sae, (codes, splits), settings, evaluation_set, scale, scale)
+
+
+@pytest.fixture(scope="module")
+def grades():
+    """The concept has three axes of six; the baseline's latents are the axes, but the third fires too late to be seen."""
+    return graded(toy_rows([0, 2, 5]), identity_sae(6, b_enc=torch.tensor([-0.1, -0.1, -0.1, -0.1, -0.1, -2.0])))
 
 
 def of(grades, kind):
@@ -71,6 +75,22 @@ def test_permuted_rows_leave_all_that_has_no_geometry_and_with_no_latents_left_n
         }
     assert permuted[-1]["fvu"] > baseline["fvu"]
     assert dropped[-1]["equal_hole_rate"] == 1 and dropped[-1]["l0"] == dropped[-1]["absorption_fraction"] == 0
+
+
+def test_planted_absorption_is_seen_by_holes_and_the_fraction_by_both_rankings_and_told_beside_what_was_planted():
+    """The concept has eight axes of twelve, each of which may absorb it; one main latent is asked for."""
+    grades = graded(toy_rows([*range(8)], d=12), identity_sae(12, b_enc=torch.full((12,), -0.1)), count=1)
+    (oracle,), absorbing = of(grades, "oracle"), of(grades, "absorbing")
+    assert [sae.share for sae in grades.saes if sae.kind == "absorbing"] == [*ABSORBED]
+    planted = [figures["planted_holes"] for figures in absorbing]
+    assert planted == sorted(planted) and planted[-1] == pytest.approx(3 / 8, abs=0.05)
+    sentences = order_sentences(grades.saes)
+    for key in ("equal_hole_rate", "absorption_fraction", "equal_hole_rate_by_f1", "absorption_fraction_by_f1"):
+        ladder = [figures[key] for figures in (oracle, *absorbing)]
+        assert ladder == pytest.approx([0.0, *planted], abs=0.06)
+        assert "orders planted absorption (" in sentences[key][1]
+    remark = next(remark for remark in control_remarks(grades) if "planted" in remark)
+    assert all(f"{figures[key]:.3g}" in remark for figures in absorbing for key in ("planted_holes", "equal_hole_rate"))
 
 
 @pytest.mark.parametrize("batch", [100, 3000, 8191, 20_000])

@@ -220,7 +220,8 @@ def _difference(arm: str, baseline: str, key: str, row: int, seeds: int) -> dict
 
 
 def _grades(baseline: str) -> dict[str, Any]:
-    kinds = [("probes", 0.0), ("oracle", 0.0), ("told oracle", 0.0), ("baseline", 0.0)]
+    kinds = [("probes", 0.0), ("oracle", 0.0), ("told oracle", 0.0)]
+    kinds += [*(("absorbing", share) for share in (0.1, 0.2, 0.4)), ("baseline", 0.0)]
     kinds += [(kind, share) for kind in ("permuted", "dropped") for share in (0.25, 0.5, 0.75, 1.0)]
     return {
         "baseline": f"{baseline}, seed 0",
