@@ -1,13 +1,17 @@
 """Put differences and verdicts into sentences: one per arm, and the answer that opens the report."""
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from statistics import fmean
+from typing import Any
 
 from sae_lm.comparison.matching import Values
 from sae_lm.comparison.outcomes import PRIMARY
+from sae_lm.comparison.runs import Key
 from sae_lm.concepts.probes import Probe
 from sae_lm.concepts.rows import NEGATIVES
+from sae_lm.metrics.absorption import HUB
 from sae_lm.metrics.equivalence import MARGIN
 from sae_lm.metrics.statistics import FEWEST_SEEDS, LEVEL
 from sae_lm.pages.difference_entries import DifferenceEntry, verdict_text
@@ -106,6 +110,18 @@ def l0_findings(values: Values) -> list[str]:
         "Of L0 that differ alone the right one has the least n-th decoder projection (2508.16560). "
         f"It is least at the L0 in brackets{end}: {first_named(families, MOST_NAMED)}."
         for end, families in at_end.items()
+    ]
+
+
+def hub_findings(per_concept: Mapping[Key, Sequence[Mapping[str, Any]]]) -> list[str]:
+    """Which concepts have main latents, in how many SAEs, that fire on half of all rows and so fill holes for nothing."""
+    counts = Counter(concept["concept"] for concepts in per_concept.values() for concept in concepts if concept["hubs"])
+    if not counts:
+        return []
+    named = [f"{name} (in {count} of {len(per_concept)} SAEs)" for name, count in counts.most_common()]
+    return [
+        f"Some main latents fire on {HUB:.0%} of all rows or more, and so fill holes without meaning their concept: of "
+        f"{first_named(named, MOST_NAMED)}."
     ]
 
 

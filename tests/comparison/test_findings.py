@@ -3,7 +3,8 @@
 import pytest
 from compared_arms import BASE, arms_of, claim, compare_arms, entry, shifted
 
-from sae_lm.comparison.findings import answer, findings, l0_findings
+from sae_lm.comparison.findings import answer, findings, hub_findings, l0_findings
+from sae_lm.penalties.arms import parse_arm
 
 
 @pytest.mark.parametrize(("fraction", "says"), [(shifted(-0.1), "less absorption"), (BASE, "no claim on absorption")])
@@ -172,3 +173,17 @@ def test_a_rung_whose_projection_is_unknown_is_an_end_of_its_ladder_all_the_same
     l0 = {f"none@k={k}": [float(k)] * 3 for k in (8, 16, 32, 64)}
     (said,) = l0_findings(arms_of(l0=l0, nth_projection={f"none@k={k}": [of] * 3 for k, of in known.items()}))
     assert said.endswith("It is least at the L0 in brackets: none (32).")
+
+
+def test_concepts_are_named_whose_main_latents_fire_on_half_of_all_rows_and_in_how_many_saes():
+    def concepts(**hubs):
+        return [{"concept": name, "hubs": hubs.get(name, [])} for name in ("digit", "line", "bracket", "a", "b", "c")]
+
+    arms = [parse_arm("none"), parse_arm("sq_cos:1")]
+    every = {"digit": [3], "line": [3], "bracket": [3], "a": [3], "b": [3], "c": []}
+    saes = {(arms[0], 0): concepts(line=[5]), (arms[0], 1): concepts(line=[7, 9]), (arms[1], 0): concepts(**every)}
+    (said,) = hub_findings(saes)
+    assert said.endswith(
+        "of line (in 3 of 3 SAEs), digit (in 1 of 3 SAEs), bracket (in 1 of 3 SAEs), a (in 1 of 3 SAEs) and 1 more."
+    )
+    assert hub_findings({(arms[0], 0): concepts()}) == []
