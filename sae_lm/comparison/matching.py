@@ -3,7 +3,7 @@
 Almost every figure of an SAE moves with its L0, so arms are compared at equal L0 (within 5%), or an arm is compared
 with what its baseline would have at the arm's L0: interpolated between the rungs of a ladder, seed by seed, linearly
 in log L0. That straight line lies beside the true curve, by more the further apart the rungs, so these may be an octave
-apart and no more. On SmolLM2 holes at k 16, 32 and 64 are .228, .234 and .287 (configs/README.md): at 32 a line from 16
+apart and no more. On SmolLM2 holes at k 16, 32 and 64 are .228, .233 and .287 (configs/README.md): at 32 a line from 16
 to 64 is .024 too high, as much as any penalty moved them; a line over an octave of that curve is .006 off at worst.
 Interpolated differences are flagged. Beyond the ladder nothing is guessed.
 
