@@ -139,7 +139,7 @@ def with_f1_figures(
 
     scale: of the other ranking; None where one alone was asked for.
     """
-    splits = ranked_by_f1(on_concepts, settings, evaluation_set)
+    splits = ranked_by_f1(on_concepts, settings, evaluation_set) if scale is not None else None
     if scale is None or splits is None:
         return per_concept
     further, _ = all_concept_figures(sae, on_concepts[0], splits, evaluation_set, *scale)
