@@ -20,7 +20,7 @@ from sae_lm.comparison.pairs import Reader, take_rows
 from sae_lm.concepts.word_split import TEST
 from sae_lm.metrics.absorption import MainLatents, main_latents, type_mean
 from sae_lm.metrics.codes import firing_codes
-from sae_lm.metrics.graded_saes import PlantedSAE, absorbing_sae, dropped_sae, oracle_sae, permuted_sae
+from sae_lm.metrics.graded_saes import PlantedSAE, absorbing_saes, dropped_sae, oracle_sae, permuted_sae
 from sae_lm.metrics.reconstruction import quality
 from sae_lm.metrics.splitting import Split
 from sae_lm.runtime.progress import Progress
@@ -30,7 +30,7 @@ from sae_lm.settings import CompareSettings
 SHARES = (0.25, 0.5, 0.75, 1.0)
 """Shares of the latents that are spoilt."""
 ABSORBED = (0.1, 0.2, 0.4)
-"""Shares of a concept's rows on which the oracle's latent is silent at most, and others carry the concept."""
+"""Shares of a probe's rows on which the oracle's latent is silent at most, and others carry the concept."""
 ROWS = 8192
 """Held-out rows for the oracle's least squares, and for FVU and L0; at most."""
 ORDERED = (*PRIMARY, "absorption_full", "main_f1", "fvu")
@@ -39,12 +39,9 @@ MOVES_WITH_L0 = ("fvu",)
 """Of these, what tells little of two SAEs of different L0."""
 SAME = 1e-9
 """Difference of two figures that is rounding."""
-SEES_ABSORPTION = (
-    *(outcome for key in ("equal_hole_rate", "absorption_fraction") for outcome in (key, BY_F1[key])),
-    "absorption_full",
-    "main_f1",
-)
-"""Of these, what has to get worse with planted absorption; splitting may fall or rise with it."""
+PLANTED = ("planted_holes", "planted_in", "absorbers_as_main")
+"""What absorption was planted: share of candidate rows on which the planted latent is silent, mean over concepts as of hole
+rate; number of concepts that have absorbers; and of those in which one of these is among the main latents."""
 SPOILT = {"permuted": "permuted decoder rows", "dropped": "dropped latents"}
 
 
@@ -53,11 +50,11 @@ class GradedSae(NamedTuple):
 
     kind: str
     """probes (no SAE: the probes themselves as detectors), oracle, told oracle (with the planted latents given as main
-    latents), baseline, permuted, dropped or absorbing"""
+    latents), absorbing, baseline, permuted or dropped"""
     share: float
-    """of the latents that are spoilt; of a concept's rows that absorbers may take"""
+    """of the latents that are spoilt; of a probe's rows that absorbers take at most"""
     values: dict[str, float]
-    """of metrics; of absorbing ones "planted_holes" too, the share of candidate rows where the planted latent is silent"""
+    """of metrics; of absorbing ones `PLANTED` too"""
 
 
 class Grades(NamedTuple):
@@ -100,10 +97,10 @@ def grade(
         yield GradedSae("probes", 0.0, _probes_as_latents(evaluation_set))
         yield GradedSae("oracle", 0.0, figures(oracle, found))
         yield GradedSae("told oracle", 0.0, figures(oracle, (found[0], told), None))
-        for share in ABSORBED:
-            absorbing = absorbing_sae(oracle, share, some_rows(evaluation_set.read, sae), settings.seed)
-            holes = {"planted_holes": _planted_holes(absorbing, evaluation_set)}
-            yield GradedSae("absorbing", share, figures(absorbing, find(absorbing)) | holes)
+        for share, absorbing in zip(ABSORBED, _absorbing(oracle, evaluation_set, settings.seed), strict=True):
+            main = find(absorbing)
+            known = _planted(absorbing, main[1], scale[0], evaluation_set)
+            yield GradedSae("absorbing", share, figures(absorbing, main) | known)
         yield GradedSae("baseline", 0.0, figures(sae, on_concepts))
         for share in SHARES:
             yield GradedSae("permuted", share, figures(permuted_sae(sae, share, settings.seed), on_concepts))
@@ -129,15 +126,34 @@ def _with_main(split: Split, latent: int) -> Split:
     return Split([latent], [latent, *others], [], [math.nan] * (len(split.ranking) + 1))
 
 
-def _planted_holes(absorbing: PlantedSAE, evaluation_set: EvaluationSet) -> float:
-    """Mean over concepts of the share of candidate rows, by types, on which the concept's planted latent is silent."""
-    shares = []
+def _absorbing(oracle: PlantedSAE, evaluation_set: EvaluationSet, seed: int) -> list[PlantedSAE]:
+    """Absorbers are chosen on the rows of a concept's own set, as many of a type as are scored, but not on test words."""
+    rows = [
+        concepts.rows.x[concepts.rows.subset != TEST].split(batch_rows(oracle)) if concepts.used else ()
+        for concepts in evaluation_set.sets
+    ]
+    probes = [
+        [place for place, candidates in enumerate(evaluation_set.candidates) if candidates.set == number]
+        for number in range(len(evaluation_set.sets))
+    ]
+    return absorbing_saes(oracle, ABSORBED, rows, probes, seed)
+
+
+def _planted(
+    absorbing: PlantedSAE, splits: Sequence[Split], common: Sequence[int], evaluation_set: EvaluationSet
+) -> dict[str, float]:
+    """`PLANTED` of one SAE, of which the splits are."""
+    assert absorbing.absorbers is not None
+    holes, absorbers = [], absorbing.absorbers.cpu()
+    taken = [bool(absorbers[[i for i in split.ranking[:k] if i < len(absorbers)], place].any())
+             for place, (split, k) in enumerate(zip(splits, common, strict=True))]  # fmt: skip
     for place, candidates in enumerate(evaluation_set.candidates):
         if len(candidates.rows):
             x = candidates.x.to(absorbing.W_dec).split(batch_rows(absorbing))
             silent = torch.cat([absorbing.logits(rows)[:, place] <= 0 for rows in x]).cpu()
-            shares.append(type_mean(silent, candidates.token_id))
-    return fmean(shares) if shares else math.nan
+            holes.append(type_mean(silent, candidates.token_id))
+    figures = (fmean(holes) if holes else math.nan, float(absorbers.any(0).sum()), float(sum(taken)))
+    return dict(zip(PLANTED, figures, strict=True))
 
 
 def some_rows(read: Reader, sae: SAE) -> Iterator[torch.Tensor]:
@@ -185,9 +201,6 @@ def order_sentences(saes: Sequence[GradedSae]) -> dict[str, tuple[bool, str]]:
         ladders = {what: [value, *(sae.values[key] for sae in by_kind.get(kind, ()))] for kind, what in SPOILT.items()}
         clauses = [_clause(what, ladder, sign) for what, ladder in ladders.items()]
         spoilt = [figure for ladder in ladders.values() for figure in ladder[1:]]
-        if key in SEES_ABSORPTION and "absorbing" in by_kind:
-            absorbing = [sae.values for sae in by_kind["absorbing"]]
-            clauses.append(_clause("planted absorption", [oracle, *(values[key] for values in absorbing)], sign))
         words = [words for _, words in clauses]
         if key in MOVES_WITH_L0:  # the oracle has its planted latents beside the trained ones, and so a higher L0
             first, words = True, [*words, "the oracle is not placed by it, as more of its latents fire"]
@@ -247,14 +260,7 @@ def control_remarks(grades: Grades) -> list[str]:
             f"{_number(told['absorption_fraction'])}."
         )
     if absorbing := [sae.values for sae in grades.saes if sae.kind == "absorbing"]:
-        shares, seen = (
-            ", ".join(_number(values[key]) for values in absorbing) for key in ("planted_holes", "equal_hole_rate")
-        )
-        without = by_kind["oracle"]["equal_hole_rate"]
-        remarks.append(
-            f"Where absorption was planted the oracle's latents are silent on {shares} of a concept's rows; hole rate at "
-            f"equal false alarms has {seen} there, and {_number(without)} without."
-        )
+        remarks.append(_planted_remark(by_kind["oracle"], absorbing, len(grades.planted)))
     spoilt = [sae for sae in grades.saes if sae.kind in SPOILT]
     passing = [sae for sae in spoilt if _both_lower(sae.values, by_kind["baseline"])]
     names = ", ".join(f"{sae.share:.0%} {SPOILT[sae.kind]}" for sae in passing)
@@ -263,6 +269,25 @@ def control_remarks(grades: Grades) -> list[str]:
         f"are both lower than the baseline's in {len(passing)} of {len(spoilt)} spoilt SAEs{f' ({names})' if names else ''}."
     )
     return remarks
+
+
+def _planted_remark(oracle: Mapping[str, float], absorbing: Sequence[Mapping[str, float]], concepts: int) -> str:
+    """What is seen of the absorption that was planted. It is not placed: with more than one main latent a concept, those
+    that absorb may be chosen too, and then it is split."""
+    if not any(values["planted_in"] for values in absorbing):
+        return "No absorption could be planted in the oracle: no latent fires with one of these concepts alone."
+    holes, n, taken = (", ".join(_number(values[key]) for values in absorbing) for key in PLANTED)
+    seen = "; ".join(
+        f"{METRICS[key].label} has {', '.join(_number(values[key]) for values in absorbing)}, and {_number(oracle[key])} without"
+        for outcome in ("equal_hole_rate", "absorption_fraction")
+        for key in (outcome, BY_F1[outcome])
+        if math.isfinite(oracle.get(key, math.nan))
+    )
+    return (
+        f"Absorption was planted in the oracle, in {n} of {concepts} concepts: its latents are silent on {holes} of the rows that "
+        f"have a concept, and latents that hardly fire elsewhere carry it: {seen}. In {taken} concepts one of these is among the "
+        "main latents, which counts as splitting."
+    )
 
 
 def _both_lower(values: Mapping[str, float], baseline: Mapping[str, float]) -> bool:

@@ -1,7 +1,6 @@
 """Put differences and verdicts into sentences: one per arm, and the answer that opens the report."""
 
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
@@ -11,13 +10,12 @@ from sae_lm.comparison.outcomes import PRIMARY
 from sae_lm.comparison.runs import Key
 from sae_lm.concepts.probes import Probe
 from sae_lm.concepts.rows import NEGATIVES
-from sae_lm.metrics.absorption import HUB
 from sae_lm.metrics.equivalence import MARGIN
-from sae_lm.metrics.statistics import FEWEST_SEEDS, LEVEL
+from sae_lm.metrics.statistics import FEWEST_SEEDS, LEVEL, mean_of_known
 from sae_lm.pages.difference_entries import DifferenceEntry, verdict_text
 from sae_lm.pages.summary import by_arm
 from sae_lm.pages.text import first_named
-from sae_lm.penalties.arms import parse_arm
+from sae_lm.penalties.arms import Arm, parse_arm
 
 AS_WELL = 0.05
 """F1 that a probe on embeddings may lack and still count as doing as well."""
@@ -25,8 +23,10 @@ ALL_POSITIVE = 2 / (2 + NEGATIVES)
 """F1 of calling every row of a contextual concept positive."""
 FEWEST_RUNGS = 3
 """L0 of a ladder that are asked which is right: of two one is always less."""
+MANY_ALARMS = 0.25
+"""Share of the rows without a concept on which its main latents fire, from which holes at equal false alarms say little."""
 MOST_NAMED = 4
-"""Arms that the answer names for one finding."""
+"""Arms, or concepts, that a sentence names."""
 
 
 CLAIMS = ("lower", "higher")
@@ -113,14 +113,22 @@ def l0_findings(values: Values) -> list[str]:
     ]
 
 
-def hub_findings(per_concept: Mapping[Key, Sequence[Mapping[str, Any]]]) -> list[str]:
-    """Which concepts have main latents, in how many SAEs, that fire on half of all rows and so fill holes for nothing."""
-    counts = Counter(concept["concept"] for concepts in per_concept.values() for concept in concepts if concept["hubs"])
-    if not counts:
+def alarm_findings(per_concept: Mapping[Key, Sequence[Mapping[str, Any]]], ladder: Sequence[Arm]) -> list[str]:
+    """Concepts whose main latents fire wrongly so often in the baseline, to which all SAEs are brought, that few holes are left.
+
+    ladder: the baseline's rungs.
+    """
+    alarms: dict[str, list[float]] = {}
+    for (arm, _), concepts in per_concept.items():
+        if arm in ladder:
+            for concept in concepts:
+                alarms.setdefault(concept["concept"], []).append(concept["false_alarms"])
+    often = {name: mean for name, values in alarms.items() if (mean := mean_of_known(values)) >= MANY_ALARMS}
+    if not often:
         return []
-    named = [f"{name} (in {count} of {len(per_concept)} SAEs)" for name, count in counts.most_common()]
+    named = [f"{name} ({often[name]:.2f})" for name in sorted(often, key=often.__getitem__, reverse=True)]
     return [
-        f"Some main latents fire on {HUB:.0%} of all rows or more, and so fill holes without meaning their concept: of "
+        "All SAEs are brought to the baseline's false alarms. Where these are many, holes at equal false alarms say little: "
         f"{first_named(named, MOST_NAMED)}."
     ]
 

@@ -12,7 +12,7 @@ from sae_lm.comparison.concept_subsets import differences_by_kind, disagreements
 from sae_lm.comparison.controls import control_remarks, order_sentences
 from sae_lm.comparison.equal_fvu import compare_at_equal_fvu, equal_fvu_findings
 from sae_lm.comparison.evaluation_set import kinds_of_units
-from sae_lm.comparison.findings import answer, embedding_findings, findings, hub_findings, l0_findings
+from sae_lm.comparison.findings import alarm_findings, answer, embedding_findings, findings, l0_findings
 from sae_lm.comparison.frontier import between_rungs, curves, frontier_entry
 from sae_lm.comparison.matching import TOLERANCE, Values, frontier
 from sae_lm.comparison.measure import Measured
@@ -82,7 +82,7 @@ def make_report(
             *concept_findings(other_concepts, differences),
             *disagreements(kinds),
             *equal_fvu_findings(at_equal_fvu),
-            *hub_findings(measured.per_concept),
+            *alarm_findings(measured.per_concept, measured.matching.ladder),
             *l0_findings(values),
             *embedding_findings(measured.probes),
         ],

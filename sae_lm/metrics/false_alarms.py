@@ -77,7 +77,8 @@ def gate_ratios(
     passed above 1, and so is groupmax's: the largest of the others of the latent's block. standard: a factor changes
     nothing there, the edit that is free is one of the bias; the largest pre-activation times norm of the decoder row
     stands for the ratio, and the gate is passed above 0. Negative where all pre-activations of the main latents are.
-    A planted latent passes its gate where its probe says yes, however it is turned; the ratio is negative elsewhere.
+    A planted latent passes its gate where its probe says yes, however it is turned; the ratio is negative elsewhere, and
+    minus infinity, which no threshold is below, where another latent absorbs it.
     main: of each concept, one latent or more. ranked: of these rows, where `encode_sparse` kept it with as many
     runners-up as a concept has main latents; then the others' pre-activations are not made again.
     """
@@ -190,6 +191,7 @@ def threshold_at_precision(ratio: Float[Tensor, " n"], labels: Bool[Tensor, " n"
     ordered = ratio[order]
     reached = labels[order].double().cumsum(0) / torch.arange(1, len(order) + 1) >= precision
     reached[:-1] &= ordered[1:] < ordered[:-1]  # of equal ratios all rows are in or none
+    reached &= ordered > -math.inf  # such rows never fire
     if not reached.any():
         return math.inf
     last = int(reached.nonzero().max())

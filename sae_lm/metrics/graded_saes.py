@@ -2,7 +2,7 @@
 
 A metric of absorption is worth something where it puts these in order (2605.18229 asks this of SAE benchmarks): the
 oracle before the trained SAE, and that before copies that are spoilt more and more. How much absorption a metric sees is
-asked with a known amount of it: some of the oracle's latents' part is given to latents that fire only with the concept.
+asked with a known amount of it: a part of what the oracle's latents carry is given to latents that hardly fire elsewhere.
 """
 
 from collections.abc import Iterable, Sequence
@@ -32,7 +32,7 @@ class PlantedSAE(SAE):
 
     A planted latent fires exactly where its probe says yes, with x's projection on the probe's direction (raised where
     the probe says yes to negative ones). As many of the others fire as before, so that L0 grows by the planted ones.
-    Where it has absorbers it is silent where one of these fires (`absorbing_sae`).
+    Where it has absorbers it is silent where one of these fires (`absorbing_saes`).
     """
 
     def __init__(self, sae: SAE, weight: Float[Tensor, "d_in probes"], bias: Float[Tensor, " probes"]) -> None:
@@ -117,52 +117,85 @@ def oracle_sae(
 
 
 @torch.no_grad()
-def absorbing_sae(
-    oracle: PlantedSAE, share: float, batches: Iterable[Float[Tensor, "_ d_in"]], seed: int
-) -> PlantedSAE:
-    """The oracle with absorption of known size: its planted latents are silent on up to this share of their rows.
+def absorbing_saes(
+    oracle: PlantedSAE,
+    shares: Sequence[float],
+    rows: Sequence[Sequence[Float[Tensor, "_ d_in"]]],
+    probes: Sequence[Sequence[int]],
+    seed: int,
+) -> list[PlantedSAE]:
+    """For each share the oracle with absorption of known size: planted latents silent on up to this share of their rows.
 
     What absorbs is found among the trained latents, in random order: those that fire, on at least `PURE` of their rows,
     where the probe says yes. As many of them as together fire on no more than the share of the probe's rows silence its
     planted latent wherever they fire, and their decoder rows take its part: a multiple >= 0 of the probe's direction each,
-    by least squares for what the planted latent carried there. So hardly more is lost of x, and L0 falls.
+    by least squares for what the planted latent carried there. L0 falls; of x as little more is lost as multiples of the
+    absorbers' activations allow. A larger share takes in the absorbers of a smaller.
 
-    batches: rows that absorbers are chosen on, and the least squares are of.
+    shares: ascending. rows: sets of rows, each in batches. probes: whose absorbers are chosen on which set.
     """
-    from scipy.optimize import nnls
-
-    width, parts = oracle.trained.config.d_sae, [x.to(oracle.W_enc) for x in batches]
-    codes = _design([active(oracle.trained, x) for x in parts], width + 1).tocsc()[:, :width]
-    planted = torch.cat([oracle.encode_planted(x) for x in parts]).double().cpu().numpy()
-    said, fires = planted > 0, (codes > 0).astype(np.float64)
-    together = fires.T @ said.astype(np.float64)  # [d_sae, probes]
-    pure = (together >= FEWEST_ROWS) & (together >= PURE * np.asarray(fires.sum(0))[0][:, None])
+    width = oracle.trained.config.d_sae
     order = torch.randperm(width, generator=torch.Generator().manual_seed(derive("absorbers", seed))).numpy()
-    absorbing = PlantedSAE(oracle.trained, oracle.weight, oracle.bias)
-    absorbing.W_dec.copy_(oracle.W_dec)
-    absorbing.b_dec.copy_(oracle.b_dec)
-    absorbing.absorbers = torch.zeros(pure.shape, dtype=torch.bool, device=oracle.W_dec.device)
-    for probe, of_probe in enumerate(said.T):
-        latents, absorbed = _within(codes, order[pure[order, probe]], share * of_probe.sum())
-        rows = absorbed & of_probe
-        if rows.any():
-            carried, _ = nnls(codes[rows][:, latents].toarray(), planted[rows, probe])
-            unit = oracle.W_dec[width + probe]
-            absorbing.absorbers[latents, probe] = True
-            absorbing.W_dec[latents] += torch.from_numpy(carried).to(unit)[:, None] * unit
+    absorbing = [_without_absorbers(oracle) for _ in shares]
+    for batches, of_set in zip(rows, probes, strict=True):
+        if not of_set:
+            continue
+        x = [batch.to(oracle.W_enc) for batch in batches]
+        codes = _design([active(oracle.trained, batch) for batch in x], width + 1).tocsc()[:, :width]
+        planted = torch.cat([oracle.encode_planted(batch)[:, [*of_set]] for batch in x]).double().cpu().numpy()
+        pure = _pure(codes, planted > 0)
+        for place, probe in enumerate(of_set):
+            carried, latents = planted[:, place], list[int]()
+            covered = np.zeros(len(carried), dtype=bool)
+            for share, sae in zip(shares, absorbing, strict=True):
+                most = share * np.count_nonzero(carried)
+                latents, covered = _within(codes, order[pure[order, place]], most, latents, covered)
+                _absorb(sae, probe, latents, codes[covered & (carried > 0)], carried[covered & (carried > 0)])
     return absorbing
 
 
-def _within(codes: Any, candidates: np.ndarray, most: float) -> tuple[list[int], np.ndarray]:
-    """One latent after another, where all taken so far fire on no more rows than this; and the rows where they do."""
-    chosen, covered = [], np.zeros(codes.shape[0], dtype=bool)
-    for latent in candidates.tolist():
+def _without_absorbers(oracle: PlantedSAE) -> PlantedSAE:
+    copy = PlantedSAE(oracle.trained, oracle.weight, oracle.bias)
+    copy.W_dec.copy_(oracle.W_dec)
+    copy.b_dec.copy_(oracle.b_dec)
+    copy.absorbers = torch.zeros(oracle.trained.config.d_sae, len(oracle.bias), dtype=torch.bool).to(
+        oracle.W_dec.device
+    )
+    return copy
+
+
+def _pure(codes: Any, said: np.ndarray) -> np.ndarray:
+    """[d_sae, probes] which latents fire where a probe says yes and hardly elsewhere."""
+    fires = (codes > 0).astype(np.float64)
+    together = fires.T @ said.astype(np.float64)
+    return (together >= FEWEST_ROWS) & (together >= PURE * np.asarray(fires.sum(0))[0][:, None])
+
+
+def _within(
+    codes: Any, candidates: np.ndarray, most: float, chosen: Sequence[int], covered: np.ndarray
+) -> tuple[list[int], np.ndarray]:
+    """To those chosen one latent after another, where all together fire on no more rows than this; and these rows."""
+    chosen = [*chosen]
+    for latent in candidates[~np.isin(candidates, chosen)].tolist():
         more = covered.copy()
         more[codes.indices[codes.indptr[latent] : codes.indptr[latent + 1]]] = True
         if more.sum() <= most:
             chosen.append(latent)
             covered = more
     return chosen, covered
+
+
+def _absorb(sae: PlantedSAE, probe: int, latents: list[int], codes: Any, carried: np.ndarray) -> None:
+    """Let these latents silence a planted one, and take what it carried on the rows of these codes."""
+    from scipy.optimize import nnls
+
+    if not latents:
+        return
+    assert sae.absorbers is not None
+    parts, _ = nnls(codes[:, latents].toarray(), carried)
+    unit = sae.W_dec[sae.trained.config.d_sae + probe]
+    sae.absorbers[latents, probe] = True
+    sae.W_dec[latents] += torch.from_numpy(parts).to(unit)[:, None] * unit
 
 
 def _design(codes: Sequence[tuple[Tensor, Tensor]], columns: int) -> Any:

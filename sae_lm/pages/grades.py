@@ -13,6 +13,8 @@ NAMES = {
     "permuted": "decoder rows permuted",
     "dropped": "latents dropped",
 }
+PLANTED = "planted_holes"
+"""The last column: on what share of the rows that have a concept its planted latent is silent."""
 FURTHER = ("main_recall", "main_precision", "l0")
 """Columns beside the outcomes that are asked for an order."""
 
@@ -29,12 +31,18 @@ def grades(report: Report) -> dict[str, Any]:
         "columns": [
             {"label": metrics[key]["label"], "better": metrics[key]["better"], "ordered": ordered.get(key)}
             for key in keys
-        ],
+        ]
+        + [{"label": "planted holes", "better": None, "ordered": None}],
         "rows": [
             {
-                "name": NAMES[sae["kind"]] + (f", {sae['share']:.0%}" if sae["share"] else ""),
-                "numbers": [sae["values"].get(key) for key in keys],
+                "name": _name(sae["kind"], sae["share"]),
+                "numbers": [sae["values"].get(key) for key in (*keys, PLANTED)],
             }
             for sae in of["saes"]
         ],
     }
+
+
+def _name(kind: str, share: float) -> str:
+    most = "at most " if kind == "absorbing" else ""
+    return NAMES[kind] + (f", {most}{share:.0%}" if share else "")

@@ -183,10 +183,11 @@ class GradedEntry(TypedDict):
     """An SAE whose place is known beforehand (`sae_lm.comparison.controls`)."""
 
     kind: str
-    """probes, oracle, told oracle, baseline, permuted or dropped"""
+    """probes, oracle, told oracle, absorbing, baseline, permuted or dropped"""
     share: float
-    """of the latents that are spoilt"""
+    """of the latents that are spoilt; of a probe's rows that absorbers take at most"""
     values: dict[str, float | None]
+    """of metrics; of absorbing ones `sae_lm.comparison.controls.PLANTED` too"""
 
 
 class OrderEntry(TypedDict):

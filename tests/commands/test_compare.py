@@ -192,6 +192,14 @@ def test_ranked_twice_both_figures_are_those_of_either_ranking_alone(runs, tmp_p
             assert of["values"][f"{key}_by_f1"] == by_f1["arms"][arm]["values"][key]
             assert set(report[0]["arms"][arm]["values"][f"{key}_by_f1"]) == {None}
     assert any(said.startswith("Main latents are ranked twice") for said in both["partial"])
+    # so are those of SAEs whose place is known, which by F1 alone have no others
+    mine, theirs = (
+        {(sae["kind"], sae["share"]): sae["values"] for sae in each["grades"]["saes"]} for each in (both, by_f1)
+    )
+    for place in mine.keys() - {("probes", 0.0), ("told oracle", 0.0)}:
+        for key in keys:
+            assert mine[place][f"{key}_by_f1"] == theirs[place][key] and theirs[place][f"{key}_by_f1"] is None
+    assert [order["metric"] for order in both["grades"]["orders"]] == [*ORDERED, *BY_F1.values()]
 
 
 def test_without_any_concept_the_rest_is_reported_and_labelled(runs, tmp_path):

@@ -23,6 +23,7 @@ from sae_lm.comparison.controls import (
 from sae_lm.comparison.equal_alarms import common_points, points_of_sae
 from sae_lm.comparison.evaluate import common_counts, sae_codes, sae_splits
 from sae_lm.comparison.evaluation_set import ConceptSet, EvaluationSet, find_candidates, sample_documents, sum_samples
+from sae_lm.comparison.outcomes import BY_F1
 from sae_lm.concepts.probes import fit_probes
 from sae_lm.settings import CompareSettings
 
@@ -77,20 +78,48 @@ def test_permuted_rows_leave_all_that_has_no_geometry_and_with_no_latents_left_n
     assert dropped[-1]["equal_hole_rate"] == 1 and dropped[-1]["l0"] == dropped[-1]["absorption_fraction"] == 0
 
 
-def test_planted_absorption_is_seen_by_holes_and_the_fraction_by_both_rankings_and_told_beside_what_was_planted():
+@pytest.fixture(scope="module")
+def absorbed():
     """The concept has eight axes of twelve, each of which may absorb it; one main latent is asked for."""
-    grades = graded(toy_rows([*range(8)], d=12), identity_sae(12, b_enc=torch.full((12,), -0.1)), count=1)
-    (oracle,), absorbing = of(grades, "oracle"), of(grades, "absorbing")
-    assert [sae.share for sae in grades.saes if sae.kind == "absorbing"] == [*ABSORBED]
+    return graded(toy_rows([*range(8)], d=12), identity_sae(12, b_enc=torch.full((12,), -0.1)), count=1)
+
+
+def test_planted_absorption_is_seen_by_holes_and_the_fraction_by_both_rankings(absorbed):
+    (oracle,), absorbing = of(absorbed, "oracle"), of(absorbed, "absorbing")
+    assert [sae.share for sae in absorbed.saes if sae.kind == "absorbing"] == [*ABSORBED]
     planted = [figures["planted_holes"] for figures in absorbing]
-    assert planted == sorted(planted) and planted[-1] == pytest.approx(3 / 8, abs=0.05)
-    sentences = order_sentences(grades.saes)
+    assert planted == sorted({*planted}) and planted == pytest.approx([1 / 8, 2 / 8, 3 / 8], abs=0.05)
     for key in ("equal_hole_rate", "absorption_fraction", "equal_hole_rate_by_f1", "absorption_fraction_by_f1"):
         ladder = [figures[key] for figures in (oracle, *absorbing)]
-        assert ladder == pytest.approx([0.0, *planted], abs=0.06)
-        assert "orders planted absorption (" in sentences[key][1]
-    remark = next(remark for remark in control_remarks(grades) if "planted" in remark)
-    assert all(f"{figures[key]:.3g}" in remark for figures in absorbing for key in ("planted_holes", "equal_hole_rate"))
+        assert ladder == pytest.approx([0.0, *planted], abs=0.02)
+    assert [figures["planted_in"] for figures in absorbing] == [1, 1, 1]
+    assert [figures["absorbers_as_main"] for figures in absorbing] == [0, 0, 0]
+
+
+def test_where_an_absorber_is_chosen_as_a_main_latent_holes_fall_short_of_what_was_planted_and_that_is_said():
+    grades = graded(toy_rows([*range(8)], d=12), identity_sae(12, b_enc=torch.full((12,), -0.1)), count=3)
+    (oracle,), last = of(grades, "oracle"), of(grades, "absorbing")[-1]
+    assert last["absorbers_as_main"] == 1
+    assert oracle["equal_hole_rate"] <= last["equal_hole_rate"] < last["planted_holes"] - 0.05
+    (remark,) = (remark for remark in control_remarks(grades) if "planted" in remark)
+    assert "In 0, 0, 1 concepts one of these is among the main latents, which counts as splitting." in remark
+
+
+def test_what_was_planted_and_what_outcomes_see_of_it_stands_in_a_sentence_and_places_no_outcome(absorbed):
+    (remark,) = (remark for remark in control_remarks(absorbed) if "planted" in remark)
+    for key in ("planted_holes", "equal_hole_rate", "absorption_fraction_by_f1"):
+        assert ", ".join(f"{figures[key]:.3g}" for figures in of(absorbed, "absorbing")) in remark
+    assert "in 1, 1, 1 of 1 concepts" in remark
+    assert all("planted" not in sentence for _, sentence in order_sentences(absorbed.saes).values())
+    assert {*BY_F1.values()} <= order_sentences(absorbed.saes).keys()
+
+
+def test_where_no_latent_can_absorb_a_concept_that_is_said():
+    saes = [
+        GradedSae(kind, 0.0, dict.fromkeys((*ORDERED, "planted_in"), 0.0))
+        for kind in ("oracle", "absorbing", "baseline")
+    ]
+    assert "No absorption could be planted" in control_remarks(Grades(saes, [("digit", True)]))[0]
 
 
 @pytest.mark.parametrize("batch", [100, 3000, 8191, 20_000])

@@ -1,9 +1,11 @@
 """What the sentences of a report say, and what they do not."""
 
+import math
+
 import pytest
 from compared_arms import BASE, arms_of, claim, compare_arms, entry, shifted
 
-from sae_lm.comparison.findings import answer, findings, hub_findings, l0_findings
+from sae_lm.comparison.findings import alarm_findings, answer, findings, l0_findings
 from sae_lm.penalties.arms import parse_arm
 
 
@@ -175,15 +177,16 @@ def test_a_rung_whose_projection_is_unknown_is_an_end_of_its_ladder_all_the_same
     assert said.endswith("It is least at the L0 in brackets: none (32).")
 
 
-def test_concepts_are_named_whose_main_latents_fire_on_half_of_all_rows_and_in_how_many_saes():
-    def concepts(**hubs):
-        return [{"concept": name, "hubs": hubs.get(name, [])} for name in ("digit", "line", "bracket", "a", "b", "c")]
+def test_concepts_are_named_in_which_the_baselines_main_latents_fire_wrongly_on_a_quarter_of_the_rows_or_more():
+    def concepts(**alarms):
+        return [{"concept": name, "false_alarms": alarms.get(name, 0.1)} for name in ("digit", "line", "bracket", "to")]
 
-    arms = [parse_arm("none"), parse_arm("sq_cos:1")]
-    every = {"digit": [3], "line": [3], "bracket": [3], "a": [3], "b": [3], "c": []}
-    saes = {(arms[0], 0): concepts(line=[5]), (arms[0], 1): concepts(line=[7, 9]), (arms[1], 0): concepts(**every)}
-    (said,) = hub_findings(saes)
-    assert said.endswith(
-        "of line (in 3 of 3 SAEs), digit (in 1 of 3 SAEs), bracket (in 1 of 3 SAEs), a (in 1 of 3 SAEs) and 1 more."
-    )
-    assert hub_findings({(arms[0], 0): concepts()}) == []
+    none, other = parse_arm("none"), parse_arm("sq_cos:1")
+    saes = {
+        (none, 0): concepts(line=0.6, bracket=0.2, to=math.nan),
+        (none, 1): concepts(line=0.4, bracket=0.35, to=math.nan),
+        (other, 0): concepts(digit=0.9),
+    }
+    (said,) = alarm_findings(saes, [none])
+    assert said.endswith("holes at equal false alarms say little: line (0.50), bracket (0.28).")
+    assert alarm_findings({(none, 0): concepts()}, [none]) == []

@@ -1,12 +1,15 @@
 """sae_lm.metrics.graded_saes: an oracle that nothing displaces, and copies that are spoilt as asked."""
 
+import math
+from itertools import pairwise
+
 import pytest
 import torch
 from toys import identity_sae
 
 from sae_lm.metrics.codes import encode_sparse
-from sae_lm.metrics.false_alarms import gate_ratios
-from sae_lm.metrics.graded_saes import PlantedSAE, absorbing_sae, dropped_sae, oracle_sae, permuted_sae
+from sae_lm.metrics.false_alarms import gate_ratios, threshold_at_precision
+from sae_lm.metrics.graded_saes import PlantedSAE, absorbing_saes, dropped_sae, oracle_sae, permuted_sae
 
 WEIGHT, BIAS = torch.tensor([[2.0, 0.0], [0.0, 0.5], [0.0, 0.0], [0.0, 0.0], [0.0, 0.0], [0.0, 0.0]]), [-1.0, 0.25]
 
@@ -63,21 +66,27 @@ def children(n=1000):
 WITHOUT_CONCEPT = {"W_enc": torch.diag(torch.tensor([0.0, 1, 1, 1, 1, 1])), "b_enc": torch.full((6,), -0.5)}
 
 
+def absorbing(oracle, x, share):
+    return absorbing_saes(oracle, [share], [x.split(300)], [range(len(oracle.bias))], seed=0)[0]
+
+
 @pytest.mark.parametrize(("share", "absorbers"), [(0.05, 0), (0.25, 2), (0.9, 4)])
 def test_absorbers_fire_only_with_the_concept_silence_its_latent_and_take_its_part(share, absorbers):
-    x, sae = children(), identity_sae(6, **WITHOUT_CONCEPT)
+    x, sae = children(), identity_sae(6, **WITHOUT_CONCEPT, b_dec=torch.full((6,), 0.01))
     oracle = PlantedSAE(sae, torch.eye(6)[:, :1], torch.zeros(1))
-    absorbing = absorbing_sae(oracle, share, x.split(300), seed=0)
-    z, before, has = absorbing.encode(x), oracle.encode(x), x[:, 0] > 0
-    of = absorbing.absorbers[:, 0]
+    other = absorbing(oracle, x, share)
+    z, before, has = other.encode(x), oracle.encode(x), x[:, 0] > 0
+    of = other.absorbers[:, 0]
     assert int(of.sum()) == absorbers and not of[[0, 5]].any()
     taken = (z[:, :6][:, of] > 0).any(1)
     assert torch.equal(z[:, 6] > 0, has & ~taken) and int(taken.sum()) <= share * int(has.sum())
     assert torch.equal(z[:, :6], before[:, :6]) and torch.equal(z[~taken], before[~taken])
     parts = torch.linalg.lstsq(z[taken][:, :6][:, of].double(), x[taken, :1].double()).solution[:, 0].float()
-    torch.testing.assert_close((absorbing.W_dec - oracle.W_dec)[:6][of][:, 0], parts)
-    assert torch.equal(absorbing.W_dec[:, 1:], oracle.W_dec[:, 1:])
-    assert torch.equal(absorbing.W_dec[:6][~of], oracle.W_dec[:6][~of])
+    torch.testing.assert_close((other.W_dec - oracle.W_dec)[:6][of][:, 0], parts)
+    assert torch.equal(other.W_dec[:, 1:], oracle.W_dec[:, 1:]) and torch.equal(other.b_dec, oracle.b_dec)
+    assert torch.equal(other.W_dec[:6][~of], oracle.W_dec[:6][~of])
+    lost, after = ((x - each(x)).square().sum() for each in (oracle, other))
+    assert after <= 1.25 * lost + 0.1 * len(x[taken])
 
 
 def test_latents_that_fire_together_share_what_they_take():
@@ -85,19 +94,73 @@ def test_latents_that_fire_together_share_what_they_take():
     W_enc = WITHOUT_CONCEPT["W_enc"].clone()
     W_enc[1, 2] = 1.0  # latent 2 fires wherever latent 1 does
     oracle = PlantedSAE(identity_sae(6, **(WITHOUT_CONCEPT | {"W_enc": W_enc})), torch.eye(6)[:, :1], torch.zeros(1))
-    absorbing = absorbing_sae(oracle, 0.9, [x], seed=0)
+    other = absorbing(oracle, x, 0.9)
     both = x[:, 1] > 0
-    assert bool(absorbing.absorbers[1:3, 0].all())
-    assert float(absorbing(x)[both, 0].mean() / x[both, 0].mean()) == pytest.approx(1, abs=0.05)
+    assert bool(other.absorbers[1:3, 0].all())
+    assert float(other(x)[both, 0].mean() / x[both, 0].mean()) == pytest.approx(1, abs=0.05)
+
+
+def test_what_fires_elsewhere_too_or_on_three_rows_absorbs_nothing():
+    x = children()
+    without = (x[:, 0] < 0).nonzero().flatten()
+    x[without[: int((x[:, 1] > 0).sum() * 0.2)], 1] = 2.0  # a sixth of latent 1's rows
+    x[:, 2] = 0
+    x[(x[:, 0] > 0).nonzero().flatten()[:3], 2] = 2.0
+    oracle = PlantedSAE(identity_sae(6, **WITHOUT_CONCEPT), torch.eye(6)[:, :1], torch.zeros(1))
+    assert absorbing(oracle, x, 0.9).absorbers[:, 0].tolist() == [False, False, False, True, True, False]
+
+
+@pytest.mark.parametrize("architecture", ["topk", "standard", "jumprelu"])
+def test_a_latent_may_absorb_two_concepts_and_takes_of_each_what_was_its_own(make_sae, architecture):
+    """Concept 0 is axis 0; concept 1, axis 5, holds where latents 1 and 2 fire, and latents 3 and 4 come with the first alone."""
+    x = children(2000)
+    x[:, 5] = torch.where((x[:, 1] > 0) | (x[:, 2] > 0), 3.0, -1.0)
+    sae = make_sae(architecture, d_in=6, d_sae=6, k=6)
+    W_enc = torch.diag(torch.tensor([0.0, 1, 1, 1, 1, 0]))
+    weights = {"W_enc": W_enc, "b_enc": WITHOUT_CONCEPT["b_enc"], "W_dec": torch.eye(6)}
+    for name, value in weights.items():
+        getattr(sae, name).data.copy_(value)
+    sae.b_dec.data.zero_()
+    if architecture == "jumprelu":
+        sae.threshold.data.fill_(0.01)
+    oracle = PlantedSAE(sae, torch.eye(6)[:, [0, 5]], torch.zeros(2))
+    other = absorbing(oracle, x, 1.0)
+    z, before = other.encode(x), oracle.encode(x)
+    assert bool(other.absorbers[1:3].all()) and other.absorbers[3:5].tolist() == [[True, False]] * 2
+    for probe in (0, 1):
+        taken = (z[:, :6][:, other.absorbers[:, probe]] > 0).any(1)
+        assert torch.equal(z[:, 6 + probe], torch.where(taken, 0.0, before[:, 6 + probe]))
+    of = other.absorbers[:, 1]
+    taken = (z[:, :6][:, of] > 0).any(1)
+    parts = torch.linalg.lstsq(z[taken][:, :6][:, of].double(), before[taken, 7:].double()).solution[:, 0].float()
+    torch.testing.assert_close((other.W_dec - oracle.W_dec)[:6][of][:, 5], parts)
+
+
+def test_a_larger_share_takes_in_the_absorbers_of_a_smaller_and_sets_of_rows_are_their_probes_own():
+    x = children()
+    oracle = PlantedSAE(identity_sae(6, **WITHOUT_CONCEPT), torch.eye(6)[:, [0, 0]], torch.zeros(2))
+    without = x[x[:, 0] < 0]  # the second probe's set: nothing absorbs there
+    ladder = absorbing_saes(oracle, [0.15, 0.25, 0.9], [[x], [without]], [[0], [1]], seed=3)
+    counts = [int(sae.absorbers[:, 0].sum()) for sae in ladder]
+    assert counts == sorted(counts) and counts[0] == 1 and counts[-1] == 4
+    for less, more in pairwise(ladder):
+        assert bool((less.absorbers <= more.absorbers).all())
+    assert not any(sae.absorbers[:, 1].any() for sae in ladder)
+    drawn = {
+        tuple(absorbing_saes(oracle, [0.15], [[x], []], [[0], []], s)[0].absorbers[:, 0].tolist()) for s in range(8)
+    }
+    assert len(drawn) > 1
 
 
 def test_of_no_gate_a_planted_latent_fires_where_its_concept_is_absorbed():
     x = children()
     oracle = PlantedSAE(identity_sae(6, **WITHOUT_CONCEPT), torch.eye(6)[:, :1], torch.zeros(1))
-    absorbing = absorbing_sae(oracle, 0.25, [x], seed=0)
-    ratio = gate_ratios(absorbing, [x], [[6]])[:, 0]
-    taken = (x[:, 0] > 0) & (absorbing.encode(x)[:, 6] == 0)
+    other = absorbing(oracle, x, 0.25)
+    ratio, has = gate_ratios(other, [x], [[6]])[:, 0], x[:, 0] > 0
+    taken = has & (other.encode(x)[:, 6] == 0)
     assert taken.any() and bool((ratio[taken] == -torch.inf).all()) and bool(ratio[~taken].isfinite().all())
+    threshold = threshold_at_precision(ratio, has, 0.1)
+    assert math.isfinite(threshold) or bool((ratio[ratio > threshold]).isfinite().all())
 
 
 def test_permuted_rows_keep_their_norms_and_none_its_direction(make_sae):
