@@ -127,16 +127,14 @@ def _with_main(split: Split, latent: int) -> Split:
 
 
 def _absorbing(oracle: PlantedSAE, evaluation_set: EvaluationSet, seed: int) -> list[PlantedSAE]:
-    """Absorbers are chosen on the rows of a concept's own set, as many of a type as are scored, but not on test words."""
-    rows = [
-        concepts.rows.x[concepts.rows.subset != TEST].split(batch_rows(oracle)) if concepts.used else ()
-        for concepts in evaluation_set.sets
-    ]
+    """Absorbers are chosen on the rows of a concept's own set: test words too, as what fires on other words alone takes
+    nothing from these."""
+    rows = [concepts.rows.x.split(batch_rows(oracle)) if concepts.used else () for concepts in evaluation_set.sets]
     probes = [
         [place for place, candidates in enumerate(evaluation_set.candidates) if candidates.set == number]
         for number in range(len(evaluation_set.sets))
     ]
-    return absorbing_saes(oracle, ABSORBED, rows, probes, seed)
+    return absorbing_saes(oracle, ABSORBED, rows, probes, [*some_rows(evaluation_set.read, oracle)], seed)
 
 
 def _planted(

@@ -122,6 +122,7 @@ def absorbing_saes(
     shares: Sequence[float],
     rows: Sequence[Sequence[Float[Tensor, "_ d_in"]]],
     probes: Sequence[Sequence[int]],
+    text: Sequence[Float[Tensor, "_ d_in"]],
     seed: int,
 ) -> list[PlantedSAE]:
     """For each share the oracle with absorption of known size: planted latents silent on up to this share of their rows.
@@ -132,26 +133,34 @@ def absorbing_saes(
     by least squares for what the planted latent carried there. L0 falls; of x as little more is lost as multiples of the
     absorbers' activations allow. A larger share takes in the absorbers of a smaller.
 
-    shares: ascending. rows: sets of rows, each in batches. probes: whose absorbers are chosen on which set.
+    shares: ascending. rows: sets of rows, each in batches. probes: whose absorbers are chosen on which set. text: further
+    rows, on which these have to be as pure, and which are in the least squares too.
     """
-    width = oracle.trained.config.d_sae
-    order = torch.randperm(width, generator=torch.Generator().manual_seed(derive("absorbers", seed))).numpy()
+    order = torch.randperm(
+        oracle.trained.config.d_sae, generator=torch.Generator().manual_seed(derive("absorbers", seed))
+    ).numpy()
     absorbing = [_without_absorbers(oracle) for _ in shares]
+    text_codes, text_planted = _coded(oracle, text)
+    pure_in_text = _pure(text_codes, text_planted > 0, 0)
     for batches, of_set in zip(rows, probes, strict=True):
         if not of_set:
             continue
-        x = [batch.to(oracle.W_enc) for batch in batches]
-        codes = _design([active(oracle.trained, batch) for batch in x], width + 1).tocsc()[:, :width]
-        planted = torch.cat([oracle.encode_planted(batch)[:, [*of_set]] for batch in x]).double().cpu().numpy()
-        pure = _pure(codes, planted > 0)
+        codes, planted = _coded(oracle, batches)
+        pure = _pure(codes, planted[:, [*of_set]] > 0, FEWEST_ROWS) & pure_in_text[:, [*of_set]]
         for place, probe in enumerate(of_set):
-            carried, latents = planted[:, place], list[int]()
-            covered = np.zeros(len(carried), dtype=bool)
+            most, latents = np.count_nonzero(planted[:, probe]), list[int]()
             for share, sae in zip(shares, absorbing, strict=True):
-                most = share * np.count_nonzero(carried)
-                latents, covered = _within(codes, order[pure[order, place]], most, latents, covered)
-                _absorb(sae, probe, latents, codes[covered & (carried > 0)], carried[covered & (carried > 0)])
+                latents = _within(codes, order[pure[order, place]], share * most, latents)
+                of_both = ((codes, planted[:, probe]), (text_codes, text_planted[:, probe]))
+                _absorb(sae, probe, latents, of_both)
     return absorbing
+
+
+def _coded(oracle: PlantedSAE, batches: Sequence[Tensor]) -> tuple[Any, np.ndarray]:
+    """Activations of the trained latents, scipy's sparse matrix [n, d_sae] by columns, and of the planted ones."""
+    width, x = oracle.trained.config.d_sae, [batch.to(oracle.W_enc) for batch in batches]
+    codes = _design([active(oracle.trained, batch) for batch in x], width + 1).tocsc()[:, :width]
+    return codes, torch.cat([oracle.encode_planted(batch) for batch in x]).double().cpu().numpy()
 
 
 def _without_absorbers(oracle: PlantedSAE) -> PlantedSAE:
@@ -164,35 +173,40 @@ def _without_absorbers(oracle: PlantedSAE) -> PlantedSAE:
     return copy
 
 
-def _pure(codes: Any, said: np.ndarray) -> np.ndarray:
+def _pure(codes: Any, said: np.ndarray, fewest: int) -> np.ndarray:
     """[d_sae, probes] which latents fire where a probe says yes and hardly elsewhere."""
     fires = (codes > 0).astype(np.float64)
     together = fires.T @ said.astype(np.float64)
-    return (together >= FEWEST_ROWS) & (together >= PURE * np.asarray(fires.sum(0))[0][:, None])
+    return (together >= fewest) & (together >= PURE * np.asarray(fires.sum(0))[0][:, None])
 
 
-def _within(
-    codes: Any, candidates: np.ndarray, most: float, chosen: Sequence[int], covered: np.ndarray
-) -> tuple[list[int], np.ndarray]:
-    """To those chosen one latent after another, where all together fire on no more rows than this; and these rows."""
+def _within(codes: Any, candidates: np.ndarray, most: float, chosen: Sequence[int]) -> list[int]:
+    """To those chosen one latent after another, where all together fire on no more rows than this."""
     chosen = [*chosen]
+    covered = np.asarray((codes[:, chosen] > 0).sum(1))[:, 0] > 0
     for latent in candidates[~np.isin(candidates, chosen)].tolist():
         more = covered.copy()
         more[codes.indices[codes.indptr[latent] : codes.indptr[latent + 1]]] = True
         if more.sum() <= most:
             chosen.append(latent)
             covered = more
-    return chosen, covered
+    return chosen
 
 
-def _absorb(sae: PlantedSAE, probe: int, latents: list[int], codes: Any, carried: np.ndarray) -> None:
-    """Let these latents silence a planted one, and take what it carried on the rows of these codes."""
+def _absorb(sae: PlantedSAE, probe: int, latents: list[int], of_rows: Iterable[tuple[Any, np.ndarray]]) -> None:
+    """Let these latents silence a planted one, and take what it carried. of_rows: codes, and what it carried there."""
     from scipy.optimize import nnls
 
     if not latents:
         return
     assert sae.absorbers is not None
-    parts, _ = nnls(codes[:, latents].toarray(), carried)
+    strengths, carried = [], []
+    for codes, planted in of_rows:
+        of_latents = codes[:, latents].toarray()
+        absorbed = (of_latents > 0).any(1) & (planted > 0)
+        strengths.append(of_latents[absorbed])
+        carried.append(planted[absorbed])
+    parts, _ = nnls(np.concatenate(strengths), np.concatenate(carried))
     unit = sae.W_dec[sae.trained.config.d_sae + probe]
     sae.absorbers[latents, probe] = True
     sae.W_dec[latents] += torch.from_numpy(parts).to(unit)[:, None] * unit

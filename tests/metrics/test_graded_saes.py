@@ -67,7 +67,7 @@ WITHOUT_CONCEPT = {"W_enc": torch.diag(torch.tensor([0.0, 1, 1, 1, 1, 1])), "b_e
 
 
 def absorbing(oracle, x, share):
-    return absorbing_saes(oracle, [share], [x.split(300)], [range(len(oracle.bias))], seed=0)[0]
+    return absorbing_saes(oracle, [share], [x.split(300)], [range(len(oracle.bias))], [x], seed=0)[0]
 
 
 @pytest.mark.parametrize(("share", "absorbers"), [(0.05, 0), (0.25, 2), (0.9, 4)])
@@ -110,6 +110,18 @@ def test_what_fires_elsewhere_too_or_on_three_rows_absorbs_nothing():
     assert absorbing(oracle, x, 0.9).absorbers[:, 0].tolist() == [False, False, False, True, True, False]
 
 
+def test_what_fires_elsewhere_in_the_text_alone_absorbs_nothing_and_what_it_carries_there_counts():
+    x, text = children(), children(400)
+    text[text[:, 0] < 0, 1] = 2.0  # latent 1 is pure on the concept's own rows, not in the text
+    text[:, 2] *= 2  # and what fires twice as strongly there takes less for it
+    oracle = PlantedSAE(identity_sae(6, **WITHOUT_CONCEPT), torch.eye(6)[:, :1], torch.zeros(1))
+    alone = absorbing_saes(oracle, [0.9], [[x]], [[0]], [x[:0]], seed=0)[0]
+    other = absorbing_saes(oracle, [0.9], [[x]], [[0]], [text], seed=0)[0]
+    assert alone.absorbers[:, 0].tolist() == [False, True, True, True, True, False]
+    assert other.absorbers[:, 0].tolist() == [False, False, True, True, True, False]
+    assert other.W_dec[2, 0] < alone.W_dec[2, 0] - 0.05
+
+
 @pytest.mark.parametrize("architecture", ["topk", "standard", "jumprelu"])
 def test_a_latent_may_absorb_two_concepts_and_takes_of_each_what_was_its_own(make_sae, architecture):
     """Concept 0 is axis 0; concept 1, axis 5, holds where latents 1 and 2 fire, and latents 3 and 4 come with the first alone."""
@@ -140,14 +152,15 @@ def test_a_larger_share_takes_in_the_absorbers_of_a_smaller_and_sets_of_rows_are
     x = children()
     oracle = PlantedSAE(identity_sae(6, **WITHOUT_CONCEPT), torch.eye(6)[:, [0, 0]], torch.zeros(2))
     without = x[x[:, 0] < 0]  # the second probe's set: nothing absorbs there
-    ladder = absorbing_saes(oracle, [0.15, 0.25, 0.9], [[x], [without]], [[0], [1]], seed=3)
+    ladder = absorbing_saes(oracle, [0.15, 0.25, 0.9], [[x], [without]], [[0], [1]], [x], seed=3)
     counts = [int(sae.absorbers[:, 0].sum()) for sae in ladder]
     assert counts == sorted(counts) and counts[0] == 1 and counts[-1] == 4
     for less, more in pairwise(ladder):
         assert bool((less.absorbers <= more.absorbers).all())
     assert not any(sae.absorbers[:, 1].any() for sae in ladder)
     drawn = {
-        tuple(absorbing_saes(oracle, [0.15], [[x], []], [[0], []], s)[0].absorbers[:, 0].tolist()) for s in range(8)
+        tuple(absorbing_saes(oracle, [0.15], [[x], []], [[0], []], [x], s)[0].absorbers[:, 0].tolist())
+        for s in range(8)
     }
     assert len(drawn) > 1
 
