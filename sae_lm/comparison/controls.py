@@ -141,7 +141,6 @@ def _planted(
     absorbing: PlantedSAE, splits: Sequence[Split], common: Sequence[int], evaluation_set: EvaluationSet
 ) -> dict[str, float]:
     """`PLANTED` of one SAE, of which the splits are."""
-    assert absorbing.absorbers is not None
     holes, absorbers = [], absorbing.absorbers.cpu()
     taken = [bool(absorbers[[i for i in split.ranking[:k] if i < len(absorbers)], place].any())
              for place, (split, k) in enumerate(zip(splits, common, strict=True))]  # fmt: skip

@@ -49,7 +49,9 @@ class PlantedSAE(SAE):
             },
         )
         self.trained, self.weight, self.bias = sae, weight, bias
-        self.absorbers: Bool[Tensor, "trained probes"] | None = None
+        self.absorbers: Bool[Tensor, "trained probes"] = torch.zeros(
+            len(sae.W_dec), count, dtype=torch.bool, device=sae.W_dec.device
+        )
         """trained latents that silence each planted one"""
 
     def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
@@ -69,7 +71,7 @@ class PlantedSAE(SAE):
     ) -> Float[Tensor, "*batch probes"]:
         """Of the probes, minus infinity where a latent absorbs them; a planted latent fires where its own is above 0."""
         logits = x.to(self.W_enc.dtype) @ self.weight + self.bias
-        if self.absorbers is None:
+        if not self.absorbers.any():
             return logits
         fires = ((self.trained.encode(x) if z is None else z) > 0).to(logits)
         return logits.masked_fill(fires @ self.absorbers.to(logits) > 0, -torch.inf)
@@ -199,7 +201,6 @@ def _absorb(sae: PlantedSAE, probe: int, latents: list[int], of_rows: Iterable[t
 
     if not latents:
         return
-    assert sae.absorbers is not None
     strengths, carried = [], []
     for codes, planted in of_rows:
         of_latents = codes[:, latents].toarray()
