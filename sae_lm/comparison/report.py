@@ -97,11 +97,7 @@ def make_report(
         "frontier": [frontier_entry(curve) for curve in all_curves],
         "at_equal_fvu": at_equal_fvu,
         "noise": _noise(measured, values),
-        "nearest_cos": {
-            "edges": list(EDGES),
-            "arms": {arm.name: [*shares] for arm, shares in measured.nearest.items()},
-            "null": [*null_nearest_shares(measured.alive, store.hooks[runs.training["hook"]])],
-        },
+        "nearest_cos": _nearest_cos(measured, store.hooks[runs.training["hook"]]),
         "concepts": [_concept(probe) for probe in measured.probes],
         "per_concept": _per_concept(measured),
         "genealogy": cast(Any, measured.genealogy),
@@ -109,6 +105,14 @@ def make_report(
         "explorer": cast(Any, measured.explorer),
     }
     return cast(Report, _no_nan(report))
+
+
+def _nearest_cos(measured: Measured, d_in: int) -> dict[str, Any]:
+    return {
+        "edges": list(EDGES),
+        "arms": {arm.name: [*shares] for arm, shares in measured.nearest.items()},
+        "null": [*null_nearest_shares(measured.alive, d_in)],
+    }
 
 
 def _what_was_compared(settings: CompareSettings, store: Store, runs: Runs, measured: Measured) -> dict[str, Any]:
