@@ -14,7 +14,7 @@ NAMES = {
     "dropped": "latents dropped",
 }
 PLANTED = "planted_holes"
-"""The last column: on what share of the rows that have a concept its planted latent is silent."""
+"""The first column: on what share of the rows that have a concept its planted latent is silent."""
 FURTHER = ("main_recall", "main_precision", "l0")
 """Columns beside the outcomes that are asked for an order."""
 
@@ -27,16 +27,15 @@ def grades(report: Report) -> dict[str, Any]:
     ordered = {order["metric"]: order["ordered"] for order in of["orders"]}
     keys = [key for key in (*ordered, *FURTHER) if key in report["metrics"]]
     metrics = report["metrics"]
+    columns = [
+        {"label": metrics[key]["label"], "better": metrics[key]["better"], "ordered": ordered.get(key)} for key in keys
+    ]
     return {
-        "columns": [
-            {"label": metrics[key]["label"], "better": metrics[key]["better"], "ordered": ordered.get(key)}
-            for key in keys
-        ]
-        + [{"label": "planted holes", "better": None, "ordered": None}],
+        "columns": [{"label": "planted holes", "better": None, "ordered": None}, *columns],
         "rows": [
             {
                 "name": _name(sae["kind"], sae["share"]),
-                "numbers": [sae["values"].get(key) for key in (*keys, PLANTED)],
+                "numbers": [sae["values"].get(key) for key in (PLANTED, *keys)],
             }
             for sae in of["saes"]
         ],

@@ -104,6 +104,19 @@ def test_statistics_concepts_and_settings_are_tables_and_text(tmp_path: Path) ->
     assert "held_out_from_row = 900" in text and "torch = 2" in text
 
 
+def test_what_was_planted_stands_first_in_the_table_of_saes_whose_place_is_known(tmp_path: Path) -> None:
+    page = html.unescape(page_of(make_report(), tmp_path))
+    table = page.split('<table id="grades"')[1].split("</table>")[0]
+    head, *rows = table.split("<tr>")[1:]
+    assert re.findall(r'<th scope="col"[^>]*>([^<]*?)\s*<', head)[:2] == ["SAE", "planted holes"]
+    first = {
+        re.findall(r'<th scope="row">(.*?)</th>', row)[0]: re.findall(r"<td[^>]*>(.*?)</td>", row)[0] for row in rows
+    }
+    planted = [f"oracle, absorption planted, at most {share}%" for share in (10, 20, 40)]
+    assert [float(first[name]) for name in planted] == [0.05, 0.1, 0.2]
+    assert {value for name, value in first.items() if name not in planted} == {"-"}
+
+
 def test_the_sweep_of_gates_is_of_raw_activations_as_the_fraction_itself_is(tmp_path: Path) -> None:
     page = page_of(make_report(), tmp_path)
     table = page[page.index('id="sweep"') :].partition("</table>")[0]

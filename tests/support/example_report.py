@@ -229,7 +229,8 @@ def _grades(baseline: str) -> dict[str, Any]:
             {
                 "kind": kind,
                 "share": share,
-                "values": {"hole_rate": None if kind == "probes" else 0.1 * place, "fvu": 0.25},
+                "values": {"hole_rate": None if kind == "probes" else 0.1 * place, "fvu": 0.25}
+                | ({"planted_holes": share / 2} if kind == "absorbing" else {}),
             }
             for place, (kind, share) in enumerate(kinds)
         ],
