@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 
 from sae_lm.comparison.equal_alarms import Scale, all_concept_figures, with_f1_figures
-from sae_lm.comparison.evaluate import OnConcepts, batch_rows, concept_means, find_main_latents
+from sae_lm.comparison.evaluate import OnConcepts, batch_rows, concept_means, find_main_latents, ranked_by_f1
 from sae_lm.comparison.evaluation_set import EvaluationSet
 from sae_lm.comparison.outcomes import BY_F1, METRICS, PRIMARY
 from sae_lm.comparison.pairs import Reader, take_rows
@@ -77,16 +77,20 @@ def grade(
     SAE.
     """
 
-    def figures(other: SAE, found: OnConcepts, further: Scale | None = scale_by_f1) -> dict[str, float]:
+    def figures(other: SAE, found: OnConcepts, by_f1: list[Split] | None) -> dict[str, float]:
         per_concept, _ = all_concept_figures(other, *found, evaluation_set, *scale)
-        per_concept = with_f1_figures(per_concept, other, found, settings, evaluation_set, further)
-        measured, _, _ = quality(other, some_rows(evaluation_set.read, other))
-        return concept_means(per_concept) | {"fvu": measured.fvu, "l0": measured.l0}
+        if scale_by_f1 and by_f1:
+            per_concept = with_f1_figures(per_concept, other, found[0], by_f1, evaluation_set, scale_by_f1)
+        rebuilt, _, _ = quality(other, some_rows(evaluation_set.read, other))
+        return concept_means(per_concept) | {"fvu": rebuilt.fvu, "l0": rebuilt.l0}
 
     def find(other: SAE) -> OnConcepts:
         found = find_main_latents(other, settings, evaluation_set)
         assert found, "what is graded has codes, so there is a concept in use"
         return found
+
+    def second(found: OnConcepts) -> list[Split] | None:
+        return ranked_by_f1(found[0], settings, evaluation_set) if scale_by_f1 else None
 
     oracle = _oracle(sae, evaluation_set)
     found = find(oracle)
@@ -95,29 +99,38 @@ def grade(
 
     def measured() -> Iterator[GradedSae]:
         yield GradedSae("probes", 0.0, _probes_as_latents(evaluation_set))
-        yield GradedSae("oracle", 0.0, figures(oracle, found))
+        yield GradedSae("oracle", 0.0, figures(oracle, found, second(found)))
         yield GradedSae("told oracle", 0.0, figures(oracle, (found[0], told), None))
         for share, absorbing in zip(ABSORBED, _absorbing(oracle, evaluation_set, settings.seed), strict=True):
             main = find(absorbing)
             known = _planted(absorbing, main[1], scale[0], evaluation_set)
-            yield GradedSae("absorbing", share, figures(absorbing, main) | known)
-        yield GradedSae("baseline", 0.0, figures(sae, on_concepts))
+            yield GradedSae("absorbing", share, figures(absorbing, main, second(main)) | known)
+        by_f1 = second(on_concepts)  # decoder rows change nothing of what fires
+        yield GradedSae("baseline", 0.0, figures(sae, on_concepts, by_f1))
         for share in SHARES:
-            yield GradedSae("permuted", share, figures(permuted_sae(sae, share, settings.seed), on_concepts))
+            permuted = permuted_sae(sae, share, settings.seed)
+            yield GradedSae("permuted", share, figures(permuted, on_concepts, by_f1))
         for share in SHARES:
             dropped = dropped_sae(sae, share, settings.seed)
-            yield GradedSae("dropped", share, figures(dropped, find(dropped)))
+            main = find(dropped)
+            yield GradedSae("dropped", share, figures(dropped, main, second(main)))
 
     saes: list[GradedSae] = []
     with Progress("controls", 4 + len(ABSORBED) + 2 * len(SHARES), "SAE") as bar:
         for graded in measured():
             saes.append(graded)
             bar.update(1)
-    is_found = [
+    return Grades(saes, _found(found[1], planted, scale[0], evaluation_set))
+
+
+def _found(
+    splits: Sequence[Split], planted: Sequence[int], common: Sequence[int], evaluation_set: EvaluationSet
+) -> list[tuple[str, bool]]:
+    """`Grades.planted` of the oracle, of which the splits are."""
+    return [
         (candidates.probe.name, latent in split.ranking[:k])
-        for candidates, split, k, latent in zip(evaluation_set.candidates, found[1], scale[0], planted, strict=True)
+        for candidates, split, latent, k in zip(evaluation_set.candidates, splits, planted, common, strict=True)
     ]
-    return Grades(saes, is_found)
 
 
 def _with_main(split: Split, latent: int) -> Split:
@@ -130,10 +143,7 @@ def _absorbing(oracle: PlantedSAE, evaluation_set: EvaluationSet, seed: int) -> 
     """Absorbers are chosen on the rows of a concept's own set: test words too, as what fires on other words alone takes
     nothing from these."""
     rows = [concepts.rows.x.split(batch_rows(oracle)) if concepts.used else () for concepts in evaluation_set.sets]
-    probes = [
-        [place for place, candidates in enumerate(evaluation_set.candidates) if candidates.set == number]
-        for number in range(len(evaluation_set.sets))
-    ]
+    probes = [evaluation_set.places(number) for number in range(len(evaluation_set.sets))]
     return absorbing_saes(oracle, ABSORBED, rows, probes, [*some_rows(evaluation_set.read, oracle)], seed)
 
 
@@ -141,15 +151,15 @@ def _planted(
     absorbing: PlantedSAE, splits: Sequence[Split], common: Sequence[int], evaluation_set: EvaluationSet
 ) -> dict[str, float]:
     """`PLANTED` of one SAE, of which the splits are."""
-    holes, absorbers = [], absorbing.absorbers.cpu()
-    taken = [bool(absorbers[[i for i in split.ranking[:k] if i < len(absorbers)], place].any())
-             for place, (split, k) in enumerate(zip(splits, common, strict=True))]  # fmt: skip
-    for place, candidates in enumerate(evaluation_set.candidates):
+    holes, taken, absorbers = [], 0, absorbing.absorbers.cpu()
+    for place, (candidates, split, k) in enumerate(zip(evaluation_set.candidates, splits, common, strict=True)):
+        main = [latent for latent in split.ranking[:k] if latent < len(absorbers)]
+        taken += bool(absorbers[main, place].any())
         if len(candidates.rows):
             x = candidates.x.to(absorbing.W_dec).split(batch_rows(absorbing))
             silent = torch.cat([absorbing.logits(rows)[:, place] <= 0 for rows in x]).cpu()
             holes.append(type_mean(silent, candidates.token_id))
-    figures = (fmean(holes) if holes else math.nan, float(absorbers.any(0).sum()), float(sum(taken)))
+    figures = (fmean(holes) if holes else math.nan, float(absorbers.any(0).sum()), float(taken))
     return dict(zip(PLANTED, figures, strict=True))
 
 

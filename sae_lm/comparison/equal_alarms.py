@@ -16,14 +16,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from sae_lm.comparison.evaluate import (
-    BootstrapValues,
-    OnConcepts,
-    batch_rows,
-    concept_figures,
-    ranked_by_f1,
-    type_means,
-)
+from sae_lm.comparison.evaluate import BootstrapValues, batch_rows, concept_figures, type_means
 from sae_lm.comparison.evaluation_set import Candidates, EvaluationSet
 from sae_lm.concepts.word_split import TEST
 from sae_lm.metrics.absorption import type_mean
@@ -39,7 +32,9 @@ from sae_lm.metrics.false_alarms import (
 from sae_lm.metrics.splitting import Split
 from sae_lm.metrics.statistics import mean_of_known
 from sae_lm.sae.model import SAE
-from sae_lm.settings import CompareSettings
+
+Scale = tuple[list[int], list[OperatingPoint]]
+"""Of each concept the common number of main latents, and the operating point that all are brought to."""
 
 
 def absent_rows(candidates: Candidates, evaluation_set: EvaluationSet) -> Bool[Tensor, " n"]:
@@ -123,26 +118,16 @@ def all_concept_figures(
     return [before | further for before, further in zip(plain, equal, strict=True)], of_plain | of_equal
 
 
-Scale = tuple[Sequence[int], Sequence[OperatingPoint]]
-"""Of each concept the common number of main latents, and the operating point that all are brought to."""
-
-
 def with_f1_figures(
     per_concept: list[dict[str, Any]],
     sae: SAE,
-    on_concepts: OnConcepts,
-    settings: CompareSettings,
+    codes: Sequence[TokenCodes],
+    splits: Sequence[Split],
     evaluation_set: EvaluationSet,
-    scale: Scale | None,
+    scale: Scale,
 ) -> list[dict[str, Any]]:
-    """The figures of each concept, and where both rankings are asked for the primary outcomes by the other one too.
-
-    scale: of the other ranking; None where one alone was asked for.
-    """
-    splits = ranked_by_f1(on_concepts, settings, evaluation_set) if scale is not None else None
-    if scale is None or splits is None:
-        return per_concept
-    further, _ = all_concept_figures(sae, on_concepts[0], splits, evaluation_set, *scale)
+    """The figures of each concept, and the primary outcomes by the other ranking too, of which splits and scale are."""
+    further, _ = all_concept_figures(sae, codes, splits, evaluation_set, *scale)
     return [
         figures | {f"{key}_by_f1": more[key] for key in ("splits", "equal_hole_rate", "fraction") if key in more}
         for figures, more in zip(per_concept, further, strict=True)
@@ -159,7 +144,7 @@ def _ratios_of_concepts(
     """Of each concept in use the gate ratio of every row of its set."""
     ratios: dict[int, Tensor] = {}
     for number, concepts in enumerate(evaluation_set.sets):
-        places = [place for place, candidates in enumerate(evaluation_set.candidates) if candidates.set == number]
+        places = evaluation_set.places(number)
         if places:
             main = [splits[place].ranking[: common[place]] for place in places]
             columns = gate_ratios(sae, concepts.rows.x.split(batch_rows(sae)), main, codes[number].ranked)

@@ -126,13 +126,9 @@ def find_main_latents(
     )
 
 
-def ranked_by_f1(
-    on_concepts: OnConcepts, settings: CompareSettings, evaluation_set: EvaluationSet
-) -> list[Split] | None:
-    """One SAE's main latents by the other ranking, where both are asked for."""
-    if settings.rank_latents != "both":
-        return None
-    return sae_splits(on_concepts[0], evaluation_set, settings.max_k, settings.split_gain, firing_f1)
+def ranked_by_f1(codes: Sequence[TokenCodes], settings: CompareSettings, evaluation_set: EvaluationSet) -> list[Split]:
+    """One SAE's main latents by the other ranking."""
+    return sae_splits(codes, evaluation_set, settings.max_k, settings.split_gain, firing_f1)
 
 
 def common_counts(splits: Sequence[Sequence[Split]]) -> list[int]:

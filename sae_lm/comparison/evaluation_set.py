@@ -105,6 +105,10 @@ class EvaluationSet(NamedTuple):
     noise_unknown: str = ""
     """why samples of documents say nothing of other text, in a sentence; usually empty"""
 
+    def places(self, number: int) -> list[int]:
+        """Where the candidates of a concept set are among all."""
+        return [place for place, candidates in enumerate(self.candidates) if candidates.set == number]
+
 
 def sample_documents(of_row: Int[Tensor, " rows"], seed: int) -> Documents:
     """Number the documents and draw samples of them."""

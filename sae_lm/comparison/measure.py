@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sae_lm.comparison.concept_subsets import subset_figures
 from sae_lm.comparison.controls import GradedSae, Grades, grade
-from sae_lm.comparison.equal_alarms import all_concept_figures, common_points, points_of_sae, with_f1_figures
+from sae_lm.comparison.equal_alarms import Scale, all_concept_figures, common_points, points_of_sae, with_f1_figures
 from sae_lm.comparison.evaluate import (
     BootstrapValues,
     OnConcepts,
@@ -207,7 +207,7 @@ class _Yardstick(NamedTuple):
     """of each concept the number of main latents"""
     targets: list[OperatingPoint]
     """of each concept the operating point they are brought to"""
-    by_f1: tuple[list[int], list[OperatingPoint]] | None
+    by_f1: Scale | None
     """the two of the other ranking, where both are asked for"""
     n: int
     """latents per row at which all are projected"""
@@ -308,7 +308,7 @@ def _baseline_splits(
     evaluation_set: EvaluationSet,
     kept: Kept,
     device: str,
-) -> tuple[dict[Key, list[Split]], list[tuple[list[int], list[OperatingPoint]]]]:
+) -> tuple[dict[Key, list[Split]], list[Scale]]:
     """The main latents of the baseline's SAEs; and of each ranking that is asked for how many every SAE gets of each
     concept, and the operating point. None where no concept is in use."""
     found_of: dict[Key, list[list[Split]]] = {}
@@ -318,8 +318,9 @@ def _baseline_splits(
         on_concepts = find_main_latents(run.load(device), settings, evaluation_set)
         assert on_concepts, "there is a concept in use"
         codes, first = on_concepts
-        second = ranked_by_f1(on_concepts, settings, evaluation_set)
-        every = [first] if second is None else [first, second]
+        every = [first]
+        if settings.rank_latents == "both":
+            every.append(ranked_by_f1(codes, settings, evaluation_set))
         return [(of, points_of_sae(codes, of, evaluation_set)) for of in every]
 
     rungs = {key: run for key, run in runs.by_key.items() if key[0] in ladder and evaluation_set.candidates}
@@ -348,7 +349,10 @@ def _measure_sae(sae: SAE, on_concepts: OnConcepts | None, yardstick: _Yardstick
         figures |= composition(sae.W_dec, held_out.fired, settings.seed)._asdict()
     if on_concepts:
         per_concept, of_concepts = all_concept_figures(sae, *on_concepts, evaluation_set, common, targets, sweep)
-        per_concept = with_f1_figures(per_concept, sae, on_concepts, settings, evaluation_set, by_f1)
+        if by_f1:
+            codes = on_concepts[0]
+            second = ranked_by_f1(codes, settings, evaluation_set)
+            per_concept = with_f1_figures(per_concept, sae, codes, second, evaluation_set, by_f1)
         figures |= concept_means(per_concept) | subset_figures(per_concept, evaluation_set.candidates)
         bootstrap_values |= of_concepts
         of_removals, removals = measure_removals(sae, *on_concepts, evaluation_set, common)

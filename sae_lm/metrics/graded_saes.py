@@ -169,9 +169,6 @@ def _without_absorbers(oracle: PlantedSAE) -> PlantedSAE:
     copy = PlantedSAE(oracle.trained, oracle.weight, oracle.bias)
     copy.W_dec.copy_(oracle.W_dec)
     copy.b_dec.copy_(oracle.b_dec)
-    copy.absorbers = torch.zeros(oracle.trained.config.d_sae, len(oracle.bias), dtype=torch.bool).to(
-        oracle.W_dec.device
-    )
     return copy
 
 

@@ -173,35 +173,6 @@ def test_several_processes_give_the_same_report_and_one_that_is_killed_is_done_w
         assert told[out].exists() and not (tmp_path / out / "measured").exists()
 
 
-def test_a_report_says_where_main_latents_are_not_ranked_as_ever(runs, tmp_path, report):
-    told = [
-        said
-        for said in compare(comparing(runs, tmp_path, rank_latents="f1"))["partial"]
-        if said.startswith("Main latents are ranked by the F1 of their firing")
-    ]
-    assert len(told) == 1 and not any("are ranked by" in said for said in report[0]["partial"])
-
-
-def test_ranked_twice_both_figures_are_those_of_either_ranking_alone(runs, tmp_path, report):
-    both = compare(comparing(runs, tmp_path / "both", rank_latents="both"))
-    by_f1 = compare(comparing(runs, tmp_path / "f1", rank_latents="f1"))
-    keys = ("splits", "equal_hole_rate", "absorption_fraction")
-    for arm, of in both["arms"].items():
-        for key in keys:
-            assert of["values"][key] == report[0]["arms"][arm]["values"][key]
-            assert of["values"][f"{key}_by_f1"] == by_f1["arms"][arm]["values"][key]
-            assert set(report[0]["arms"][arm]["values"][f"{key}_by_f1"]) == {None}
-    assert any(said.startswith("Main latents are ranked twice") for said in both["partial"])
-    # so are those of SAEs whose place is known, which by F1 alone have no others
-    mine, theirs = (
-        {(sae["kind"], sae["share"]): sae["values"] for sae in each["grades"]["saes"]} for each in (both, by_f1)
-    )
-    for place in mine.keys() - {("probes", 0.0), ("told oracle", 0.0)}:
-        for key in keys:
-            assert mine[place][f"{key}_by_f1"] == theirs[place][key] and theirs[place][f"{key}_by_f1"] is None
-    assert [order["metric"] for order in both["grades"]["orders"]] == [*ORDERED, *BY_F1.values()]
-
-
 def test_without_any_concept_the_rest_is_reported_and_labelled(runs, tmp_path):
     values = compare(comparing(runs, tmp_path, min_words=10_000))
     warning = values["warning"]  # these SAEs hardly left their start

@@ -25,11 +25,12 @@ from sae_lm.comparison.evaluate import common_counts, sae_codes, sae_splits
 from sae_lm.comparison.evaluation_set import ConceptSet, EvaluationSet, find_candidates, sample_documents, sum_samples
 from sae_lm.comparison.outcomes import BY_F1
 from sae_lm.concepts.probes import fit_probes
+from sae_lm.metrics.graded_saes import PlantedSAE
+from sae_lm.metrics.splitting import Split
 from sae_lm.settings import CompareSettings
 
 
-def graded(rows, sae, count=None):
-    """count: how many main latents every SAE gets; else as many as this one has."""
+def evaluation_set_of(rows):
     (probe,) = fit_probes(rows, min_words=8, gate=0.6)
     documents = sample_documents(torch.arange(len(rows.x)), 0)
 
@@ -37,7 +38,12 @@ def graded(rows, sae, count=None):
         return iter(rows.x.split(size))
 
     found = find_candidates(0, rows, [(0, probe)], documents)
-    evaluation_set = EvaluationSet(read, documents, sum_samples(read, documents), [ConceptSet(rows, [0])], found, 0)
+    return EvaluationSet(read, documents, sum_samples(read, documents), [ConceptSet(rows, [0])], found, 0)
+
+
+def graded(rows, sae, count=None):
+    """count: how many main latents every SAE gets; else as many as this one has."""
+    evaluation_set = evaluation_set_of(rows)
     codes = sae_codes(sae, evaluation_set)
     splits = sae_splits(codes, evaluation_set, 6, 0.03)
     settings = CompareSettings(runs=Path("runs"), out=Path("out"), max_k=6, rank_latents="both")
@@ -112,6 +118,21 @@ def test_what_was_planted_and_what_outcomes_see_of_it_stands_in_a_sentence_and_p
     assert "in 0, 1, 1 of 1 concepts" in remark
     assert all("planted" not in sentence for _, sentence in order_sentences(absorbed.saes).values())
     assert {*BY_F1.values()} <= order_sentences(absorbed.saes).keys()
+
+
+def test_what_was_planted_is_asked_of_each_concepts_own_latent():
+    sae = identity_sae(4)
+    absorbing = PlantedSAE(sae, torch.eye(4)[:, :2], torch.zeros(2))
+    absorbing.absorbers[3, 1] = True  # of the second concept alone
+    x = torch.tensor([[1.0, 1, 0, 0], [1, 1, 0, 1], [1, 1, 0, 0], [1, 1, 0, 1]])
+    evaluation_set = evaluation_set_of(toy_rows([0, 2, 5]))
+    (candidates,) = evaluation_set.candidates
+    candidates = candidates._replace(rows=torch.arange(4), x=x, token_id=torch.tensor([0, 0, 1, 2]))
+    evaluation_set = evaluation_set._replace(candidates=[candidates] * 2)
+    splits = [Split([0], ranking, [], []) for ranking in ([4, 3], [3, 5])]
+    of_first = controls._planted(absorbing, splits, [2, 1], evaluation_set)
+    assert of_first == {"planted_holes": (0 + 1 / 2) / 2, "planted_in": 1, "absorbers_as_main": 1}
+    assert controls._planted(absorbing, [splits[1], splits[0]], [1, 1], evaluation_set)["absorbers_as_main"] == 0
 
 
 def test_where_no_latent_can_absorb_a_concept_that_is_said():

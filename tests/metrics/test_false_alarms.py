@@ -146,6 +146,11 @@ def test_the_lowest_threshold_that_reaches_a_precision_is_found_and_infinity_whe
     assert threshold_at_precision(ratio, ~labels, 0.9) == math.inf
 
 
+def test_rows_that_no_threshold_makes_fire_bring_about_no_precision():
+    ratio, labels = torch.tensor([3.0, 2.0, -math.inf]), torch.tensor([False, False, True])
+    assert threshold_at_precision(ratio, labels, 1 / 3) == math.inf
+
+
 def test_an_operating_point_counts_rows_without_the_concept_by_label_and_by_probe():
     fires = torch.tensor([1, 1, 1, 0, 1, 0]).bool()
     labels = torch.tensor([1, 1, 0, 1, 0, 0]).bool()
