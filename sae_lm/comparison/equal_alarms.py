@@ -37,6 +37,10 @@ Scale = tuple[list[int], list[OperatingPoint]]
 """Of each concept the common number of main latents, and the operating point that all are brought to."""
 
 
+OF_BOTH_RANKINGS = ("splits", "equal_hole_rate", "fraction", "open_fraction")
+"""Figures of a concept that are told by the other ranking of main latents too, where both are asked for."""
+
+
 def absent_rows(candidates: Candidates, evaluation_set: EvaluationSet) -> Bool[Tensor, " n"]:
     """Rows of the concept's set that lack it by their label, and the probe says so too."""
     rows, probe = evaluation_set.sets[candidates.set].rows, candidates.probe
@@ -126,10 +130,10 @@ def with_f1_figures(
     evaluation_set: EvaluationSet,
     scale: Scale,
 ) -> list[dict[str, Any]]:
-    """The figures of each concept, and the primary outcomes by the other ranking too, of which splits and scale are."""
+    """The figures of each concept, and `OF_BOTH_RANKINGS` by the other ranking too, of which splits and scale are."""
     further, _ = all_concept_figures(sae, codes, splits, evaluation_set, *scale)
     return [
-        figures | {f"{key}_by_f1": more[key] for key in ("splits", "equal_hole_rate", "fraction") if key in more}
+        figures | {f"{key}_by_f1": more[key] for key in OF_BOTH_RANKINGS if key in more}
         for figures, more in zip(per_concept, further, strict=True)
     ]
 

@@ -6,7 +6,7 @@ from statistics import fmean
 from typing import Any
 
 from sae_lm.comparison.matching import Values
-from sae_lm.comparison.outcomes import PRIMARY
+from sae_lm.comparison.outcomes import BY_F1, PRIMARY
 from sae_lm.comparison.runs import Key
 from sae_lm.concepts.probes import Probe
 from sae_lm.concepts.rows import NEGATIVES
@@ -36,6 +36,11 @@ AMONG = "among undertrained SAEs"
 HALF = {"equal_hole_rate": "hole rate at equal false alarms", "absorption_fraction": "fraction"}
 """What absorption is read off, and what an answer calls it."""
 HALVES = tuple(HALF)
+OPENED = {
+    "absorption_fraction": "absorption_fraction_open",
+    BY_F1["absorption_fraction"]: "absorption_fraction_open_by_f1",
+}
+"""The fraction by each ranking of main latents, and the same with its gates open."""
 Differences = Mapping[str, DifferenceEntry]
 """Metric -> one arm's difference."""
 
@@ -179,14 +184,29 @@ def _finding(arm: str, metrics: Differences, seeds: int) -> str:
 
 def _doubts(metrics: Differences) -> list[str]:
     """What could make the verdict on holes: false alarms that are not equal on test words, and firing where the probe
-    alone says yes, which no false alarm counts."""
+    alone says yes, which no false alarm counts. And that on the fraction: its gates."""
     holes, alarms, precision = (metrics[key] for key in ("equal_hole_rate", "equal_false_alarms", "equal_precision"))
     way, doubts = alarms["verdict"], []
     if way in CLAIMS and holes["verdict"] in (*CLAIMS, "equivalent") and way != holes["verdict"]:
         doubts.append(f"false alarms on the words where holes are counted are {way} by {abs(alarms['mean'] or 0):.3f}")
     if holes["verdict"] == precision["verdict"] == "lower":
         doubts.append(f"precision there is lower by {abs(precision['mean'] or 0):.3f}")
-    return doubts
+    return doubts + _doubts_of_gates(metrics)
+
+
+def _doubts_of_gates(metrics: Differences) -> list[str]:
+    """Where a fraction is told apart and with its gates open it is not, or by less than half; by the ranking that is worse."""
+    way, doubts = metrics["absorption_fraction"]["verdict"], list[tuple[float, str]]()
+    for gated, opened in OPENED.items():
+        size, left = metrics[gated]["mean"], metrics[opened]["mean"]
+        if way not in CLAIMS or size is None or left is None:
+            continue
+        if metrics[opened]["verdict"] != way:
+            doubts.append((0.0, f"with open gates it is {verdict_text(metrics[opened])}"))
+        elif left / size < 0.5:
+            told = f"with open gates it is {way} by {abs(left):.3f}, and by {abs(size):.3f} with them"
+            doubts.append((left / size, told))
+    return [min(doubts)[1]] if doubts else []
 
 
 def answer(differences: Sequence[DifferenceEntry], baseline: str, seeds: int, concepts: int) -> str:

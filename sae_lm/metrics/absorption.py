@@ -5,8 +5,8 @@ Candidates are rows of unseen words that have the concept and whose probe says s
 are those of SAEBench 0.6.0 (feature_absorption_calculator.py), with latent strengths z_i ||d_i|| so
 that decoders of any norm give the same. A penalty on decoder cosines can push an absorber under the
 cosine gates while the hole stays; therefore the hole rate, which sees no geometry, stands beside
-them, and "less absorption" needs both to fall. ``gate_sweep`` shows how far the gates decide,
-``control`` what latents that have nothing to do with the concept would score.
+them, and "less absorption" needs both to fall. ``open_fraction`` has no gate, ``gate_sweep`` shows
+how far the gates decide, ``control`` what latents that have nothing to do with the concept would score.
 """
 
 from dataclasses import dataclass
@@ -167,6 +167,8 @@ class Absorption(NamedTuple):
     types: int
     full: float
     fraction: float
+    open_fraction: float
+    """the same with both gates open: every other latent that carries something counts, however little"""
     hole_rate: float
     """share of candidates on which all main latents are silent"""
     recovered: float
@@ -187,6 +189,7 @@ def absorption(concept: ConceptAtSae, main: list[int]) -> Absorption | None:
         types=len(token_id.unique()),
         full=type_mean(full_scores(parts), token_id),
         fraction=type_mean(fraction_scores(parts), token_id),
+        open_fraction=type_mean(fraction_scores(parts, cos=0.0, share=0.0), token_id),
         hole_rate=type_mean(parts.silent, token_id),
         recovered=float(rebuilt / actual[holes].double().sum()) if holes.any() else float("nan"),
     )
@@ -261,7 +264,7 @@ def control(
     def mean(key: str) -> float:
         return float(torch.tensor([getattr(repeat, key) for repeat in scored], dtype=torch.float64).nanmean())
 
-    scores = {key: mean(key) for key in ("full", "fraction", "hole_rate", "recovered")}
+    scores = {key: mean(key) for key in ("full", "fraction", "open_fraction", "hole_rate", "recovered")}
     return Absorption(scored[0].candidates, scored[0].types, **scores)
 
 

@@ -105,12 +105,15 @@ class _WhereScored(TypedDict, total=False):
     types: int
     full: float | None
     fraction: float | None
+    open_fraction: float | None
+    """with both gates open"""
     hole_rate: float | None
     recovered: float | None
     candidates_own_k: int
     types_own_k: int
     full_own_k: float | None
     fraction_own_k: float | None
+    open_fraction_own_k: float | None
     hole_rate_own_k: float | None
     recovered_own_k: float | None
     control_hole_rate: float | None
@@ -124,9 +127,10 @@ class _WhereScored(TypedDict, total=False):
     """what main latents are held to there: above 1 turned down, below up, 1 the SAE as it is (0 if it is standard)"""
     hole_rate_at_precision: float | None
     splits_by_f1: int
-    """this and the next two: by the other ranking of main latents, where both are asked for"""
+    """this and the next three: by the other ranking of main latents, where both are asked for"""
     equal_hole_rate_by_f1: float | None
     fraction_by_f1: float | None
+    open_fraction_by_f1: float | None
     sweep: list[GateEntry]
     """of the first seed"""
 

@@ -51,6 +51,34 @@ def test_fewer_holes_by_one_ranking_alone_are_not_said_to_be_plain_ones():
     assert "lower by the L1 probe alone, uncorrected" in said and "for nothing" not in said
 
 
+@pytest.mark.parametrize(
+    ("opened", "by_f1", "says"),
+    [
+        (shifted(-0.08), shifted(-0.08), None),
+        (shifted(-0.03), shifted(-0.08), "but with open gates it is lower by 0.030, and by 0.100 with them"),
+        (shifted(-0.08), shifted(-0.02), "but with open gates it is lower by 0.020, and by 0.100 with them"),
+        (shifted(0.0), shifted(-0.08), "but with open gates it is not distinguishable"),
+        (shifted(-0.02), shifted(0.05), "but with open gates it is higher"),
+    ],
+)
+def test_a_lower_fraction_that_the_gates_make_is_told_with_what_is_left_without_them(opened, by_f1, says):
+    """A penalty on cosines can push absorbers under the gate on cosines."""
+    arms = {"none": BASE, "max_cos:1": shifted(-0.1)}
+    values = arms_of(
+        l0={arm: [16.0] * 6 for arm in arms},
+        fvu=arms,
+        absorption_fraction=arms,
+        absorption_fraction_by_f1=arms,
+        absorption_fraction_open={"none": BASE, "max_cos:1": opened},
+        absorption_fraction_open_by_f1={"none": BASE, "max_cos:1": by_f1},
+        equal_hole_rate=dict.fromkeys(arms, BASE),
+        equal_hole_rate_by_f1=dict.fromkeys(arms, BASE),
+    )
+    said = findings(compare_arms(values, "none"), values, 6)[0]
+    assert "fraction lower" in said
+    assert says in said if says else "open gates" not in said
+
+
 def test_false_alarms_that_are_more_where_holes_are_counted_stand_beside_fewer_holes():
     lower = {"none": BASE, "abs_cos:1": shifted(-0.1)}
     for alarms, said in (

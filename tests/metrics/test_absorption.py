@@ -70,6 +70,7 @@ def test_the_gate_sweep_raw_and_centred_equals_a_loop_over_rows_and_latents(main
             expected = sum(sum(row[key] for row in kind) / len(kind) for kind in by_type) / 7
             assert got == pytest.approx(expected, abs=1e-5)
     assert len({round(gate.fraction, 6) for gate in gates}) > 4
+    assert absorption(ConceptAtSae(codes, x, token_id, W_dec, probe), main).open_fraction == gates[0].fraction
 
 
 def test_stricter_gates_never_find_more():
@@ -92,6 +93,7 @@ def test_the_sweep_finds_an_absorber_that_hides_under_the_cosine_gate():
     codes = firing_codes(torch.tensor([[10.0]]), torch.tensor([[1]]), 2)
     row, probe = torch.tensor([[1.0, 10.0]]), torch.tensor([1.0, 0.0])
     concept = ConceptAtSae(codes, row, torch.tensor([0]), W_dec, probe)
+    assert (scores := absorption(concept, [0])) and (scores.fraction, scores.open_fraction) == (0, 1)
     gates = gate_sweep(concept, [0], Centre(torch.zeros(2), torch.zeros(2)))
     assert {g.cos for g in gates if g.fraction == 1} == {0.0, 0.025, 0.05}
     assert all(g.full == g.fraction for g in gates)
