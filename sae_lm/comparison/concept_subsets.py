@@ -1,7 +1,9 @@
 """Ask whether an outcome hangs on some of the concepts: on those with weak probes, or on one kind of them.
 
 A probe that is often wrong sees concepts that are not there, and main latents that stay silent are then right. So
-outcomes are given over the concepts with a clear probe alone as well, and how far holes go with weak probes. Kinds of
+outcomes are given over the concepts with a clear probe alone as well, and how far holes go with weak probes. Where no
+factor brings main latents to the false alarms of all, holes are counted at a threshold that no SAE has; so holes are
+given without these concepts too. Kinds of
 concepts are compared because what holds for spelling need not hold for places; the differences of each kind are not
 corrected for their number, and decide nothing.
 """
@@ -32,6 +34,12 @@ OUTCOME = "equal_hole_rate"
 OF_CLEAR = {OUTCOME: "equal_hole_rate_clear", "fraction": "absorption_fraction_clear", "splits": "splits_clear"}
 """Key of a concept's figures -> the metric that is its mean over clear concepts."""
 
+OF_REACHED = {
+    "reached": ("equal_hole_rate", "equal_hole_rate_reached"),
+    "reached_by_f1": ("equal_hole_rate_by_f1", "equal_hole_rate_reached_by_f1"),
+}
+"""Key that says whether false alarms are reached -> key of the holes there, and the metric that is their mean."""
+
 
 def subset_figures(per_concept: Sequence[Mapping[str, Any]], candidates: Sequence[Candidates]) -> dict[str, float]:
     """One SAE's means over concepts with a clear probe, and the rank correlation of probe F1 and holes over all; NaN
@@ -42,6 +50,17 @@ def subset_figures(per_concept: Sequence[Mapping[str, Any]], candidates: Sequenc
         metric: mean_of_known([figures.get(key, math.nan) for figures in clear]) for key, metric in OF_CLEAR.items()
     }
     return means | {"probe_rank": rank_correlation(scores, [figures.get(OUTCOME, math.nan) for figures in per_concept])}
+
+
+def reached_figures(per_concept: Mapping[Key, Sequence[Mapping[str, Any]]]) -> dict[Key, dict[str, float]]:
+    """Of each SAE the mean of holes over the concepts alone whose false alarms every SAE here reaches; NaN without any."""
+    found: dict[Key, dict[str, float]] = {key: {} for key in per_concept}
+    for reached, (holes, metric) in OF_REACHED.items():
+        common = [all(of.get(reached) for of in concept) for concept in zip(*per_concept.values(), strict=True)]
+        for key, concepts in per_concept.items():
+            known = [of.get(holes, math.nan) for of, there in zip(concepts, common, strict=True) if there]
+            found[key][metric] = mean_of_known(known)
+    return found
 
 
 def rank_correlation(a: Sequence[float], b: Sequence[float]) -> float:

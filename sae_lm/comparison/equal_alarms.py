@@ -24,6 +24,7 @@ from sae_lm.metrics.codes import TokenCodes
 from sae_lm.metrics.false_alarms import (
     OperatingPoint,
     gate_ratios,
+    has_gate,
     operating_point,
     points_by_count,
     threshold_at_false_alarms,
@@ -37,7 +38,7 @@ Scale = tuple[list[int], list[OperatingPoint]]
 """Of each concept the common number of main latents, and the operating point that all are brought to."""
 
 
-OF_BOTH_RANKINGS = ("splits", "equal_hole_rate", "fraction", "open_fraction")
+OF_BOTH_RANKINGS = ("splits", "equal_hole_rate", "reached", "fraction", "ungated_fraction")
 """Figures of a concept that are told by the other ranking of main latents too, where both are asked for."""
 
 
@@ -96,6 +97,7 @@ def equal_figures(
             fires = ratio > threshold
             at = operating_point(fires[test], labels[test], absent[test])
             figures |= {"gate_ratio": threshold, "equal_false_alarms": at.false_alarms, "equal_precision": at.precision}
+            figures["reached"] = threshold >= 0 or not has_gate(sae)
             if len(candidates.rows):
                 silent = ~fires[candidates.rows]
                 figures["equal_hole_rate"] = type_mean(silent, candidates.token_id)

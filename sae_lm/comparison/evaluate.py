@@ -197,7 +197,7 @@ CONCEPT_MEANS = {
     "main_precision": "main_precision",
     "hole_rate": "hole_rate",
     "absorption_fraction": "fraction",
-    "absorption_fraction_open": "open_fraction",
+    "absorption_fraction_ungated": "ungated_fraction",
     "absorption_full": "full",
     "recovered_on_holes": "recovered",
     "hole_rate_own_k": "hole_rate_own_k",
@@ -210,11 +210,12 @@ CONCEPT_MEANS = {
     "main_false_alarms": "false_alarms",
     "equal_precision": "equal_precision",
     "equal_false_alarms": "equal_false_alarms",
+    "equal_reached": "reached",
     "hole_rate_at_precision": "hole_rate_at_precision",
     "splits_by_f1": "splits_by_f1",
     "equal_hole_rate_by_f1": "equal_hole_rate_by_f1",
     "absorption_fraction_by_f1": "fraction_by_f1",
-    "absorption_fraction_open_by_f1": "open_fraction_by_f1",
+    "absorption_fraction_ungated_by_f1": "ungated_fraction_by_f1",
 }
 """Metric -> the key of a concept's figures that it is the mean of."""
 

@@ -5,13 +5,14 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
+from sae_lm.comparison.doubts import CLAIMS, Differences, doubts
 from sae_lm.comparison.matching import Values
-from sae_lm.comparison.outcomes import BY_F1, PRIMARY
+from sae_lm.comparison.outcomes import PRIMARY
 from sae_lm.comparison.runs import Key
 from sae_lm.concepts.probes import Probe
 from sae_lm.concepts.rows import NEGATIVES
 from sae_lm.metrics.equivalence import MARGIN
-from sae_lm.metrics.statistics import FEWEST_SEEDS, LEVEL, mean_of_known
+from sae_lm.metrics.statistics import FEWEST_SEEDS, LEVEL, mean_of_known, paired_difference
 from sae_lm.pages.difference_entries import DifferenceEntry, verdict_text
 from sae_lm.pages.summary import by_arm
 from sae_lm.pages.text import first_named
@@ -29,20 +30,11 @@ MOST_NAMED = 4
 """Arms, or concepts, that a sentence names."""
 
 
-CLAIMS = ("lower", "higher")
-"""Verdicts that say something."""
 AMONG = "among undertrained SAEs"
 """What a claim's words become where its difference has that mark."""
 HALF = {"equal_hole_rate": "hole rate at equal false alarms", "absorption_fraction": "fraction"}
 """What absorption is read off, and what an answer calls it."""
 HALVES = tuple(HALF)
-OPENED = {
-    "absorption_fraction": "absorption_fraction_open",
-    BY_F1["absorption_fraction"]: "absorption_fraction_open_by_f1",
-}
-"""The fraction by each ranking of main latents, and the same with its gates open."""
-Differences = Mapping[str, DifferenceEntry]
-"""Metric -> one arm's difference."""
 
 
 def findings(differences: Sequence[DifferenceEntry], values: Values, seeds: int) -> list[str]:
@@ -95,17 +87,18 @@ def embedding_findings(probes: Sequence[Probe]) -> list[str]:
 
 def l0_findings(values: Values) -> list[str]:
     """Where the n-th decoder projection, which tells a right L0, is least on each ladder of three L0 or more of which it
-    is known; the ends are those of the whole ladder."""
-    ladders: dict[str, list[tuple[float, float]]] = {}
+    is known; the ends are those of the whole ladder. Nothing where the least is not told from the next, over seeds."""
+    ladders: dict[str, list[tuple[float, float, Sequence[float]]]] = {}
     for arm, metrics in values.items():
         l0, projection = fmean(metrics["l0"]), fmean(metrics["nth_projection"])
         if math.isfinite(l0):
-            ladders.setdefault(arm.family.name, []).append((projection, l0))
+            ladders.setdefault(arm.family.name, []).append((projection, l0, metrics["nth_projection"]))
     at_end: dict[str, list[str]] = {}
     for family, rungs in ladders.items():
-        known, every = [rung for rung in rungs if math.isfinite(rung[0])], sorted(l0 for _, l0 in rungs)
-        if len(known) >= FEWEST_RUNGS:
-            least = min(known)[1]
+        known = sorted(rung for rung in rungs if math.isfinite(rung[0]))
+        every = sorted(l0 for _, l0, _ in rungs)
+        if len(known) >= FEWEST_RUNGS and _is_less(known[0][2], known[1][2]):
+            least = known[0][1]
             end = {
                 every[0]: ", the lowest, so that all may be too high",
                 every[-1]: ", the highest, so that all may be too low",
@@ -115,6 +108,29 @@ def l0_findings(values: Values) -> list[str]:
         "Of L0 that differ alone the right one has the least n-th decoder projection (2508.16560). "
         f"It is least at the L0 in brackets{end}: {first_named(families, MOST_NAMED)}."
         for end, families in at_end.items()
+    ]
+
+
+def _is_less(values: Sequence[float], others: Sequence[float]) -> bool:
+    """Whether seeds, where there are enough to ask, show it."""
+    if len(values) < FEWEST_SEEDS:
+        return True
+    p = paired_difference(values, others).p
+    return p is not None and p <= LEVEL
+
+
+def removal_findings(values: Values) -> list[str]:
+    """Whether the model leans on absorbers more than on other latents: all arms together, over paired seeds."""
+    of_seeds = [zip(metrics["absorber_kl"], metrics["other_kl"], strict=True) for metrics in values.values()]
+    more = [mean_of_known([a - b for a, b in of_arms]) for of_arms in zip(*of_seeds, strict=True)]
+    d = paired_difference(more, [0.0] * len(more))
+    if d.mean is None or d.low is None or d.high is None or d.seeds < FEWEST_SEEDS:
+        return []
+    way = "more" if d.low > 0 else "less" if d.high < 0 else None
+    shown = f"leans on absorbers {way}" if way else "is not shown to lean on absorbers more, or less,"
+    return [
+        f"Without its absorber an absorbed token costs {d.mean:+.3f} nats of KL [{d.low:+.3f}, {d.high:+.3f}] more than "
+        f"without another latent of its strength (mean over arms, {d.seeds} paired seeds): the model {shown} than on other latents."
     ]
 
 
@@ -170,7 +186,7 @@ def _finding(arm: str, metrics: Differences, seeds: int) -> str:
         by_one = (metrics["equal_hole_rate"]["reason"] or "").startswith("lower by")  # of two rankings of main latents
         if metrics["hole_rate"]["verdict"] == "lower" != metrics["equal_hole_rate"]["verdict"] and not by_one:
             absorbed += " (its plain hole rate is lower, which main latents that fire more often give for nothing)"
-    absorbed += "".join(f" (but {doubt})" for doubt in _doubts(metrics))
+    absorbed += "".join(f" (but {doubt})" for doubt in doubts(metrics))
     price = verdict_text(fvu)
     if fvu["mean"] is not None:
         mean_and_reason = [f"{fvu['mean']:+.4f}", *([fvu["reason"]] if fvu["reason"] else [])]
@@ -180,33 +196,6 @@ def _finding(arm: str, metrics: Differences, seeds: int) -> str:
     lost = _lost_with_splitting(metrics)
     splitting += f" (and F1 of main latents {'is lower' if lost == 'lower' else 'may be lower too'})" if lost else ""
     return f"{arm} ({against}): {absorbed}; splitting {splitting}; FVU {price}; {seeds} seeds."
-
-
-def _doubts(metrics: Differences) -> list[str]:
-    """What could make the verdict on holes: false alarms that are not equal on test words, and firing where the probe
-    alone says yes, which no false alarm counts. And that on the fraction: its gates."""
-    holes, alarms, precision = (metrics[key] for key in ("equal_hole_rate", "equal_false_alarms", "equal_precision"))
-    way, doubts = alarms["verdict"], []
-    if way in CLAIMS and holes["verdict"] in (*CLAIMS, "equivalent") and way != holes["verdict"]:
-        doubts.append(f"false alarms on the words where holes are counted are {way} by {abs(alarms['mean'] or 0):.3f}")
-    if holes["verdict"] == precision["verdict"] == "lower":
-        doubts.append(f"precision there is lower by {abs(precision['mean'] or 0):.3f}")
-    return doubts + _doubts_of_gates(metrics)
-
-
-def _doubts_of_gates(metrics: Differences) -> list[str]:
-    """Where a fraction is told apart and with its gates open it is not, or by less than half; by the ranking that is worse."""
-    way, doubts = metrics["absorption_fraction"]["verdict"], list[tuple[float, str]]()
-    for gated, opened in OPENED.items():
-        size, left = metrics[gated]["mean"], metrics[opened]["mean"]
-        if way not in CLAIMS or size is None or left is None:
-            continue
-        if metrics[opened]["verdict"] != way:
-            doubts.append((0.0, f"with open gates it is {verdict_text(metrics[opened])}"))
-        elif left / size < 0.5:
-            told = f"with open gates it is {way} by {abs(left):.3f}, and by {abs(size):.3f} with them"
-            doubts.append((left / size, told))
-    return [min(doubts)[1]] if doubts else []
 
 
 def answer(differences: Sequence[DifferenceEntry], baseline: str, seeds: int, concepts: int) -> str:
@@ -262,13 +251,13 @@ def _absorbs_alike(metrics: Differences) -> bool:
 
 def _lost_with_splitting(metrics: Differences) -> str | None:
     """Where latents per concept fall, whether what main latents tell does too, as where latents are taken away: lower,
-    unknown, or None where it is kept (shown to fall by less than the margin of equivalence)."""
+    unknown, or None where it is kept (shown to fall by less than `MARGIN`)."""
     if metrics["splits"]["verdict"] != "lower":
         return None
     if metrics["main_f1"]["verdict"] == "lower":
         return "lower"
     low = metrics["main_f1"]["low"]
-    return None if low is not None and low > -MARGIN else "unknown"
+    return None if low is not None and low > -MARGIN else "unknown"  # whatever margin was asked for of holes
 
 
 def _claims(arms: Mapping[str, Differences]) -> list[str]:
@@ -281,13 +270,13 @@ def _claims(arms: Mapping[str, Differences]) -> list[str]:
         for arm, metrics in splitting.items():
             by_f1.setdefault(_lost_with_splitting(metrics), {})[arm] = metrics
         fewer = f"latents per concept {way}"
-        for found, claim, figures in (
-            (absorbing, f"{less} absorption", f"hole rate at equal false alarms and fraction both {way}"),
-            (by_f1.get(None, {}), f"{less} splitting", fewer),
-            (by_f1.get("lower", {}), f"{fewer}, and F1 of main latents too,", fewer),
-            (by_f1.get("unknown", {}), f"{fewer}, where F1 of main latents may be lower too,", fewer),
+        for found, claim, figures, doubted in (
+            (absorbing, f"{less} absorption", f"hole rate at equal false alarms and fraction both {way}", True),
+            (by_f1.get(None, {}), f"{less} splitting", fewer, False),
+            (by_f1.get("lower", {}), f"{fewer}, and F1 of main latents too,", fewer, False),
+            (by_f1.get("unknown", {}), f"{fewer}, where F1 of main latents may be lower too,", fewer, False),
             *(
-                (_alone(arms, key, way), f"{told}, which is no claim on absorption,", told)
+                (_alone(arms, key, way), f"{told}, which is no claim on absorption,", told, True)
                 for key, other in (HALVES, HALVES[::-1])
                 for told in [f"{HALF[key]} {way} and {HALF[other]} not"]
             ),
@@ -295,7 +284,7 @@ def _claims(arms: Mapping[str, Differences]) -> list[str]:
             for weak, told in ((False, claim), (True, f"{AMONG} {figures}")):
                 of = {arm: metrics for arm, metrics in found.items() if metrics["fvu"]["undertrained"] == weak}
                 if of:
-                    claims.append(f"{told} with {_name_arms(of)}")
+                    claims.append(f"{told} with {_name_arms(of, doubted)}")
     return claims
 
 
@@ -308,14 +297,16 @@ def _alone(arms: Mapping[str, Differences], key: str, way: str) -> dict[str, Dif
     }
 
 
-def _name_arms(arms: Mapping[str, Differences]) -> str:
-    """Arms and what they cost; of many the cheapest, the others counted."""
+def _name_arms(arms: Mapping[str, Differences], doubted: bool) -> str:
+    """Arms, what they cost and, where they are named for absorption, what speaks against it; of many the cheapest, the
+    others counted."""
     costs = [(arm, metrics["fvu"]["mean"], metrics["fvu"]["l0"]) for arm, metrics in arms.items()]
     many = len(costs) > MOST_NAMED
     if many:
         costs.sort(key=lambda of_arm: math.inf if of_arm[1] is None else of_arm[1])
     named = ", ".join(
-        f"{arm} (FVU {'unknown' if cost is None else f'{cost:+.4f}'}{', interpolated' * (l0 == 'interpolated')})"
+        f"{arm} (FVU {'unknown' if cost is None else f'{cost:+.4f}'}{', interpolated' * (l0 == 'interpolated')}"
+        f"{''.join(f'; but {doubt}' for doubt in doubts(arms[arm])) * doubted})"
         for arm, cost, l0 in costs[:MOST_NAMED]
     )
     return f"{len(costs)} arms, cheapest {named}" if many else named

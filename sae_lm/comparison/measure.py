@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from sae_lm.comparison.concept_subsets import subset_figures
+from sae_lm.comparison.concept_subsets import reached_figures, subset_figures
 from sae_lm.comparison.controls import GradedSae, Grades, grade
 from sae_lm.comparison.equal_alarms import Scale, all_concept_figures, common_points, points_of_sae, with_f1_figures
 from sae_lm.comparison.evaluate import (
@@ -106,6 +106,7 @@ def measure(settings: CompareSettings, store: Store, runs: Runs, kept: Kept, dev
     removals = {key: sae.removals for key, sae in alone.saes.items() if sae.removals}
     costs = model and measure_removal_costs(settings, store, runs, model, removals, kept, device)
     own_figures = {key: sae.figures for key, sae in alone.saes.items()}
+    per_concept = {key: sae.per_concept for key, sae in alone.saes.items()}
     alive = {key: sae.fired for key, sae in alone.saes.items()}
     l0 = {arm: [own_figures[arm, seed]["l0"] for seed in runs.seeds] for arm in runs.arms}
     matching = match_arms(runs.arms, runs.baseline, l0)
@@ -115,7 +116,14 @@ def measure(settings: CompareSettings, store: Store, runs: Runs, kept: Kept, dev
     bootstrap_values = {key: sae.bootstrap_values for key, sae in alone.saes.items()}
     return Measured(
         figures=merge_figures(
-            [own_figures, language.figures if language else {}, costs or {}, seeds, widths.figures if widths else {}]
+            [
+                own_figures,
+                reached_figures(per_concept),
+                language.figures if language else {},
+                costs or {},
+                seeds,
+                widths.figures if widths else {},
+            ]
         ),
         control=alone.control.figures,
         bootstrap_values={
@@ -130,7 +138,7 @@ def measure(settings: CompareSettings, store: Store, runs: Runs, kept: Kept, dev
             *RANKED[settings.rank_latents],
             *filter(None, [evaluation_set.noise_unknown, alone.no_controls]),
         ],
-        per_concept={key: sae.per_concept for key, sae in alone.saes.items()},
+        per_concept=per_concept,
         control_per_concept=alone.control.per_concept,
         grades=alone.grades,
         graded=alone.graded,

@@ -82,6 +82,12 @@ METRICS = {
         "The same, main latents turned up or down to the baseline's precision; 1 for a concept on which they cannot reach it."),
     "equal_false_alarms": Metric("false alarms where holes are counted", "share", None, "context",
         "What the main latents' false alarms are on unseen words, once equal over all: the check that holes are counted at about equal ones."),
+    "equal_reached": Metric("concepts whose false alarms are reached", "share", None, "context",
+        "Share of concepts whose main latents reach the baseline's false alarms by some factor; those of the others fire on negative pre-activations there, as no SAE does."),
+    "equal_hole_rate_reached": Metric("hole rate at equal false alarms, where all reach them", "share", "lower", "context",
+        "Over the concepts alone whose false alarms every SAE reaches by some factor."),
+    "equal_hole_rate_reached_by_f1": Metric("hole rate at equal false alarms, where all reach them, ranked by F1", "share", "lower", "context",
+        "The same with main latents found by the F1 of their firing (--rank-latents both)."),
     "equal_precision": Metric("precision at equal false alarms", "share", "higher", "context",
         "Precision of the main latents there; fewer holes at a lower one are those of latents that fire where the probe is wrong."),
     "main_firing_rate": Metric("firing rate of a concept's main latents", "share", None, "context",
@@ -100,9 +106,9 @@ METRICS = {
         "The same with main latents found by the F1 of their firing (--rank-latents both)."),
     "absorption_fraction_by_f1": Metric("absorption, fraction, ranked by F1", "share", "lower", "context",
         "The same with main latents found by the F1 of their firing (--rank-latents both)."),
-    "absorption_fraction_open": Metric("absorption, fraction, gates open", "share", "lower", "context",
-        "The fraction if every other latent that carries something of the concept counted: a penalty on cosines moves what the gates ask for."),
-    "absorption_fraction_open_by_f1": Metric("absorption, fraction, gates open, ranked by F1", "share", "lower", "context",
+    "absorption_fraction_ungated": Metric("absorption, fraction, without gates", "share", "lower", "context",
+        "Share of the concept's projection that all other latents together carry instead of its main ones: a penalty on cosines moves what the fraction's gates ask for."),
+    "absorption_fraction_ungated_by_f1": Metric("absorption, fraction, without gates, ranked by F1", "share", "lower", "context",
         "The same with main latents found by the F1 of their firing (--rank-latents both)."),
     "absorption_full": Metric("absorption, full", "share", "lower", "context",
         "Share of a type's tokens, mean over types, on which the main latents are silent and a single other latent carries the concept."),
@@ -157,6 +163,10 @@ PRIMARY = tuple(key for key, metric in METRICS.items() if metric.role == "primar
 
 BY_F1 = {key: f"{key}_by_f1" for key in PRIMARY}
 """Primary outcome -> the same by the other ranking of main latents, where both are asked for."""
+
+
+TWINS = {key: f"{key}_by_f1" for key in METRICS if f"{key}_by_f1" in METRICS}
+"""The same of every metric that has it: primary outcomes, and what stands beside them."""
 
 
 NOT_OUTCOMES = ("composition_null", "nearest_cos_null", "mean_abs_cos_null", "mean_sq_cos_null")

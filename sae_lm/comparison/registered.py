@@ -15,7 +15,7 @@ from sae_lm.comparison.families import families
 from sae_lm.comparison.frontier import Curve, untrained
 from sae_lm.comparison.matching import Matching, Values, is_rung
 from sae_lm.comparison.other_concepts import UNEVEN
-from sae_lm.comparison.outcomes import BY_F1, METRICS, NOT_OUTCOMES, NOT_TESTED, OF_NARROWER, PRIMARY
+from sae_lm.comparison.outcomes import METRICS, NOT_OUTCOMES, NOT_TESTED, OF_NARROWER, PRIMARY, TWINS
 from sae_lm.comparison.runs import Runs
 from sae_lm.errors import SettingsError
 from sae_lm.fields import choice
@@ -144,8 +144,8 @@ def _lacking(registered: Registered, settings: CompareSettings, runs: Runs) -> s
 
 def _test(claim: Claim, evidence: Evidence, lacking: str | None) -> _Test:
     pair = _read(claim, claim.metric, evidence)
-    if claim.metric in BY_F1 and pair.why_not is None:
-        second = _read(claim, BY_F1[claim.metric], evidence).difference
+    if claim.metric in TWINS and pair.why_not is None:
+        second = _read(claim, TWINS[claim.metric], evidence).difference
         pair = pair._replace(by_f1=second)
     difference, why_not = pair.difference, lacking or pair.why_not
     if why_not is None and difference.seeds < FEWEST_SEEDS:

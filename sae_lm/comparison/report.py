@@ -12,7 +12,14 @@ from sae_lm.comparison.concept_subsets import differences_by_kind, disagreements
 from sae_lm.comparison.controls import control_remarks, order_sentences
 from sae_lm.comparison.equal_fvu import compare_at_equal_fvu, equal_fvu_findings
 from sae_lm.comparison.evaluation_set import kinds_of_units
-from sae_lm.comparison.findings import alarm_findings, answer, embedding_findings, findings, l0_findings
+from sae_lm.comparison.findings import (
+    alarm_findings,
+    answer,
+    embedding_findings,
+    findings,
+    l0_findings,
+    removal_findings,
+)
 from sae_lm.comparison.frontier import between_rungs, curves, frontier_entry
 from sae_lm.comparison.matching import TOLERANCE, Values, frontier
 from sae_lm.comparison.measure import Measured
@@ -84,6 +91,7 @@ def make_report(
             *equal_fvu_findings(at_equal_fvu),
             *alarm_findings(measured.per_concept, measured.matching.ladder),
             *l0_findings(values),
+            *removal_findings(values),
             *embedding_findings(measured.probes),
         ],
         "partial": [*runs.partial, *measured.remarks, *_missing(store, runs, measured)],

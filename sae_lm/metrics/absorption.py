@@ -5,7 +5,7 @@ Candidates are rows of unseen words that have the concept and whose probe says s
 are those of SAEBench 0.6.0 (feature_absorption_calculator.py), with latent strengths z_i ||d_i|| so
 that decoders of any norm give the same. A penalty on decoder cosines can push an absorber under the
 cosine gates while the hole stays; therefore the hole rate, which sees no geometry, stands beside
-them, and "less absorption" needs both to fall. ``open_fraction`` has no gate, ``gate_sweep`` shows
+them, and "less absorption" needs both to fall. ``ungated_scores`` has no gate, ``gate_sweep`` shows
 how far the gates decide, ``control`` what latents that have nothing to do with the concept would score.
 """
 
@@ -160,6 +160,19 @@ def fraction_scores(parts: Projections, cos: float = COS_FRACTION, share: float 
     return torch.where(none, 0.0, fraction)
 
 
+def ungated_scores(parts: Projections) -> Float[Tensor, " n"]:
+    """The part of the projection that all other latents together carry instead of the main ones, 0 to 1.
+
+    No cosine, no share and no number of latents is asked for, so that an absorber cut into many scores as before. What
+    others take away from the projection is counted too: many that mean nothing for the concept then cancel, and do not
+    fill a hole as they would at gates of 0.
+    """
+    others = (~parts.is_main).nonzero().flatten()
+    carried = parts.carried.clamp_min(0)
+    part = torch.minimum(parts.codes.sums(parts.along[others], others), parts.whole - carried).clamp_min(0)
+    return torch.where(parts.whole > 0, part / parts.whole.clamp_min(1e-12), 0.0)
+
+
 class Absorption(NamedTuple):
     """One concept's scores, averaged within token types first, so that frequent tokens do not decide."""
 
@@ -167,8 +180,8 @@ class Absorption(NamedTuple):
     types: int
     full: float
     fraction: float
-    open_fraction: float
-    """the same with both gates open: every other latent that carries something counts, however little"""
+    ungated_fraction: float
+    """mean of `ungated_scores`"""
     hole_rate: float
     """share of candidates on which all main latents are silent"""
     recovered: float
@@ -189,7 +202,7 @@ def absorption(concept: ConceptAtSae, main: list[int]) -> Absorption | None:
         types=len(token_id.unique()),
         full=type_mean(full_scores(parts), token_id),
         fraction=type_mean(fraction_scores(parts), token_id),
-        open_fraction=type_mean(fraction_scores(parts, cos=0.0, share=0.0), token_id),
+        ungated_fraction=type_mean(ungated_scores(parts), token_id),
         hole_rate=type_mean(parts.silent, token_id),
         recovered=float(rebuilt / actual[holes].double().sum()) if holes.any() else float("nan"),
     )
@@ -264,7 +277,7 @@ def control(
     def mean(key: str) -> float:
         return float(torch.tensor([getattr(repeat, key) for repeat in scored], dtype=torch.float64).nanmean())
 
-    scores = {key: mean(key) for key in ("full", "fraction", "open_fraction", "hole_rate", "recovered")}
+    scores = {key: mean(key) for key in ("full", "fraction", "ungated_fraction", "hole_rate", "recovered")}
     return Absorption(scored[0].candidates, scored[0].types, **scores)
 
 

@@ -11,7 +11,8 @@ of the codes would not do: it can only turn down, and after the edit above it st
 
 No factor makes a latent fire where its pre-activation is negative. Where the rows above 0 are too few for the share
 that all are brought to, those follow for which pre-activation times gate is nearest below 0: an order that the edit
-leaves as it is, and in which a row with less to pass comes first. So every share is reached.
+leaves as it is, and in which a row with less to pass comes first. So every share has its threshold; where it is below 0
+no factor reaches it, and the threshold is of no SAE. A report says of how many concepts, and gives holes without these.
 
 Why false alarms and not precision. Every rate of false alarms can be reached by every SAE; a precision cannot, and then
 nothing can be compared. It also rests on all rows without the concept, not on a ratio of two small counts. And of two
@@ -86,6 +87,11 @@ def gate_ratios(
         return _ratios_ranked(sae, batches, main, ranked)
     parts = [torch.stack([ratio.float().cpu() for ratio in _ratios(sae, x.to(sae.W_dec), main)], 1) for x in batches]
     return torch.cat(parts) if parts else torch.zeros(0, len(main))
+
+
+def has_gate(sae: SAE) -> bool:
+    """Whether it is a factor that main latents are turned by, which reaches no row of negative pre-activations."""
+    return sae.config.architecture != "standard"
 
 
 def _ratios(sae: SAE, x: Tensor, main: Sequence[Sequence[int]]) -> list[Tensor]:

@@ -105,15 +105,15 @@ class _WhereScored(TypedDict, total=False):
     types: int
     full: float | None
     fraction: float | None
-    open_fraction: float | None
-    """with both gates open"""
+    ungated_fraction: float | None
+    """what all other latents carry, without gates"""
     hole_rate: float | None
     recovered: float | None
     candidates_own_k: int
     types_own_k: int
     full_own_k: float | None
     fraction_own_k: float | None
-    open_fraction_own_k: float | None
+    ungated_fraction_own_k: float | None
     hole_rate_own_k: float | None
     recovered_own_k: float | None
     control_hole_rate: float | None
@@ -125,12 +125,15 @@ class _WhereScored(TypedDict, total=False):
     equal_precision: float | None
     gate_ratio: float | None
     """what main latents are held to there: above 1 turned down, below up, 1 the SAE as it is (0 if it is standard)"""
+    reached: bool
+    """whether some factor reaches the baseline's false alarms; at a gate_ratio below 0 none does"""
     hole_rate_at_precision: float | None
     splits_by_f1: int
-    """this and the next three: by the other ranking of main latents, where both are asked for"""
+    """this and the next four: by the other ranking of main latents, where both are asked for"""
     equal_hole_rate_by_f1: float | None
+    reached_by_f1: bool
     fraction_by_f1: float | None
-    open_fraction_by_f1: float | None
+    ungated_fraction_by_f1: float | None
     sweep: list[GateEntry]
     """of the first seed"""
 

@@ -34,13 +34,30 @@ def test_a_report_says_where_main_latents_are_not_ranked_as_ever(by_ranking):
 
 def test_ranked_twice_both_figures_are_those_of_either_ranking_alone(by_ranking):
     by_probe, by_f1, both = by_ranking.values()
-    keys = ("splits", "equal_hole_rate", "absorption_fraction")
+    keys = (
+        "splits",
+        "equal_hole_rate",
+        "absorption_fraction",
+        "absorption_fraction_ungated",
+        "equal_hole_rate_reached",
+    )
     for arm, of in both["arms"].items():
         for key in keys:
             assert of["values"][key] == by_probe["arms"][arm]["values"][key]
             assert of["values"][f"{key}_by_f1"] == by_f1["arms"][arm]["values"][key]
             assert set(by_probe["arms"][arm]["values"][f"{key}_by_f1"]) == {None}
     assert any(said.startswith("Main latents are ranked twice") for said in both["partial"])
+
+
+def test_false_alarms_are_reached_where_rows_of_pre_activations_above_0_suffice(by_ranking):
+    both = by_ranking["both"]
+    measured = [concept for concept in both["per_concept"] if concept["arm"] in both["arms"]]
+    for concept in measured:
+        assert concept["reached"] == (concept["gate_ratio"] >= 0)
+    for arm, of in both["arms"].items():
+        for place, seed in enumerate(both["seeds"]):
+            mine = [of["reached"] for of in measured if (of["arm"], of["seed"]) == (arm, seed)]
+            assert of["values"]["equal_reached"][place] == pytest.approx(sum(mine) / len(mine))
 
 
 def test_ranked_twice_so_are_saes_whose_place_is_known(by_ranking):

@@ -10,6 +10,7 @@ from sae_lm.comparison.concept_subsets import (
     disagreements,
     kind_of,
     rank_correlation,
+    reached_figures,
     subset_figures,
 )
 from sae_lm.comparison.evaluation_set import Candidates
@@ -41,6 +42,22 @@ def test_clear_concepts_are_those_whose_probe_has_an_f1_of_at_least_85():
     assert found["equal_hole_rate_clear"] == 0.2 and math.isnan(found["probe_rank"])
     assert found["absorption_fraction_clear"] == pytest.approx(0.2) and found["splits_clear"] == 1.5
     assert math.isnan(subset_figures(figures[1:2], candidates[1:2])["splits_clear"])
+
+
+def test_holes_where_all_reach_the_false_alarms_leave_out_a_concept_that_one_sae_does_not_reach():
+    def concepts(**figures):
+        return [dict(zip(figures, values, strict=True)) for values in zip(*figures.values(), strict=True)]
+
+    none, arm = (parse_arm(name) for name in ("none", "max_cos:1"))
+    found = reached_figures(
+        {
+            (none, 0): concepts(reached=[True, True, False], equal_hole_rate=[0.1, 0.3, 0.9]),
+            (none, 1): concepts(reached=[True, False, True], equal_hole_rate=[0.2, 0.3, 0.9]),
+            (arm, 0): concepts(reached=[True, True, True], equal_hole_rate=[0.4, 0.3, 0.9]),
+        }
+    )
+    assert [of["equal_hole_rate_reached"] for of in found.values()] == [0.1, 0.2, 0.4]
+    assert all(math.isnan(of["equal_hole_rate_reached_by_f1"]) for of in found.values())
 
 
 def test_rank_correlation_needs_three_pairs_and_two_values_on_each_side():

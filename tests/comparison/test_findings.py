@@ -5,7 +5,7 @@ import math
 import pytest
 from compared_arms import BASE, arms_of, claim, compare_arms, entry, shifted
 
-from sae_lm.comparison.findings import alarm_findings, answer, findings, l0_findings
+from sae_lm.comparison.findings import alarm_findings, answer, findings, l0_findings, removal_findings
 from sae_lm.penalties.arms import parse_arm
 
 
@@ -51,32 +51,103 @@ def test_fewer_holes_by_one_ranking_alone_are_not_said_to_be_plain_ones():
     assert "lower by the L1 probe alone, uncorrected" in said and "for nothing" not in said
 
 
+FRACTION = ("absorption_fraction", "absorption_fraction_by_f1")
+UNGATED = ("absorption_fraction_ungated", "absorption_fraction_ungated_by_f1")
+
+
+def compared(margin=None, **changes):
+    """Differences of one arm and the values behind them: what is not named is as in the baseline."""
+    held = ("equal_hole_rate", "equal_hole_rate_by_f1", "fvu", *FRACTION)
+    by_metric = dict.fromkeys(held, shifted(0.0)) | changes
+    values = arms_of(
+        l0={arm: [16.0] * 6 for arm in ("none", "max_cos:1")},
+        **{metric: {"none": BASE, "max_cos:1": of_arm} for metric, of_arm in by_metric.items()},
+    )
+    return compare_arms(values, "none", margin), values
+
+
 @pytest.mark.parametrize(
-    ("opened", "by_f1", "says"),
+    ("ungated", "by_f1", "says"),
     [
         (shifted(-0.08), shifted(-0.08), None),
-        (shifted(-0.03), shifted(-0.08), "but with open gates it is lower by 0.030, and by 0.100 with them"),
-        (shifted(-0.08), shifted(-0.02), "but with open gates it is lower by 0.020, and by 0.100 with them"),
-        (shifted(0.0), shifted(-0.08), "but with open gates it is not distinguishable"),
-        (shifted(-0.02), shifted(0.05), "but with open gates it is higher"),
+        (shifted(-0.03), shifted(-0.08), "but without its gates the fraction is -0.030, with them -0.100"),
+        (shifted(-0.08), shifted(-0.02), "the fraction is -0.020, with them -0.100, ranked by F1"),
+        (shifted(0.0), shifted(-0.08), "but without its gates the fraction is not distinguishable"),
+        (shifted(-0.02), shifted(0.05), "but without its gates the fraction is higher (+0.050, ranked by F1)"),
     ],
 )
-def test_a_lower_fraction_that_the_gates_make_is_told_with_what_is_left_without_them(opened, by_f1, says):
+def test_a_lower_fraction_that_the_gates_make_is_told_with_what_is_left_without_them(ungated, by_f1, says):
     """A penalty on cosines can push absorbers under the gate on cosines."""
-    arms = {"none": BASE, "max_cos:1": shifted(-0.1)}
-    values = arms_of(
-        l0={arm: [16.0] * 6 for arm in arms},
-        fvu=arms,
-        absorption_fraction=arms,
-        absorption_fraction_by_f1=arms,
-        absorption_fraction_open={"none": BASE, "max_cos:1": opened},
-        absorption_fraction_open_by_f1={"none": BASE, "max_cos:1": by_f1},
-        equal_hole_rate=dict.fromkeys(arms, BASE),
-        equal_hole_rate_by_f1=dict.fromkeys(arms, BASE),
+    lower = dict.fromkeys(FRACTION, shifted(-0.1))
+    differences, values = compared(**lower, **dict(zip(UNGATED, (ungated, by_f1), strict=True)))
+    for said in (findings(differences, values, 6)[0], answer(differences, "none", 6, concepts=4)):
+        assert "fraction lower" in said
+        assert says in said if says else "gates" not in said
+
+
+def test_what_speaks_against_less_absorption_is_in_the_answer_and_not_said_of_splitting():
+    lower = dict.fromkeys(
+        (*FRACTION, "equal_hole_rate", "equal_hole_rate_by_f1", "splits", "splits_by_f1"), shifted(-0.1)
     )
-    said = findings(compare_arms(values, "none"), values, 6)[0]
-    assert "fraction lower" in said
-    assert says in said if says else "open gates" not in said
+    told = answer(compared(**lower, main_f1=shifted(0.0), absorption_fraction_ungated=shifted(0.1))[0], "none", 6, 4)
+    doubt = "; but without its gates the fraction is higher (+0.100)"
+    assert f"less absorption with max_cos:1 (FVU +0.0002{doubt})" in told
+    assert "less splitting with max_cos:1 (FVU +0.0002)" in told
+
+
+def test_a_fraction_that_is_the_same_because_of_its_gates_has_its_doubt_too():
+    differences, values = compared(0.02, absorption_fraction_ungated=shifted(0.1))
+    said = findings(differences, values, 6)[0]
+    assert "absorption as before" in said and "without its gates the fraction is higher (+0.100)" in said
+
+
+@pytest.mark.parametrize(
+    ("reached", "by_f1", "says"),
+    [
+        (shifted(-0.1), shifted(-0.1), None),
+        (shifted(0.0), shifted(-0.1), "every SAE reaches holes are not distinguishable (+0.000"),
+        (shifted(-0.1), shifted(0.1), "every SAE reaches holes are higher (+0.100, ranked by F1)"),
+    ],
+)
+def test_fewer_holes_that_are_of_thresholds_no_sae_has_are_told_without_them(reached, by_f1, says):
+    lower = {"equal_hole_rate": shifted(-0.1), "equal_hole_rate_by_f1": shifted(-0.1)}
+    differences, values = compared(**lower, equal_hole_rate_reached=reached, equal_hole_rate_reached_by_f1=by_f1)
+    said = findings(differences, values, 6)[0]
+    assert says in said if says else "reaches" not in said
+
+
+@pytest.mark.parametrize(
+    ("absorber", "says"),
+    [
+        (0.3, "leans on absorbers more than on other latents"),
+        (-0.3, "leans on absorbers less than on other latents"),
+        (0.0, "is not shown to lean on absorbers more, or less, than on other latents"),
+    ],
+)
+def test_whether_the_model_leans_on_absorbers_is_asked_over_all_arms_together(absorber, says):
+    noise = [0.4, 0.1, -0.2, 0.0, 0.2, -0.4]
+    values = arms_of(
+        absorber_kl={
+            "none": [0.5 + absorber + n for n in noise],
+            "max_cos:1": [0.5 + absorber - 0.9 * n for n in noise],
+        },
+        other_kl={"none": [0.5] * 6, "max_cos:1": [0.5] * 6},
+    )
+    (said,) = removal_findings(values)
+    assert says in said
+    assert (
+        removal_findings({arm: {key: of[:2] for key, of in metrics.items()} for arm, metrics in values.items()}) == []
+    )
+
+
+def test_an_l0_that_seeds_do_not_tell_from_the_next_is_not_called_right():
+    ks = (8, 16, 32)
+    l0 = {f"none@k={k}": [float(k)] * 4 for k in ks}
+    noise = [0.02, -0.01, 0.015, -0.025]
+    flat = {f"none@k={k}": [4.07 - 0.001 * i + n * (-1) ** i for n in noise] for i, k in enumerate(ks)}
+    steep = {f"none@k={k}": [4.07 - 0.1 * i + n * (-1) ** i for n in noise] for i, k in enumerate(ks)}
+    assert l0_findings(arms_of(l0=l0, nth_projection=flat)) == []
+    assert len(l0_findings(arms_of(l0=l0, nth_projection=steep))) == 1
 
 
 def test_false_alarms_that_are_more_where_holes_are_counted_stand_beside_fewer_holes():
@@ -175,6 +246,11 @@ def test_fewer_holes_with_less_precision_say_so():
         assert ("but precision there is lower by 0.030" in sentence) == said
 
 
+def around(value, number):
+    """Three seeds that vary, by other amounts for each number."""
+    return [value + 0.01 * noise * (1 + number) for noise in (-1, 0.2, 0.8)]
+
+
 @pytest.mark.parametrize(
     ("projections", "said"),
     [
@@ -187,7 +263,7 @@ def test_a_ladder_says_at_which_l0_the_nth_projection_is_least(projections, said
     l0 = {8: 8.5, 32: 33.0, 16: 16.5}  # in no order
     by_k = dict(zip((8, 16, 32), projections, strict=True))
     arms = {f"none@k={k}": [l0[k]] * 3 for k in l0}
-    values = arms_of(l0=arms, nth_projection={f"none@k={k}": [by_k[k]] * 3 for k in l0})
+    values = arms_of(l0=arms, nth_projection={f"none@k={k}": around(by_k[k], i) for i, k in enumerate(l0)})
     (sentence,) = l0_findings(values)
     assert sentence.endswith(said)
 
@@ -201,7 +277,9 @@ def test_of_two_l0_or_an_unknown_projection_nothing_is_said_of_the_right_one():
 def test_a_rung_whose_projection_is_unknown_is_an_end_of_its_ladder_all_the_same():
     known = dict(zip((8, 16, 32), (9.0, 8.0, 7.0), strict=True))
     l0 = {f"none@k={k}": [float(k)] * 3 for k in (8, 16, 32, 64)}
-    (said,) = l0_findings(arms_of(l0=l0, nth_projection={f"none@k={k}": [of] * 3 for k, of in known.items()}))
+    (said,) = l0_findings(
+        arms_of(l0=l0, nth_projection={f"none@k={k}": around(of, i) for i, (k, of) in enumerate(known.items())})
+    )
     assert said.endswith("It is least at the L0 in brackets: none (32).")
 
 

@@ -76,6 +76,19 @@ def test_a_claim_holds_is_not_shown_or_its_opposite_does():
     assert claim["answer"].startswith("does not hold, the opposite does (hole rate at equal false alarms +0.1002 [")
 
 
+def test_a_claim_on_what_stands_beside_an_outcome_is_decided_by_both_rankings_too():
+    facts = evidence(**{"abs_cos:1": (-0.1, 0.01)})
+    other = evidence(**{"abs_cos:1": (0.05, 0.01)}).values
+    for arm, of in facts.values.items():
+        of["absorption_fraction_ungated"] = of["equal_hole_rate"]
+        of["absorption_fraction_ungated_by_f1"] = other[arm]["equal_hole_rate"]
+    text = registered(LOWER)._replace(
+        text=registered(LOWER).text.replace('metric = "equal_hole_rate"', 'metric = "absorption_fraction_ungated"')
+    )
+    (claim,) = answers(text, facts)
+    assert not claim["holds"]
+
+
 def test_with_main_latents_ranked_twice_a_claim_holds_by_both():
     def by(holes, by_f1):
         facts = evidence(**{"abs_cos:1": (holes, 0.01)})

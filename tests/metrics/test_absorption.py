@@ -70,7 +70,44 @@ def test_the_gate_sweep_raw_and_centred_equals_a_loop_over_rows_and_latents(main
             expected = sum(sum(row[key] for row in kind) / len(kind) for kind in by_type) / 7
             assert got == pytest.approx(expected, abs=1e-5)
     assert len({round(gate.fraction, 6) for gate in gates}) > 4
-    assert absorption(ConceptAtSae(codes, x, token_id, W_dec, probe), main).open_fraction == gates[0].fraction
+
+
+@pytest.mark.parametrize("main", [[3], [0, 3, 9]])
+def test_the_fraction_without_gates_equals_a_loop_over_rows_and_latents(main):
+    a, codes, x, W_dec, probe, token_id = random_case(m=40, d=100, toward=0.3)
+    unit, by_type = probe / probe.norm(), {}
+    for row in range(len(x)):
+        parts = [float(a[row, latent] * (W_dec[latent] @ unit)) for latent in range(len(W_dec))]
+        whole, carried = float(x[row] @ unit), max(0.0, sum(parts[latent] for latent in main))
+        others = sum(part for latent, part in enumerate(parts) if latent not in main)
+        score = max(0.0, min(others, whole - carried)) / whole if whole > 0 else 0.0
+        by_type.setdefault(int(token_id[row]), []).append(score)
+    expected = sum(sum(of) / len(of) for of in by_type.values()) / len(by_type)
+    scores = absorption(ConceptAtSae(codes, x, token_id, W_dec, probe), main)
+    assert scores.ungated_fraction == pytest.approx(expected, abs=1e-5) and 0.01 < expected < 0.99
+
+
+def test_an_absorber_cut_into_many_has_the_same_fraction_without_gates_and_another_with_them():
+    probe = torch.tensor([1.0, 0.0])
+    row = torch.tensor([[1.0, 0.0]])
+    found = {}
+    for pieces in (1, 4, 16):
+        W_dec = probe.repeat(1 + pieces, 1)
+        values = torch.tensor([[0.4] + [0.6 / pieces] * pieces])
+        codes = firing_codes(values, torch.arange(1 + pieces)[None], 1 + pieces)
+        scores = absorption(ConceptAtSae(codes, row, torch.tensor([0]), W_dec, probe), [0])
+        found[pieces] = (round(scores.fraction, 3), round(scores.ungated_fraction, 3))
+    assert found[1] == (0.6, 0.6) and found[16] == (0.0, 0.6) and found[4][1] == 0.6
+
+
+def test_latents_that_mean_nothing_for_a_concept_do_not_fill_its_holes_without_gates():
+    torch.manual_seed(0)
+    W_dec = torch.nn.functional.normalize(torch.randn(33, 512), dim=1)
+    probe = W_dec[0] - W_dec[1:].sum(0) / 512  # nearly at right angles to the others
+    codes = firing_codes(torch.full((1, 32), 0.2), torch.arange(1, 33)[None], 33)
+    row = probe[None] / probe.norm() + 0.2 * W_dec[1:].sum(0)
+    scores = absorption(ConceptAtSae(codes, row, torch.tensor([0]), W_dec, probe), [0])
+    assert scores.hole_rate == 1 and scores.ungated_fraction < 0.3
 
 
 def test_stricter_gates_never_find_more():
@@ -93,7 +130,10 @@ def test_the_sweep_finds_an_absorber_that_hides_under_the_cosine_gate():
     codes = firing_codes(torch.tensor([[10.0]]), torch.tensor([[1]]), 2)
     row, probe = torch.tensor([[1.0, 10.0]]), torch.tensor([1.0, 0.0])
     concept = ConceptAtSae(codes, row, torch.tensor([0]), W_dec, probe)
-    assert (scores := absorption(concept, [0])) and (scores.fraction, scores.open_fraction) == (0, 1)
+    assert (scores := absorption(concept, [0])) and (scores.fraction, scores.ungated_fraction) == (
+        0,
+        pytest.approx(0.6),
+    )
     gates = gate_sweep(concept, [0], Centre(torch.zeros(2), torch.zeros(2)))
     assert {g.cos for g in gates if g.fraction == 1} == {0.0, 0.025, 0.05}
     assert all(g.full == g.fraction for g in gates)
