@@ -3,7 +3,8 @@
     python tests/benchmarks/standstill.py reports/1M reports/2M reports/4M --picture curve.png
 
 Each is a folder of `sae-lm compare`; their SAEs have to differ in the rows that they saw alone. Printed are means over
-seeds, then each arm beside the baseline, seed by seed. In the picture a dot is a seed, a line goes through the means.
+seeds, then each arm beside the baseline, seed by seed. In the picture a dot is a seed, a line goes through the means;
+hollow dots and a dotted line are of main latents ranked by F1, where reports have both rankings.
 """
 
 import argparse
@@ -13,10 +14,13 @@ from statistics import fmean
 from typing import Any
 
 FIGURES = {"fvu": "FVU", "equal_hole_rate": "equal holes", "absorption_fraction": "fraction",
+           "equal_hole_rate_by_f1": "holes, F1", "absorption_fraction_by_f1": "frac., F1",
            "main_f1": "F1", "start_cos": "start", "seed_stability": "shared", "stable_signal": "signal"}  # fmt: skip
 """Metric in report.json -> a word for it."""
 DRAWN = ("fvu", "equal_hole_rate", "absorption_fraction", "main_f1")
-DIFFERENCES = ("fvu", "equal_hole_rate", "absorption_fraction")
+DIFFERENCES = (
+    "fvu", "equal_hole_rate", "equal_hole_rate_by_f1", "absorption_fraction", "absorption_fraction_by_f1"
+)  # fmt: skip
 
 Report = dict[str, Any]
 
@@ -25,19 +29,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("reports", type=Path, nargs="+", help="folders of sae-lm compare")
     parser.add_argument("--picture", type=Path, help="a .png to draw")
+    parser.add_argument("--arms", nargs="+", help="these alone, beside the baseline")
     options = parser.parse_args()
     reports = in_order([json.loads((folder / "report.json").read_text()) for folder in options.reports])
+    for report in reports if options.arms else ():
+        kept = {report["baseline"], *options.arms}
+        report["arms"] = {arm: entry for arm, entry in report["arms"].items() if arm in kept}
     print(f"{'rows, arm':<42}" + "".join(f"{word:>12}" for word in FIGURES.values()))
     for report in reports:
         for arm in report["arms"]:
             cells = "".join(f"{mean(values(report, arm, metric)):>12.4f}" for metric in FIGURES)
             print(f"{in_short(rows(report)) + ' ' + arm:<42}{cells}")
-    print(f"\n{'beside the baseline':<42}" + "".join(f"{FIGURES[metric]:>34}" for metric in DIFFERENCES))
+    print("\nbeside the baseline")
     for report in reports:
         for arm in report["arms"]:
-            if arm != report["baseline"]:
-                cells = "".join(f"{beside(report, arm, metric):>34}" for metric in DIFFERENCES)
-                print(f"{in_short(rows(report)) + ' ' + arm:<42}{cells}")
+            for metric in DIFFERENCES if arm != report["baseline"] else ():
+                print(f"{in_short(rows(report)) + ' ' + arm:<42}{FIGURES[metric]:<12}{beside(report, arm, metric)}")
     if options.picture:
         draw(reports, options.picture)
 
@@ -88,10 +95,14 @@ def draw(reports: list[Report], picture: Path) -> None:
         for number, arm in enumerate(arms):
             there = [report for report in reports if arm in report["arms"]]
             x = [rows(report) for report in there]
-            of_seeds = [values(report, arm, metric) for report in there]
-            ax.plot(x, [mean(numbers) for numbers in of_seeds], color=f"C{number}", lw=1.2, label=arm)
-            for at, numbers in zip(x, of_seeds, strict=True):
-                ax.plot([at] * len(numbers), numbers, ".", color=f"C{number}", ms=5)
+            for key, line, fill in ((metric, "-", f"C{number}"), (f"{metric}_by_f1", ":", "white")):
+                of_seeds = [values(report, arm, key) for report in there]
+                if not any(of_seeds):
+                    continue
+                label = {"label": arm} if key == metric else {}
+                ax.plot(x, [mean(numbers) for numbers in of_seeds], line, color=f"C{number}", lw=1.2, **label)
+                for at, numbers in zip(x, of_seeds, strict=True):
+                    ax.plot([at] * len(numbers), numbers, "o", color=f"C{number}", mfc=fill, ms=3)
         ax.set_xscale("log", base=2)
         ax.set_xticks([rows(report) for report in reports], [in_short(rows(report)) for report in reports])
         ax.minorticks_off()
