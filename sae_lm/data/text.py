@@ -156,7 +156,8 @@ def open_text(text: str, split: str | None = None, column: str | None = None, re
     text, a chat (a list of messages with ``role`` and ``content``), or a document's token ids.
 
     split: of a hub data set, ``train`` unless given; of ``embedded``: all (the default), train or held_out.
-    column: ``text`` unless given, or the only column that holds strings; where none does, ``messages`` or ``input_ids``.
+    column: ``text`` unless given; else chats or token ids (`OTHER_COLUMNS`); else the only column that holds strings,
+        where no other holds lists or objects.
     revision: of a hub data set.
     """
     path = Path(os.path.expanduser(text))
@@ -262,16 +263,7 @@ def _choose_column(name: str, rows: Rows, wanted: str | None) -> tuple[str, bool
     if not head:
         raise _empty(name)
     columns = list(dict.fromkeys(column for row in head for column in row))
-    strings = [column for column in columns if any(isinstance(row.get(column), str) for row in head)]
-    others = (
-        []
-        if strings or "text" in columns
-        else [column for column, of_kind in OTHER_COLUMNS if _holds(head, column, of_kind)]
-    )
-    if wanted is None and "text" not in columns and len(strings) != 1 and not others:
-        what = "cannot tell which column holds the text" if strings else "no column holds text, chats or token ids"
-        raise TextError(f"{name}: {what}, got columns {', '.join(columns)}; name one with --text-column")
-    column = wanted or ("text" if "text" in columns else [*strings, *others][0])
+    column = wanted or ("text" if "text" in columns else _told_by_its_values(name, head, columns))
     if column not in columns:
         raise TextError(f"{name}: got column {column!r}, expected one of {', '.join(columns)}")
     for row in head:
@@ -279,6 +271,24 @@ def _choose_column(name: str, rows: Rows, wanted: str | None) -> tuple[str, bool
         if not (isinstance(value, str | None) or value == [] or _is_chat(value) or _is_tokens(value)):
             raise _not_text(name, column, value)
     return column, _holds(head, column, _is_chat)
+
+
+def _told_by_its_values(name: str, head: list[dict[str, Any]], columns: list[str]) -> str:
+    """The column of a text that has none called ``text``. Raises TextError where it could be more than one, or none.
+
+    Chats and token ids come first: the strings beside them are where a row comes from, its number, its language.
+    """
+    for column, of_kind in OTHER_COLUMNS:
+        if _holds(head, column, of_kind):
+            return column
+    strings = [column for column in columns if _holds(head, column, lambda value: isinstance(value, str))]
+    nested = [column for column in columns if _holds(head, column, lambda value: isinstance(value, list | dict))]
+    if len(strings) == 1 and not nested:
+        return strings[0]
+    what = "cannot tell which column holds the text" if strings else "no column holds text, chats or token ids"
+    if len(strings) == 1:  # which may be a mere name of what the others hold
+        what += f" ({strings[0]} has strings, {', '.join(nested)} lists or objects that are no chats or token ids)"
+    raise TextError(f"{name}: {what}, got columns {', '.join(columns)}; name one with --text-column")
 
 
 def _is_chat(value: Any) -> bool:
@@ -294,8 +304,13 @@ def _is_tokens(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(type(token) is int for token in value)
 
 
-OTHER_COLUMNS = (("messages", _is_chat), ("input_ids", _is_tokens))
-"""Columns that are taken where none holds text."""
+OTHER_COLUMNS = (
+    ("messages", _is_chat),
+    ("conversations", _is_chat),
+    ("conversation", _is_chat),
+    ("input_ids", _is_tokens),
+)
+"""Columns that are taken where none is called ``text``, the first that holds its kind."""
 
 
 def _holds(head: list[dict[str, Any]], column: str, of_kind: Callable[[Any], bool]) -> bool:

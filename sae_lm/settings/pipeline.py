@@ -35,7 +35,8 @@ class CacheSettings(Settings):
     split: str | None = None
     """split of the data set (default: `all` for embedded, `train` elsewhere)"""
     text_column: str | None = None
-    """column that holds text, chats or token ids (default: `text`, or the only string column, `messages`, `input_ids`)"""
+    """column that holds text, chats or token ids (default: `text`; else `messages`, `conversations`, `input_ids`, or the only
+    string column)"""
     hooks: Hooks
     """residual streams to cache, comma separated, all in one forward pass: names (blocks.3.hook_out, alias
     hook_resid_post), layer numbers (3, or -1 for the last), globs (blocks.*.hook_out)"""

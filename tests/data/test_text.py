@@ -161,6 +161,45 @@ def test_a_column_that_cannot_be_used_is_refused_with_the_columns_listed(folder:
     assert "empty text" in message(late)
 
 
+CHAT = [{"role": "user", "content": "Hello"}]
+SHARED = [{"from": "human", "value": "Hello"}]
+
+
+@pytest.mark.parametrize(
+    ("row", "column"),
+    [
+        ({"messages": CHAT, "source": "a site"}, "messages"),
+        ({"id": "row 1", "input_ids": [5, 6, 7], "attention_mask": [1, 1, 1]}, "input_ids"),
+        ({"id": "row 1", "conversations": CHAT}, "conversations"),
+        ({"id": "row 1", "language": "English", "conversation": CHAT}, "conversation"),
+        ({"messages": CHAT, "text": "the same, written out"}, "text"),
+    ],
+)
+def test_chats_and_token_ids_win_over_strings_that_are_not_called_text(folder: Path, row: Any, column: str) -> None:
+    text = open_text(str(write_rows(folder / "rows.jsonl", row)))
+    assert (text.column, text.chats) == (column, row[column] == CHAT)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"id": "row 1", "conversations": SHARED},
+        {"messages": SHARED, "source": "a site"},
+        {"source": "a site", "tokens": [[5, 6]]},
+        {"title": "T", "document": {"body": "B"}},
+    ],
+)
+def test_the_only_strings_beside_lists_or_objects_that_are_not_understood_are_no_text_unless_named(
+    folder: Path, row: dict[str, Any]
+) -> None:
+    rows = write_rows(folder / "rows.jsonl", row)
+    strings, nested = sorted(row, key=lambda key: not isinstance(row[key], str))
+    said = message(rows)
+    assert f"{strings} has strings, {nested} lists or objects that are no chats or token ids" in said
+    assert said.endswith("; name one with --text-column")
+    assert documents(open_text(str(rows), column=strings)) == [row[strings]]
+
+
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.json"])
 @pytest.mark.parametrize("content", ["", "\n"])
 def test_text_without_any_text_is_called_empty(folder: Path, name: str, content: str) -> None:
