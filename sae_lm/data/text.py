@@ -14,6 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sae_lm.data.local_copy import check_local_copy
 from sae_lm.data.manifest import MANIFEST
 from sae_lm.data.pieces import Chunk
 from sae_lm.data.readers import READERS, Files, Listed, Row, Rows, Streamed, kind_of
@@ -193,6 +194,8 @@ def open_text(text: str, split: str | None = None, column: str | None = None, re
         source = (repo_id, pinned.revision) if pinned.local is None else (str(pinned.local), None)
         splits = _load_hub(text, *source, config or None)
         _check_split(text, split, map(str, splits))
+        if pinned.local is not None:
+            check_local_copy(text, pinned.local, config or None, split)
         rows = Streamed(splits[split])
     chosen, chats = _choose_column(text, rows, column)
     return Text(text, split, chosen, fingerprint, rows, chats)

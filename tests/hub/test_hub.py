@@ -4,6 +4,7 @@ The address of the hub is read when huggingface_hub is imported, so each state r
 Both processes share one hub cache, as two commands of one user do.
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,7 @@ note("many files", read, "someone/many")
 note("no data", read, "someone/bare")
 
 snapshot_download("someone/table", repo_type="dataset")
+snapshot_download("someone/parts", repo_type="dataset", allow_patterns=["*/train-00000-*", "*/test-*"])
 model = AutoModelForCausalLM.from_pretrained("someone/tiny", revision=commit)
 tokenizer = AutoTokenizer.from_pretrained("someone/tiny", revision=commit)
 said["tokens"] = tokenizer("b a")["input_ids"]
@@ -70,6 +72,8 @@ note("other revision", pin, "someone/tiny", "model", "v9")
 note("missing", pin, "someone/nothing", "model")
 note("downloaded", read, "someone/table")
 note("only streamed", read, "someone/lines")
+note("a part of the files", read, "someone/parts")
+note("all files of the other split", read, "someone/parts", split="test")
 
 from huggingface_hub import constants
 constants.HF_HUB_OFFLINE = True
@@ -105,6 +109,10 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(content)
+    for name in ("train-00000-of-00003", "train-00001-of-00003", "train-00002-of-00003", "test-00000-of-00001"):
+        path = root / f"datasets/someone/parts/data/{name}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"text": name}) + "\n")
     many = root / "datasets/someone/many"
     many.mkdir()
     for number in range(20):
@@ -234,6 +242,23 @@ def test_a_downloaded_data_set_serves_where_the_hub_is_out_of_reach(
     reachable: dict[str, Any], unreachable: dict[str, Any]
 ) -> None:
     assert unreachable["downloaded"] == reachable["table"]
+
+
+def test_a_data_set_of_which_numbered_files_are_missing_is_not_taken_for_the_whole(unreachable: dict[str, Any]) -> None:
+    said = unreachable["a part of the files"]
+    assert said.startswith(
+        "TextError: someone/parts: the hub is out of reach, and the local hub cache holds 1 of the 3 "
+    )
+    assert "files train-*-of-00003; connect, or fetch them all with `hf download someone/parts" in said
+    assert unreachable["all files of the other split"][-1] == ["test-00000-of-00001"]
+
+
+def test_a_copy_that_may_be_a_part_is_said_to_be_read_where_the_hub_is_out_of_reach(
+    reachable: dict[str, Any], unreachable: dict[str, Any]
+) -> None:
+    for name in ("someone/table", "someone/parts"):
+        note = f"{name}: the hub is out of reach; the copy in the local hub cache is read, which may be a part of"
+        assert unreachable["stderr"].count(note) == 1 and note not in reachable["stderr"]
 
 
 def test_a_data_set_that_was_only_streamed_is_not_taken_for_a_cached_one(unreachable: dict[str, Any]) -> None:
