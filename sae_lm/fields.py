@@ -1,6 +1,7 @@
 """Parsers for setting values: 200k, comma lists, layer numbers, hf:// addresses; and what errors call a setting."""
 
 import difflib
+import os
 import re
 from collections.abc import Mapping
 from decimal import Decimal
@@ -46,6 +47,11 @@ def split_numbers(value: object) -> object:
     return (value,) if isinstance(value, int | float) else split_commas(value)
 
 
+def with_home(path: str | Path) -> str:
+    """``~`` is the user's home also in a file, behind an = and in Python, where no shell puts it; of nobody known it stays."""
+    return os.path.expanduser(path)
+
+
 Count = Annotated[int, BeforeValidator(parse_count), Field(gt=0, le=10**15)]
 Names = Annotated[tuple[str, ...], BeforeValidator(split_commas), Field(min_length=1)]
 Hooks = Annotated[tuple[str, ...], BeforeValidator(split_hooks), Field(min_length=1)]
@@ -55,7 +61,7 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 Dtype = Literal["float32", "bfloat16", "float16"]
 DeviceMap = Literal["auto", "balanced", "balanced_low_0", "sequential"]
 Architecture = Literal["relu", "topk", "batchtopk", "jumprelu", "matryoshka"]
-StoreAddress = Annotated[str | Path, AfterValidator(str)]
+StoreAddress = Annotated[str | Path, AfterValidator(with_home)]
 """A folder or an hf:// address, whose two slashes a Path would make one."""
 Positional = Field(json_schema_extra={"positional": True})
 

@@ -343,3 +343,30 @@ def test_an_sae_is_not_repaired_but_trained_again(make_sae, tmp_path, capsys):
     save(make_sae(), tmp_path / "sae")
     assert main(["verify", str(tmp_path / "sae"), "--repair"]) == 2
     assert "is an SAE directory; train it again" in capsys.readouterr().err
+
+
+def _paths(verb):
+    """Settings that name a place on this disk."""
+    return [
+        key
+        for key, field in VERBS[verb].model_fields.items()
+        if "Path" in str(field.annotation) or (verb, key) == ("inspect", "path")
+    ]
+
+
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if _paths(verb)])
+def test_a_tilde_is_the_home_in_every_path_of_every_command_where_no_shell_has_put_it(verb, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for key in _paths(verb):
+        many = key == "stores"
+        for named, meant in (("~/a b", f"{tmp_path}/a b"), ("~nosuch/x", "~nosuch/x"), ("a~b/~", "a~b/~")):
+            settings = VERBS[verb](**{**EVERY_SETTING[verb], key: (named, "other") if many else named})
+            value = getattr(settings, key)
+            assert str(value[0] if many else value) == meant, key
+    file = tmp_path / "c.toml"
+    file.write_text(
+        '[cache]\nhooks = "0"\ntokens = 3\nout = "~/x"\n[train]\nstore = "hf://datasets/me/acts"\nout = "~"\n'
+    )
+    assert parse(["cache", "--config", str(file)])[1].out == tmp_path / "x"
+    train = parse(["train", "--config", str(file)])[1]
+    assert (train.store, train.out) == ("hf://datasets/me/acts", tmp_path)

@@ -1,12 +1,13 @@
 """What all settings have in common: frozen models whose mistakes are named in a sentence each."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
 
 from sae_lm.errors import SettingsError
-from sae_lm.fields import sentence_of
+from sae_lm.fields import sentence_of, with_home
 
 
 class Settings(BaseModel):
@@ -17,6 +18,11 @@ class Settings(BaseModel):
     def differs(self, setting: str) -> bool:
         """Whether it is another than the default; what is given as the default does not count."""
         return getattr(self, setting) != type(self).model_fields[setting].default
+
+    @field_validator("*")
+    @classmethod
+    def _at_home(cls, value: Any) -> Any:
+        return Path(with_home(value)) if isinstance(value, Path) else value
 
     @model_validator(mode="wrap")
     @classmethod

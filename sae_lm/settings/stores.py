@@ -29,7 +29,7 @@ class VerifySettings(Settings):
 class InspectSettings(Settings):
     """what a store or an SAE directory is and holds, with some rows decoded."""
 
-    path: Annotated[str, Positional]
+    path: Annotated[StoreAddress, Positional]
     """activation store (a folder, or hf://datasets/OWNER/NAME), or directory or file of an SAE of any known format"""
     rows: Annotated[int, BeforeValidator(parse_count), Field(ge=0)] = 5
     """rows to decode"""
