@@ -6,6 +6,7 @@ rows are written behind it, each in a thread of its own. Where a shard begins in
 before it are: of several ranks the first makes all tokens, and the others get theirs from it.
 """
 
+import os
 import sys
 from collections.abc import Iterator
 from itertools import islice
@@ -60,7 +61,7 @@ def _check_out(settings: CacheSettings) -> None:
     check_folder(settings.out)
     if not (settings.out / MANIFEST).is_file():  # a finished one is reused, wherever it is
         check_disk(settings.out)
-    folder = Path(settings.text).expanduser()
+    folder = Path(os.path.expanduser(settings.text))
     if folder.is_dir() and folder.resolve() in (settings.out.resolve(), *settings.out.resolve().parents):
         raise SettingsError(
             f"out ({settings.out}) is inside the text's folder, whose files are the text; give another --out"

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,7 @@ def model_of(recipe: Recipe, out: str | Path, model: str | None = None) -> tuple
     if model is None and (name is None or (revision is None and name != "embedded")):
         raise StoreError(f"{out} was cached from a local model named {name!r}; give its folder with --model")
     name = model or str(name)
-    return name, None if name == "embedded" or Path(name).expanduser().is_dir() else revision
+    return name, None if name == "embedded" or os.path.isdir(os.path.expanduser(name)) else revision
 
 
 def recorded_text(recipe: Recipe) -> Text:

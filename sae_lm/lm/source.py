@@ -1,5 +1,6 @@
 """Find a language model by name, and read its configuration and its tokenizer; nothing heavy is loaded."""
 
+import os
 import threading
 import warnings
 from collections.abc import Iterator
@@ -36,7 +37,7 @@ def find_model(name: str, revision: str | None = None) -> ModelSource:
     Raises ModelError for a folder that holds no model and for a revision of what has none, HubError for what the hub
     does not have.
     """
-    folder = Path(name).expanduser()
+    folder = Path(os.path.expanduser(name))
     if revision is not None and (name == "embedded" or folder.is_dir()):
         raise ModelError(
             f"model {name!r} is {'built in' if name == 'embedded' else 'a folder'} and has no revisions, got revision "

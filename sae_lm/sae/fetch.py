@@ -1,5 +1,6 @@
 """Find the SAE that a name stands for, in a folder, on the hub or among SAELens' releases, and have its files here."""
 
+import os
 from collections.abc import Mapping
 from difflib import SequenceMatcher
 from importlib.util import find_spec
@@ -13,13 +14,14 @@ from sae_lm.sae.source import Source
 
 def find(name: str) -> tuple[Source, str]:
     """(the SAE's files, the format their names suggest). name: see `sae_lm.sae.load.load`. Raises SaeError, HubError."""
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     if path.is_dir():
         return _in_folder(name, path)
     if path.is_file():
         return _file(name, path)
     head, colon, folder = name.partition(":")
-    if colon and ("/" not in head or head.startswith((".", "/", "~"))) and (inside := Path(head).expanduser()).is_dir():
+    inside = Path(os.path.expanduser(head))
+    if colon and ("/" not in head or head.startswith((".", "/", "~"))) and inside.is_dir():
         raise SaeError(
             f"there is no SAE {name}; one in a folder of this disk is named with a slash: {inside / (folder or 'FOLDER')}"
         )

@@ -194,6 +194,11 @@ def test_what_is_not_ours_is_never_deleted(cache_settings, tmp_path):
     assert contents(tmp_path / "mine") == before
 
 
+def test_a_text_in_the_home_of_nobody_known_is_one_that_is_not_there(cache_settings, tmp_path):
+    with pytest.raises(TextError, match="no such file or folder: '~nosuch/text.txt'"):
+        cache(cache_settings(tmp_path / "store", text="~nosuch/text.txt"))
+
+
 def test_a_store_inside_the_folder_of_its_text_is_refused(cache_settings, text_file, tmp_path):
     import shutil
 

@@ -77,6 +77,11 @@ def test_a_model_of_the_hub_that_is_in_a_folder_now_has_no_revision(cache_settin
     assert model_of(recipe, tmp_path, "embedded") == ("embedded", None)
 
 
+def test_a_model_in_the_home_of_nobody_known_is_left_to_who_looks_for_it(cache_settings, tmp_path):
+    with open_writer(cache_settings(tmp_path)) as maker:
+        assert model_of(maker.recipe, tmp_path, "~nosuch/m")[0] == "~nosuch/m"
+
+
 def test_a_context_longer_than_the_models_is_refused(cache_settings, tmp_path):
     with (
         pytest.raises(SettingsError, match="at most 32 tokens; give --context-size 32"),

@@ -96,6 +96,12 @@ def test_a_folder_misspelt_on_the_way_is_answered_with_those_there(tmp_path, mon
         assert "is named with a slash: " in refusal(name) and "runs/sae" in refusal(name)
 
 
+@pytest.mark.parametrize("name", ["~nosuch/m", "~nosuch/m:layer", "~nosuch:layer"])
+def test_the_home_of_nobody_known_is_a_path_that_is_not_there(name):
+    with pytest.raises(SaeError, match=f"SAE {name}|SAE '{name}'"):
+        sae_lm.load(name)
+
+
 def test_a_misspelt_path_that_reads_like_a_hub_id_is_answered_with_the_folders_here(tmp_path, monkeypatch):
     FOREIGN["saelens topk"][0](tmp_path / "runs")
     (tmp_path / "quite-other").mkdir()
