@@ -4,6 +4,7 @@ Its reconstruction is measured on real text and held to what its files claim. Th
 tried on the same activations (`sae_lm.metrics.fit`), and a sentence says what fits best.
 """
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch import Tensor
 from sae_lm.data.manifest import MANIFEST
 from sae_lm.data.recipe import model_of
 from sae_lm.data.store import Store, open_store
+from sae_lm.data.text import Text, open_text
 from sae_lm.errors import SaeError, SettingsError
 from sae_lm.interp.max_activating import same_model
 from sae_lm.lm.device_map import input_device
@@ -78,7 +80,7 @@ class Check(NamedTuple):
 def check(
     model: "TransformerBridge | None",
     sae: SAE,
-    source: "Store | str | Path | Sequence[str]" = "embedded",
+    source: "Store | Text | str | Path | Sequence[str]" = "embedded",
     *,
     hook: str | None = None,
     tokens: int = 8_192,
@@ -88,7 +90,7 @@ def check(
 
     model: a TransformerBridge; None: the store's rows alone, without cross-entropy and other hooks.
     source: an activation store or its folder; or text: a string, several, or what ``sae-lm cache`` takes (a file, a
-        data set).
+        data set). A string that reads like a path or a hub id is one, though nothing is there; in a list it is text.
     hook: in place of the SAE's own.
     tokens: positions to measure, at most.
     context_size: tokens per context of a text; default: as the SAE was trained, else 128, at most what the model takes.
@@ -142,10 +144,11 @@ def check(
 
 def _opened(source: Any) -> Any:
     """A folder that is a store as a store: its manifest is no text to measure on. Raises StoreError."""
-    if not isinstance(source, str | Path) or len(str(source)) > 255:
+    if not isinstance(source, str | Path):
         return source
-    named = str(source).startswith("hf://") or (Path(source) / MANIFEST).is_file()
-    return open_store(str(source)) if named else source
+    path = os.path.expanduser(source)
+    named = path.startswith("hf://") or os.path.isfile(os.path.join(path, MANIFEST))
+    return open_store(path) if named else source
 
 
 def _stored_rows(store: Store, sae: SAE, name: str, tokens: int) -> dict[str, Tensor]:
@@ -310,8 +313,23 @@ def _phrase(change: str) -> str:
     return change if change.startswith("on ") else f"with {change}"
 
 
+def _source(settings: CheckSettings) -> "Store | Text":
+    """What to measure on, opened before anything large is loaded. What --text names is never a text itself."""
+    if settings.store is not None and settings.text is not None:
+        raise SettingsError("check: --store and --text are both given; give one, rows or text")
+    source = _opened(settings.store or settings.text or "embedded")
+    if not isinstance(source, Store):
+        return open_text(source)
+    if settings.context_size is not None:
+        raise SettingsError(
+            "--context-size is of no use with a store, whose contexts are cut; leave out --context-size"
+        )
+    return source
+
+
 def run(settings: CheckSettings) -> int:
     """0 where it fits, 1 where it does not."""
+    source = _source(settings)
     device = pick_device(settings.device, float64_for=SUMMED)
     sae = load(
         settings.sae,
@@ -321,7 +339,7 @@ def run(settings: CheckSettings) -> int:
         k=settings.k,
         input_scale=settings.input_scale,
     )
-    store = open_store(settings.store) if settings.store is not None else None
+    store = source if isinstance(source, Store) and settings.store is not None else None
     model = None
     name = settings.model or (store.manifest.recipe.model["id"] if store else None)
     if settings.model != "none" and (settings.model or not store or name == "embedded"):
@@ -334,10 +352,6 @@ def run(settings: CheckSettings) -> int:
             named, revision = model_of(store.manifest.recipe, store.path, settings.model)
         placed: dict[str, Any] = {"device_map": settings.device_map} if settings.device_map else {"device": device}
         model = load_model(named, revision=revision, **placed)
-    if store is not None and settings.text is not None:
-        raise SettingsError("check: --store and --text are both given; give one, rows or text")
-    found = check(
-        model, sae, store or settings.text or "embedded", tokens=settings.tokens, context_size=settings.context_size
-    )
+    found = check(model, sae, source, tokens=settings.tokens, context_size=settings.context_size)
     print(found)
     return 0 if found.fits else 1

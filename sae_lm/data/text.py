@@ -32,6 +32,12 @@ PEEKED_ROWS = 16
 """A column whose first rows are empty is still recognized."""
 
 
+LONGEST_NAME = 256
+"""Characters, above which a string is a text and no name of one."""
+LIKE_A_PATH = re.compile(r"(~[\w.-]*|\.{0,2})/\S")
+LIKE_A_NAME = re.compile(r"[\w.~][\w.~/\\:@-]*[\w/]", re.ASCII)
+"""A hub id or a path, which a sentence is not: the first has spaces, one of Chinese or Japanese no such letters."""
+
 DAY = "2024-07-26"
 """The day that chat templates are told it is: a text stays the same whenever it is read."""
 _WRITTEN = {"%Y": "2024", "%y": "24", "%m": "07", "%B": "July", "%b": "Jul", "%d": "26", "%j": "208", "%A": "Friday",
@@ -199,6 +205,17 @@ def open_text(text: str, split: str | None = None, column: str | None = None, re
         rows = Streamed(splits[split])
     chosen, chats = _choose_column(text, rows, column)
     return Text(text, split, chosen, fingerprint, rows, chats)
+
+
+def names_a_text(text: str) -> bool:
+    """Whether ``open_text`` is meant, where a string could be a text itself: what is there, or reads like a name.
+
+    A path that is not there counts, so that a slip in it is told and not measured.
+    """
+    if text == "embedded" or os.path.exists(os.path.expanduser(text)):
+        return True
+    of_one_line = "\n" not in text and len(text) < LONGEST_NAME
+    return of_one_line and bool(LIKE_A_PATH.match(text) or LIKE_A_NAME.fullmatch(text) or kind_of(Path(text)))
 
 
 def _files(path: Path) -> dict[str, Path]:

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from sae_lm.data.store import Store
-from sae_lm.data.text import open_text
+from sae_lm.data.text import Text, names_a_text, open_text
 from sae_lm.data.tokenizer_checks import check_ids
 from sae_lm.data.tokens import Block, blocks, in_memory, lengths, special_tokens
 from sae_lm.errors import SettingsError
@@ -35,7 +35,8 @@ def contexts_of(
 ) -> Contexts:
     """About so many tokens.
 
-    source: a store; or a text, several, or what ``sae-lm cache`` takes (a file, a data set).
+    source: a store; or a text, several, or what ``sae-lm cache`` takes (a file, a data set), by name or opened. A string
+        that reads like a name is one (`sae_lm.data.text.names_a_text`); those of a list are texts.
     trained: an SAE's metadata, of which ``context_size`` and ``prepend_bos`` are followed where a text is cut.
 
     Raises SettingsError for a context size that the model does not take and for a source that is no text, TextError.
@@ -81,9 +82,12 @@ def _of_text(model: Any, config: Any, source: Any, tokens: int, size: int, prepe
     if model.tokenizer is None:
         raise SettingsError("this model has no tokenizer to read text with; give an activation store")
     tokenizer = saved_tokenizer(model)
-    if isinstance(source, str | Path):
-        known = source == "embedded" or (len(str(source)) < 256 and (Path(source).exists() or " " not in str(source)))
-        read = open_text(str(source)).with_chats_of(tokenizer).chunks if known else in_memory([str(source)])
+    if isinstance(source, Path) or (isinstance(source, str) and names_a_text(source)):
+        source = open_text(str(source))
+    if isinstance(source, Text):
+        read = source.with_chats_of(tokenizer).chunks
+    elif isinstance(source, str):
+        read = in_memory([source])
     elif isinstance(source, Sequence) and all(isinstance(text, str) for text in source):
         read = in_memory(source)
     else:

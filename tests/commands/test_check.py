@@ -215,6 +215,33 @@ def test_the_command_prints_the_table_and_its_exit_code_says_whether_it_fits(
     assert "--model is required" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("text", ["My Texts/bok", "a b c", "快速的棕色狐狸。"])
+def test_what_the_command_is_given_as_text_is_always_looked_up(sae, tiny_model, tmp_path, capsys, text):
+    save(sae, tmp_path / "sae")
+    assert main(["check", str(tmp_path / "sae"), "--model", str(tiny_model), "--text", text]) == 2
+    assert "is neither an existing folder nor a hub id" in capsys.readouterr().err
+
+
+def test_the_command_reads_a_file_whose_path_has_a_tilde_and_spaces(sae, tiny_model, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "My Texts").mkdir()
+    (tmp_path / "My Texts/book.txt").write_text("A quick brown fox jumps over it. " * 60)
+    save(sae, tmp_path / "sae")
+    common = ["check", str(tmp_path / "sae"), "--model", str(tiny_model), "--tokens", "200"]
+    main([*common, "--text", "~/My Texts/book.txt"])
+    assert "on 217 activations at" in (said := capsys.readouterr().out)
+    main([*common, "--text", str(tmp_path / "My Texts/book.txt")])
+    assert capsys.readouterr().out == said
+
+
+def test_a_store_and_what_a_store_has_no_use_for_are_refused_before_anything_is_loaded(tiny_store, capsys):
+    for named in ("--store", "--text"):
+        assert main(["check", "no-such-sae", named, str(tiny_store), "--context-size", "8"]) == 2
+        assert "--context-size is of no use with a store, whose contexts are cut; leave" in capsys.readouterr().err
+    assert main(["check", "no-such-sae", "--store", str(tiny_store), "--text", "embedded"]) == 2
+    assert "--store and --text are both given; give one, rows or text" in capsys.readouterr().err
+
+
 def test_contexts_longer_than_the_model_takes_are_an_error_and_the_usual_ones_are_cut_short(
     sae, tiny_model, tmp_path, capsys
 ):

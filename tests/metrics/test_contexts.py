@@ -1,6 +1,7 @@
 """Contexts to measure an SAE on are those of ``sae-lm cache``: its tokenizer, its mask, its BOS, its limit."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 import tiny_models
@@ -9,7 +10,7 @@ import torch
 import sae_lm
 from sae_lm.commands.cache import cache
 from sae_lm.commands.check import _model_rows, check
-from sae_lm.errors import SettingsError
+from sae_lm.errors import HubError, SettingsError, TextError
 from sae_lm.metrics.contexts import contexts_of
 
 pytestmark = pytest.mark.transformer_lens_3
@@ -115,3 +116,35 @@ def test_short_documents_give_as_many_tokens_in_long_contexts_as_in_usual_ones(w
     texts = ["the quick brown fox"] * 50
     usual, long = (contexts_of(without_bos, texts, 64, size) for size in (8, 32))
     assert len(usual.tokens) == 8 and len(long.tokens) == 8
+
+
+@pytest.mark.parametrize("named", ["{there}", "~/My Texts/book.txt", Path("~/My Texts/book.txt")])
+def test_a_path_with_spaces_or_a_tilde_is_read_and_not_measured_itself(model, tmp_path, monkeypatch, named):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    book = tmp_path / "My Texts" / "book.txt"
+    book.parent.mkdir()
+    book.write_text("The quick brown fox jumps over the lazy dog. " * 40)
+    found = contexts_of(model, str(book) if named == "{there}" else named, 300, 16)
+    assert torch.equal(found.tokens, contexts_of(model, [book.read_text()], 300, 16).tokens)
+
+
+@pytest.mark.parametrize(
+    "named", ["My Texts/bok.txt", "~/My Texts", "./my texts", "/a b/c", "~nosuch/x y", "book.jsonl", "my book.csv.gz"]
+)
+def test_a_path_that_is_not_there_is_told_and_not_measured(model, named):
+    with pytest.raises(TextError, match="no such file or folder"):
+        contexts_of(model, named, 300, 16)
+
+
+@pytest.mark.parametrize("named", ["a/b/c", "someone/lines:en:fr", "https://host/text"])
+def test_what_reads_like_a_hub_id_or_an_address_is_looked_up(model, named):
+    with pytest.raises(HubError):
+        contexts_of(model, named, 300, 16)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["The quick brown fox.", "快速的棕色狐狸跳过懒狗。" * 4, "A line\n/and/another", "/ is a slash", "fox." * 99],
+)
+def test_a_string_that_reads_like_no_name_is_a_text(model, text):
+    assert torch.equal(contexts_of(model, text, 60, 16).tokens, contexts_of(model, [text], 60, 16).tokens)
