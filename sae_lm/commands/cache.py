@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from safetensors.torch import save_file
 
@@ -42,10 +42,11 @@ def cache(settings: CacheSettings) -> Path:
     after the current shard.
     """
     _check_out(settings)
-    begun = _begun_at(settings)
+    stored = stored_recipe(settings.out)
+    known: dict[str, Any] = {"recorded": stored.text, "text_revision": _begun_at(settings, stored)} if stored else {}
     with (
         join_ranks() as ranks,
-        open_writer(settings, local_rank=ranks.local_rank if ranks.size > 1 else None, text_revision=begun) as maker,
+        open_writer(settings, local_rank=ranks.local_rank if ranks.size > 1 else None, **known) as maker,
         open_for_writing(settings.out, maker.recipe, lock=ranks.rank == 0) as state,
     ):
         if state is None:
@@ -68,12 +69,10 @@ def _check_out(settings: CacheSettings) -> None:
         )
 
 
-def _begun_at(settings: CacheSettings) -> str | None:
+def _begun_at(settings: CacheSettings, stored: Recipe) -> str | None:
     """The commit of a text of the hub that the store was begun with, though the text may have a newer one now."""
-    recipe = stored_recipe(settings.out)
     named = (settings.text, settings.split or "train")
-    same = recipe is not None and (recipe.text.get("id"), recipe.text.get("split")) == named
-    return text_revision(recipe) if recipe is not None and same else None
+    return text_revision(stored) if (stored.text.get("id"), stored.text.get("split")) == named else None
 
 
 def _write_store(maker: ShardMaker, state: PartialStore, ranks: Ranks) -> None:

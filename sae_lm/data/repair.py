@@ -54,7 +54,9 @@ def repair(
         settings = settings_of(manifest, store, model=model, text=named, device=device)
         settings = settings.model_copy(update={"device_map": device_map})
         source: dict[str, Any] = (
-            {"text_revision": text_revision(recipe)} if from_text else {"text": recorded_text(recipe)}
+            {"text_revision": text_revision(recipe), "recorded": recipe.text}
+            if from_text
+            else {"text": recorded_text(recipe)}
         )
         with open_writer(settings, **source, other_special=recipe.other_special) as maker:
             _check_source(store, recipe, maker.recipe)

@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -69,6 +69,8 @@ class Text:
     """of the chat template, where rows are chats: the text depends on it"""
     dated: bool = False
     """whether rows are chats into which the template writes today's date: `DAY` is written instead"""
+    file: Path | None = field(default=None, repr=False, compare=False)
+    """of a text of one local file"""
 
     def with_chats_of(self, tokenizer: Any) -> "Text":
         """The same text, whose chats are written as this tokenizer's template does."""
@@ -87,6 +89,13 @@ class Text:
             template_sha256=digest,
             dated=asks and self.chats,
         )
+
+    def known_as(self, recorded: Mapping[str, Any]) -> "Text":
+        """The same text with the fingerprint that a store records, where an earlier version took in its file's name."""
+        if self.file is None or recorded.get("fingerprint") in (None, self.fingerprint):
+            return self
+        earlier = _digest_files({str(recorded.get("id")): self.file})
+        return replace(self, fingerprint=earlier) if earlier == recorded["fingerprint"] else self
 
     def facts(self) -> dict[str, str | None]:
         """For a store's recipe: what its documents depend on."""
@@ -204,7 +213,7 @@ def open_text(text: str, split: str | None = None, column: str | None = None, re
             check_local_copy(text, pinned.local, config or None, split)
         rows = Streamed(splits[split])
     chosen, chats = _choose_column(text, rows, column)
-    return Text(text, split, chosen, fingerprint, rows, chats)
+    return Text(text, split, chosen, fingerprint, rows, chats, file=path if split is None and path.is_file() else None)
 
 
 def names_a_text(text: str) -> bool:
@@ -223,7 +232,7 @@ def _files(path: Path) -> dict[str, Path]:
     if path.is_file():
         if kind_of(path) is None:
             raise TextError(f"{path.name}: got suffix {path.suffix!r}, expected one of {SUFFIXES}; convert the file")
-        return {path.name: path}
+        return {"": path}  # a copy may have another name, and is the same text
     below = {file.relative_to(path).as_posix(): file for file in path.rglob("*") if file.is_file()}
     files = {
         name: below[name]

@@ -4,7 +4,7 @@ Shards are whole contexts of one stream of blocks, and a forward batch never cro
 shard's bytes depend on the recipe and its number alone, whoever makes it and whatever was made before.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count, islice
@@ -198,6 +198,7 @@ def open_writer(
     *,
     local_rank: int | None = None,
     text_revision: str | None = None,
+    recorded: Mapping[str, Any] | None = None,
     text: Text | None = None,
     other_special: tuple[int, ...] | None = None,
 ) -> Iterator[ShardMaker]:
@@ -205,6 +206,7 @@ def open_writer(
 
     local_rank: of several processes on this machine, which take one GPU each.
     text_revision: commit of a text of the hub (default: the newest).
+    recorded: what a store that is there records of its text, which may be known to it by an earlier fingerprint.
     text: one that need not be opened, as none of it is read (`sae_lm.data.recipe.recorded_text`).
     other_special: of the store that is repaired (default: what the tokenizer calls special).
     Raises ModelError, TextError, HubError, SettingsError for what cannot be opened.
@@ -212,6 +214,7 @@ def open_writer(
     check_device_map(settings.device_map, settings.device, one_of_many=local_rank is not None)
     source = find_model(settings.model, settings.revision)
     opened = text or open_text(settings.text, settings.split, settings.text_column, text_revision)
+    opened = opened.known_as(recorded or {})
     tokenizer = load_tokenizer(source)
     text = text or opened.with_chats_of(tokenizer)
     device, dtype = settings.device, getattr(torch, settings.model_dtype)

@@ -171,9 +171,16 @@ def test_a_text_is_not_merged_with_itself_or_a_part_of_it(two_stores, tmp_path, 
         assert ("hold rows of the same text" in capsys.readouterr().err) == same
 
 
-def test_copies_that_no_recipe_tells_of_are_told_after_merging(cache_settings, tiny_store, text_file, tmp_path, capsys):
+def test_a_file_under_another_name_is_the_same_text(cache_settings, tiny_store, text_file, tmp_path, capsys):
     shutil.copy(text_file, tmp_path / "another name.jsonl")
     other = cache(cache_settings(tmp_path / "other", text=str(tmp_path / "another name.jsonl")))
+    assert main(["merge", str(tiny_store), str(other), "--out", str(tmp_path / "both")]) == 2
+    assert "hold rows of the same text ('another name.jsonl')" in capsys.readouterr().err
+
+
+def test_copies_that_no_recipe_tells_of_are_told_after_merging(cache_settings, tiny_store, text_file, tmp_path, capsys):
+    (tmp_path / "copy.jsonl").write_text(f"{text_file.read_text()}\n")
+    other = cache(cache_settings(tmp_path / "other", text=str(tmp_path / "copy.jsonl")))
     capsys.readouterr()
     assert main(["merge", str(tiny_store), str(other), "--out", str(tmp_path / "both")]) == 0
     said = capsys.readouterr().out

@@ -1,5 +1,6 @@
 """Damaged files of a store are cached again, to the bytes they had, and no others are touched."""
 
+import hashlib
 import json
 import shutil
 
@@ -9,8 +10,10 @@ import sae_lm
 from sae_lm.cli import main
 from sae_lm.commands.cache import cache
 from sae_lm.data import tokens
+from sae_lm.data.manifest import read_manifest, write_manifest
 from sae_lm.data.repair import repair
 from sae_lm.data.writer import ShardMaker
+from sae_lm.errors import StoreError
 
 
 @pytest.fixture
@@ -64,6 +67,44 @@ def test_repair_from_a_model_whose_folder_has_another_name_gives_the_bytes_back(
     moved = shutil.copytree(tiny_model, tmp_path / "moved here")
     assert main(["verify", str(copied_store), "--repair", "--model", str(moved), "--text", str(text_file)]) == 0
     assert contents(copied_store) == contents(tiny_store)
+
+
+@pytest.fixture
+def of_an_earlier_version(copied_store, text_file):
+    """A store whose fingerprint takes in the file's name, as all did."""
+    content = text_file.read_bytes()
+    named = hashlib.sha256(f"{text_file.name}\n{len(content)}\n".encode() + content).hexdigest()
+    manifest = read_manifest(copied_store)
+    text = {**manifest.recipe.text, "fingerprint": named}
+    write_manifest(
+        copied_store, manifest.model_copy(update={"recipe": manifest.recipe.model_copy(update={"text": text})})
+    )
+    return copied_store
+
+
+@pytest.mark.parametrize("earlier", [False, True])
+def test_repair_from_a_text_whose_file_has_another_name_gives_the_bytes_back(
+    copied_store, tiny_model, text_file, tmp_path, earlier, request
+):
+    store = request.getfixturevalue("of_an_earlier_version") if earlier else copied_store
+    before = contents(store)
+    (store / "tokens" / "00001.safetensors").unlink()
+    moved = shutil.copy(text_file, tmp_path / "moved here.jsonl")
+    assert main(["verify", str(store), "--repair", "--model", str(tiny_model), "--text", str(moved)]) == 0
+    assert contents(store) == before
+
+
+def test_a_store_of_an_earlier_version_is_reused_and_its_text_known_again(
+    of_an_earlier_version, cache_settings, text_file, tmp_path, capsys
+):
+    before = contents(of_an_earlier_version)
+    settings = cache_settings(of_an_earlier_version)
+    assert cache(settings) == of_an_earlier_version and "is there already; reused" in capsys.readouterr().out
+    assert contents(of_an_earlier_version) == before
+    other = tmp_path / text_file.name
+    other.write_text(text_file.read_text().replace("fox", "ox"))
+    with pytest.raises(StoreError, match="text.fingerprint is"):
+        cache(settings.model_copy(update={"text": str(other)}))
 
 
 def test_repair_of_a_store_without_packing_with_sinks_dropped_gives_its_bytes_back(cache_settings, tmp_path, capsys):

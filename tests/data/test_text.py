@@ -161,6 +161,14 @@ def test_a_column_that_cannot_be_used_is_refused_with_the_columns_listed(folder:
     assert "empty text" in message(late)
 
 
+def test_the_fingerprint_of_a_single_file_leaves_its_name_out(folder: Path) -> None:
+    (folder / "a.txt").write_text("ab")
+    (folder / "b.txt").write_text("ab")
+    (folder / "c.txt").write_text("ac")
+    a, b, c = (open_text(str(folder / f"{name}.txt")).fingerprint for name in "abc")
+    assert a == b != c and open_text(str(folder)).fingerprint not in (a, c)
+
+
 CHAT = [{"role": "user", "content": "Hello"}]
 SHARED = [{"from": "human", "value": "Hello"}]
 
