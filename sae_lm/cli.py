@@ -33,6 +33,8 @@ from sae_lm.settings import VERBS, make_settings
 
 CLAIM = "claim"
 """The one section that is no verb's (sae_lm.training.registered)."""
+FALLS_BACK = {"estimate": ("cache",)}
+"""Verb -> other sections in which its settings may stand."""
 OVERRIDE = re.compile(r"([a-z_]+)\.([a-z_]+)=(.*)", re.DOTALL)
 EXAMPLES = """\
 examples:
@@ -70,7 +72,7 @@ def make_parser() -> argparse.ArgumentParser:
             help=summary,
             description=summary,
             allow_abbrev=False,
-            epilog=f"Any setting can also stand in a TOML file under [{verb}] (--config FILE) or be given as {verb}.key=value.",
+            epilog=f"Any setting can also stand in a TOML file under {_sections_of(verb)} (--config FILE) or be given as {verb}.key=value.",
         )
         sub.add_argument("--config", metavar="FILE", help="TOML file with a section per verb")
         for key, field in model.model_fields.items():
@@ -104,8 +106,24 @@ def parse(argv: list[str]) -> tuple[str, Any]:
     verb, config = values.pop("verb"), values.pop("config")
     if left := _fill_positionals(verb, unknown, values):
         raise SettingsError(f"{verb}: {_about_unknown(verb, left[0])}; see sae-lm {verb} --help")
-    section = read_config(Path(config)).get(verb, {}) if config else {}
+    section = _section(Path(config), verb) if config else {}
     return verb, make_settings(verb, {**section, **_settings_of(verb, overrides), **values})
+
+
+def _sections_of(verb: str) -> str:
+    return " or ".join(f"[{name}]" for name in (verb, *FALLS_BACK.get(verb, ())))
+
+
+def _section(path: Path, verb: str) -> dict[str, Any]:
+    """A verb's settings in a file. What would be cached is what is estimated, but for what [estimate] says."""
+    sections = read_config(path)
+    own = [sections[name] for name in (*FALLS_BACK.get(verb, ()), verb) if name in sections]
+    if not own:
+        warnings.warn(
+            f"--config {path} has no section {_sections_of(verb)}, so nothing of it is used", SaeLmWarning, stacklevel=2
+        )
+    fields = VERBS[verb].model_fields
+    return {key: value for section in own for key, value in section.items() if key in fields}
 
 
 def _without_overrides(argv: list[str]) -> tuple[list[str], list[re.Match[str]]]:

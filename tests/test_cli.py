@@ -42,6 +42,35 @@ def test_counts_may_be_written_short(text, number):
     assert parse_count(text) == number
 
 
+def test_an_estimate_takes_what_its_own_section_leaves_open_from_that_of_cache(tmp_path):
+    file = tmp_path / "c.toml"
+    file.write_text('[cache]\nhooks = "0,1"\ntokens = "5k"\ncontext_size = 64\nout = "acts"\n')
+    settings = parse(["estimate", "--config", str(file), "--tokens", "7k"])[1]
+    assert (settings.hooks, settings.tokens, settings.context_size, settings.out) == (
+        ("0", "1"),
+        7000,
+        64,
+        Path("acts"),
+    )
+    file.write_text(f"{file.read_text()}[estimate]\ntrial = 0.5\ncontext_size = 32\n")
+    settings = parse(["estimate", "--config", str(file)])[1]
+    assert (settings.hooks, settings.tokens, settings.context_size, settings.trial) == (("0", "1"), 5000, 32, 0.5)
+    assert parse(["cache", "--config", str(file)])[1].context_size == 64
+
+
+def test_a_file_without_a_section_for_the_verb_is_noted_and_one_with_it_is_not(tmp_path, capsys):
+    file, missing = tmp_path / "c.toml", str(tmp_path / "none")
+    file.write_text('[train]\nk = 8\n[cache]\nhooks = "0"\n[verify]\nrepair = false\n')
+    assert main(["inspect", missing, "--config", str(file)]) == 2
+    said = capsys.readouterr().err
+    assert (
+        f"note: --config {file} has no section [inspect], so nothing of it is used" in said and said.count("note") == 1
+    )
+    for verb in ("verify", "estimate"):
+        assert main([verb, *([missing] if verb == "verify" else []), "--config", str(file)]) == 2
+    assert "note" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("text", ["x", "1.5", "-3", "k", "1e6", "", "0,1,2", "16,32", "1,5M", "1,000,00", "٣"])
 def test_a_malformed_count_is_refused(text):
     with pytest.raises(ValueError, match="whole number"):
