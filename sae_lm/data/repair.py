@@ -3,6 +3,7 @@
 A shard's tokens are enough to run the model on it again. The text is read where these are damaged themselves.
 """
 
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from safetensors.torch import save_file
 from sae_lm.data.characters import FILE as PARTIAL
 from sae_lm.data.characters import partial_tokens, write_partial
 from sae_lm.data.integrity import check_files
-from sae_lm.data.manifest import MANIFEST, Manifest, Recipe, read_manifest, shard_file, shard_of, write_manifest
+from sae_lm.data.manifest import MANIFEST, Recipe, read_manifest, shard_file, shard_of, write_manifest
 from sae_lm.data.recipe import model_of, recorded_text, settings_of, text_revision
 from sae_lm.data.shards import rows_wanted
 from sae_lm.data.store import Store
@@ -62,7 +63,7 @@ def repair(
             _check_source(store, recipe, maker.recipe)
             for job in _jobs(opened, maker, shards, from_text, damaged):
                 folders = [name.split("/")[0] for name in damaged if shard_of(name) == job.number]
-                lines += _repair_shard(store, manifest, maker, job, folders)
+                lines += _repair_shard(opened, maker, job, folders)
     for name in ("vocabulary.json", PARTIAL):
         if name in damaged:
             tokenizer = load_tokenizer(find_model(*model_of(recipe, store, model)))
@@ -133,24 +134,52 @@ def _stored_job(store: Store, number: int, damaged: list[str]) -> Job | None:
     return Job(number, first, blocks, rows_wanted(blocks, recipe))
 
 
-def _repair_shard(store: Path, manifest: Manifest, maker: ShardMaker, job: Job, folders: list[str]) -> list[str]:
-    """Write a shard's files in ``folders`` again, put their checksums into the manifest, and return a line for each."""
-    stored = manifest.shards[job.number]
-    shard, rows = maker.run(job, manifest.sink_norms, lambda add, *arguments: add(*arguments), limit=stored.rows)
+def _repair_shard(store: Store, maker: ShardMaker, job: Job, folders: list[str]) -> list[str]:
+    """Write a shard's files in ``folders`` again, put their checksums into the manifest, and return a line for each.
+
+    Raises StoreError, before anything is written, where the rows would not be those that its tokens tell of.
+    """
+    path, stored, sink_norms = Path(store.path), store.manifest.shards[job.number], store.manifest.sink_norms
+    if "tokens" not in folders:
+        # not by norms: a token barely beyond the limit may be below it here, and all rows behind it would be others
+        job, sink_norms = _with_stored_rows(store, job), {}
+    shard, rows = maker.run(job, sink_norms, lambda add, *arguments: add(*arguments), limit=stored.rows)
     if rows < stored.rows:
         raise StoreError(
-            f"{store}: shard {job.number} would have {rows} rows, the store says {stored.rows}; the text or the model "
+            f"{path}: shard {job.number} would have {rows} rows, the store says {stored.rows}; the text or the model "
             "is not the one it was cached from"
         )
-    record = shard.write(store, stored.rows, folders, stored.contexts)
+    if "tokens" in folders:
+        name = shard_file("tokens", job.number)
+        with tempfile.TemporaryDirectory() as aside:
+            made = shard.write(Path(aside), stored.rows, ["tokens"], stored.contexts).files[name]
+        if made.sha256 != stored.files[name].sha256:
+            raise _otherwise(store, name)
+    record = shard.write(path, stored.rows, folders, stored.contexts)
     lines = []
     for name, file in record.files.items():
         same = file.sha256 == stored.files[name].sha256
-        if not same and name.startswith("tokens/"):
-            raise StoreError(
-                f"{store}: {name} comes out otherwise than before; the text is not the one it was cached from"
-            )
         stored.files[name] = file
         changed = ", to other bytes than before (other hardware or versions?); the store has a new checksum"
         lines.append(f"{name}: cached again" + ("" if same else changed))
     return lines
+
+
+def _with_stored_rows(store: Store, job: Job) -> Job:
+    """The job with the rows that the store has of this shard, whose tokens are whole."""
+    number = job.number
+    first, contexts = store.first_context[number], store.manifest.shards[number].contexts
+    ids = [block.ids for block in job.blocks[:contexts]]
+    if len(ids) < contexts or not np.array_equal(np.stack(ids), store.blocks(first, first + contexts).numpy()):
+        raise _otherwise(store, shard_file("tokens", number))
+    columns = store.tokens(store.first_row[number], store.first_row[number + 1], ("context", "position"))
+    kept = np.zeros_like(job.wanted)
+    kept[columns["context"].numpy() - first, columns["position"].numpy()] = True
+    return job._replace(wanted=kept)
+
+
+def _otherwise(store: Store, name: str) -> StoreError:
+    or_a_sink = ", or here a token is a sink that was none, or the reverse" if store.manifest.sink_norms else ""
+    return StoreError(
+        f"{store.path}: {name} comes out otherwise than before; the text is not the one it was cached from{or_a_sink}"
+    )

@@ -9,7 +9,7 @@ import pytest
 import sae_lm
 from sae_lm.cli import main
 from sae_lm.commands.cache import cache
-from sae_lm.data import tokens
+from sae_lm.data import tokens, writer
 from sae_lm.data.manifest import read_manifest, write_manifest
 from sae_lm.data.repair import repair
 from sae_lm.data.writer import ShardMaker
@@ -220,4 +220,38 @@ def test_repair_gives_a_shard_back_whose_last_context_has_no_row(cache_settings,
     for folder in ("tokens", "blocks.0.hook_out"):
         (settings.out / folder / "00000.safetensors").unlink()
     repair(settings.out, settings.model, settings.text)
+    assert contents(settings.out) == before
+
+
+@pytest.fixture
+def with_a_borderline_sink(cache_settings, tmp_path, monkeypatch):
+    """Settings of a store with a token in each shard whose norm is barely beyond the limit; with the next model it is not."""
+    settings = cache_settings(tmp_path / "store", tokens=900, shard_tokens=160)
+    lengths = sae_lm.open_store(cache(settings)).rows("0").norm(dim=1)
+    shutil.rmtree(settings.out)
+    limit = float(lengths.sort().values[-200]) * 0.9999
+    monkeypatch.setattr(ShardMaker, "sink_norms", lambda self: {"blocks.0.hook_out": limit})
+    settings = settings.model_copy(update={"drop_sinks": 1.2, "tokens": 600})
+    cache(settings)
+    real = writer.norms
+    monkeypatch.setattr(writer, "norms", lambda rows: real(rows) * 0.99)  # as other hardware may round, only more
+    return settings
+
+
+@pytest.mark.parametrize("shard", [0, 1, -1])
+def test_repair_keeps_the_rows_of_the_store_where_a_token_is_a_sink_no_more(with_a_borderline_sink, shard):
+    settings = with_a_borderline_sink
+    before = contents(settings.out)
+    sorted((settings.out / "blocks.0.hook_out").iterdir())[shard].unlink()
+    (line,) = repair(settings.out, settings.model, settings.text)
+    assert line.endswith(": cached again") and contents(settings.out) == before
+
+
+def test_repair_writes_nothing_where_the_tokens_are_gone_that_told_which_rows_there_were(with_a_borderline_sink):
+    settings = with_a_borderline_sink
+    for folder in ("blocks.0.hook_out", "tokens"):
+        (settings.out / folder / "00001.safetensors").unlink()
+    before = contents(settings.out)
+    with pytest.raises(StoreError, match="tokens/00001.safetensors comes out otherwise than before; .* a sink"):
+        repair(settings.out, settings.model, settings.text)
     assert contents(settings.out) == before
