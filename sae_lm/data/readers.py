@@ -232,11 +232,13 @@ def _parquet(path: Path, place: Any, column: str | None) -> Iterator[Row]:
 
 
 def _csv(path: Path, place: Any, column: str | None) -> Iterator[Row]:
-    """The first record names the columns. Fields may hold line ends between quotes; all are text."""
+    """The first record that is not blank names the columns. Fields may hold line ends between quotes; all are text."""
     with _bytes_of(path) as stream:
         lines = _CountedLines(stream)
-        if (head := _record(csv.reader(lines))) is None:
-            return
+        records = csv.reader(lines)
+        while not (head := _record(records)):
+            if head is None:
+                return
     at = lines.at if place is None else int(place)
     with _bytes_of(path, at) as stream:
         lines = _CountedLines(stream, at)

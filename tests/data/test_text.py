@@ -306,6 +306,15 @@ def test_csv_is_read_with_its_quotes_and_long_fields(folder: Path) -> None:
     assert "has 2 fields, expected 1" in message(folder / "b.csv")
 
 
+def test_blank_lines_before_the_names_of_columns_are_passed_over(folder: Path) -> None:
+    (folder / "a.csv").write_text("\ufeff\r\n\r\ntext,n\r\none,1\r\n\r\ntwo,2\r\n", newline="")
+    text = open_text(str(folder / "a.csv"))
+    assert documents(text) == ["one", "two"]
+    assert [chunk.content for chunk in text.chunks(list(text.chunks())[1].place)] == ["two"]
+    (folder / "b.csv").write_text("\n\n")
+    assert "empty text: b.csv" in message(folder / "b.csv")
+
+
 @pytest.mark.parametrize("suffix", [".txt", ".jsonl", ".json", ".parquet", ".csv"])
 def test_every_reader_goes_on_from_every_place(folder: Path, suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from sae_lm.data import readers
