@@ -317,7 +317,7 @@ def _source(settings: CheckSettings) -> "Store | Text":
     """What to measure on, opened before anything large is loaded. What --text names is never a text itself."""
     if settings.store is not None and settings.text is not None:
         raise SettingsError("check: --store and --text are both given; give one, rows or text")
-    source = _opened(settings.store or settings.text or "embedded")
+    source = _opened(settings.text or "embedded") if settings.store is None else open_store(settings.store)
     if not isinstance(source, Store):
         return open_text(source)
     if settings.context_size is not None:

@@ -240,6 +240,8 @@ def test_a_store_and_what_a_store_has_no_use_for_are_refused_before_anything_is_
         assert "--context-size is of no use with a store, whose contexts are cut; leave" in capsys.readouterr().err
     assert main(["check", "no-such-sae", "--store", str(tiny_store), "--text", "embedded"]) == 2
     assert "--store and --text are both given; give one, rows or text" in capsys.readouterr().err
+    assert main(["check", "no-such-sae", "--store", "embedded"]) == 2
+    assert "store embedded does not exist" in capsys.readouterr().err
 
 
 def test_contexts_longer_than_the_model_takes_are_an_error_and_the_usual_ones_are_cut_short(
