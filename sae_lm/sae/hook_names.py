@@ -50,21 +50,28 @@ def bridge_hook(name: str, model: str = "") -> str | None:
         block, dot, last = name.rpartition(".")
         return f"{block}{dot}{_ALIASES.get(last, last)}" if last in ("hook_resid_post", "hook_resid_pre") else name
     if parsed := _DICTIONARY_LEARNING.fullmatch(name):
-        return f"blocks.{parsed[2]}.{_ALIASES[parsed[1]]}"
+        return f"blocks.{parsed[2]}.{_output(_ALIASES[parsed[1]], model)}"
     if name.split(".")[-1] in ("embed_tokens", "wte", "embed_in"):
         return "hook_embed"
     parsed = _BLOCK.fullmatch(name)
     if parsed is None or parsed[2] not in _INSIDE:
         return None
-    if parsed[2] in (".mlp", ".attn", ".attention", ".self_attn") and _NORM_AFTER.search(model):
-        return f"blocks.{parsed[1]}.{'mlp' if parsed[2] == '.mlp' else 'attn'}.hook_out"
-    return f"blocks.{parsed[1]}.{_INSIDE[parsed[2]]}"
+    behind = parsed[2] == ".post_feedforward_layernorm"  # of the norm, where there is one
+    return f"blocks.{parsed[1]}.{_INSIDE[parsed[2]] if behind else _output(_INSIDE[parsed[2]], model)}"
 
 
-def named_in(path: str) -> str | None:
-    """The hook that a path names: ``.../resid_post_layer_4/trainer_8`` of dictionary_learning, ``NAME-SAE-l19.pt``."""
+def _output(hook: str, model: str) -> str:
+    """Of what a module gives, as Hugging Face has it: in some models the block's own hook is behind a norm."""
+    before = {"hook_mlp_out": "mlp.hook_out", "hook_attn_out": "attn.hook_out"} if _NORM_AFTER.search(model) else {}
+    return before.get(hook, hook)
+
+
+def named_in(path: str, model: str = "") -> str | None:
+    """The hook that a path names: ``.../resid_post_layer_4/trainer_8`` of dictionary_learning, ``NAME-SAE-l19.pt``.
+
+    model: as in `bridge_hook`."""
     if found := _DICTIONARY_LEARNING.findall(path):
-        return bridge_hook("{}_layer_{}".format(*found[-1]))
+        return bridge_hook("{}_layer_{}".format(*found[-1]), model)
     layer = _LAYER_AT_END.search(path)
     return f"blocks.{layer[1]}.hook_out" if layer else None
 

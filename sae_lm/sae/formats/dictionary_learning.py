@@ -152,7 +152,7 @@ def _metadata(source: Source, config: Mapping[str, Any], trainer: Mapping[str, A
         recorded, where = (str(submodule) if submodule else None), f"{CONFIG}, trainer.submodule_name"
         if recorded is not None and bridge_hook(recorded, model) is None and isinstance(trainer.get("layer"), int):
             recorded = f"{recorded}_layer_{trainer['layer']}"
-    if recorded is None and (in_path := named_in(source.identity)):
+    if recorded is None and (in_path := named_in(source.identity, model)):
         recorded, where = in_path, "its path"
     if recorded is None:
         where = f"{CONFIG} (layer {trainer['layer']} of what is not said)" if "layer" in trainer else "no file"
