@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def generate(
     model: "TransformerBridge",
-    prompt: str | list[str] | Int[Tensor, "batch pos"],
+    prompt: str | list[str] | Int[Tensor, "batch pos"] | Int[Tensor, " pos"],
     saes: SAEs | None = None,
     *,
     steering: Steering = None,
@@ -31,6 +31,7 @@ def generate(
 ) -> Any:
     """What the model makes of a prompt: text for text, a list for a list, token ids for token ids, prompt included.
 
+    prompt: token ids [pos] are a batch of one.
     saes, keep, error_term, steering: as in ``splice``, for the prompt's tokens and for those that are generated. Keep
         fits generation as "special", token ids or a function of them.
     do_sample: False takes the likeliest token each time.
@@ -49,6 +50,12 @@ def generate(
         raise SettingsError(
             "the prompt is neither text, nor a list of texts, nor a tensor of token ids; give ids as torch.tensor([[...]])"
         )
+    if isinstance(prompt, Tensor):
+        if prompt.ndim not in (1, 2):
+            raise SettingsError(
+                f"the prompt is token ids of shape {tuple(prompt.shape)}, expected [batch, pos], or [pos] of one prompt"
+            )
+        prompt = prompt[None] if prompt.ndim == 1 else prompt
     if isinstance(keep, Tensor):
         raise SaeError(
             'keep is a mask, which does not fit tokens that are still to come; give keep="special", token ids or a '

@@ -158,3 +158,13 @@ def test_a_prompt_that_is_no_text_and_no_tensor_is_refused(model, prompt):
     generate = unwrap(sae_lm.generate)
     with pytest.raises(SettingsError, match="the prompt is neither text"):
         generate(model, prompt)
+
+
+def test_token_ids_may_be_of_one_prompt_alone_and_other_shapes_are_refused(model, make_sae):
+    for saes in (None, make_sae(d_in=16)):
+        assert torch.equal(sae_lm.generate(model, PROMPT[0], saes, **HOW), sae_lm.generate(model, PROMPT[:1], saes, **HOW))
+    generate = unwrap(sae_lm.generate)
+    for prompt in (PROMPT[None], PROMPT[0, 0]):
+        said = rf"token ids of shape \({', '.join(map(str, prompt.shape))}\), expected \[batch, pos\]"
+        with pytest.raises(SettingsError, match=said):
+            generate(model, prompt)
