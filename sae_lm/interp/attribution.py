@@ -18,6 +18,7 @@ from torch import Tensor
 from sae_lm.errors import SaeError
 from sae_lm.interp.positions import Keep, kept_positions
 from sae_lm.interp.splice import SAEs, SplicedSAE, place
+from sae_lm.interp.steering import is_whole
 from sae_lm.lm.bridge import FORWARD_KWARGS, replace_activation
 
 if TYPE_CHECKING:
@@ -72,13 +73,14 @@ class Attribution:
 
     def top(self, count: int = 10) -> list[Entry]:
         """The entries of largest size."""
+        count = _count("count", count, least=0)
         columns = (self.prompt, self.position, self.latent, self.activation, self.attribution)
         rows = zip(self.hook[:count].tolist(), *(column[:count].tolist() for column in columns), strict=True)
         return [Entry(self.hooks[hook], *rest) for hook, *rest in rows]
 
     def head(self, count: int) -> "Attribution":
         """The same with the entries of largest size alone."""
-        return self._rows(torch.arange(min(count, len(self))))
+        return self._rows(torch.arange(min(_count("count", count, least=0), len(self))))
 
     def by_latent(self, hook: str | None = None) -> Float[Tensor, " d_sae"]:
         """Each latent's attribution, summed over prompts and positions. hook: which SAE, where there are several."""
@@ -137,15 +139,19 @@ def attribute(
         ``attribution.head(50)``; it may be of another metric.
 
     With several SAEs a latent's attribution is that of all its effects, those by way of later SAEs' latents and errors
-    included. Raises SaeError for a metric that does not give one number for each prompt, and for an ``of`` of other
-    prompts or SAEs or with another method.
+    included. Raises SaeError for a metric that does not give one number for each prompt, for an ``of`` of other
+    prompts or SAEs or with another method, and for gradients in ``torch.inference_mode()``.
     """
     if method not in ("gradient", "integrated", "ablation"):
         raise SaeError(f"method is {method!r}, expected gradient, integrated or ablation")
     if of is not None and method != "ablation":
         raise SaeError(f"of names entries to ablate, method is {method!r}; give method='ablation', or leave of out")
-    if steps < 1 or batch_size < 1:
-        raise SaeError(f"steps is {steps} and batch_size {batch_size}; both must be at least 1")
+    steps, batch_size = _count("steps", steps), _count("batch_size", batch_size)
+    if method != "ablation" and torch.is_inference_mode_enabled():
+        raise SaeError(
+            f"method {method} needs gradients, which torch.inference_mode() rules out; call attribute outside of it, or give "
+            "method='ablation'"
+        )
     run = _Run(model, tokens, metric, saes, keep, attention_mask)
     if method == "ablation":
         found = run.firing(method) if of is None else _of_run(of, run)
@@ -174,9 +180,8 @@ def faithfulness(
     All else is given as it was to ``attribute``. Raises SaeError for an attribution of other prompts, SAEs or another
     metric.
     """
-    if batch_size < 1:
-        raise SaeError(f"batch_size is {batch_size}, expected at least 1")
-    first = attribution.head(top)
+    batch_size = _count("batch_size", batch_size)
+    first = attribution.head(_count("top", top))
     run = _Run(model, tokens, metric, saes, keep, attention_mask)
     here = _of_run(first, run)
     if not torch.allclose(first.metric, here.metric, rtol=SAME, atol=SAME):
@@ -188,6 +193,13 @@ def faithfulness(
     pair = torch.stack([first.attribution, ablated]).double()
     varies = len(first) > 2 and bool((pair.std(1) > 0).all())
     return Faithfulness(float(torch.corrcoef(pair)[0, 1]) if varies else float("nan"), first.attribution, ablated)
+
+
+def _count(name: str, value: Any, least: int = 1) -> int:
+    """Raises SaeError for what is no whole number from ``least`` on."""
+    if not is_whole(value) or value < least:
+        raise SaeError(f"{name} is {value!r}, expected a whole number from {least} on")
+    return int(value)
 
 
 def _of_run(found: Attribution, run: "_Run") -> Attribution:

@@ -134,6 +134,8 @@ def place(model: TransformerBridge, sae: SAEs, hook: str | None = None) -> dict[
         raise SaeError(f"hook is {hook!r}, which is for one SAE; give several as {{hook: sae}}")
     else:
         named = list(sae.items()) if isinstance(sae, Mapping) else [(_own_hook(one), one) for one in sae]
+    if not named:
+        raise SaeError("no SAE is given; give one, several as a list, or {hook: sae}")
     taken: dict[HookPoint, str] = {}
     for name, one in named:
         point = _hook_point(model, name)

@@ -1,5 +1,7 @@
 """sae_lm.attribute: gradients, integrated gradients and ablation agree with what each is by definition."""
 
+from inspect import unwrap
+
 import pytest
 import tiny_models
 import torch
@@ -12,6 +14,7 @@ pytestmark = pytest.mark.transformer_lens_3
 
 IDS = torch.tensor([[0, 5, 9, 33, 70, 12], [0, 8, 8, 250, 3, 44]])
 METRIC = sae_lm.logit_difference(7, 11)
+METHODS = ("gradient", "integrated", "ablation")
 
 
 @pytest.fixture(scope="module", params=sorted(tiny_models.ARCHITECTURES))
@@ -237,3 +240,54 @@ def test_wrong_metrics_and_methods_are_refused(model, sae):
     sae_lm.attribute(model, IDS, lambda logits: METRIC(logits).detach(), sae, method="ablation")
     with pytest.raises(SaeError, match="steps is 0"):
         sae_lm.attribute(model, IDS, METRIC, sae, method="integrated", steps=0)
+
+
+@pytest.mark.parametrize("none", [[], {}, ()])
+def test_no_saes_at_all_are_refused_in_a_sentence(model, sae, none):
+    found = sae_lm.attribute(model, IDS, METRIC, sae)
+    calls = [
+        *(lambda method=method: sae_lm.attribute(model, IDS, METRIC, none, method=method) for method in METHODS),
+        lambda: sae_lm.faithfulness(model, IDS, METRIC, none, found),
+        lambda: sae_lm.run_with_cache(model, IDS, none),
+    ]
+    for call in calls:
+        with pytest.raises(SaeError, match="no SAE is given; give one, several as a list, or"):
+            call()
+
+
+def test_gradients_in_inference_mode_are_refused_and_ablation_is_not(model, sae):
+    with torch.inference_mode():
+        for method in ("gradient", "integrated"):
+            with pytest.raises(SaeError, match=f"method {method} needs gradients, which torch.inference_mode"):
+                sae_lm.attribute(model, IDS, METRIC, sae, method=method)
+        within = sae_lm.attribute(model, IDS, METRIC, sae, method="ablation")
+    torch.testing.assert_close(within.dense(), sae_lm.attribute(model, IDS, METRIC, sae, method="ablation").dense())
+
+
+@pytest.mark.parametrize("value", [2.5, 2.0, -3, True, "4", None])
+def test_numbers_that_are_no_counts_are_refused(model, sae, value):
+    found = sae_lm.attribute(model, IDS, METRIC, sae)
+    attribute, faithfulness = (unwrap(function) for function in (sae_lm.attribute, sae_lm.faithfulness))
+    calls = {
+        "steps": lambda: attribute(model, IDS, METRIC, sae, method="integrated", steps=value),
+        "batch_size": lambda: attribute(model, IDS, METRIC, sae, method="ablation", batch_size=value),
+        "batch_size ": lambda: faithfulness(model, IDS, METRIC, sae, found, batch_size=value),
+        "top": lambda: faithfulness(model, IDS, METRIC, sae, found, top=value),
+        "count": lambda: unwrap(type(found).head)(found, value),
+        "count ": lambda: unwrap(type(found).top)(found, value),
+    }
+    for name, call in calls.items():
+        with pytest.raises(SaeError, match=f"{name.strip()} is {value!r}, expected a whole number from"):
+            call()
+
+
+def test_counts_may_be_numpys_or_tensors(model, sae):
+    import numpy as np
+
+    attribute = unwrap(sae_lm.attribute)
+    for method in METHODS:
+        plain = attribute(model, IDS, METRIC, sae, method=method, steps=3, batch_size=5)
+        for kind in (np.int64, torch.tensor):
+            given = attribute(model, IDS, METRIC, sae, method=method, steps=kind(3), batch_size=kind(5))
+            torch.testing.assert_close(given.dense(), plain.dense())
+    assert len(unwrap(type(plain).head)(plain, np.int64(2))) == 2
