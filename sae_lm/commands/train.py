@@ -26,8 +26,9 @@ from sae_lm.sae.model import SAE
 from sae_lm.settings import TrainSettings
 from sae_lm.training.convergence import convergence, state_of_training
 from sae_lm.training.group import TrainingRun, train_group
+from sae_lm.training.heeded import check_heeded
 from sae_lm.training.locks import only_trainer, only_writer_of_run, others_at_work, remove_locks
-from sae_lm.training.recipe import TrainingRecipe, check_heeded, rows_per_step
+from sae_lm.training.recipe import TrainingRecipe, rows_per_step
 from sae_lm.training.registered import Registered, registration
 from sae_lm.training.run_folder import (
     all_seeds,
@@ -115,7 +116,7 @@ def _plan(settings: TrainSettings, store: Store, arms: list[Arm], device: str, t
     all_seeds(settings)  # refused before each is looked for
     begun, registered = begun_recipe(out), registration(settings)
     if begun is None:
-        check_heeded(settings, arms)
+        check_heeded(settings, arms, recipe)
         if registered is not None:
             from sae_lm.comparison.registered import check_claims
 

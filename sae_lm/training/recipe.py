@@ -8,7 +8,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 
 from sae_lm.errors import SettingsError, StoreError
-from sae_lm.penalties.arms import OPTIONS, Arm, check_held, check_nested
+from sae_lm.penalties.arms import Arm, check_held, check_nested
 from sae_lm.penalties.controllers import RAMP
 from sae_lm.penalties.term import SETTLING_SHARE, first_step
 from sae_lm.runtime.device import has_bfloat16
@@ -212,6 +212,11 @@ class TrainingRecipe(BaseModel):
     def learning_rate(self, step: int) -> float:
         return learning_rate(step, self.steps, self.lr, self.warm_up, self.decay)
 
+    def resamples(self, step: int) -> bool:
+        """Whether dead latents are given new directions at this step: never while the learning rate falls."""
+        every = self.resample_every
+        return bool(every and step and step % every == 0 and step < (1 - self.decay) * self.steps)
+
     def record(self) -> dict[str, Any]:
         """As it is written to disk: JSON values, in the order of the fields."""
         return self.model_dump(mode="json")
@@ -289,42 +294,6 @@ def _check_latents(settings: TrainSettings, arms: list[Arm]) -> None:
             raise SettingsError(
                 f"arms: the widths of {arm.name!r} end at {arm.widths[-1]}; expected d_sae ({settings.d_sae}) as the last"
             )
-
-
-def check_heeded(settings: TrainSettings, arms: list[Arm]) -> None:
-    """Raises SettingsError where no arm heeds a setting: it would be recorded as what the SAEs were trained with.
-
-    For the first command of a folder: later ones add arms to SAEs that may heed it.
-    """
-    architectures = {arm.arch or settings.arch for arm in arms}
-    if settings.widths is not None and "matryoshka" not in architectures:
-        raise SettingsError(
-            f"widths is {', '.join(map(str, settings.widths))}, and no arm is matryoshka, which alone has nested prefixes; "
-            "leave it out, or give --arch matryoshka"
-        )
-    if settings.differs("bandwidth") and "jumprelu" not in architectures:
-        raise SettingsError(
-            f"bandwidth is {settings.bandwidth:g}, and no arm is jumprelu, whose thresholds alone have one; leave it out, or "
-            "give --arch jumprelu"
-        )
-    for option in ("every", "start", "warm_up", "on"):
-        value = getattr(settings, setting := f"penalty_{option}")
-        having = [arm for arm in arms if arm.coefficient and arm.penalty in OPTIONS[option].penalties]
-        heeding = [arm for arm in having if getattr(arm, option) is None]
-        if settings.differs(setting) and not heeding:
-            raise SettingsError(
-                f"{setting} is {value}, and no arm has a penalty that heeds it; leave it out, or name one that does, without "
-                f"@{option}"
-            )
-    if settings.aux_k is not None and not settings.aux_coefficient:
-        raise SettingsError(
-            f"aux_k is {settings.aux_k}, and with aux_coefficient 0 there is no AuxK; leave one of them out"
-        )
-    if settings.sparsity_coefficient is not None and architectures.isdisjoint(WITH_SPARSITY):
-        raise SettingsError(
-            f"sparsity_coefficient is {settings.sparsity_coefficient:g}, and no arm is {' or '.join(WITH_SPARSITY)}, which "
-            f"alone have one; leave it out, or give --arch {WITH_SPARSITY[0]}"
-        )
 
 
 def _check_aims(settings: TrainSettings, arms: list[Arm]) -> None:

@@ -213,12 +213,8 @@ class ArmTraining:
             return None
         return self.control.coefficient * warm_up_share(step, self.recipe.warm_up * self.recipe.steps)
 
-    def _resamples(self, step: int) -> bool:
-        recipe, every = self.recipe, self.recipe.resample_every
-        return bool(every and step and step % every == 0 and step < (1 - recipe.decay) * recipe.steps)
-
     def _look_for_dead(self, step: int) -> None:
-        if self._resamples(step) or step % DEAD_EVERY == 0:
+        if self.recipe.resamples(step) or step % DEAD_EVERY == 0:
             self.dead = (self.rows_since_fired >= self.recipe.dead_after).nonzero().flatten()
             if self.weights.log_threshold is not None:
                 lower_thresholds(self.weights.log_threshold, self.dead)
@@ -237,7 +233,7 @@ class ArmTraining:
         recipe = self.recipe
         if not len(self.dead):
             return
-        if self._resamples(step):
+        if self.recipe.resamples(step):
             resample(
                 torch.cat(self.team.gather(result.residual)),
                 torch.cat(self.team.gather(centred)),

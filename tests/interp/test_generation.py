@@ -162,7 +162,9 @@ def test_a_prompt_that_is_no_text_and_no_tensor_is_refused(model, prompt):
 
 def test_token_ids_may_be_of_one_prompt_alone_and_other_shapes_are_refused(model, make_sae):
     for saes in (None, make_sae(d_in=16)):
-        assert torch.equal(sae_lm.generate(model, PROMPT[0], saes, **HOW), sae_lm.generate(model, PROMPT[:1], saes, **HOW))
+        assert torch.equal(
+            sae_lm.generate(model, PROMPT[0], saes, **HOW), sae_lm.generate(model, PROMPT[:1], saes, **HOW)
+        )
     generate = unwrap(sae_lm.generate)
     for prompt in (PROMPT[None], PROMPT[0, 0]):
         said = rf"token ids of shape \({', '.join(map(str, prompt.shape))}\), expected \[batch, pos\]"

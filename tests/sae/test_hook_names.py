@@ -26,7 +26,9 @@ def test_an_mlps_output_is_the_modules_where_a_norm_stands_behind_it(model, expe
 @pytest.mark.parametrize("name", ["mlp_out_layer_5", "attn_out_layer_5", "attention_out_layer_5", "resid_post_layer_5"])
 def test_dictionary_learnings_names_are_those_of_the_modules_that_it_reads(name):
     """Its activations are outputs of Hugging Face's modules, before the norm that stands behind some of them."""
-    module = {"mlp": "model.layers.5.mlp", "resid": "model.layers.5"}.get(name.split("_")[0], "model.layers.5.self_attn")
+    module = {"mlp": "model.layers.5.mlp", "resid": "model.layers.5"}.get(
+        name.split("_")[0], "model.layers.5.self_attn"
+    )
     for model in ("google/gemma-2-2b", "google/gemma-3-1b-pt", "google/gemma-2b", "EleutherAI/pythia-70m", ""):
         assert bridge_hook(name, model) == bridge_hook(module, model)
         assert named_in(f"user/repo:gemma/{name}/trainer_8", model) == bridge_hook(module, model)

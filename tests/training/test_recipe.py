@@ -9,7 +9,8 @@ from sae_lm.data.store import Moments, open_store
 from sae_lm.errors import SettingsError, StoreError
 from sae_lm.penalties.arms import parse_arms
 from sae_lm.settings import TrainSettings
-from sae_lm.training.recipe import NOT_IN_RECIPE, TrainingRecipe, check_heeded, default_lr, rows_per_step
+from sae_lm.training.heeded import check_heeded
+from sae_lm.training.recipe import NOT_IN_RECIPE, TrainingRecipe, default_lr, rows_per_step
 
 WRITTEN = [
     "hook", "d_sae", "k", "arch", "widths", "sparsity_coefficient", "bandwidth", "tokens", "batch_size", "lr", "optimizer", "whiten", "warm_up", "decay",
@@ -17,6 +18,12 @@ WRITTEN = [
     "resample_every", "matmul", "store_id", "held_out_from_context", "held_out_from_row", "scale",
 ]  # fmt: skip
 """Keys of `facts` in run.json and of `training` in an SAE's metadata, in their order on disk."""
+
+
+def heeded(settings):
+    """Raises SettingsError where a setting does nothing, as the first command of a folder does."""
+    arms = parse_arms(settings.arms)
+    check_heeded(settings, arms, TrainingRecipe.from_settings(settings, open_store(settings.store), arms))
 
 
 def test_the_recipe_on_disk_has_these_keys_in_this_order():
@@ -97,8 +104,7 @@ def test_the_default_learning_rate_turns_a_row_by_as_much_at_any_width_and_stops
 def test_a_setting_that_no_arm_heeds_is_refused(tiny_store, arms, changes, said):
     with pytest.raises(SettingsError, match=said):
         settings = TrainSettings(store=tiny_store, hook="1", d_sae=64, arms=arms, out=tiny_store, **changes)
-        TrainingRecipe.from_settings(settings, open_store(tiny_store), parse_arms(settings.arms))
-        check_heeded(settings, parse_arms(settings.arms))
+        heeded(settings)
 
 
 @pytest.mark.parametrize(
@@ -135,7 +141,7 @@ def test_a_row_that_is_not_finite_is_told_before_the_work(tiny_store, monkeypatc
 def test_a_setting_of_penalties_is_for_those_arms_that_have_one_and_no_own(tiny_store):
     arms, changes = "none,max_cos,max_cos:1@every=2", {"penalty_every": 3, "penalty_on": "encoder", "aux_k": 4}
     settings = TrainSettings(store=tiny_store, hook="1", d_sae=64, arms=arms, out=tiny_store, **changes)
-    check_heeded(settings, parse_arms(settings.arms))
+    heeded(settings)
 
 
 def test_rows_that_are_all_equal_teach_nothing_however_their_squares_are_rounded(tiny_store, monkeypatch):
@@ -159,6 +165,31 @@ def test_rows_that_are_all_equal_teach_nothing_however_their_squares_are_rounded
 def test_a_sparsity_coefficient_and_widths_are_for_those_arms_that_heed_them(tiny_store):
     arms, changes = "none@k=8,none@arch=relu,none@arch=matryoshka@k=8", {"sparsity_coefficient": 0.1, "widths": "8,64"}
     settings = TrainSettings(store=tiny_store, hook="1", d_sae=64, arms=arms, out=tiny_store, **changes)
-    check_heeded(settings, parse_arms(settings.arms))
+    heeded(settings)
     recipe = TrainingRecipe.from_settings(settings, open_store(tiny_store), parse_arms(settings.arms))
     assert (recipe.sparsity_coefficient, recipe.widths) == (0.1, (8, 64))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"dead_after": 640}, "dead_after is 640, and the run has 640 rows, so no latent would ever count as dead .* fewer"),
+        ({"dead_after": "10M", "resample_every": 2}, "dead_after is 10,000,000, and the run has 640 rows, so no latent"),
+        ({"resample_every": 10, "decay": 0.0}, "resample_every is 10, .* in the first 10 of 10 steps; give fewer"),
+        ({"resample_every": 8}, "resample_every is 8, .* falls, in the first 8 of 10 steps; give fewer than that, or 0"),
+        ({"resample_every": 1000}, "resample_every is 1,000, and latents are resampled before the learning rate falls"),
+        ({"resample_every": 3, "dead_after": 385}, r"at step 6 at the latest, and dead_after is 385 rows, .* it \(384\)"),
+    ],
+)  # fmt: skip
+def test_a_run_that_is_too_short_for_what_is_done_about_dead_latents_is_refused(tiny_store, changes, said):
+    asked = {"tokens": 640, "batch_size": 64, "decay": 0.2, **changes}
+    with pytest.raises(SettingsError, match=said):
+        heeded(TrainSettings(store=tiny_store, hook="1", d_sae=64, arms="none", out=tiny_store, **asked))
+
+
+@pytest.mark.parametrize(
+    "changes", [{"dead_after": 639}, {"resample_every": 7}, {"resample_every": 3, "dead_after": 384}, {}]
+)
+def test_a_run_that_is_just_long_enough_for_dead_latents_is_not_refused(tiny_store, changes):
+    asked = {"tokens": 640, "batch_size": 64, "decay": 0.2, **changes}
+    heeded(TrainSettings(store=tiny_store, hook="1", d_sae=64, arms="none", out=tiny_store, **asked))

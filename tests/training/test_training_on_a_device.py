@@ -107,7 +107,7 @@ def test_a_step_waits_for_nothing(train_settings, monkeypatch, arm):
                 seen[step] = simulation.waits - before
 
         monkeypatch.setattr(group, "_step", counted)
-        train(train_settings(f"waits {arm}", arms=arm, dead_after=10**6, penalty_every=10))
+        train(train_settings(f"waits {arm}", arms=arm, dead_after=1999, penalty_every=10))
         reading = sum(
             count for line, count in simulation.waits.items() if line.startswith(("runtime/device", "data/batches"))
         )
