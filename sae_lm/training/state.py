@@ -47,6 +47,11 @@ class ArmGroup(NamedTuple):
     def names(self) -> list[str]:
         return [arm.name for arm in (*self.arms, *self.reference_arms)]
 
+    @property
+    def but(self) -> str | None:
+        """What the run may have otherwise than their checkpoint: its k is nothing to arms that all name their own."""
+        return PER_ARM if all(arm.k is not None for arm in (*self.arms, *self.reference_arms)) else None
+
     def folder(self, out: Path) -> Path:
         """Where its checkpoints are."""
         kept, along = ([arm.name for arm in arms] for arms in (self.arms, self.reference_arms))
@@ -119,7 +124,7 @@ def restore(
             f"{folder} is whole to the first process of the team and cannot be read by another ({problem}); "
             "give --out a folder that all see alike"
         ) from None
-    _check_begun_alike(folder.parent, recipe, stored_recipe)
+    _check_begun_alike(folder.parent, recipe, stored_recipe, but=group.but)
     try:
         for trainer, state in zip(trainers, states, strict=True):
             trainer.restore(state)
@@ -152,7 +157,7 @@ def check_goes_on(groups: Iterable[ArmGroup], out: Path, recipe: TrainingRecipe)
     for group in groups:
         for folder in reversed(checkpoints(group, out)):
             if (facts := _recipe_of(folder)) is not None:
-                _check_begun_alike(folder.parent, recipe, facts)
+                _check_begun_alike(folder.parent, recipe, facts, but=group.but)
                 break
 
 

@@ -121,6 +121,23 @@ def test_a_folder_with_a_checkpoint_is_not_taken_over_by_other_arms_with_other_s
     assert saes(train(train_settings(arms="none"))) == ["none-seed0", "none@k=3-seed0"]
 
 
+def test_arms_that_name_their_own_k_go_on_whatever_k_the_other_arms_are_trained_with(train_settings, stopped, capsys):
+    own = f"none@k=3,{STEERED}@k=3"  # the baseline that is trained along has the k too
+    whole = contents(train(train_settings("whole", arms=own, k=16)))
+    stopped(train_settings(arms=own, k=8), 12)
+    out = train(train_settings(arms=f"none,{own}", k=16))
+    assert "continuing at step 13" in capsys.readouterr().out
+    files = contents(out)
+    assert {name: files[name] for name in whole} == whole and (out / "none-seed0").exists()
+
+
+def test_an_arm_that_names_no_k_does_not_go_on_under_another(train_settings, stopped):
+    stopped(train_settings(arms="none,none@k=3", k=8), 12)
+    with pytest.raises(SaeError, match="was begun otherwise: k is 8, asked for 16"):
+        train(train_settings(arms="none,none@k=3", k=16))
+    assert saes(train(train_settings(arms="none@k=3", k=16))) == ["none@k=3-seed0"]
+
+
 def test_what_another_version_or_nobody_here_wrote_among_the_checkpoints_stays_and_stops_nothing(tmp_path):
     state = tmp_path / "state"
     for name, arm in (("seed0-a", "none"), ("seed0-b", "gone:1"), ("seed1-c", "none"), ("seedless-notes", "none")):
