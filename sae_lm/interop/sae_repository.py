@@ -18,7 +18,7 @@ from sae_lm.hub.errors import called
 from sae_lm.hub.repository import Branch, download_from_model
 from sae_lm.runtime.files import read_json, sha256
 from sae_lm.sae.folder import CONFIG, WEIGHTS
-from sae_lm.sae.formats.saelens import changed_since_saved, save
+from sae_lm.sae.formats.saelens import changed_since_saved, save, written_anew
 from sae_lm.sae.load import load_as_recorded
 from sae_lm.sae.model import SAE
 
@@ -54,7 +54,8 @@ def push_sae(path: str | Path, place: str, *, private: bool = True, revision: st
     repo_id, folder = _place(place)
     sae = load_as_recorded(path, "cpu")
     config = Path(path, CONFIG)
-    if config.is_file() and changed_since_saved(read_json(config, SaeError, "an SAE directory")):
+    said = read_json(config, SaeError, "an SAE directory") if config.is_file() else {}
+    if changed_since_saved(said) and not written_anew(said):
         raise SaeError(
             f"{config} was changed or damaged since it was saved: its content does not match its checksum; "
             "restore it, or load and save the SAE anew if the change is meant"

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 import sae_lm
 from sae_lm.commands.verify import verify
 from sae_lm.errors import SaeError
-from sae_lm.sae.formats.saelens import CONFIG, WEIGHTS, save
+from sae_lm.sae.formats.saelens import CONFIG, WEIGHTS, check, save
 
 
 @pytest.mark.parametrize("architecture", ["standard", "topk", "jumprelu"])
@@ -282,3 +282,42 @@ def test_half_precision_is_folded_and_used_in_float32(tmp_path):
     save_file({key: value.bfloat16() for key, value in load_file(file).items()}, file)
     sae = sae_lm.load(path, "cpu")
     assert sae.W_enc.dtype == torch.float32 and "stored as bfloat16, used as float32" in sae.provenance
+
+
+def saved_by_saelens(source, target, **tensors):
+    """As SAELens saves what it has loaded: the architecture last, our metadata kept, its own training version added."""
+    config = json.loads((source / CONFIG).read_text())
+    config["metadata"]["sae_lens_training_version"] = "6.54.12"
+    config["architecture"] = config.pop("architecture")
+    target.mkdir()
+    (target / CONFIG).write_text(json.dumps(config))
+    save_file(load_file(source / WEIGHTS) | tensors, target / WEIGHTS)
+    return target
+
+
+def test_what_another_program_saved_anew_unchanged_is_whole_and_keeps_what_was_measured(make_sae, tmp_path):
+    save(make_sae(largest_activations=[1.0] * 10), tmp_path / "sae")
+    copy = saved_by_saelens(tmp_path / "sae", tmp_path / "copy")
+    assert verify(copy) == []
+    loaded = sae_lm.load(copy)
+    assert loaded.config.metadata["largest_activations"] == [1.0] * 10
+    assert any("written anew by another program" in said and "as they were" in said for said in loaded.provenance)
+    save(loaded, tmp_path / "again")
+    assert verify(tmp_path / "again") == []
+
+
+def test_what_another_program_changed_is_loaded_without_what_held_for_the_old_weights(make_sae, tmp_path):
+    save(make_sae(largest_activations=[1.0] * 10), tmp_path / "sae")
+    b_dec = load_file(tmp_path / "sae" / WEIGHTS)["b_dec"] + 0.01
+    copy = saved_by_saelens(tmp_path / "sae", tmp_path / "copy", b_dec=b_dec)
+    loaded = sae_lm.load(copy)
+    assert torch.equal(loaded.b_dec, b_dec) and check(copy)[1].d_in == 6
+    assert not {"largest_activations", "weights_sha256", "config_sha256"} & set(loaded.config.metadata)
+    assert any("the weights are others: left out weights_sha256, largest_act" in said for said in loaded.provenance)
+    with pytest.raises(SaeError, match="was changed and saved by another program, .* nothing to verify"):
+        verify(copy)
+    (copy / WEIGHTS).unlink()
+    assert verify(copy) == [f"{WEIGHTS}: missing"]
+    save_file(load_file(tmp_path / "sae" / WEIGHTS) | {"b_dec": b_dec}, tmp_path / "sae" / WEIGHTS)
+    with pytest.raises(SaeError, match="content does not match its checksum; the SAE is damaged"):
+        sae_lm.load(tmp_path / "sae")  # cfg.json is still ours

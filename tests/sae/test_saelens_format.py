@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import sae_lm
+from sae_lm.commands.verify import verify
 from sae_lm.penalties.arms import parse_arm
 from sae_lm.sae.formats.saelens import save
 
@@ -40,6 +41,20 @@ def test_saelens_can_fold_the_decoder_norms_of_our_topk(make_sae, tmp_path, x):
     theirs = sae_lens.SAE.load_from_disk(str(tmp_path / "sae"))
     theirs.fold_W_dec_norm()
     torch.testing.assert_close(theirs(x), ours(x))
+
+
+@pytest.mark.parametrize("change", [0.0, 0.01])
+def test_an_sae_of_ours_that_saelens_loads_changes_and_saves_is_read_again(make_sae, tmp_path, x, change):
+    save(make_sae("standard", largest_activations=[1.0] * 10), tmp_path / "sae")
+    theirs = sae_lens.SAE.load_from_disk(str(tmp_path / "sae"))
+    with torch.no_grad():
+        theirs.b_dec += change
+    theirs.save_model(str(tmp_path / "changed"))
+    ours = sae_lm.load(tmp_path / "changed", device="cpu")
+    torch.testing.assert_close(ours(x), theirs(x))
+    assert ("largest_activations" in ours.config.metadata) == (not change)
+    if not change:
+        assert verify(tmp_path / "changed") == []
 
 
 @pytest.mark.parametrize("architecture", ["standard", "topk", "jumprelu"])

@@ -30,6 +30,8 @@ SCALER = "activation_scaler.json"
 """Beside a checkpoint of training: the number that activations are multiplied by."""
 OPTIONAL = ("scaling_factor", "finetuning_scaling_factor")
 """Of versions before 6: what activations of latents are multiplied by before they are decoded."""
+OF_WEIGHTS = ("weights_sha256", "largest_activations")
+"""Keys of our metadata that hold for the weights that were saved, and for no others. SAELens keeps them all the same."""
 UNIT = 1e-5
 """Decoder rows whose norm is off by no more count as unit rows."""
 
@@ -79,8 +81,23 @@ def check(directory: Path) -> tuple[dict[str, Any], SaeConfig]:
 
     Raises SaeError for what is missing, damaged or of another kind.
     """
-    config = read_json(directory / CONFIG, SaeError, "an SAE directory")
+    config, _ = _as_vouched_for(directory, read_json(directory / CONFIG, SaeError, "an SAE directory"))
     return config, _checked(directory, config).config
+
+
+def _as_vouched_for(directory: Path, config: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
+    """cfg.json without what does not hold any more, and a sentence on it, where another program wrote it since `save`."""
+    if not changed_since_saved(config):
+        return config, None
+    metadata = {key: value for key, value in config["metadata"].items() if key != "config_sha256"}
+    note = "cfg.json was written anew by another program since the SAE was saved"
+    if _weights_problem(directory, metadata.get("weights_sha256"), None) is None:
+        return {**config, "metadata": metadata}, f"{note}; its weights are as they were"
+    gone = [key for key in OF_WEIGHTS if metadata.pop(key, None) is not None]
+    return {
+        **config,
+        "metadata": metadata,
+    }, f"{note}, and the weights are others: left out {', '.join(gone) or 'nothing'}"
 
 
 def _checked(
@@ -107,7 +124,13 @@ def verify_files(directory: Path) -> list[str]:
         return [str(problem)]
     metadata = config.get("metadata")
     recorded = metadata.get("weights_sha256") if isinstance(metadata, dict) else None
-    if recorded is None and (directory / WEIGHTS).is_file():
+    anew = written_anew(config)
+    if anew and "weights_sha256" not in _as_vouched_for(directory, config)[0]["metadata"] and _is_there(directory):
+        raise SaeError(
+            f"{directory} was changed and saved by another program, whose weights no checksum vouches for; there is nothing "
+            "to verify"
+        )
+    if recorded is None and _is_there(directory):
         raise SaeError(
             f"{directory / CONFIG} records no checksum (an SAE written by another program); there is nothing to verify"
         )
@@ -116,7 +139,7 @@ def verify_files(directory: Path) -> list[str]:
     except SaeError:  # of another version or kind, which is no damage
         parsed = None
     problems = [problem] if (problem := _weights_problem(directory, recorded, parsed)) else []
-    if changed_since_saved(config):
+    if changed_since_saved(config) and not anew:
         problems.append(f"{CONFIG}: content does not match its checksum")
     return problems
 
@@ -126,6 +149,15 @@ def changed_since_saved(config: Mapping[str, Any]) -> bool:
     metadata = config.get("metadata")
     digest = metadata.get("config_sha256") if isinstance(metadata, dict) else None
     return bool(digest) and digest != _digest_of(config)
+
+
+def written_anew(config: Mapping[str, Any]) -> bool:
+    """Whether this is SAELens' copy of what `save` wrote, and no damage: it writes the architecture last, `save` first."""
+    return changed_since_saved(config) and next(iter(config)) != "architecture"
+
+
+def _is_there(directory: Path) -> bool:
+    return (directory / WEIGHTS).is_file()
 
 
 def _digest_of(config: Mapping[str, Any]) -> str | None:
@@ -177,8 +209,9 @@ def read(source: Source) -> SAE:
     if known:
         source.note(f"{', '.join(map(str, known))}: as SAELens' directory of releases says of {source.repository}")
     hook = source.place(None, CONFIG)[0] if source.hook is not None else None
-    parsed = _checked(directory, source.json(CONFIG), {**known, **source.overrides}, hook, source.k)
-    source.notes += parsed.notes
+    config, changed = _as_vouched_for(directory, source.json(CONFIG))
+    parsed = _checked(directory, config, {**known, **source.overrides}, hook, source.k)
+    source.notes += [changed] * bool(changed) + parsed.notes
     if recorded := parsed.config.metadata.get("weights_sha256"):  # which was compared just now
         source.checksums[WEIGHTS] = str(recorded)
     names = [*parsed.tensors()]
