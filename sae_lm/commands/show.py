@@ -150,10 +150,22 @@ def _language_model(
         if settings.model is not None:
             raise
         return None, absent.format("the SAE is not of the residual stream")
-    return model, (
+    return model, what_is_promoted(saes)
+
+
+def what_is_promoted(saes: Sequence[tuple[str, SAE]]) -> str:
+    """For the page. saes: with their names there."""
+    said = (
         "What a latent's decoder row adds to the logits of the next token by itself: W_dec times the final norm's weight "
         "times the unembedding, less the mean over tokens, per unit of activation. Later layers are left out."
     )
+    rescaling = [name for name, sae in saes if sae.config.rescales]
+    if rescaling:
+        said += (
+            f" Of {' and '.join(rescaling)} it is times the size of each activation, by which the SAE divides it before it "
+            "encodes it: that differs from row to row."
+        )
+    return said
 
 
 def _warnings(store: Store, found: Survey, chosen: Sequence[Sequence[int]]) -> list[str]:

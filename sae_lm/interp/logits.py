@@ -21,7 +21,8 @@ class TokenEffect(NamedTuple):
     token: str
     token_id: int
     effect: float
-    """logits per unit of the latent's activation, less their mean over the vocabulary"""
+    """logits per unit of the latent's activation, less their mean over the vocabulary; of an SAE that divides each activation
+    by its own size, times that size, ``sae.scale(x)``, which differs from row to row"""
 
 
 class LogitEffect(NamedTuple):
@@ -30,10 +31,13 @@ class LogitEffect(NamedTuple):
     latent: int
     promoted: list[TokenEffect]
     suppressed: list[TokenEffect]
+    times_size: bool = False
+    """whether effects are yet to be multiplied by each activation's size, see `TokenEffect`"""
 
     def __str__(self) -> str:
         tokens = (", ".join(f"{one.token!r} {one.effect:+.2f}" for one in side) for side in self[1:3])
-        return "latent {}: promotes {}; suppresses {}".format(self.latent, *tokens)
+        said = "latent {}: promotes {}; suppresses {}".format(self.latent, *tokens)
+        return said + "; times the size of each activation" * self.times_size
 
 
 @torch.no_grad()
@@ -64,7 +68,7 @@ def logit_effect(
     found = promoted_tokens(model, sae.W_dec[wanted], top)
     rows = zip(wanted, *(side.tolist() for side in found), strict=True)
     return [
-        LogitEffect(latent, _tokens(model, high, above), _tokens(model, low, below))
+        LogitEffect(latent, _tokens(model, high, above), _tokens(model, low, below), sae.config.rescales)
         for latent, high, above, low, below in rows
     ]
 

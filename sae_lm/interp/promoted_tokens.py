@@ -3,7 +3,8 @@
 The direct path, the one way in which this project reads it: W_dec @ diag(w) @ W_U, less its mean over the vocabulary,
 with w the weight of the final norm. Where that norm is a LayerNorm, the mean of the row is taken off first. Left out
 are what later layers make of the latent, and what scales all of a row's logits alike: the norm's division, and a soft
-cap or factor after the unembedding. So sizes are logits per unit of activation, and ranks those of the whole path.
+cap or factor after the unembedding. So sizes are logits per unit of activation, and ranks those of the whole path. Of
+an SAE that divides each activation by its own size they are yet to be multiplied by that.
 Public dashboards show the same product: the models that they are made with have the norm folded in.
 """
 
@@ -29,7 +30,7 @@ NEAR = 0.05
 
 
 class PromotedTokens(NamedTuple):
-    """Of each latent the tokens at both ends, outermost first, with their logits per unit of activation."""
+    """Of each latent the tokens at both ends, outermost first, with their logits per unit of activation, or times its size."""
 
     promoted: Int[Tensor, "d_sae n"]
     promoted_logit: Float[Tensor, "d_sae n"]

@@ -71,7 +71,12 @@ class SaeConfig:
     @property
     def normalises(self) -> bool:
         """Whether each activation is changed before it is encoded, so that decoding needs it as well."""
-        return self.centred_input or self.normalize_activations != "none"
+        return self.centred_input or self.rescales
+
+    @property
+    def rescales(self) -> bool:
+        """Whether each activation is divided by its own size, in units of which latents then are (`SAE.scale`)."""
+        return self.normalize_activations != "none"
 
 
 class SAE(nn.Module):

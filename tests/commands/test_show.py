@@ -2,6 +2,7 @@
 
 import importlib
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -341,3 +342,11 @@ def test_promoted_tokens_are_shown_with_the_model_and_their_absence_is_said_with
     assert "was left out (--model none)" in settings.out.read_text(encoding="utf-8")
     with pytest.raises(ModelError, match="unembeds width 256 to 4096 tokens, the SAE and store have width 7"):
         show(settings.model_copy(update={"model": "embedded"}))
+
+
+@pytest.mark.parametrize("norm", ["none", "layer_norm", "constant_norm_rescale"])
+def test_the_page_says_of_an_sae_that_rescales_activations_that_logits_are_times_their_size(norm: str) -> None:
+    plain = random_sae(7, 12, 3, 0)
+    sae = SAE(replace(plain.config, normalize_activations=norm), dict(plain.named_parameters()))
+    said = show_module.what_is_promoted([("a", plain), ("b", sae)])
+    assert "per unit of activation" in said and ("Of b it is times the size of each" in said) == (norm != "none")

@@ -1,5 +1,6 @@
 """sae_lm.logit_effect: which tokens a latent promotes, by the plain formula of each architecture's final norm."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 import sae_lm
 from sae_lm.errors import ModelError, SaeError
 from sae_lm.interp.promoted_tokens import promoted_tokens
+from sae_lm.sae.model import SAE
 
 pytestmark = pytest.mark.transformer_lens_3
 
@@ -70,6 +72,21 @@ def test_the_page_and_the_function_name_the_same_tokens_with_the_same_logits(mod
         assert [one.effect for one in effect.promoted] == page.promoted_logit[latent].tolist()
         assert [one.token_id for one in effect.suppressed] == page.suppressed[latent].tolist()
         assert [one.effect for one in effect.suppressed] == page.suppressed_logit[latent].tolist()
+
+
+@pytest.mark.parametrize("norm", ["none", "layer_norm", "constant_norm_rescale"])
+@pytest.mark.parametrize("centred", [False, True])
+def test_of_an_sae_that_rescales_activations_effects_are_said_to_be_times_their_size(model, make_sae, norm, centred):
+    plain = make_sae("standard", d_in=16, d_sae=24)
+    config = replace(plain.config, normalize_activations=norm, centred_input=centred)
+    sae = SAE(config, dict(plain.named_parameters()))
+    (effect,) = sae_lm.logit_effect(model, sae, 5)
+    x = torch.randn(3, 16, generator=torch.Generator().manual_seed(0)) * torch.tensor([[1.0], [5.0], [40.0]])
+    z = sae.encode(x)
+    moved = sae.decode(z + torch.eye(24)[5], x) - sae.decode(z, x)  # by one unit of the latent
+    torch.testing.assert_close(moved, sae.scale(x) * sae.W_dec[5], rtol=1e-3, atol=1e-3)
+    assert effect.times_size == sae.config.rescales == bool((sae.scale(x) - 1).abs().max() > 1e-6) == (norm != "none")
+    assert str(effect).endswith("; times the size of each activation") == effect.times_size
 
 
 def test_tokens_are_those_that_the_models_own_last_steps_name(model, make_sae):
