@@ -19,6 +19,7 @@ from sae_lm.data.store import Store, open_store
 from sae_lm.data.text import Text, open_text
 from sae_lm.errors import SaeError, SettingsError
 from sae_lm.interp.max_activating import same_model
+from sae_lm.interp.value_biases import refuse_stored
 from sae_lm.lm.device_map import input_device
 from sae_lm.metrics.contexts import Contexts, contexts_of
 from sae_lm.metrics.fit import POOR, Fit, find_fit
@@ -101,7 +102,7 @@ def check(
     that is not there, SettingsError for a source that is no text, for contexts that are too long for the model and for a
     device without float64.
     """
-    from sae_lm.interp.splice import expect
+    from sae_lm.interp.splice import expect, place
 
     expect(model, sae)
     for device in {sae.W_dec.device} if model is None else {sae.W_dec.device, input_device(model)}:
@@ -119,6 +120,7 @@ def check(
                 raise SettingsError("check needs a language model to read text with; give one, or an activation store")
             rows = _stored_rows(store, sae, str(name), tokens)
         else:
+            (sae,) = place(model, {str(name): sae}).values()  # raises where hook or width do not fit
             contexts = contexts_of(model, source, tokens, context_size, sae.config.metadata)
             rows = _model_rows(model, sae, str(name), contexts)
             if looks_ahead(model, contexts.tokens[0]):
@@ -127,9 +129,7 @@ def check(
                 )
             else:
                 losses = _losses(model, sae, str(name), contexts)
-            remarks += _other_model(model, sae)
-            if sae.config.metadata.get("prepend_bos") is True and not contexts.bos:
-                remarks.append("The SAE was trained on contexts that begin with a BOS, here none does.")
+            remarks += _other_model(model, sae, contexts)
             if store is not None:
                 remarks += _other_rows(store, rows, str(name))
         fit = find_fit(sae, rows)
@@ -153,6 +153,7 @@ def _opened(source: Any) -> Any:
 
 def _stored_rows(store: Store, sae: SAE, name: str, tokens: int) -> dict[str, Tensor]:
     """From the store's end, which training holds out. Raises StoreError, SaeError."""
+    refuse_stored(sae)
     own = store.hook(_canonical(name))
     if store.hooks[own] != sae.config.d_in:
         raise SaeError(f"this SAE has d_in {sae.config.d_in}, the store's {own} has width {store.hooks[own]}")
@@ -163,10 +164,8 @@ def _stored_rows(store: Store, sae: SAE, name: str, tokens: int) -> dict[str, Te
 
 def _model_rows(model: Any, sae: SAE, name: str, contexts: Contexts) -> dict[str, Tensor]:
     """Where -> rows [n, d_in] of the positions that are not special: the SAE's hook, its neighbours, without BOS."""
-    from sae_lm.interp.splice import place
     from sae_lm.lm.bridge import resolve_hook
 
-    place(model, {name: sae})  # raises where hook or width do not fit
     own = resolve_hook(model, name)
     wanted = ~contexts.special
     mask = torch.ones_like(wanted) if contexts.mask is None else contexts.mask
@@ -232,12 +231,15 @@ def _at_once(tokens: Tensor) -> int:
 # --- what is claimed, and what is said
 
 
-def _other_model(model: Any, sae: SAE) -> Iterator[str]:
+def _other_model(model: Any, sae: SAE, contexts: Contexts) -> Iterator[str]:
+    """Whether the model and its contexts are as the SAE was trained."""
     claimed = sae.config.metadata.get("model_name")
     here = getattr(getattr(model.original_model, "config", None), "_name_or_path", "") or model.cfg.model_name
     here = str(here).rstrip("/")
     if isinstance(claimed, str) and claimed not in ("", "embedded") and not same_model(claimed.rstrip("/"), here):
         yield f"The SAE names the model {claimed}, this one is {here.split('/')[-1].lower()}."
+    if sae.config.metadata.get("prepend_bos") is True and not contexts.bos:
+        yield "The SAE was trained on contexts that begin with a BOS, here none does."
 
 
 def _other_rows(store: Store, rows: dict[str, Tensor], name: str) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from sae_lm.data.store import Store
 from sae_lm.errors import SaeError
+from sae_lm.interp.value_biases import refuse_stored
 from sae_lm.lm.hooks import canonical_hook
 from sae_lm.sae.model import SAE
 
@@ -33,6 +34,7 @@ def fitting_hook(name: str, sae: SAE, store: Store) -> str:
             f"SAE {name} takes activations of width {sae.config.d_in}, {hook} of store {store.path} has width "
             f"{store.hooks[hook]}; give the store of the model the SAE was trained on"
         )
+    refuse_stored(sae)
     same_store = (metadata.get("training") or {}).get("store_id") == store.manifest.id
     model, stored = metadata.get("model_name"), str(store.manifest.recipe.model["id"])
     if model and not same_store and not same_model(str(model), stored):

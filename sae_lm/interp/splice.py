@@ -16,6 +16,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from sae_lm.errors import ModelError, SaeError
 from sae_lm.interp.positions import Keep, kept_positions
 from sae_lm.interp.steering import Edit, Steer, as_list, edits, steer_latents, steer_output
+from sae_lm.interp.value_biases import fitted
 from sae_lm.lm.bridge import hook_width, replace_activation, resolve_hook
 from sae_lm.sae.model import SAE
 
@@ -126,7 +127,7 @@ def expect(model: Any, saes: Any) -> None:
 
 
 def place(model: TransformerBridge, sae: SAEs, hook: str | None = None) -> dict[str, SAE]:
-    """{name of the hook as given: SAE}, checked against the model. Raises ModelError and SaeError."""
+    """{name of the hook as given: SAE}, checked against the model and fitted to its value biases. Raises ModelError and SaeError."""
     expect(model, sae)
     if isinstance(sae, SAE):
         named = [(_own_hook(sae) if hook is None else hook, sae)]
@@ -150,7 +151,7 @@ def place(model: TransformerBridge, sae: SAEs, hook: str | None = None) -> dict[
             raise SaeError(
                 f"this SAE has d_in {one.config.d_in}, {what} has width {width}; load the model it was trained on"
             )
-    return dict(named)
+    return {name: fitted(model, resolve_hook(model, name), one) for name, one in named}
 
 
 def _hook_point(model: TransformerBridge, name: str) -> HookPoint:

@@ -106,9 +106,9 @@ class StoredCodes:
 
 
 def weights_digest(sae: SAE) -> str:
-    """sha256 of what an SAE computes: its configuration, the metadata aside, and the bytes of its tensors."""
+    """sha256 of what an SAE computes: its configuration, what it says of where it came from aside, and the bytes of its tensors."""
     facts = {field.name: getattr(sae.config, field.name) for field in dataclasses.fields(sae.config)}
-    facts.pop("metadata")
+    del facts["metadata"], facts["value_biases"]
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     for name, tensor in sorted(sae.named_parameters()):
         digest.update(f"{name} {tensor.dtype}".encode())

@@ -34,6 +34,7 @@ from sae_lm.sae.directions import unit_rows
 
 ARCHITECTURES = ("standard", "topk", "jumprelu", "groupmax")
 NORMS = ("none", "layer_norm", "constant_norm_rescale")
+VALUE_BIASES = ("kept", "folded", "folded with norm")
 LAYER_NORM_EPSILON = 1e-5
 """Added to the standard deviation before dividing, not when the division is undone: as SAELens and OpenAI have it."""
 
@@ -53,6 +54,9 @@ class SaeConfig:
     """none, layer_norm or constant_norm_rescale: each activation to norm sqrt(d_in)"""
     centred_input: bool = False
     """the mean over d_in is subtracted from each activation: trained on a model with ``center_writing_weights``"""
+    value_biases: str = "kept"
+    """of hook_z, as in `VALUE_BIASES`: folded where it was trained on a model with ``fold_value_biases``, whose activation
+    lacks them, with norm where ``fold_ln`` came before; `sae_lm.interp.value_biases` fits it to a raw model"""
     metadata: Mapping[str, Any] = field(default_factory=dict)
     """model_name, hook_name, store, penalty, coefficient, seed, ..."""
 
@@ -61,6 +65,8 @@ class SaeConfig:
             raise SaeError(f"architecture {self.architecture!r} is unknown; expected {', '.join(ARCHITECTURES)}")
         if self.normalize_activations not in NORMS:
             raise SaeError(f"normalize_activations is {self.normalize_activations!r}; expected {', '.join(NORMS)}")
+        if self.value_biases not in VALUE_BIASES:
+            raise SaeError(f"value_biases is {self.value_biases!r}; expected {', '.join(VALUE_BIASES)}")
         if self.architecture in ("topk", "groupmax") and (self.k is None or not 1 <= self.k <= self.d_sae):
             raise SaeError(
                 f"k is {self.k}, a {self.architecture} SAE with {self.d_sae} latents needs 1 to {self.d_sae}"

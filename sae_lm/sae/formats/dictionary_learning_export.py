@@ -25,6 +25,10 @@ def write(sae: SAE, directory: Path) -> None:
     folded where the class has none. Raises SaeError for what no class has.
     """
     config = sae.config
+    if config.value_biases != "kept":
+        raise SaeError(
+            "dictionary_learning cannot say that the model's value biases were folded away, as they were for this SAE; write it for saelens"
+        )
     if config.normalises:
         raise SaeError(
             "dictionary_learning has no SAE that normalises each activation, which this one does "

@@ -58,15 +58,23 @@ def save(sae: SAE, directory: Path) -> None:
                 "weights_sha256": sha256(temporary / WEIGHTS),
             },
         }
-        if sae.config.centred_input:
+        if loaded_with := _loaded_with(sae.config):
             kwargs = sae.config.metadata.get("model_from_pretrained_kwargs") or {}
-            config["metadata"]["model_from_pretrained_kwargs"] = {**kwargs, "center_writing_weights": True}
+            config["metadata"]["model_from_pretrained_kwargs"] = {**kwargs, **loaded_with}
         if sae.config.architecture == "topk":
             # where decoder rows have unit norm, this changes nothing; without it SAELens refuses to fold the norms
             unit = bool(((weights["W_dec"].norm(dim=1) - 1).abs() <= UNIT).all())
             config |= {"k": sae.config.k, "rescale_acts_by_decoder_norm": unit}
         config["metadata"]["config_sha256"] = config_digest(config)
         write_json(temporary / CONFIG, config)
+
+
+def _loaded_with(config: SaeConfig) -> dict[str, bool]:
+    """What SAELens says of the model that an SAE was trained on, where it was not as it is."""
+    centred = {"center_writing_weights": True} if config.centred_input else {}
+    if config.value_biases == "kept":
+        return centred
+    return {**centred, "fold_value_biases": True, "fold_ln": config.value_biases == "folded with norm"}
 
 
 def config_digest(config: Mapping[str, Any]) -> str:
@@ -211,7 +219,7 @@ def read(source: Source) -> SAE:
     hook = source.place(None, CONFIG)[0] if source.hook is not None else None
     config, changed = _as_vouched_for(directory, source.json(CONFIG))
     parsed = _checked(directory, config, {**known, **source.overrides}, hook, source.k)
-    source.notes += [changed] * bool(changed) + parsed.notes
+    source.notes += [*([changed] if changed else []), *parsed.notes]
     if recorded := parsed.config.metadata.get("weights_sha256"):  # which was compared just now
         source.checksums[WEIGHTS] = str(recorded)
     names = [*parsed.tensors()]

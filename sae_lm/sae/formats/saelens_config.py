@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sae_lm.errors import SaeError
+from sae_lm.fields import has_heads
 from sae_lm.sae.hook_names import bridge_hook, has_no_mean, written_to_residual
 from sae_lm.sae.model import NORMS, SaeConfig
 from sae_lm.sae.source import shown, truth
@@ -45,6 +46,9 @@ _METADATA = (
     "sae_lens_training_version",
 )
 _CENTRED = {"model_from_pretrained_kwargs": {"center_writing_weights": True}}
+FOLDED_BIASES = "value biases folded: it was trained on a model whose hook_z lacks them; in a model that has them, its own are moved"
+NO_PROCESSING_SINCE = 4
+"""SAELens' major version from which it has trained on models as they are, unless kwargs say otherwise (pull request 279)."""
 KNOWN_REPOSITORIES: dict[str, dict[str, Any]] = {
     "jbloom/GPT2-Small-SAEs-Reformatted": _CENTRED,
     "jbloom/GPT2-Small-Feature-Splitting-Experiment-Layer-8": _CENTRED,
@@ -105,6 +109,7 @@ def parse(
     k = _active_latents(k, given_k, path, notes) if architecture == "topk" else None
     model = str(metadata.get("model_name") or "")
     centred = _hook_and_centring(metadata, model, notes, hook, path)
+    value_biases = _value_biases(metadata, notes, path)
     subtracted = bool(truth(top, "apply_b_dec_to_input", True, path))
     try:
         parsed = SaeConfig(
@@ -117,6 +122,7 @@ def parse(
             apply_b_dec_to_input=subtracted,
             normalize_activations=normalize,
             centred_input=centred,
+            value_biases=value_biases,
             metadata=metadata,
         )
     except SaeError as problem:
@@ -220,3 +226,18 @@ def _hook_and_centring(metadata: dict[str, Any], model: str, notes: list[str], g
             "as TransformerLens did by default"
         )
     return False
+
+
+def _value_biases(metadata: Mapping[str, Any], notes: list[str], path: Path) -> str:
+    """Whether the model's hook_z had its value biases: as kwargs say, else as the version loaded models by default."""
+    if not has_heads(metadata.get("hook_name")):
+        return "kept"
+    version = str(metadata.get("sae_lens_training_version") or metadata.get("sae_lens_version") or "")
+    major = re.match(r"[0-9]{1,9}", version)
+    by_default = major is None or int(major[0]) < NO_PROCESSING_SINCE
+    kwargs = metadata.get("model_from_pretrained_kwargs")
+    kwargs = kwargs if isinstance(kwargs, Mapping) else {}
+    if not truth(kwargs, "fold_value_biases", by_default, path):
+        return "kept"
+    notes.append(FOLDED_BIASES)
+    return "folded with norm" if truth(kwargs, "fold_ln", by_default, path) else "folded"

@@ -22,6 +22,10 @@ def write(sae: SAE, directory: Path) -> None:
             f"sparsify has SAEs of k latents per token alone (topk, groupmax), this one is {config.architecture}; "
             "write it for saelens or dictionary_learning"
         )
+    if config.value_biases != "kept":
+        raise SaeError(
+            "sparsify cannot say that the model's value biases were folded away, as they were for this SAE; write it for saelens"
+        )
     if config.normalises:
         raise SaeError(
             "sparsify has no SAE that normalises each activation, which this one does "
