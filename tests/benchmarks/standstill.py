@@ -67,7 +67,7 @@ def rows(report: Report) -> int:
 
 
 def in_short(number: int) -> str:
-    return f"{number / 1e6:.3g}M"
+    return f"{number / 1e6:.2g}M"
 
 
 def values(report: Report, arm: str, metric: str) -> list[float]:
