@@ -99,7 +99,7 @@ def test_trackers_are_told_what_an_arm_was_trained_with_and_not_what_the_others_
     monkeypatch.setattr("sae_lm.commands.train.Track", lambda *given: asked.append(given[2]) or Track(*given))
     own = "max_cos:0.5@margin=0.1@on=encoder@every=3@start=0.1@warm_up=0.2@fvu=0.01"
     own += "@arch=matryoshka@balance=0.5@widths=8+64@k=2"
-    train(settings_for(store=tiny_store, out=tmp_path / "runs", arms=f"none,{own}", tokens="300"))
+    train(settings_for(store=tiny_store, out=tmp_path / "runs", arms=f"none,{own}", tokens="300", dead_after=200))
     run, arm = asked
     assert {"k": 4, "arch": "topk", "widths": None, "penalty_every": 10, "penalty_on": "decoder"}.items() <= run.items()
     assert arm == {
