@@ -3,9 +3,8 @@
 A probe that is often wrong sees concepts that are not there, and main latents that stay silent are then right. So
 outcomes are given over the concepts with a clear probe alone as well, and how far holes go with weak probes. Where no
 factor brings main latents to the false alarms of all, holes are counted at a threshold that no SAE has; so holes are
-given without these concepts too. Kinds of
-concepts are compared because what holds for spelling need not hold for places; the differences of each kind are not
-corrected for their number, and decide nothing.
+given without these concepts too. Kinds of concepts are compared because what holds for spelling need not hold for
+places; the differences of each kind are not corrected for their number, and decide nothing.
 """
 
 import math
@@ -33,7 +32,6 @@ OUTCOME = "equal_hole_rate"
 """The key of a concept's figures that weak probes are asked about."""
 OF_CLEAR = {OUTCOME: "equal_hole_rate_clear", "fraction": "absorption_fraction_clear", "splits": "splits_clear"}
 """Key of a concept's figures -> the metric that is its mean over clear concepts."""
-
 OF_REACHED = {
     "reached": ("equal_hole_rate", "equal_hole_rate_reached"),
     "reached_by_f1": ("equal_hole_rate_by_f1", "equal_hole_rate_reached_by_f1"),

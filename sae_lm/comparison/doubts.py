@@ -6,19 +6,17 @@ where the probe alone is wrong, and at thresholds that no SAE has. A fraction ca
 
 from collections.abc import Mapping
 
-from sae_lm.comparison.outcomes import BY_F1
+from sae_lm.comparison.outcomes import TWINS
 from sae_lm.pages.difference_entries import DifferenceEntry
 
 CLAIMS = ("lower", "higher")
 """Verdicts that say something."""
 Differences = Mapping[str, DifferenceEntry]
 """Metric -> one arm's difference."""
-UNGATED = {
-    "absorption_fraction": "absorption_fraction_ungated",
-    BY_F1["absorption_fraction"]: "absorption_fraction_ungated_by_f1",
-}
+FRACTION, WITHOUT_GATES, HOLES_REACHED = "absorption_fraction", "absorption_fraction_ungated", "equal_hole_rate_reached"
+UNGATED = {FRACTION: WITHOUT_GATES, TWINS[FRACTION]: TWINS[WITHOUT_GATES]}
 """The fraction by each ranking of main latents, and the same without its gates."""
-REACHED = ("equal_hole_rate_reached", "equal_hole_rate_reached_by_f1")
+REACHED = (HOLES_REACHED, TWINS[HOLES_REACHED])
 """Holes over the concepts whose false alarms every SAE reaches, by each ranking."""
 
 
@@ -37,13 +35,13 @@ def doubts(metrics: Differences) -> list[str]:
 def _doubts_of_gates(metrics: Differences) -> list[str]:
     """Where a fraction is told apart, or shown to be the same, and without its gates it is not so, or by less than half;
     by the ranking of main latents that is worse."""
-    said, found = metrics["absorption_fraction"]["verdict"], list[tuple[float, str]]()
+    said, found = metrics[FRACTION]["verdict"], list[tuple[float, str]]()
     for gated, ungated in UNGATED.items():
         with_gates, without = metrics[gated], metrics[ungated]
         size, left, verdict = with_gates["mean"], without["mean"], without["verdict"]
         if size is None or left is None:
             continue
-        by = ", ranked by F1" * (gated in BY_F1.values())
+        by = ", ranked by F1" * (gated == TWINS[FRACTION])
         if (said in CLAIMS and verdict != said) or (said == "equivalent" and verdict in CLAIMS):
             found.append((0.0, f"without its gates the fraction is {verdict} ({left:+.3f}{by})"))
         elif said in CLAIMS and left / size < 0.5:

@@ -161,12 +161,12 @@ METRICS = {
 PRIMARY = tuple(key for key, metric in METRICS.items() if metric.role == "primary")
 
 
-BY_F1 = {key: f"{key}_by_f1" for key in PRIMARY}
-"""Primary outcome -> the same by the other ranking of main latents, where both are asked for."""
-
-
 TWINS = {key: f"{key}_by_f1" for key in METRICS if f"{key}_by_f1" in METRICS}
-"""The same of every metric that has it: primary outcomes, and what stands beside them."""
+"""Metric -> the same by the other ranking of main latents, where both are asked for; of those that have it."""
+
+
+BY_F1 = {key: TWINS[key] for key in PRIMARY}
+"""`TWINS` of the primary outcomes."""
 
 
 NOT_OUTCOMES = ("composition_null", "nearest_cos_null", "mean_abs_cos_null", "mean_sq_cos_null")
