@@ -6,7 +6,6 @@ rows are written behind it, each in a thread of its own. Where a shard begins in
 before it are: of several ranks the first makes all tokens, and the others get theirs from it.
 """
 
-import os
 import sys
 from collections.abc import Iterator
 from itertools import islice
@@ -26,6 +25,7 @@ from sae_lm.data.tokenizer_checks import remarks
 from sae_lm.data.tokens import vocabulary
 from sae_lm.data.writer import BATCHES_BEHIND, Job, ShardMaker, bytes_per_row, file_record, open_writer, statistics
 from sae_lm.errors import SettingsError, StoreError, TextError
+from sae_lm.fields import with_home
 from sae_lm.runtime.distributed import Ranks, join_ranks
 from sae_lm.runtime.files import check_disk, free_bytes, write_json, write_whole
 from sae_lm.runtime.progress import Progress
@@ -62,7 +62,7 @@ def _check_out(settings: CacheSettings) -> None:
     check_folder(settings.out)
     if not (settings.out / MANIFEST).is_file():  # a finished one is reused, wherever it is
         check_disk(settings.out)
-    folder = Path(os.path.expanduser(settings.text))
+    folder = Path(with_home(settings.text))
     if folder.is_dir() and folder.resolve() in (settings.out.resolve(), *settings.out.resolve().parents):
         raise SettingsError(
             f"out ({settings.out}) is inside the text's folder, whose files are the text; give another --out"

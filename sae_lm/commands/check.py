@@ -18,6 +18,7 @@ from sae_lm.data.recipe import model_of
 from sae_lm.data.store import Store, open_store
 from sae_lm.data.text import Text, open_text
 from sae_lm.errors import SaeError, SettingsError
+from sae_lm.fields import with_home
 from sae_lm.interp.max_activating import same_model
 from sae_lm.interp.value_biases import refuse_stored
 from sae_lm.lm.device_map import input_device
@@ -146,7 +147,7 @@ def _opened(source: Any) -> Any:
     """A folder that is a store as a store: its manifest is no text to measure on. Raises StoreError."""
     if not isinstance(source, str | Path):
         return source
-    path = os.path.expanduser(source)
+    path = with_home(source)
     named = path.startswith("hf://") or os.path.isfile(os.path.join(path, MANIFEST))
     return open_store(path) if named else source
 

@@ -14,6 +14,7 @@ from sae_lm.data.text import Text
 from sae_lm.data.tokenizer_checks import check_ids
 from sae_lm.data.tokens import special_tokens
 from sae_lm.errors import SettingsError, StoreError
+from sae_lm.fields import with_home
 from sae_lm.lm.capture import Forward, context_limit, describe_model, too_long
 from sae_lm.lm.source import ModelSource
 from sae_lm.settings import CacheSettings
@@ -95,7 +96,7 @@ def model_of(recipe: Recipe, out: str | Path, model: str | None = None) -> tuple
     if model is None and (name is None or (revision is None and name != "embedded")):
         raise StoreError(f"{out} was cached from a local model named {name!r}; give its folder with --model")
     name = model or str(name)
-    return name, None if name == "embedded" or os.path.isdir(os.path.expanduser(name)) else revision
+    return name, None if name == "embedded" or os.path.isdir(with_home(name)) else revision
 
 
 def recorded_text(recipe: Recipe) -> Text:

@@ -20,6 +20,7 @@ from sae_lm.data.pieces import Chunk
 from sae_lm.data.readers import READERS, Files, Listed, Row, Rows, Streamed, kind_of
 from sae_lm.embedded.text import embedded_split
 from sae_lm.errors import TextError
+from sae_lm.fields import with_home
 from sae_lm.hub.quiet import quiet
 from sae_lm.hub.revision import pin
 
@@ -176,7 +177,7 @@ def open_text(text: str, split: str | None = None, column: str | None = None, re
         where no other holds lists or objects.
     revision: of a hub data set.
     """
-    path = Path(os.path.expanduser(text))
+    path = Path(with_home(text))
     rows: Rows
     if text == "embedded":
         split = split or "all"
@@ -221,7 +222,7 @@ def names_a_text(text: str) -> bool:
 
     A path that is not there counts, so that a slip in it is told and not measured.
     """
-    if text == "embedded" or os.path.exists(os.path.expanduser(text)):
+    if text == "embedded" or os.path.exists(with_home(text)):
         return True
     of_one_line = "\n" not in text and len(text) < LONGEST_NAME
     return of_one_line and bool(LIKE_A_PATH.match(text) or LIKE_A_NAME.fullmatch(text) or kind_of(Path(text)))

@@ -1,6 +1,5 @@
 """Find a language model by name, and read its configuration and its tokenizer; nothing heavy is loaded."""
 
-import os
 import threading
 import warnings
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from typing import Any, NamedTuple
 
 from sae_lm.embedded import MODEL_DIR
 from sae_lm.errors import ModelError, SaeLmError, SaeLmWarning
+from sae_lm.fields import with_home
 from sae_lm.hub.quiet import overheard, quiet
 from sae_lm.hub.revision import pin
 
@@ -37,7 +37,7 @@ def find_model(name: str, revision: str | None = None) -> ModelSource:
     Raises ModelError for a folder that holds no model and for a revision of what has none, HubError for what the hub
     does not have.
     """
-    folder = Path(os.path.expanduser(name))
+    folder = Path(with_home(name))
     if revision is not None and (name == "embedded" or folder.is_dir()):
         raise ModelError(
             f"model {name!r} is {'built in' if name == 'embedded' else 'a folder'} and has no revisions, got revision "

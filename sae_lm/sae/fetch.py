@@ -1,6 +1,5 @@
 """Find the SAE that a name stands for, in a folder, on the hub or among SAELens' releases, and have its files here."""
 
-import os
 from collections.abc import Mapping
 from difflib import SequenceMatcher
 from importlib.util import find_spec
@@ -8,19 +7,20 @@ from pathlib import Path
 from typing import Any
 
 from sae_lm.errors import HubError, SaeError
+from sae_lm.fields import with_home
 from sae_lm.sae.locations import TORCH, Location, find_saes, local_files, one_file, some_of
 from sae_lm.sae.source import Source
 
 
 def find(name: str) -> tuple[Source, str]:
     """(the SAE's files, the format their names suggest). name: see `sae_lm.sae.load.load`. Raises SaeError, HubError."""
-    path = Path(os.path.expanduser(name))
+    path = Path(with_home(name))
     if path.is_dir():
         return _in_folder(name, path)
     if path.is_file():
         return _file(name, path)
     head, colon, folder = name.partition(":")
-    inside = Path(os.path.expanduser(head))
+    inside = Path(with_home(head))
     if colon and ("/" not in head or head.startswith((".", "/", "~"))) and inside.is_dir():
         raise SaeError(
             f"there is no SAE {name}; one in a folder of this disk is named with a slash: {inside / (folder or 'FOLDER')}"
