@@ -1,13 +1,15 @@
-"""Say what speaks against a verdict on absorption, in the words of an arm's sentence and of the answer.
+"""Say what speaks against a verdict on absorption, beside an arm's sentence, the answer, a registered claim, and at equal FVU.
 
 Holes can be fewer at false alarms that are not equal on the words where they are counted, for main latents that fire
 where the probe alone is wrong, and at thresholds that no SAE has. A fraction can be lower because of its gates.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import TypedDict
 
 from sae_lm.comparison.outcomes import TWINS
-from sae_lm.pages.difference_entries import DifferenceEntry
+from sae_lm.metrics.statistics import LEVEL, Difference
+from sae_lm.pages.difference_entries import DifferenceEntry, Verdict
 
 CLAIMS = ("lower", "higher")
 """Verdicts that say something."""
@@ -16,23 +18,59 @@ Differences = Mapping[str, DifferenceEntry]
 FRACTION, WITHOUT_GATES, HOLES_REACHED = "absorption_fraction", "absorption_fraction_ungated", "equal_hole_rate_reached"
 UNGATED = {FRACTION: WITHOUT_GATES, TWINS[FRACTION]: TWINS[WITHOUT_GATES]}
 """The fraction by each ranking of main latents, and the same without its gates."""
+HOLES, ALARMS, PRECISION = "equal_hole_rate", "equal_false_alarms", "equal_precision"
 REACHED = (HOLES_REACHED, TWINS[HOLES_REACHED])
 """Holes over the concepts whose false alarms every SAE reaches, by each ranking."""
+DOUBTED_BY = (ALARMS, PRECISION, *REACHED, *UNGATED.values())
+"""What doubts are read off, beside the primary outcomes by both rankings."""
 
 
-def doubts(metrics: Differences) -> list[str]:
-    """What could make the verdict on holes: false alarms that are not equal on test words, and firing where the probe
-    alone says yes, which no false alarm counts; concepts whose false alarms are not reached. And that on the fraction."""
-    holes, alarms, precision = (metrics[key] for key in ("equal_hole_rate", "equal_false_alarms", "equal_precision"))
+class Told(TypedDict):
+    """What is known of a difference; a `DifferenceEntry` is one."""
+
+    verdict: Verdict
+    mean: float | None
+
+
+def doubts(metrics: Mapping[str, Told]) -> list[str]:
+    """What could make the verdicts on holes and on the fraction."""
+    return _doubts_of_holes(metrics) + _doubts_of_gates(metrics)
+
+
+def doubts_of_one(metric: str, way: Verdict, read: Callable[[str], Difference]) -> list[str]:
+    """What could make the verdict on one of the two figures of absorption, where a metric's difference is read as asked."""
+    asked, made = {
+        HOLES: ((ALARMS, PRECISION, *REACHED), _doubts_of_holes),
+        FRACTION: ((*UNGATED, *UNGATED.values()), _doubts_of_gates),
+    }.get(metric, ((), None))
+    if made is None or way not in CLAIMS:
+        return []
+    metrics = {key: _told(read(key)) for key in (metric, *asked)}
+    metrics[metric]["verdict"] = way  # as corrected, and by both rankings where both are asked for
+    return made(metrics)
+
+
+def _told(difference: Difference) -> Told:
+    mean, p = difference.mean, difference.p
+    if mean is None or p is None:
+        return {"verdict": "no claim", "mean": mean}
+    way: Verdict = "lower" if mean < 0 else "higher"
+    return {"verdict": way if p <= LEVEL else "not distinguishable", "mean": mean}
+
+
+def _doubts_of_holes(metrics: Mapping[str, Told]) -> list[str]:
+    """False alarms that are not equal on test words, and firing where the probe alone says yes, which no false alarm
+    counts; concepts whose false alarms are not reached."""
+    holes, alarms, precision = (metrics[key] for key in (HOLES, ALARMS, PRECISION))
     way, found = alarms["verdict"], []
     if way in CLAIMS and holes["verdict"] in (*CLAIMS, "equivalent") and way != holes["verdict"]:
         found.append(f"false alarms on the words where holes are counted are {way} by {abs(alarms['mean'] or 0):.3f}")
     if holes["verdict"] == precision["verdict"] == "lower":
         found.append(f"precision there is lower by {abs(precision['mean'] or 0):.3f}")
-    return found + _doubts_of_reach(metrics) + _doubts_of_gates(metrics)
+    return found + _doubts_of_reach(metrics)
 
 
-def _doubts_of_gates(metrics: Differences) -> list[str]:
+def _doubts_of_gates(metrics: Mapping[str, Told]) -> list[str]:
     """Where a fraction is told apart, or shown to be the same, and without its gates it is not so, or by less than half;
     by the ranking of main latents that is worse."""
     said, found = metrics[FRACTION]["verdict"], list[tuple[float, str]]()
@@ -49,9 +87,9 @@ def _doubts_of_gates(metrics: Differences) -> list[str]:
     return [min(found)[1]] if found else []
 
 
-def _doubts_of_reach(metrics: Differences) -> list[str]:
+def _doubts_of_reach(metrics: Mapping[str, Told]) -> list[str]:
     """Where holes are told apart, and not over the concepts alone at which every SAE reaches the false alarms."""
-    said = metrics["equal_hole_rate"]["verdict"]  # at thresholds below 0 no SAE fires
+    said = metrics[HOLES]["verdict"]  # at thresholds below 0 no SAE fires
     for key in REACHED:
         d = metrics[key]
         if said in CLAIMS and d["mean"] is not None and d["verdict"] != said:

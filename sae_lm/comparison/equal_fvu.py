@@ -18,11 +18,13 @@ trials). In brackets the share of trials in which both curves held the cost at e
 
 import math
 from collections.abc import Collection, Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 
 from sae_lm.comparison.both_rankings import alone, joint, needed
+from sae_lm.comparison.doubts import CLAIMS, doubts_of_one
 from sae_lm.comparison.frontier import UNTRAINED, Curve, interval, untrained
 from sae_lm.comparison.outcomes import BY_F1, METRICS, PRIMARY
 from sae_lm.metrics.statistics import (
@@ -118,16 +120,19 @@ def _test(curve: Curve, reference: Curve, cost: float, metric: str) -> _Test:
         nothing = [math.nan] * curve.cost.shape[1]
         known = paired_difference(nothing, nothing)
         return _Test(curve, reference, cost, metric, known, known, unreached)
-    first, second = (
-        paired_difference(*(c.read(key, cost).tolist() for c in (curve, reference))) for key in (metric, BY_F1[metric])
-    )
+    first, second = (_read(curve, reference, cost, key) for key in (metric, BY_F1[metric]))
     return _Test(curve, reference, cost, metric, first, second, None)
+
+
+def _read(curve: Curve, reference: Curve, cost: float, metric: str) -> Difference:
+    return paired_difference(*(c.read(metric, cost).tolist() for c in (curve, reference)))
 
 
 def _entry(test: _Test, p_holm: float | None, tests: int, undertrained: Collection[Arm]) -> EqualFvuEntry:
     d, known = joint(test.difference, test.by_f1), test.unreached is None
     read_off = [curve.between(test.cost) if known else [] for curve in (test.curve, test.reference)]
     verdict, reason = _verdict(test, p_holm, tests)
+    read = partial(_read, test.curve, test.reference, test.cost)
     return {
         "family": test.curve.family.name,
         "reference": test.reference.family.name,
@@ -146,6 +151,7 @@ def _entry(test: _Test, p_holm: float | None, tests: int, undertrained: Collecti
         "p_holm": p_holm,
         "verdict": verdict,
         "reason": reason,
+        "doubts": doubts_of_one(test.metric, verdict, read),
         "undertrained": known and any(arm in undertrained for arm in (test.curve.rung, *read_off[0], *read_off[1])),
     }
 
@@ -174,10 +180,13 @@ def equal_fvu_findings(entries: Sequence[EqualFvuEntry]) -> list[str]:
     read = [entry for entry in entries if entry["p_holm"] is not None]
     by_place: dict[tuple[str, str, float], list[EqualFvuEntry]] = {}
     for entry in read:
-        if entry["verdict"] in ("lower", "higher"):
+        if entry["verdict"] in CLAIMS:
             by_place.setdefault((entry["rung"], entry["family"], entry["fvu"]), []).append(entry)
     for (rung, family, cost), claimed in by_place.items():
-        what = ", ".join(f"{METRICS[e['metric']].label} {e['verdict']} ({e['mean']:+.4f})" for e in claimed)
+        what = ", ".join(
+            f"{METRICS[e['metric']].label} {e['verdict']} ({e['mean']:+.4f}{''.join(f'; but {d}' for d in e['doubts'])})"
+            for e in claimed
+        )
         sentences.append(
             f"At {cost:+.4f} FVU and the L0 of {rung}, {family} against {claimed[0]['reference']}: {what}"
             f"{', among undertrained SAEs' * claimed[0]['undertrained']}."

@@ -23,6 +23,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from sae_lm.comparison.doubts import DOUBTED_BY
 from sae_lm.comparison.families import Family, families
 from sae_lm.comparison.matching import Matching, Values
 from sae_lm.comparison.outcomes import BY_F1, PRIMARY
@@ -167,7 +168,7 @@ def _curve(family: Family, rung: Arm, values: Values) -> Curve | None:
     if not np.isfinite(cost).all():
         return None
     order = np.argsort(cost.mean(1), kind="stable")
-    metrics = [*PRIMARY, *BY_F1.values()]
+    metrics = [*PRIMARY, *BY_F1.values(), *DOUBTED_BY]
     of_metric = {metric: np.array([change(arm, metric) for arm in places])[order] for metric in metrics}
     return Curve(family, rung, [places[i] for i in order], cost[order], of_metric)
 

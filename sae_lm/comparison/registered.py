@@ -11,6 +11,7 @@ from statistics import fmean
 from typing import NamedTuple
 
 from sae_lm.comparison.both_rankings import equivalent, joint
+from sae_lm.comparison.doubts import doubts_of_one
 from sae_lm.comparison.families import families
 from sae_lm.comparison.frontier import Curve, untrained
 from sae_lm.comparison.matching import Matching, Values, is_rung
@@ -115,7 +116,7 @@ def answer_registered(
     # one without an answer counts too: the file fixes for how many is corrected, not the data
     corrected = holm([1.0 if test.p is None else test.p for test in tests])
     entries = [
-        _entry(claim, test, None if test.p is None else p, evidence.margin)
+        _entry(claim, test, None if test.p is None else p, evidence)
         for claim, test, p in zip(claims, tests, corrected, strict=True)
     ]
     return {"file": registered.file, "sha256": registered.sha256, "claims": entries}
@@ -215,7 +216,7 @@ def _undertrained(arms: Iterable[Arm], evidence: Evidence) -> str | None:
     return f"undertrained: {', '.join(weak)}" if weak else None
 
 
-def _entry(claim: Claim, test: _Test, p_holm: float | None, margin: float) -> ClaimEntry:
+def _entry(claim: Claim, test: _Test, p_holm: float | None, evidence: Evidence) -> ClaimEntry:
     d = test.pair.difference
     as_expected = d.mean is not None and (
         claim.expect == "equivalent" or ((d.mean < 0) == (claim.expect == "lower") and d.mean != 0)
@@ -235,12 +236,12 @@ def _entry(claim: Claim, test: _Test, p_holm: float | None, margin: float) -> Cl
         "p": test.p,
         "p_holm": p_holm,
         "holds": holds,
-        "answer": _in_words(claim, test, p_holm, holds, margin),
+        "answer": _in_words(claim, test, p_holm, holds, evidence),
     }
 
 
-def _in_words(claim: Claim, test: _Test, p_holm: float | None, holds: bool | None, margin: float) -> str:
-    pair, d = test.pair, test.pair.difference
+def _in_words(claim: Claim, test: _Test, p_holm: float | None, holds: bool | None, evidence: Evidence) -> str:
+    pair, d, margin = test.pair, test.pair.difference, evidence.margin
     if holds is None or d.mean is None or p_holm is None:
         return f"no answer ({test.why_not})"
     interval = "" if d.low is None or d.high is None else f" [{d.low:+.4f}, {d.high:+.4f}]"
@@ -250,7 +251,12 @@ def _in_words(claim: Claim, test: _Test, p_holm: float | None, holds: bool | Non
     if pair.by_f1.mean is not None:
         facts += f" by both rankings (ranked by F1 {pair.by_f1.mean:+.4f})"
     facts += f", {d.seeds} seeds, L0 {pair.l0[0]:.3g} and {pair.l0[1]:.3g}"
-    if holds:
-        return f"holds ({facts})"
     opposite = claim.expect != "equivalent" and p_holm <= LEVEL
-    return f"does not hold, the opposite does ({facts})" if opposite else f"is not shown ({facts})"
+    if not holds and not opposite:
+        return f"is not shown ({facts})"
+    if claim.expect != "equivalent":
+        found = doubts_of_one(
+            claim.metric, "lower" if d.mean < 0 else "higher", lambda key: _read(claim, key, evidence).difference
+        )
+        facts += "".join(f"; but {doubt}" for doubt in found)
+    return f"holds ({facts})" if holds else f"does not hold, the opposite does ({facts})"

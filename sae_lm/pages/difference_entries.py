@@ -144,6 +144,8 @@ class EqualFvuEntry(TypedDict):
     """over all that is tested at equal FVU"""
     verdict: Verdict
     reason: str | None
+    doubts: list[str]
+    """what speaks against a verdict of lower or higher (`sae_lm.comparison.doubts`)"""
     undertrained: bool
     """whether an arm that it is read off is (`ArmEntry`)"""
 

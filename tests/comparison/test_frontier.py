@@ -244,6 +244,20 @@ def test_at_equal_fvu_too_both_rankings_have_to_differ_the_same_way():
         assert (entry["family"], entry["verdict"], entry["reason"]) == ("max_cos:1", verdict, reason)
 
 
+def test_what_speaks_against_fewer_holes_at_equal_fvu_is_read_off_the_same_curves_and_told():
+    arms = {"none": 0.0, "sq_cos:1": noisy(0.01, 1), "max_cos:1": noisy(0.01, 2)}
+    values = values_of(arms, {"none": 0.0, "sq_cos:1": noisy(0.0, 3), "max_cos:1": noisy(-0.1, 4)})
+    for by, doubted in ((-0.1, False), (0.1, True)):
+        alarms = values_of(arms, {"none": 0.0, "sq_cos:1": 0.0, "max_cos:1": noisy(by, 5)})
+        for arm, of in values.items():
+            of["equal_false_alarms"] = alarms[arm]["equal_hole_rate"]
+        found = compare_at_equal_fvu(curves_of(values), [0.005])
+        (entry,) = [e for e in found if e["fvu"] == 0.005 and e["metric"] == "equal_hole_rate"]
+        assert entry["verdict"] == "lower" and bool(entry["doubts"]) == doubted
+        doubt = "; but false alarms on the words where holes are counted are higher by 0.05"
+        assert (doubt in equal_fvu_findings(found)[0]) == doubted
+
+
 def test_claims_at_equal_fvu_are_corrected_together_and_put_into_sentences():
     found = compare_at_equal_fvu(arranged(), [0.005])
     tested = [entry for entry in found if entry["p_holm"] is not None]

@@ -111,6 +111,34 @@ def test_with_main_latents_ranked_twice_a_claim_holds_by_both():
     assert not claim["holds"]
 
 
+def test_what_speaks_against_a_claim_that_holds_stands_beside_its_answer():
+    def of(changes, fraction=False):
+        facts = evidence(**{"abs_cos:1": (0.0, 0.01)})
+        for key, by in changes.items():
+            of_arm = evidence(**{"abs_cos:1": (by, 0.01)}).values
+            for arm, metrics in facts.values.items():
+                metrics[key] = of_arm[arm]["equal_hole_rate"]
+        text = registered(LOWER)
+        if fraction:
+            text = text._replace(text=text.text.replace("equal_hole_rate", "absorption_fraction"))
+        (claim,) = answers(text, facts)
+        return claim["answer"]
+
+    fewer = {"equal_hole_rate": -0.1, "equal_false_alarms": -0.05}
+    doubted = of(fewer | {"equal_false_alarms": 0.05, "equal_precision": -0.07, "equal_hole_rate_reached": 0.0})
+    assert doubted.startswith("holds (") and "but" not in of(fewer)
+    for said in (
+        "; but false alarms on the words where holes are counted are higher by 0.050",
+        "; but precision there is lower by 0.070",
+        "; but over the concepts whose false alarms every SAE reaches holes are not distinguishable (+0.000)",
+    ):
+        assert said in doubted
+    lower = {"absorption_fraction": -0.1, "absorption_fraction_ungated": -0.03}
+    assert of(lower, fraction=True).endswith("; but without its gates the fraction is -0.030, with them -0.100)")
+    assert "but" not in of(lower | {"absorption_fraction_ungated": -0.08}, fraction=True)
+    assert "but" not in of({"absorption_fraction": 0.0, "absorption_fraction_ungated": 0.1}, fraction=True)
+
+
 def test_the_correction_is_over_the_claims_of_the_file_alone():
     facts = evidence(**{"abs_cos:1": (-0.001, 0.01), "max_cos:1": (-0.1, 0.01), "sq_cos:1": (-0.1, 0.01)})
     (alone,) = answers(registered(LOWER), facts)

@@ -304,6 +304,7 @@ def _at_equal_fvu(family: str, reference: str, rung: str) -> dict[str, Any]:
         "p_holm": 0.05,
         "verdict": "not distinguishable",
         "reason": "needs about 38 seeds",
+        "doubts": [],
         "undertrained": False,
     }
 
