@@ -111,7 +111,7 @@ def check(
     name = hook or sae.config.metadata.get("hook_name")
     if not name:
         raise SaeError("this SAE does not say which hook it belongs to; give hook='blocks.N.hook_out' (--hook)")
-    source = _opened(source)
+    source = _opened(source, context_size)
     store = source if isinstance(source, Store) else None
     remarks: list[str] = []
     losses = None
@@ -143,13 +143,15 @@ def check(
 # --- activations
 
 
-def _opened(source: Any) -> Any:
-    """A folder that is a store as a store: its manifest is no text to measure on. Raises StoreError."""
-    if not isinstance(source, str | Path):
-        return source
-    path = with_home(source)
-    named = path.startswith("hf://") or os.path.isfile(os.path.join(path, MANIFEST))
-    return open_store(path) if named else source
+def _opened(source: Any, context_size: int | None = None) -> Any:
+    """A folder that is a store as a store: its manifest is no text to measure on. Raises StoreError, SettingsError."""
+    if isinstance(source, str | Path):
+        path = with_home(source)
+        if path.startswith("hf://") or os.path.isfile(os.path.join(path, MANIFEST)):
+            source = open_store(path)
+    if isinstance(source, Store) and context_size is not None:
+        raise SettingsError("context_size is of no use with a store, whose contexts are cut; leave it out")
+    return source
 
 
 def _stored_rows(store: Store, sae: SAE, name: str, tokens: int) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ import torch
 
 from sae_lm.data.batches import shuffle_quality
 from sae_lm.data.store import Store, open_store
+from sae_lm.fields import with_home
 from sae_lm.pages.terminal import columns
 from sae_lm.pages.text import visible
 from sae_lm.runtime.seeds import derive
@@ -23,7 +24,8 @@ QUALITY_BATCH = 2048
 
 def inspect(path: str | Path, rows: int = 5) -> str:
     """A human's summary of a store (a folder or an hf:// address) with ``rows`` decoded rows, or of an SAE."""
-    if not str(path).startswith("hf://") and (is_one_sae(Path(path)) or is_sae(Path(path))):
+    folder = Path(with_home(path))
+    if not str(path).startswith("hf://") and (is_one_sae(folder) or is_sae(folder)):
         return _shown(_sae(load_as_recorded(path, "cpu")))
     return _shown(_store(open_store(path), rows))
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from sae_lm.data.integrity import check_files
 from sae_lm.data.manifest import read_manifest
 from sae_lm.errors import SettingsError, StoreError
-from sae_lm.fields import flag
+from sae_lm.fields import flag, with_home
 from sae_lm.pages.text import visible
 from sae_lm.sae.folder import CONFIG
 from sae_lm.sae.formats.saelens import verify_files
@@ -18,7 +18,7 @@ def verify(path: Path | str) -> list[str]:
 
     Raises StoreError where the folder is neither a store nor an SAE directory.
     """
-    path = Path(path)
+    path = Path(with_home(path))
     if is_sae(path):
         return [visible(problem) for problem in verify_files(path)]
     try:

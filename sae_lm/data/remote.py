@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from sae_lm.data.manifest import MANIFEST, FileRecord, Manifest, read_manifest, shard_of, write_manifest
 from sae_lm.errors import HubError, StoreError
+from sae_lm.fields import with_home
 from sae_lm.hub.repository import SCHEME, Branch, address_of, download
 from sae_lm.hub.revision import pin
 from sae_lm.lm.hooks import expand_hooks
@@ -101,7 +102,7 @@ def pull(address: str, out: str | Path, hooks: tuple[str, ...] | None = None) ->
     The same call goes on after an interruption, mends damaged files of the same store, and takes what the local
     hub cache holds. Raises StoreError (other content in ``out``, no such hook, damaged, disk full), HubError.
     """
-    out, remote = Path(out), _open(address)
+    out, remote = Path(with_home(out)), _open(address)
     manifest, rewritten = (remote.manifest, {}) if hooks is None else _only(remote, hooks)
     files = manifest.all_files()
     _check_folder(out, remote.address, manifest)
@@ -149,7 +150,7 @@ def push(store: str | Path, repo_id: str, *, private: bool = True, revision: str
     """
     from huggingface_hub import CommitOperationAdd
 
-    store = Path(store)
+    store = Path(with_home(store))
     if not re.fullmatch(r"[^/\s@:]+/[^/\s@:]+", repo_id):
         raise HubError(f"{repo_id!r} is no id of a repository, which reads OWNER/NAME; name one to push to")
     manifest, committed = read_manifest(store), (store / MANIFEST).read_bytes()

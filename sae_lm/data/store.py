@@ -20,6 +20,7 @@ from sae_lm.data.norms import middles
 from sae_lm.data.stored_tensors import read_tensor, shard_tensor, whole_tensor
 from sae_lm.data.tokens import SpecialTokens
 from sae_lm.errors import SettingsError, StoreError
+from sae_lm.fields import with_home
 from sae_lm.lm.hooks import canonical_hook
 from sae_lm.runtime.files import parse_json, sha256
 from sae_lm.runtime.html import bars_html, facts_html
@@ -386,8 +387,7 @@ def open_store(path: str | Path, *, checksums: bool = False) -> Store:
         from sae_lm.data.remote import open_remote
 
         return Store(str(path), *open_remote(str(path)))
-    path = Path(path)
-    manifest = read_manifest(path)
+    manifest = read_manifest(path := Path(with_home(path)))
     for name, record in manifest.all_files().items():
         file = path / name
         size = file.stat().st_size if file.is_file() else None

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sae_lm.errors import HubError, SaeError
+from sae_lm.fields import with_home
 from sae_lm.hub.errors import called
 from sae_lm.hub.repository import Branch, download_from_model
 from sae_lm.runtime.files import read_json, sha256
@@ -52,6 +53,7 @@ def push_sae(path: str | Path, place: str, *, private: bool = True, revision: st
     from huggingface_hub import CommitOperationAdd
 
     repo_id, folder = _place(place)
+    path = with_home(path)
     sae = load_as_recorded(path, "cpu")
     config = Path(path, CONFIG)
     said = read_json(config, SaeError, "an SAE directory") if config.is_file() else {}

@@ -62,10 +62,16 @@ def test_an_sae_that_fits_is_loaded_right_on_a_store_on_text_and_without_a_model
         (model, ["A quick brown fox."] * 40),
         (None, store),
     ):
-        found = check(model_or_none, sae, source, tokens=600, context_size=16)
+        found = check(model_or_none, sae, source, tokens=600, context_size=None if source is store else 16)
         assert found.fits, str(found)
         assert found.verdict.startswith("Loaded right, as far as one can see: FVU ")
         assert (found.losses is None) == (model_or_none is None)
+
+
+def test_contexts_of_a_store_are_cut_and_no_other_size_of_them_is_passed_over(model, store, sae):
+    for model_or_none in (model, None):
+        with pytest.raises(SettingsError, match="context_size is of no use with a store, whose contexts are cut"):
+            check(model_or_none, sae, store, context_size=16)
 
 
 def test_the_figures_are_those_of_the_rows_and_of_a_splice(model, store, sae):

@@ -1,7 +1,13 @@
 """sae-lm inspect says in words what a store or an SAE is."""
 
+from types import SimpleNamespace
+
+import pytest
+
 import sae_lm
 from sae_lm.cli import main
+from sae_lm.data import remote
+from sae_lm.data.manifest import read_manifest
 
 
 def test_inspect_shows_what_a_store_holds_in_words(tiny_store, make_sae, tmp_path, capsys):
@@ -57,3 +63,21 @@ def test_inspect_and_verify_name_what_a_folder_holds_that_is_neither(make_sae, t
         assert "nowhere does not exist; name an activation store or an SAE directory" in capsys.readouterr().err
         assert main([verb, str(tmp_path / "empty")]) == 2
         assert "is neither an activation store (manifest.json) nor an SAE directory" in capsys.readouterr().err
+
+
+def test_from_python_too_a_tilde_is_the_users_home(tiny_store, make_sae, tmp_path, monkeypatch):
+    from sae_lm.sae.formats.saelens import save
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "acts").symlink_to(tiny_store)
+    save(make_sae(), tmp_path / "sae")
+    assert len(sae_lm.open_store("~/acts")) == len(sae_lm.open_store(tiny_store))
+    assert sae_lm.verify("~/acts") == sae_lm.verify("~/sae") == []
+    assert "W_dec" not in sae_lm.inspect("~/acts") and "d_sae" in sae_lm.inspect("~/sae")
+    for send in (sae_lm.push, sae_lm.push_sae):
+        with pytest.raises(sae_lm.SaeLmError, match=f"{tmp_path}/none"):
+            send("~/none", "me/there:here" if send is sae_lm.push_sae else "me/there")
+    there = SimpleNamespace(address="hf://datasets/me/acts", manifest=read_manifest(tiny_store))
+    monkeypatch.setattr(remote, "_open", lambda address: there)
+    with pytest.raises(sae_lm.SaeLmError, match=f"{tmp_path}/sae is not empty"):
+        sae_lm.pull("hf://datasets/me/acts", "~/sae")
