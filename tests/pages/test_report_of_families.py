@@ -33,13 +33,15 @@ def test_a_report_without_families_has_no_frontier_and_the_figure_is_left_out(tm
     assert "frontier.png" in names and "frontier.svg" in names
 
 
-def test_the_table_at_equal_fvu_says_between_which_arms_each_family_is_read(tmp_path: Path) -> None:
-    page = page_of(with_frontier(make_report()), tmp_path)
-    text = words_of(page)
+def test_the_table_at_equal_fvu_says_between_which_arms_each_family_is_read_and_what_is_doubted(tmp_path: Path) -> None:
+    report = with_frontier(make_report())
+    report["at_equal_fvu"][0] |= {"verdict": "lower", "reason": None, "doubts": ["precision there is <b>lower</b>"]}
+    text = words_of(page_of(report, tmp_path))
     assert (
         "max_cos:0.25 against abs_cos:1 +0.0050 hole rate -0.0625 none to max_cos:0.25 -0.0312 none to abs_cos:1"
         in text
     )
+    assert "lower but precision there is <b>lower</b>" in text
 
 
 def test_the_table_of_differences_shows_other_concepts_beside_students_interval(tmp_path: Path) -> None:
