@@ -1,9 +1,10 @@
-"""Ask whether an outcome hangs on some of the concepts: on those with weak probes, or on one kind of them.
+"""Ask whether an outcome hangs on some of the concepts: those with weak probes or without latents, or one kind of them.
 
 A probe that is often wrong sees concepts that are not there, and main latents that stay silent are then right. So
 outcomes are given over the concepts with a clear probe alone as well, and how far holes go with weak probes. Where no
 factor brings main latents to the false alarms of all, holes are counted at a threshold that no SAE has; so holes are
-given without these concepts too. Kinds of concepts are compared because what holds for spelling need not hold for
+given without these concepts too. Where no latents tell a concept, others carry its direction, whether it was absorbed or
+never learned: outcomes are given over the concepts that are found alone. Kinds of concepts are compared because what holds for spelling need not hold for
 places; the differences of each kind are not corrected for their number, and decide nothing.
 """
 
@@ -26,6 +27,8 @@ from sae_lm.penalties.arms import Arm
 
 CLEAR = 0.85
 """F1 of a clear probe on unseen words."""
+FOUND = 0.7
+"""F1 of the main latents of a concept that the SAEs have latents for, mean over all SAEs."""
 FEWEST_RANKED = 3
 """Concepts that a rank correlation needs."""
 OUTCOME = "equal_hole_rate"
@@ -37,6 +40,16 @@ OF_REACHED = {
     "reached_by_f1": ("equal_hole_rate_by_f1", "equal_hole_rate_reached_by_f1"),
 }
 """Key that says whether false alarms are reached -> key of the holes there, and the metric that is their mean."""
+
+OF_FOUND = {
+    "equal_hole_rate": "equal_hole_rate_found",
+    "equal_hole_rate_by_f1": "equal_hole_rate_found_by_f1",
+    "fraction": "absorption_fraction_found",
+    "fraction_by_f1": "absorption_fraction_found_by_f1",
+}
+"""Key of a concept's figures -> the metric that is its mean over the concepts that are found."""
+OfSaes = Mapping[Key, Sequence[Mapping[str, Any]]]
+"""SAE -> the figures of each concept in use, in one order."""
 
 
 def subset_figures(per_concept: Sequence[Mapping[str, Any]], candidates: Sequence[Candidates]) -> dict[str, float]:
@@ -50,7 +63,13 @@ def subset_figures(per_concept: Sequence[Mapping[str, Any]], candidates: Sequenc
     return means | {"probe_rank": rank_correlation(scores, [figures.get(OUTCOME, math.nan) for figures in per_concept])}
 
 
-def reached_figures(per_concept: Mapping[Key, Sequence[Mapping[str, Any]]]) -> dict[Key, dict[str, float]]:
+def common_subset_figures(per_concept: OfSaes) -> dict[Key, dict[str, float]]:
+    """Of each SAE the means over concepts that are chosen by all SAEs here; NaN without any."""
+    reached, found = reached_figures(per_concept), found_figures(per_concept)
+    return {key: reached[key] | found[key] for key in per_concept}
+
+
+def reached_figures(per_concept: OfSaes) -> dict[Key, dict[str, float]]:
     """Of each SAE the mean of holes over the concepts alone whose false alarms every SAE here reaches; NaN without any."""
     found: dict[Key, dict[str, float]] = {key: {} for key in per_concept}
     for reached, (holes, metric) in OF_REACHED.items():
@@ -59,6 +78,51 @@ def reached_figures(per_concept: Mapping[Key, Sequence[Mapping[str, Any]]]) -> d
             known = [of.get(holes, math.nan) for of, there in zip(concepts, common, strict=True) if there]
             found[key][metric] = mean_of_known(known)
     return found
+
+
+def found_concepts(per_concept: OfSaes) -> list[bool]:
+    """Whether main latents tell each concept; no arm decides more than another, as a mean over the baseline's would."""
+    mean_f1 = (mean_of_known([of["main_f1"] for of in concept]) for concept in zip(*per_concept.values(), strict=True))
+    return [mean >= FOUND for mean in mean_f1]
+
+
+def found_figures(per_concept: OfSaes) -> dict[Key, dict[str, float]]:
+    """Of each SAE the means of holes and fraction over the concepts that are found; NaN without any."""
+    found = found_concepts(per_concept)
+    return {
+        key: {
+            metric: mean_of_known(
+                [of.get(figure, math.nan) for of, is_found in zip(concepts, found, strict=True) if is_found]
+            )
+            for figure, metric in OF_FOUND.items()
+        }
+        for key, concepts in per_concept.items()
+    }
+
+
+def found_sentence(per_concept: OfSaes, ladder: Sequence[Arm]) -> list[str]:
+    """How many concepts are found, and what the baseline has there and elsewhere; nothing where all are.
+
+    ladder: the baseline's rungs.
+    """
+    found = found_concepts(per_concept)
+    if all(found):
+        return []
+    first = (
+        f"Of {len(found)} concepts main latents tell {sum(found)} with an F1 of {FOUND:g} or more (mean over all SAEs)."
+    )
+    last = "Of the others these figures cannot tell whether a concept was absorbed or never learned."
+    of_baseline = [concepts for (arm, _), concepts in per_concept.items() if arm in ladder]
+
+    def mean(figure: str, there: bool) -> str:
+        of_concepts = (zip(concepts, found, strict=True) for concepts in of_baseline)
+        return f"{mean_of_known([one.get(figure, math.nan) for of in of_concepts for one, told in of if told == there]):.3f}"
+
+    middle = (
+        f" The baseline's hole rate at equal false alarms is {mean(OUTCOME, True)} over these and {mean(OUTCOME, False)} over "
+        f"the others, its fraction {mean('fraction', True)} and {mean('fraction', False)}."
+    )
+    return [f"{first}{middle * any(found)} {last}"]
 
 
 def rank_correlation(a: Sequence[float], b: Sequence[float]) -> float:
@@ -78,7 +142,7 @@ def kind_of(concept: Probe) -> str:
 
 
 def differences_by_kind(
-    per_concept: Mapping[Key, Sequence[Mapping[str, Any]]],
+    per_concept: OfSaes,
     concepts: Sequence[Probe],
     matching: Matching,
     seeds: Sequence[int],
@@ -114,7 +178,7 @@ def differences_by_kind(
 def _means_of(
     kind: str,
     kinds: Mapping[str, str],
-    per_concept: Mapping[Key, Sequence[Mapping[str, Any]]],
+    per_concept: OfSaes,
     matching: Matching,
     seeds: Sequence[int],
 ) -> dict[Arm, list[dict[str, float]]]:

@@ -19,9 +19,11 @@ FRACTION, WITHOUT_GATES, HOLES_REACHED = "absorption_fraction", "absorption_frac
 UNGATED = {FRACTION: WITHOUT_GATES, TWINS[FRACTION]: TWINS[WITHOUT_GATES]}
 """The fraction by each ranking of main latents, and the same without its gates."""
 HOLES, ALARMS, PRECISION = "equal_hole_rate", "equal_false_alarms", "equal_precision"
+FOUND = {HOLES: "equal_hole_rate_found", FRACTION: "absorption_fraction_found"}
+"""Either figure of absorption -> the same over the concepts alone that the SAEs have latents for."""
 REACHED = (HOLES_REACHED, TWINS[HOLES_REACHED])
 """Holes over the concepts whose false alarms every SAE reaches, by each ranking."""
-DOUBTED_BY = (ALARMS, PRECISION, *REACHED, *UNGATED.values())
+DOUBTED_BY = (ALARMS, PRECISION, *REACHED, *UNGATED.values(), *(m for of in FOUND.values() for m in (of, TWINS[of])))
 """What doubts are read off, beside the primary outcomes by both rankings."""
 
 
@@ -34,14 +36,14 @@ class Told(TypedDict):
 
 def doubts(metrics: Mapping[str, Told]) -> list[str]:
     """What could make the verdicts on holes and on the fraction."""
-    return _doubts_of_holes(metrics) + _doubts_of_gates(metrics)
+    return _doubts_of_holes(metrics) + _doubts_of_fraction(metrics)
 
 
 def doubts_of_one(metric: str, way: Verdict, read: Callable[[str], Difference]) -> list[str]:
     """What could make the verdict on one of the two figures of absorption, where a metric's difference is read as asked."""
     asked, made = {
-        HOLES: ((ALARMS, PRECISION, *REACHED), _doubts_of_holes),
-        FRACTION: ((*UNGATED, *UNGATED.values()), _doubts_of_gates),
+        HOLES: (DOUBTED_BY, _doubts_of_holes),
+        FRACTION: ((*UNGATED, *DOUBTED_BY), _doubts_of_fraction),
     }.get(metric, ((), None))
     if made is None or way not in CLAIMS:
         return []
@@ -67,7 +69,24 @@ def _doubts_of_holes(metrics: Mapping[str, Told]) -> list[str]:
         found.append(f"false alarms on the words where holes are counted are {way} by {abs(alarms['mean'] or 0):.3f}")
     if holes["verdict"] == precision["verdict"] == "lower":
         found.append(f"precision there is lower by {abs(precision['mean'] or 0):.3f}")
-    return found + _doubts_of_reach(metrics)
+    return found + _doubts_of_reach(metrics) + _doubts_of_found(metrics, HOLES)
+
+
+def _doubts_of_fraction(metrics: Mapping[str, Told]) -> list[str]:
+    return _doubts_of_gates(metrics) + _doubts_of_found(metrics, FRACTION)
+
+
+def _doubts_of_found(metrics: Mapping[str, Told], figure: str) -> list[str]:
+    """Where a figure is told apart, and not over the concepts alone that the SAEs have latents for: elsewhere it is not
+    known whether a concept was absorbed or never learned."""
+    said, of_found = metrics[figure]["verdict"], FOUND[figure]
+    what = "holes are" if figure == HOLES else "the fraction is"
+    for key in (of_found, TWINS[of_found]):
+        d = metrics[key]
+        if said in CLAIMS and d["mean"] is not None and d["verdict"] != said:
+            told = f"{d['verdict']} ({d['mean']:+.3f}{', ranked by F1' * (key != of_found)})"
+            return [f"over the concepts that main latents tell {what} {told}"]
+    return []
 
 
 def _doubts_of_gates(metrics: Mapping[str, Told]) -> list[str]:

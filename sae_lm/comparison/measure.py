@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from sae_lm.comparison.concept_subsets import reached_figures, subset_figures
+from sae_lm.comparison.concept_subsets import common_subset_figures, subset_figures
 from sae_lm.comparison.controls import GradedSae, Grades, grade
 from sae_lm.comparison.equal_alarms import Scale, all_concept_figures, common_points, points_of_sae, with_f1_figures
 from sae_lm.comparison.evaluate import (
@@ -118,7 +118,7 @@ def measure(settings: CompareSettings, store: Store, runs: Runs, kept: Kept, dev
         figures=merge_figures(
             [
                 own_figures,
-                reached_figures(per_concept),
+                common_subset_figures(per_concept),
                 language.figures if language else {},
                 costs or {},
                 seeds,

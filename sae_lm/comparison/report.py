@@ -8,7 +8,7 @@ from collections import Counter
 from importlib.metadata import version
 from typing import Any, cast
 
-from sae_lm.comparison.concept_subsets import differences_by_kind, disagreements
+from sae_lm.comparison.concept_subsets import differences_by_kind, disagreements, found_sentence
 from sae_lm.comparison.controls import control_remarks, order_sentences
 from sae_lm.comparison.equal_fvu import compare_at_equal_fvu, equal_fvu_findings
 from sae_lm.comparison.evaluation_set import kinds_of_units
@@ -88,6 +88,7 @@ def make_report(
             *findings(differences, values, seeds),
             *concept_findings(other_concepts, differences),
             *disagreements(kinds),
+            *found_sentence(measured.per_concept, measured.matching.ladder),
             *equal_fvu_findings(at_equal_fvu),
             *alarm_findings(measured.per_concept, measured.matching.ladder),
             *l0_findings(values),

@@ -8,6 +8,8 @@ import torch
 from sae_lm.comparison.concept_subsets import (
     differences_by_kind,
     disagreements,
+    found_figures,
+    found_sentence,
     kind_of,
     rank_correlation,
     reached_figures,
@@ -44,10 +46,43 @@ def test_clear_concepts_are_those_whose_probe_has_an_f1_of_at_least_85():
     assert math.isnan(subset_figures(figures[1:2], candidates[1:2])["splits_clear"])
 
 
-def test_holes_where_all_reach_the_false_alarms_leave_out_a_concept_that_one_sae_does_not_reach():
-    def concepts(**figures):
-        return [dict(zip(figures, values, strict=True)) for values in zip(*figures.values(), strict=True)]
+def concepts(**figures):
+    return [dict(zip(figures, values, strict=True)) for values in zip(*figures.values(), strict=True)]
 
+
+def test_concepts_are_found_that_main_latents_tell_in_all_saes_together_whatever_the_arm():
+    none, arm = (parse_arm(name) for name in ("none", "max_cos:1"))
+    saes = {
+        (none, 0): concepts(main_f1=[0.9, 0.75, 0.1], fraction=[0.1, 0.3, 0.9], equal_hole_rate=[0.2, 0.0, 0.8]),
+        (arm, 0): concepts(main_f1=[0.6, 0.6, 0.9], fraction=[0.2, 0.3, 0.9], equal_hole_rate=[0.1, 0.0, 0.8]),
+    }
+    found = found_figures(saes)
+    assert [of["absorption_fraction_found"] for of in found.values()] == [0.1, 0.2]
+    assert [of["equal_hole_rate_found"] for of in found.values()] == [0.2, 0.1]
+    assert all(math.isnan(of["absorption_fraction_found_by_f1"]) for of in found.values())
+    (said,) = found_sentence(saes, [none])
+    assert said == (
+        "Of 3 concepts main latents tell 1 with an F1 of 0.7 or more (mean over all SAEs). The baseline's hole rate at equal "
+        "false alarms is 0.200 over these and 0.400 over the others, its fraction 0.100 and 0.600. Of the others these figures "
+        "cannot tell whether a concept was absorbed or never learned."
+    )
+
+
+def test_where_no_concept_or_every_one_is_found_there_is_nothing_to_compare():
+    none = parse_arm("none")
+    for f1, said in (
+        (
+            0.2,
+            ["Of 1 concepts main latents tell 0 with an F1 of 0.7 or more (mean over all SAEs). Of the others these"],
+        ),
+        (0.7, []),
+    ):
+        saes = {(none, 0): concepts(main_f1=[f1], fraction=[0.1], equal_hole_rate=[0.2])}
+        assert math.isnan(found_figures(saes)[none, 0]["absorption_fraction_found"]) == bool(said)
+        assert [sentence[: len(said[0])] for sentence in found_sentence(saes, [none])] == said
+
+
+def test_holes_where_all_reach_the_false_alarms_leave_out_a_concept_that_one_sae_does_not_reach():
     none, arm = (parse_arm(name) for name in ("none", "max_cos:1"))
     found = reached_figures(
         {
