@@ -187,7 +187,7 @@ def interval(per_seed: Sequence[float] | PerSeed) -> Interval:
 
 def frontier_entry(curve: Curve) -> FrontierEntry:
     least, most = curve.reach
-    metrics = [metric for metric in PRIMARY if np.isfinite(curve.change[metric]).any()]
+    metrics = [metric for metric in (*PRIMARY, *BY_F1.values()) if np.isfinite(curve.change[metric]).any()]
     points: list[FrontierPoint] = [
         {
             "arm": arm.name,

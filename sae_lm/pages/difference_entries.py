@@ -96,7 +96,7 @@ class FrontierPoint(TypedDict):
     fvu: Interval
     """above the baseline's"""
     changes: dict[str, Interval]
-    """primary outcome -> the arm's less the baseline's"""
+    """primary outcome, by either ranking of main latents -> the arm's less the baseline's"""
 
 
 class BandEntry(Interval):
@@ -117,7 +117,7 @@ class FrontierEntry(TypedDict):
     points: list[FrontierPoint]
     """in the order of their cost; with what the curve begins with"""
     bands: dict[str, list[BandEntry]]
-    """primary outcome -> the curve's height"""
+    """primary outcome, by either ranking of main latents -> the curve's height"""
 
 
 class EqualFvuEntry(TypedDict):

@@ -177,6 +177,21 @@ def test_points_and_bands_have_students_interval_over_seeds():
     assert band[-1]["fvu"] == pytest.approx(min(costs["sq_cos:3"])) and band[-1]["low"] < band[-1]["high"]
 
 
+def test_a_curve_is_told_by_the_other_ranking_of_main_latents_too_where_both_were_asked_for():
+    costs = {"none": 0.0, "sq_cos:3": noisy(0.004, 1)}
+    values = values_of(costs, {"none": 0.0, "sq_cos:3": -0.06})
+    other = values_of(costs, {"none": 0.0, "sq_cos:3": -0.02})
+    for arm, of in values.items():
+        of["equal_hole_rate_by_f1"] = other[arm]["equal_hole_rate"]
+    (curve,) = curves_of(values)
+    entry = frontier_entry(curve)
+    changes = entry["points"][-1]["changes"]
+    assert {key: round(change["mean"], 6) for key, change in changes.items()} == {
+        "equal_hole_rate": -0.06, "equal_hole_rate_by_f1": -0.02,
+    }  # fmt: skip
+    assert set(entry["bands"]) == set(changes)
+
+
 # --- at equal FVU
 
 

@@ -27,6 +27,18 @@ def test_the_frontier_has_a_panel_for_each_l0_with_the_baseline_at_the_origin(tm
         ElementTree.fromstring(plot)
 
 
+def test_the_frontier_has_panels_of_the_other_ranking_after_those_of_the_first() -> None:
+    report = with_frontier(make_report())
+    label = report["metrics"]["hole_rate"] | {"label": "hole rate, ranked by F1", "role": "context"}
+    report["metrics"]["hole_rate_by_f1"] = label
+    for entry in report["frontier"]:
+        for point in entry["points"]:
+            point["changes"]["hole_rate_by_f1"] = point["changes"]["hole_rate"]
+    drawn = [chart for chart in frontier_charts(report) if chart is not None]
+    assert [chart.title for chart in drawn] == ["hole rate", "hole rate, ranked by F1"]
+    assert [line.style for line in drawn[1].lines].count("ribbon") == 0 < len(drawn[1].dots) - 1
+
+
 def test_a_report_without_families_has_no_frontier_and_the_figure_is_left_out(tmp_path: Path) -> None:
     assert "frontier" not in page_of(make_report(), tmp_path).split("<main", 1)[0]
     names = [path.name for path in write_figures(with_frontier(make_report()), tmp_path / "figures")]
