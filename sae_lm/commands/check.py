@@ -100,8 +100,8 @@ def check(
     A text is cut into contexts as ``sae-lm cache --no-pack`` does, with a BOS unless the SAE was trained without.
 
     Raises SaeError where the SAE does not fit the model's or the store's width, ModelError and StoreError for a hook
-    that is not there, SettingsError for a source that is no text, for contexts that are too long for the model and for a
-    device without float64.
+    that is not there, SettingsError for a source that is no text, for contexts that are too long for the model or of a
+    store, which has its own, and for a device without float64.
     """
     from sae_lm.interp.splice import expect, place
 

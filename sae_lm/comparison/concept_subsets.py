@@ -28,7 +28,9 @@ from sae_lm.penalties.arms import Arm
 CLEAR = 0.85
 """F1 of a clear probe on unseen words."""
 FOUND = 0.7
-"""F1 of the main latents of a concept that the SAEs have latents for, mean over all SAEs."""
+"""F1 of the main latents of a concept that the SAEs have latents for, mean over the baseline's SAEs."""
+MAIN_F1 = ("main_f1", "main_f1_by_f1")
+"""Keys of that F1, by each ranking of main latents."""
 FEWEST_RANKED = 3
 """Concepts that a rank correlation needs."""
 OUTCOME = "equal_hole_rate"
@@ -63,9 +65,9 @@ def subset_figures(per_concept: Sequence[Mapping[str, Any]], candidates: Sequenc
     return means | {"probe_rank": rank_correlation(scores, [figures.get(OUTCOME, math.nan) for figures in per_concept])}
 
 
-def common_subset_figures(per_concept: OfSaes) -> dict[Key, dict[str, float]]:
-    """Of each SAE the means over concepts that are chosen by all SAEs here; NaN without any."""
-    reached, found = reached_figures(per_concept), found_figures(per_concept)
+def common_subset_figures(per_concept: OfSaes, ladder: Sequence[Arm]) -> dict[Key, dict[str, float]]:
+    """Of each SAE the means over concepts that are chosen for all SAEs together; NaN without any. ladder: the baseline's rungs."""
+    reached, found = reached_figures(per_concept), found_figures(per_concept, ladder)
     return {key: reached[key] | found[key] for key in per_concept}
 
 
@@ -80,49 +82,57 @@ def reached_figures(per_concept: OfSaes) -> dict[Key, dict[str, float]]:
     return found
 
 
-def found_concepts(per_concept: OfSaes) -> list[bool]:
-    """Whether main latents tell each concept; no arm decides more than another, as a mean over the baseline's would."""
-    mean_f1 = (mean_of_known([of["main_f1"] for of in concept]) for concept in zip(*per_concept.values(), strict=True))
-    return [mean >= FOUND for mean in mean_f1]
+def found_concepts(per_concept: OfSaes, ladder: Sequence[Arm]) -> list[bool]:
+    """Whether main latents of the baseline's SAEs tell each concept, by the ranking that finds the better ones.
+
+    An F1 has the recall in it, which is what holes take away: so these concepts have few holes, and which they are must
+    not depend on the arms that are compared.
+    """
+    of_baseline = [concepts for (arm, _), concepts in per_concept.items() if arm in ladder]
+    by_concept = list(zip(*of_baseline, strict=True))
+    return [any(mean_of_known([of.get(key, math.nan) for of in one]) >= FOUND for key in MAIN_F1) for one in by_concept]
 
 
-def found_figures(per_concept: OfSaes) -> dict[Key, dict[str, float]]:
+def found_figures(per_concept: OfSaes, ladder: Sequence[Arm]) -> dict[Key, dict[str, float]]:
     """Of each SAE the means of holes and fraction over the concepts that are found; NaN without any."""
-    found = found_concepts(per_concept)
+    found = found_concepts(per_concept, ladder)
     return {
-        key: {
-            metric: mean_of_known(
-                [of.get(figure, math.nan) for of, is_found in zip(concepts, found, strict=True) if is_found]
-            )
-            for figure, metric in OF_FOUND.items()
-        }
+        key: {metric: _mean_where(found, True, [concepts], figure) for figure, metric in OF_FOUND.items()}
         for key, concepts in per_concept.items()
     }
 
 
-def found_sentence(per_concept: OfSaes, ladder: Sequence[Arm]) -> list[str]:
-    """How many concepts are found, and what the baseline has there and elsewhere; nothing where all are.
+def _mean_where(found: Sequence[bool], asked: bool, saes: Sequence[Sequence[Mapping[str, Any]]], figure: str) -> float:
+    of_concepts = [pair for concepts in saes for pair in zip(concepts, found, strict=True)]
+    return mean_of_known([of.get(figure, math.nan) for of, there in of_concepts if there == asked])
 
-    ladder: the baseline's rungs.
-    """
-    found = found_concepts(per_concept)
+
+def found_sentence(per_concept: OfSaes, ladder: Sequence[Arm]) -> list[str]:
+    """How many concepts are found, and what each rung of the baseline has there and elsewhere; nothing where all are."""
+    found = found_concepts(per_concept, ladder)
     if all(found):
         return []
-    first = (
-        f"Of {len(found)} concepts main latents tell {sum(found)} with an F1 of {FOUND:g} or more (mean over all SAEs)."
-    )
-    last = "Of the others these figures cannot tell whether a concept was absorbed or never learned."
-    of_baseline = [concepts for (arm, _), concepts in per_concept.items() if arm in ladder]
+    told = f"Of {len(found)} concepts main latents tell {sum(found) or 'none'} with an F1 of {FOUND:g} or more"
+    told += " (mean over the baseline's SAEs)"
+    alike = "an absorbed concept and one that was never learned look alike to holes and fraction"
+    if not any(found):
+        return [f"{told}: {alike}."]
+    rungs = []
+    for rung in ladder:
+        saes = [concepts for (arm, _), concepts in per_concept.items() if arm == rung]
+        there, elsewhere = (
+            [_known(_mean_where(found, asked, saes, figure)) for figure in (OUTCOME, "fraction")]
+            for asked in (True, False)
+        )
+        rungs.append(
+            f"{rung.name} has holes at equal false alarms of {there[0]} over these and {elsewhere[0]} over the others, and a "
+            f"fraction of {there[1]} and {elsewhere[1]}"
+        )
+    return [f"{told}. {'; '.join(rungs)}. Of the others {alike}."]
 
-    def mean(figure: str, there: bool) -> str:
-        of_concepts = (zip(concepts, found, strict=True) for concepts in of_baseline)
-        return f"{mean_of_known([one.get(figure, math.nan) for of in of_concepts for one, told in of if told == there]):.3f}"
 
-    middle = (
-        f" The baseline's hole rate at equal false alarms is {mean(OUTCOME, True)} over these and {mean(OUTCOME, False)} over "
-        f"the others, its fraction {mean('fraction', True)} and {mean('fraction', False)}."
-    )
-    return [f"{first}{middle * any(found)} {last}"]
+def _known(mean: float) -> str:
+    return f"{mean:.3f}" if math.isfinite(mean) else "(unknown)"
 
 
 def rank_correlation(a: Sequence[float], b: Sequence[float]) -> float:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import TypedDict
 
 from sae_lm.comparison.outcomes import TWINS
-from sae_lm.metrics.statistics import LEVEL, Difference
+from sae_lm.metrics.statistics import FEWEST_SEEDS, LEVEL, Difference
 from sae_lm.pages.difference_entries import DifferenceEntry, Verdict
 
 CLAIMS = ("lower", "higher")
@@ -27,37 +27,44 @@ DOUBTED_BY = (ALARMS, PRECISION, *REACHED, *UNGATED.values(), *(m for of in FOUN
 """What doubts are read off, beside the primary outcomes by both rankings."""
 
 
+OF_FIGURE = {
+    **dict.fromkeys((HOLES, TWINS[HOLES], *REACHED), HOLES),
+    **dict.fromkeys((*UNGATED, *UNGATED.values()), FRACTION),
+}
+"""Metric on which a claim may be -> the figure of absorption whose doubts it has."""
+
+
 class Told(TypedDict):
     """What is known of a difference; a `DifferenceEntry` is one."""
 
     verdict: Verdict
     mean: float | None
+    low: float | None
+    high: float | None
 
 
 def doubts(metrics: Mapping[str, Told]) -> list[str]:
     """What could make the verdicts on holes and on the fraction."""
-    return _doubts_of_holes(metrics) + _doubts_of_fraction(metrics)
+    return list(dict.fromkeys(_doubts_of_holes(metrics) + _doubts_of_fraction(metrics)))
 
 
 def doubts_of_one(metric: str, way: Verdict, read: Callable[[str], Difference]) -> list[str]:
-    """What could make the verdict on one of the two figures of absorption, where a metric's difference is read as asked."""
-    asked, made = {
-        HOLES: (DOUBTED_BY, _doubts_of_holes),
-        FRACTION: ((*UNGATED, *DOUBTED_BY), _doubts_of_fraction),
-    }.get(metric, ((), None))
-    if made is None or way not in CLAIMS:
+    """What could make a verdict on holes or on the fraction, where a metric's difference is read as asked."""
+    figure = OF_FIGURE.get(metric)
+    if figure is None or way not in CLAIMS:
         return []
-    metrics = {key: _told(read(key)) for key in (metric, *asked)}
-    metrics[metric]["verdict"] = way  # as corrected, and by both rankings where both are asked for
-    return made(metrics)
+    metrics = {key: _told(read(key)) for key in (HOLES, *UNGATED, *DOUBTED_BY)}
+    # the verdict is as corrected, and by both rankings where both are asked for
+    metrics[figure] = {**_told(read(metric)), "verdict": way}
+    return _doubts_of_holes(metrics) if figure == HOLES else _doubts_of_fraction(metrics)
 
 
 def _told(difference: Difference) -> Told:
     mean, p = difference.mean, difference.p
-    if mean is None or p is None:
-        return {"verdict": "no claim", "mean": mean}
-    way: Verdict = "lower" if mean < 0 else "higher"
-    return {"verdict": way if p <= LEVEL else "not distinguishable", "mean": mean}
+    verdict: Verdict = "no claim"
+    if mean is not None and p is not None and difference.seeds >= FEWEST_SEEDS:
+        verdict = "not distinguishable" if p > LEVEL else "lower" if mean < 0 else "higher"
+    return {"verdict": verdict, "mean": mean, "low": difference.low, "high": difference.high}
 
 
 def _doubts_of_holes(metrics: Mapping[str, Told]) -> list[str]:
@@ -77,16 +84,23 @@ def _doubts_of_fraction(metrics: Mapping[str, Told]) -> list[str]:
 
 
 def _doubts_of_found(metrics: Mapping[str, Told], figure: str) -> list[str]:
-    """Where a figure is told apart, and not over the concepts alone that the SAEs have latents for: elsewhere it is not
-    known whether a concept was absorbed or never learned."""
+    """Where a figure is told apart, and not over the concepts alone that the SAEs have latents for, by the ranking of main
+    latents that is worse. These are few: so their interval is given, which tells no effect from no power."""
     said, of_found = metrics[figure]["verdict"], FOUND[figure]
-    what = "holes are" if figure == HOLES else "the fraction is"
+    if said not in CLAIMS:
+        return []
+    if metrics[of_found]["mean"] is None:
+        return ["main latents tell none of the concepts, so that absorbed and never learned look alike"]
+    what = "holes differ" if figure == HOLES else "the fraction differs"
+    found = list[tuple[float, str]]()
     for key in (of_found, TWINS[of_found]):
         d = metrics[key]
-        if said in CLAIMS and d["mean"] is not None and d["verdict"] != said:
-            told = f"{d['verdict']} ({d['mean']:+.3f}{', ranked by F1' * (key != of_found)})"
-            return [f"over the concepts that main latents tell {what} {told}"]
-    return []
+        if d["mean"] is not None and d["verdict"] not in (said, "no claim"):
+            interval = "" if d["low"] is None or d["high"] is None else f" [{d['low']:+.3f}, {d['high']:+.3f}]"
+            told = f"{what} by {d['mean']:+.3f}{interval}{', ranked by F1' * (key != of_found)}"
+            against = d["mean"] if said == "lower" else -d["mean"]
+            found.append((against, f"over the concepts that main latents tell {told}"))
+    return [max(found)[1]] if found else []
 
 
 def _doubts_of_gates(metrics: Mapping[str, Told]) -> list[str]:
@@ -111,7 +125,7 @@ def _doubts_of_reach(metrics: Mapping[str, Told]) -> list[str]:
     said = metrics[HOLES]["verdict"]  # at thresholds below 0 no SAE fires
     for key in REACHED:
         d = metrics[key]
-        if said in CLAIMS and d["mean"] is not None and d["verdict"] != said:
+        if said in CLAIMS and d["mean"] is not None and d["verdict"] not in (said, "no claim"):
             told = f"{d['verdict']} ({d['mean']:+.3f}{', ranked by F1' * (key == REACHED[1])})"
             return [f"over the concepts whose false alarms every SAE reaches holes are {told}"]
     return []

@@ -38,7 +38,7 @@ Scale = tuple[list[int], list[OperatingPoint]]
 """Of each concept the common number of main latents, and the operating point that all are brought to."""
 
 
-OF_BOTH_RANKINGS = ("splits", "equal_hole_rate", "reached", "fraction", "ungated_fraction")
+OF_BOTH_RANKINGS = ("splits", "main_f1", "equal_hole_rate", "reached", "fraction", "ungated_fraction")
 """Figures of a concept that are told by the other ranking of main latents too, where both are asked for."""
 
 

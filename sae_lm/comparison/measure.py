@@ -118,7 +118,7 @@ def measure(settings: CompareSettings, store: Store, runs: Runs, kept: Kept, dev
         figures=merge_figures(
             [
                 own_figures,
-                common_subset_figures(per_concept),
+                common_subset_figures(per_concept, [*matching.ladder]),
                 language.figures if language else {},
                 costs or {},
                 seeds,

@@ -88,7 +88,7 @@ def make_report(
             *findings(differences, values, seeds),
             *concept_findings(other_concepts, differences),
             *disagreements(kinds),
-            *found_sentence(measured.per_concept, measured.matching.ladder),
+            *found_sentence(measured.per_concept, [*measured.matching.ladder]),
             *equal_fvu_findings(at_equal_fvu),
             *alarm_findings(measured.per_concept, measured.matching.ladder),
             *l0_findings(values),

@@ -12,9 +12,15 @@ def frontier_charts(report: Report) -> list[Chart | None]:
     """A panel for each L0 and primary outcome, by each ranking of main latents that was asked for: change against cost, a
     curve per family, its band, the baseline at 0."""
     rungs = list(dict.fromkeys(entry["rung"] for entry in report["frontier"]))
-    metrics = [key for key, metric in report["metrics"].items() if metric["role"] == "primary"]
-    by_f1 = [key for key in report["metrics"] if key.removesuffix("_by_f1") in metrics and key not in metrics]
-    return [_panel(report, rung, metric, len(rungs) > 1) for rung in rungs for metric in (*metrics, *by_f1)]
+    return [_panel(report, rung, metric, len(rungs) > 1) for rung in rungs for metric in frontier_metrics(report)]
+
+
+def frontier_metrics(report: Report) -> list[str]:
+    """The primary outcomes that curves have, then the same by the other ranking of main latents."""
+    known = {key for entry in report["frontier"] for point in entry["points"] for key in point["changes"]}
+    primary = [key for key, metric in report["metrics"].items() if metric["role"] == "primary"]
+    by_f1 = [key for key in report["metrics"] if key.removesuffix("_by_f1") in primary and key not in primary]
+    return [key for key in (*primary, *by_f1) if key in known]
 
 
 def _panel(report: Report, rung: str, metric: str, several: bool) -> Chart | None:

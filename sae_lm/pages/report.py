@@ -14,7 +14,7 @@ from typing import Any
 from sae_lm.pages import charts
 from sae_lm.pages.charts import Chart, Look, headline, is_baseline, mean, order_arms
 from sae_lm.pages.explorer_data import explorer_json
-from sae_lm.pages.frontier import frontier_charts, frontier_points
+from sae_lm.pages.frontier import frontier_charts, frontier_metrics, frontier_points
 from sae_lm.pages.genealogy import KINDS, bars, trees, widths
 from sae_lm.pages.grades import grades
 from sae_lm.pages.schema import Report
@@ -72,6 +72,7 @@ def write_html(report: Report, path: Path, latents: str | None = None) -> None:
         },
         differences=differences_by_arm(report),
         points=frontier_points(report),
+        of_points=frontier_metrics(report),
         primary=primary,
         statistics=_statistics(report, keys + primary),
         other_concepts={(entry["arm"], entry["metric"]): entry for entry in report["other_concepts"]},

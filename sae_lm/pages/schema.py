@@ -129,6 +129,7 @@ class _WhereScored(TypedDict, total=False):
     """whether some factor reaches the baseline's false alarms; at a gate_ratio below 0 none does"""
     hole_rate_at_precision: float | None
     splits_by_f1: int
+    main_f1_by_f1: float
     """this and the next four: by the other ranking of main latents, where both are asked for"""
     equal_hole_rate_by_f1: float | None
     reached_by_f1: bool

@@ -50,36 +50,52 @@ def concepts(**figures):
     return [dict(zip(figures, values, strict=True)) for values in zip(*figures.values(), strict=True)]
 
 
-def test_concepts_are_found_that_main_latents_tell_in_all_saes_together_whatever_the_arm():
+def test_concepts_are_found_that_main_latents_of_the_baseline_tell_whatever_the_arms_do():
     none, arm = (parse_arm(name) for name in ("none", "max_cos:1"))
     saes = {
-        (none, 0): concepts(main_f1=[0.9, 0.75, 0.1], fraction=[0.1, 0.3, 0.9], equal_hole_rate=[0.2, 0.0, 0.8]),
-        (arm, 0): concepts(main_f1=[0.6, 0.6, 0.9], fraction=[0.2, 0.3, 0.9], equal_hole_rate=[0.1, 0.0, 0.8]),
-    }
-    found = found_figures(saes)
-    assert [of["absorption_fraction_found"] for of in found.values()] == [0.1, 0.2]
-    assert [of["equal_hole_rate_found"] for of in found.values()] == [0.2, 0.1]
-    assert all(math.isnan(of["absorption_fraction_found_by_f1"]) for of in found.values())
+        (none, 0): concepts(main_f1=[0.9, 0.75, 0.1], fraction=[0.1, 0.3, 0.9], equal_hole_rate=[0.2, 0.0, 0.8],
+                            fraction_by_f1=[0.5, 0.0, 0.0], equal_hole_rate_by_f1=[0.6, 0.0, 0.0]),
+        (none, 1): concepts(main_f1=[0.6, 0.6, 0.1], fraction=[0.1, 0.3, 0.9], equal_hole_rate=[0.2, 0.0, 0.8]),
+        (arm, 0): concepts(main_f1=[0.1, 0.9, 0.9], fraction=[0.2, 0.3, 0.9], equal_hole_rate=[0.1, 0.0, 0.8]),
+    }  # fmt: skip
+    found = found_figures(saes, [none])
+    assert [of["absorption_fraction_found"] for of in found.values()] == [0.1, 0.1, 0.2]
+    assert [of["equal_hole_rate_found"] for of in found.values()] == [0.2, 0.2, 0.1]
+    assert found[none, 0]["absorption_fraction_found_by_f1"] == 0.5
+    assert found[none, 0]["equal_hole_rate_found_by_f1"] == 0.6
+    assert math.isnan(found[arm, 0]["absorption_fraction_found_by_f1"])
     (said,) = found_sentence(saes, [none])
     assert said == (
-        "Of 3 concepts main latents tell 1 with an F1 of 0.7 or more (mean over all SAEs). The baseline's hole rate at equal "
-        "false alarms is 0.200 over these and 0.400 over the others, its fraction 0.100 and 0.600. Of the others these figures "
-        "cannot tell whether a concept was absorbed or never learned."
+        "Of 3 concepts main latents tell 1 with an F1 of 0.7 or more (mean over the baseline's SAEs). none has holes at equal "
+        "false alarms of 0.200 over these and 0.400 over the others, and a fraction of 0.100 and 0.600. Of the others an "
+        "absorbed concept and one that was never learned look alike to holes and fraction."
     )
+
+
+def test_a_concept_is_found_by_the_ranking_that_finds_the_better_main_latents():
+    none = parse_arm("none")
+    saes = {(none, 0): concepts(main_f1=[0.2, 0.2], main_f1_by_f1=[0.8, 0.6], fraction=[0.1, 0.9])}
+    assert found_figures(saes, [none])[none, 0]["absorption_fraction_found"] == 0.1
+
+
+def test_each_rung_of_the_baseline_is_told_apart_and_what_is_not_known_is_said():
+    rungs = [parse_arm(name) for name in ("none@k=16", "none@k=32")]
+    saes = {(rung, 0): concepts(main_f1=[0.8, 0.2], fraction=[0.1, 0.9]) for rung in rungs}
+    (said,) = found_sentence(saes, rungs)
+    for rung in rungs:
+        assert f"{rung.name} has holes at equal false alarms of (unknown) over these" in said
+    assert said.count("a fraction of 0.100 and 0.900") == 2
 
 
 def test_where_no_concept_or_every_one_is_found_there_is_nothing_to_compare():
     none = parse_arm("none")
-    for f1, said in (
-        (
-            0.2,
-            ["Of 1 concepts main latents tell 0 with an F1 of 0.7 or more (mean over all SAEs). Of the others these"],
-        ),
-        (0.7, []),
-    ):
+    none_found = (
+        "Of 1 concepts main latents tell none with an F1 of 0.7 or more (mean over the baseline's SAEs): an absorbed"
+    )
+    for f1, said in ((0.2, [none_found]), (0.7, [])):
         saes = {(none, 0): concepts(main_f1=[f1], fraction=[0.1], equal_hole_rate=[0.2])}
-        assert math.isnan(found_figures(saes)[none, 0]["absorption_fraction_found"]) == bool(said)
-        assert [sentence[: len(said[0])] for sentence in found_sentence(saes, [none])] == said
+        assert math.isnan(found_figures(saes, [none])[none, 0]["absorption_fraction_found"]) == bool(said)
+        assert [sentence[: len(none_found)] for sentence in found_sentence(saes, [none])] == said
 
 
 def test_holes_where_all_reach_the_false_alarms_leave_out_a_concept_that_one_sae_does_not_reach():

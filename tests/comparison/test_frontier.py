@@ -35,6 +35,7 @@ def values_of(costs, holes, l0=None):
     return {
         parse_arm(arm): {key: [NAN] * SEEDS for key in METRICS}
         | {"fvu": per_seed(costs[arm], "fvu"), "equal_hole_rate": per_seed(holes[arm], "equal_hole_rate")}
+        | {"equal_hole_rate_found": per_seed(holes[arm], "equal_hole_rate")}
         | {"l0": [(l0 or {}).get(arm, 16.0)] * SEEDS}
         for arm in costs
     }

@@ -51,6 +51,10 @@ def evidence(undertrained=(), **changes):
         of_metric["l0"] = [float(parse_arm(name).k or 16)] * 6
         for key, by in (("equal_hole_rate", holes), ("fvu", fvu)):
             of_metric[key] = [b + by + (n if by else 0) for b, n in zip(base, NOISE, strict=True)]
+        of_metric |= {
+            "equal_hole_rate_found": of_metric["equal_hole_rate"],
+            "absorption_fraction_found": of_metric["equal_hole_rate"],
+        }
         values[parse_arm(name)] = of_metric
     matching = match_arms([*values], parse_arm("none"), {arm: of["l0"] for arm, of in values.items()})
     return Evidence(values, matching, curves(values, matching), [parse_arm(name) for name in undertrained], 0.02)
@@ -111,32 +115,47 @@ def test_with_main_latents_ranked_twice_a_claim_holds_by_both():
     assert not claim["holds"]
 
 
-def test_what_speaks_against_a_claim_that_holds_stands_beside_its_answer():
-    def of(changes, fraction=False):
-        facts = evidence(**{"abs_cos:1": (0.0, 0.01)})
-        for key, by in changes.items():
-            of_arm = evidence(**{"abs_cos:1": (by, 0.01)}).values
-            for arm, metrics in facts.values.items():
-                metrics[key] = of_arm[arm]["equal_hole_rate"]
-        text = registered(LOWER)
-        if fraction:
-            text = text._replace(text=text.text.replace("equal_hole_rate", "absorption_fraction"))
-        (claim,) = answers(text, facts)
-        return claim["answer"]
+def doubted(metric, **changes):
+    """The answer to a claim on a metric, with changes of the arm in this and others; over found concepts as over all."""
+    facts = evidence(**{"abs_cos:1": (0.0, 0.01)})
+    for key in ("equal_hole_rate", "absorption_fraction"):
+        changes.setdefault(f"{key}_found", changes.get(key, 0.0))
+    for key, by in changes.items():
+        of_arm = evidence(**{"abs_cos:1": (by, 0.01)}).values
+        for arm, metrics in facts.values.items():
+            metrics[key] = of_arm[arm]["equal_hole_rate"]
+    text = registered(LOWER)
+    (claim,) = answers(text._replace(text=text.text.replace("equal_hole_rate", metric)), facts)
+    return claim["answer"]
 
-    fewer = {"equal_hole_rate": -0.1, "equal_false_alarms": -0.05}
-    doubted = of(fewer | {"equal_false_alarms": 0.05, "equal_precision": -0.07, "equal_hole_rate_reached": 0.0})
-    assert doubted.startswith("holds (") and "but" not in of(fewer)
-    for said in (
+
+def test_what_speaks_against_fewer_holes_stands_beside_the_answer():
+    assert "but" not in doubted("equal_hole_rate", equal_hole_rate=-0.1, equal_false_alarms=-0.05)
+    against = {"equal_false_alarms": 0.05, "equal_precision": -0.07, "equal_hole_rate_reached": 0.0}
+    said = doubted("equal_hole_rate", equal_hole_rate=-0.1, **against, equal_hole_rate_found=0.001)
+    assert said.startswith("holds (")
+    for doubt in (
         "; but false alarms on the words where holes are counted are higher by 0.050",
         "; but precision there is lower by 0.070",
         "; but over the concepts whose false alarms every SAE reaches holes are not distinguishable (+0.000)",
+        "; but over the concepts that main latents tell holes differ by +0.001 [-0.000, +0.003]",
     ):
-        assert said in doubted
-    lower = {"absorption_fraction": -0.1, "absorption_fraction_ungated": -0.03}
-    assert of(lower, fraction=True).endswith("; but without its gates the fraction is -0.030, with them -0.100)")
-    assert "but" not in of(lower | {"absorption_fraction_ungated": -0.08}, fraction=True)
-    assert "but" not in of({"absorption_fraction": 0.0, "absorption_fraction_ungated": 0.1}, fraction=True)
+        assert doubt in said
+
+
+def test_what_speaks_against_a_lower_fraction_stands_beside_the_answer():
+    said = doubted("absorption_fraction", absorption_fraction=-0.1, absorption_fraction_ungated=-0.03)
+    assert said.endswith("; but without its gates the fraction is -0.030, with them -0.100)")
+    assert "but" not in doubted("absorption_fraction", absorption_fraction=-0.1, absorption_fraction_ungated=-0.08)
+    assert "but" not in doubted("absorption_fraction", absorption_fraction=0.0, absorption_fraction_ungated=0.1)
+
+
+def test_claims_on_what_stands_beside_holes_or_fraction_have_the_same_doubts():
+    holes = doubted("equal_hole_rate_reached", equal_hole_rate_reached=-0.1, equal_precision=-0.07)
+    assert "; but precision there is lower by 0.070" in holes and "tell holes differ by +0.000" in holes
+    told = doubted("absorption_fraction_ungated", absorption_fraction_ungated=-0.1, absorption_fraction_found=0.03)
+    assert "; but over the concepts that main latents tell the fraction differs by +0.030" in told
+    assert "but" not in doubted("main_f1", main_f1=-0.1, equal_precision=-0.07)
 
 
 def test_the_correction_is_over_the_claims_of_the_file_alone():

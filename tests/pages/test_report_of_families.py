@@ -34,9 +34,11 @@ def test_the_frontier_has_panels_of_the_other_ranking_after_those_of_the_first()
     for entry in report["frontier"]:
         for point in entry["points"]:
             point["changes"]["hole_rate_by_f1"] = point["changes"]["hole_rate"]
+        entry["bands"]["hole_rate_by_f1"] = entry["bands"]["hole_rate"]
     drawn = [chart for chart in frontier_charts(report) if chart is not None]
     assert [chart.title for chart in drawn] == ["hole rate", "hole rate, ranked by F1"]
-    assert [line.style for line in drawn[1].lines].count("ribbon") == 0 < len(drawn[1].dots) - 1
+    assert [line.style for line in drawn[1].lines] == [line.style for line in drawn[0].lines]
+    assert drawn[1].dots[1].tooltip.startswith("abs_cos:1: hole rate, ranked by F1 -0.125")
 
 
 def test_a_report_without_families_has_no_frontier_and_the_figure_is_left_out(tmp_path: Path) -> None:

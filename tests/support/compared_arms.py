@@ -6,10 +6,16 @@ from sae_lm.comparison.outcomes import METRICS
 from sae_lm.penalties.arms import parse_arm
 
 NAN = float("nan")
+FOUND = {
+    f"{key}{by}": f"{key}_found{by}" for key in ("equal_hole_rate", "absorption_fraction") for by in ("", "_by_f1")
+}
+"""Figure of absorption -> the same over the concepts that main latents tell."""
 
 
 def arms_of(**metrics):
-    """{arm: {metric: values}} from {metric: {arm: values}}; the rest is NaN."""
+    """{arm: {metric: values}} from {metric: {arm: values}}; the rest is NaN. Over found concepts all is as over all of them,
+    if nothing else is said."""
+    metrics = {found: metrics[key] for key, found in FOUND.items() if key in metrics} | metrics
     names = dict.fromkeys(arm for of in metrics.values() for arm in of)
     seeds = len(next(iter(next(iter(metrics.values())).values())))
     return {parse_arm(arm): {key: metrics.get(key, {}).get(arm, [NAN] * seeds) for key in METRICS} for arm in names}
