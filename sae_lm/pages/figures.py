@@ -1,6 +1,7 @@
 """Draw charts for a paper, as PNG and SVG by matplotlib."""
 
 import math
+import textwrap
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -136,7 +137,7 @@ def _grey_handles(charts: Sequence[Chart]) -> list[Any]:
 def paint_axes(axis: Any, chart: Chart, styles: Mapping[str, Look]) -> None:
     """The chart on matplotlib's axes."""
     frame = panel(chart)
-    axis.set_title(visible(chart.title, 40))
+    axis.set_title(textwrap.fill(visible(chart.title, 80), 40))
     axis.set(xlabel=chart.x_label, ylabel=chart.y_label)
     axis.grid(color=GREY, alpha=0.2, linewidth=0.5, axis="x" if chart.rows else "both")
     for at, draw in (("x", axis.axvline), ("y", axis.axhline)):
