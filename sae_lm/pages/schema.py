@@ -252,7 +252,7 @@ class Report(TypedDict):
     findings: list[str]
     """sentences, one per arm and then on all"""
     partial: list[str]
-    """sentences: what is missing, and why; empty for a whole report"""
+    """sentences that come before the figures: what is missing, and why, and where the settings are unusual"""
     settings: dict[str, Any]
     """CompareSettings"""
     training: dict[str, Any]

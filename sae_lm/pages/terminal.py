@@ -78,7 +78,7 @@ def text_table(report: Report) -> str:
         for claim in report["registered"]["claims"]:
             lines += _wrap(f"registered: {claim['sentence']} {claim['answer'][:1].upper()}{claim['answer'][1:]}.")
     lines += [""] * bool(report["partial"]) + [
-        line for sentence in report["partial"] for line in _wrap(f"partial: {sentence}")
+        line for sentence in report["partial"] for line in _wrap(f"note: {sentence}")
     ]
     lines += ["", *(line for finding in findings[:TERMINAL_FINDINGS] for line in _wrap(finding))]
     if len(findings) > TERMINAL_FINDINGS:

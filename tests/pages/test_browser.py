@@ -36,6 +36,9 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "hostile": hostile_report(),
         "one": make_report(("none",), seeds=1, concepts=0) | {"genealogy": [], "differences": [], "findings": []},
     }
+    answer = f"no answer (nothing was trained of {FAMILIES[1]} between {FAMILIES[2]} and {FAMILIES[3]}, which cost .0035 and .0093)"
+    claim = {"sentence": "It has fewer holes at equal false alarms.", "answer": answer, "holds": None}
+    reports["many"]["registered"] = {"file": "fixed.toml", "sha256": "0" * 64, "claims": [claim]}
     for name, report in reports.items():
         write_html(report, folder / f"{name}.html")
     return {name: folder / f"{name}.html" for name in reports}

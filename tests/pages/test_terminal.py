@@ -57,7 +57,7 @@ def test_the_table_says_what_was_compared_and_opens_with_the_answer() -> None:
 
 def test_what_is_missing_is_said_before_what_was_found() -> None:
     text = text_table(make_report() | {"partial": ["max_cos:0.25: seed 3 is missing."]})
-    assert text.index("partial: max_cos:0.25: seed 3 is missing.") < text.index("abs_cos:1: less absorption")
+    assert text.index("note: max_cos:0.25: seed 3 is missing.") < text.index("abs_cos:1: less absorption")
 
 
 def test_reasons_are_counted_without_their_number_and_are_left_whole_otherwise() -> None:
