@@ -59,6 +59,7 @@ def test_every_metric_is_measured_where_all_is_asked_for(runs, narrow, tiny_mode
     # a meta-SAE takes ten seconds to train
     monkeypatch.setattr("sae_lm.comparison.measure.composition", lambda W_dec, alive, seed: Composition(0.5, 0.4))
     monkeypatch.setattr("sae_lm.comparison.concept_subsets.CLEAR", 0.5)
+    monkeypatch.setattr("sae_lm.comparison.concept_subsets.FOUND", 0.1)
     monkeypatch.setattr("sae_lm.comparison.concept_subsets.FEWEST_RANKED", 2)
     asked = {"narrower": narrow, "composition": True, "contextual": True, "model": str(tiny_model), "ce_contexts": 4}
     asked |= {"rank_latents": "both"}
